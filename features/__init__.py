@@ -1,0 +1,1 @@
+"""The contract both halves share: what a feature is, and how a raw value becomes an id."""

@@ -1,0 +1,192 @@
+"""DatasetManifest: the one file that says what a dataset is; the two halves meet here and nowhere else.
+
+``manifest.json`` is replaced in one step, so it is also the commit: files it does not name are not part of the dataset.
+"""
+
+import json
+import os
+from dataclasses import asdict, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from features.learnt import Learnt
+from features.schema import STRICT, FeatureSchema
+
+MANIFEST_NAME = "manifest.json"
+SPLITS = ("train", "valid", "test")
+
+
+class DatasetError(ValueError):
+    """A dataset is absent, damaged, or not the one that was asked for."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class DataFile:
+    """One Parquet file."""
+
+    path: str
+    """Relative to the dataset folder, with forward slashes."""
+    num_bytes: int
+    row_groups: tuple[int, ...]
+    """Rows of each row group, in file order."""
+    sha256: str
+
+    @property
+    def num_rows(self) -> int:
+        return sum(self.row_groups)
+
+
+@dataclass(frozen=True, config=STRICT)
+class FeatureStatistics:
+    """What one sparse feature looks like in one split (collision rate and cardinality over distinct raw values)."""
+
+    cardinality: int
+    null_rate: float
+    oov_rate: float
+    """Share of non-missing values outside the vocabulary; 0 for other encodings."""
+    head_share: float
+    """Share of the most frequent value among the non-missing ones."""
+    max_id: int
+    collision_rate: float | None = None
+    """Hashed features: share of distinct values whose id is shared with another value."""
+    num_truncated: int = 0
+    """Multi-valued features: values dropped beyond max_length."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class DenseStatistics:
+    """What one dense feature looks like in one split, before fill and transformations."""
+
+    null_rate: float
+    mean: float
+    standard_deviation: float
+    minimum: float
+    maximum: float
+
+
+@dataclass(frozen=True, config=STRICT)
+class Split:
+    """One split's files, in the order their rows are numbered."""
+
+    files: tuple[DataFile, ...]
+    label_rate: float
+    sparse: dict[str, FeatureStatistics] = field(default_factory=dict)
+    dense: dict[str, DenseStatistics] = field(default_factory=dict)
+
+    @property
+    def num_rows(self) -> int:
+        return sum(f.num_rows for f in self.files)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Rejected:
+    """Malformed rows kept aside: how many, why, and where."""
+
+    num_rows: int
+    reasons: dict[str, int]
+    path: str | None
+    """Folder of JSON lines {file, line, reason}, relative to the dataset; None when there are none."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class DatasetManifest:
+    """See module docstring. Row accounting: num_input_rows = splits + rejected + duplicates."""
+
+    schema: FeatureSchema
+    schema_fingerprint: str
+    learnt_fingerprint: str
+    learnt_path: str
+    """Folder of the learnt files, relative to the dataset."""
+    splits: dict[str, Split]
+    rejected: Rejected
+    num_input_rows: int
+    num_duplicates: int
+    inputs: dict[str, list[str]]
+    """Split or lookup -> the input files it was read from."""
+    config: dict[str, Any]
+    """The resolved config tree of the job that wrote the dataset."""
+    version: int = 1
+
+    def write(self, dataset: Path) -> None:
+        """Replace ``dataset/manifest.json`` in one step, after everything it names is on disk."""
+        temporary = dataset / f".{MANIFEST_NAME}.{os.getpid()}"
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(asdict(self), file, indent=1, sort_keys=True, ensure_ascii=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, dataset / MANIFEST_NAME)
+
+    @classmethod
+    def load(cls, dataset: Path | str) -> "DatasetManifest":
+        """Read and check a dataset's manifest.
+
+        Raises:
+            DatasetError: no manifest, not readable, or its schema's fingerprint does not match.
+        """
+        path = Path(dataset) / MANIFEST_NAME
+        if not path.is_file():
+            raise DatasetError(f"{dataset} is not a dataset: it has no {MANIFEST_NAME}; run jobs.build_dataset first")
+        try:
+            manifest = TypeAdapter(cls).validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise DatasetError(f"{path} cannot be read: {error}") from error
+        if manifest.schema.fingerprint != manifest.schema_fingerprint:
+            raise DatasetError(f"{path} was written by another version of the encoding rules: build the dataset again")
+        return manifest
+
+    def load_learnt(self, dataset: Path | str) -> Learnt:
+        """Read the learnt state the manifest refers to.
+
+        Raises:
+            LearntError: a file is missing or damaged.
+            DatasetError: the files are not the ones the manifest was written with.
+        """
+        folder = Path(dataset) / self.learnt_path
+        learnt = Learnt.load(folder, self.schema)
+        if learnt.fingerprint != self.learnt_fingerprint:
+            raise DatasetError(f"{folder} does not match {MANIFEST_NAME}: build the dataset again")
+        return learnt
+
+    def split(self, name: str) -> Split:
+        """The split called ``name``.
+
+        Raises:
+            DatasetError: there is none, or it has no rows.
+        """
+        if name not in self.splits or not self.splits[name].num_rows:
+            raise DatasetError(f"the dataset has no {name!r} split; it has: {', '.join(self.splits)}")
+        return self.splits[name]
+
+    def check_files(self, dataset: Path | str, name: str) -> None:
+        """Check that a split's files are all there with the size the manifest gives.
+
+        Raises:
+            DatasetError: names the first file that is missing or cut.
+        """
+        for file in self.split(name).files:
+            path = Path(dataset) / file.path
+            if not path.is_file():
+                raise DatasetError(f"{path} is named in {MANIFEST_NAME} but is missing: build the dataset again")
+            if path.stat().st_size != file.num_bytes:
+                raise DatasetError(
+                    f"{path} has {path.stat().st_size} bytes where {MANIFEST_NAME} says {file.num_bytes}: "
+                    "it was cut or changed; build the dataset again"
+                )
+
+    def check_ids(self, learnt: Learnt) -> None:
+        """Check that every id is inside its table.
+
+        Raises:
+            DatasetError: names the first feature with an id outside its table.
+        """
+        for name, split in self.splits.items():
+            for feature in self.schema.sparse:
+                rows, max_id = learnt.num_embeddings(feature), split.sparse[feature.name].max_id
+                if max_id >= rows:
+                    raise DatasetError(
+                        f"feature {feature.name!r} has id {max_id} in split {name!r} but its table has {rows} rows"
+                    )

@@ -1,0 +1,203 @@
+"""A raw row -> ids and floats, in Python: the twin of ``pipeline/encode.py``, used for scoring and as its oracle.
+
+The output columns are exactly those of the Parquet files, so one function turns either into a batch.
+"""
+
+import math
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.hashing import MISSING_ID, hash_to_id
+from features.learnt import Learnt
+from features.schema import BUCKET_KINDS, DenseFeature, FeatureSchema, HashEncoding, SparseFeature
+
+NUMBER_PATTERN = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
+"""What counts as a number after trimming spaces; anything else that is not missing is malformed."""
+
+_NUMBER = re.compile(NUMBER_PATTERN)
+
+RawRow = Mapping[str, Any]
+Columns = dict[str, NDArray[Any]]
+"""Feature -> (n,) int32 ids, or (n, max_length) int32 with a ``NAME__length`` (n,) int32, or (n,) float32."""
+
+
+class RowError(ValueError):
+    """A raw row cannot be encoded: a column is missing or a value is malformed."""
+
+
+def to_text(value: Any) -> str | None:
+    """Canonical text of a raw value; None for a missing one (None, empty text, NaN).
+
+    Whole numbers have no decimal point, booleans are ``true`` and ``false``.
+
+    Raises:
+        RowError: the value is a number with a fraction (declare it dense or bucketed) or has no text form.
+    """
+    if value is None or value == "":
+        return None
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool | np.bool_):
+        return "true" if value else "false"
+    if isinstance(value, int | np.integer):
+        return str(int(value))
+    if isinstance(value, float | np.floating):
+        if math.isnan(value):
+            return None
+        if float(value).is_integer():
+            return str(int(value))
+        raise RowError(f"{value!r} has a fraction: it cannot be a category")
+    raise RowError(f"{value!r} ({type(value).__name__}) is neither text nor a number")
+
+
+def to_number(value: Any) -> float | None:
+    """The number a raw value stands for; None for a missing one.
+
+    Raises:
+        RowError: text that is not a finite decimal number.
+    """
+    if isinstance(value, bool | np.bool_):
+        return float(value)
+    if isinstance(value, int | float | np.integer | np.floating):
+        return None if math.isnan(value) else _finite(float(value), value)
+    text = to_text(value)
+    text = text.strip(" ") if text else text
+    if not text:
+        return None
+    if not _NUMBER.match(text):
+        raise RowError(f"{text!r} is not a number")
+    return _finite(float(text), text)
+
+
+def _finite(number: float, shown: Any) -> float:
+    if math.isinf(number):
+        raise RowError(f"{shown!r} is not a finite number")
+    return number
+
+
+def log_squared_token(value: float | None) -> str:
+    """Token of the Criteo rule: floor(ln(v)^2) for v > 2, else v truncated; a missing value is "0"."""
+    if value is None:
+        return "0"
+    return str(math.floor(math.log(value) * math.log(value)) if value > 2 else int(value))
+
+
+class RowEncoder:
+    """Encodes raw rows for one schema and what was learnt with it."""
+
+    def __init__(self, schema: FeatureSchema, learnt: Learnt) -> None:
+        learnt.check(schema)
+        self.schema = schema
+        self.learnt = learnt
+        self._id_of = {f.name: self._make_id_of(f) for f in schema.sparse}
+
+    def _make_id_of(self, feature: SparseFeature) -> Callable[[Any], int]:
+        encoding = feature.encoding
+        if isinstance(encoding, HashEncoding):
+            salt, num_buckets = feature.salt, encoding.num_buckets
+
+            def hashed(texts: Sequence[str | None]) -> int:
+                if all(text is None for text in texts):
+                    return MISSING_ID
+                return hash_to_id((text or "" for text in texts), num_buckets, salt)
+
+            return hashed
+        if encoding.kind in BUCKET_KINDS:
+            boundaries = self.learnt.boundaries_of(feature)
+            return lambda v: MISSING_ID if v is None else 1 + bisect_right(boundaries, v)
+        tokens = self.learnt.vocabularies[feature.name]
+        ids = {token: i for i, token in enumerate(tokens, start=1)}
+        out_of_vocabulary = len(tokens) + 1
+        return lambda token: ids.get(token, out_of_vocabulary)
+
+    def ids(self, feature: SparseFeature, row: RawRow) -> list[int]:
+        """Ids of one feature of one row: exactly one if single-valued, none or more if multi-valued.
+
+        Raises:
+            RowError: a column is absent or a value malformed; the message names it.
+        """
+        id_of = self._id_of[feature.name]
+        values = [_get(row, column) for column in feature.columns]
+        try:
+            if feature.is_multi_valued:
+                tokens = _split(values[0], feature)
+                is_hash = feature.encoding.kind == "hash"
+                return [id_of((token,)) if is_hash else id_of(token) for token in tokens]
+            if feature.encoding.kind == "hash":
+                return [id_of([to_text(v) for v in values])]
+            if feature.encoding.kind == "vocabulary":
+                return [id_of(to_text(values[0]))]
+            number = to_number(values[0])
+            return [id_of(log_squared_token(number) if feature.encoding.kind == "log_squared" else number)]
+        except RowError as error:
+            raise RowError(f"column {'+'.join(feature.columns)!r}: {error}") from error
+
+    def dense_value(self, feature: DenseFeature, row: RawRow) -> float:
+        """The float of one dense feature of one row.
+
+        Raises:
+            RowError: the column is absent or its value malformed.
+        """
+        try:
+            value = to_number(_get(row, feature.source))
+        except RowError as error:
+            raise RowError(f"column {feature.source!r}: {error}") from error
+        value = feature.fill if value is None else value
+        if feature.clip is not None:
+            value = min(max(value, feature.clip[0]), feature.clip[1])
+        if feature.log1p:
+            value = math.copysign(math.log1p(abs(value)), value)
+        if feature.standardise:
+            mean, deviation = self.learnt.moments[feature.name]
+            value = (value - mean) / deviation if deviation > 0 else 0.0
+        return value
+
+    def encode(self, rows: Sequence[RawRow]) -> Columns:
+        """Encode rows into the columns of the Parquet files (features only).
+
+        Raises:
+            RowError: the message names the row (from 1) and the column.
+        """
+        columns: Columns = {}
+        for feature in self.schema.sparse:
+            ids = [_numbered(i, self.ids, feature, row) for i, row in enumerate(rows, start=1)]
+            if not feature.is_multi_valued:
+                columns[feature.name] = np.array([i[0] for i in ids], dtype=np.int32)
+                continue
+            padded = np.zeros((len(rows), feature.max_length), dtype=np.int32)
+            for i, values in enumerate(ids):
+                padded[i, : len(values)] = values
+            columns[feature.name] = padded
+            columns[feature.length_name] = np.array([len(i) for i in ids], dtype=np.int32)
+        for dense in self.schema.dense:
+            values = [_numbered(i, self.dense_value, dense, row) for i, row in enumerate(rows, start=1)]
+            columns[dense.name] = np.array(values, dtype=np.float32)
+        return columns
+
+
+def _get(row: RawRow, column: str) -> Any:
+    if column not in row:
+        raise RowError(f"column {column!r} is missing from the row; it has: {', '.join(map(str, row))}")
+    return row[column]
+
+
+def _split(value: Any, feature: SparseFeature) -> list[str]:
+    """Non-empty tokens of a multi-valued value, at most ``max_length``."""
+    if isinstance(value, list | tuple | np.ndarray):
+        texts = [to_text(v) for v in value]
+    else:
+        text = to_text(value)
+        texts = [] if text is None else text.split(feature.separator)
+    return [t for t in texts if t][: feature.max_length]
+
+
+def _numbered(number: int, encode, feature, row: RawRow):
+    try:
+        return encode(feature, row)
+    except RowError as error:
+        raise RowError(f"row {number}: {error}") from error

@@ -1,0 +1,118 @@
+"""Learnt: what the training split taught (vocabularies, quantile boundaries, moments), kept beside the schema.
+
+A dataset, a run and an artifact all carry it, because ids mean nothing without it.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from features.schema import (
+    VOCABULARY_KINDS,
+    BoundariesEncoding,
+    FeatureSchema,
+    HashEncoding,
+    LogEncoding,
+    SparseFeature,
+)
+
+
+class LearntError(ValueError):
+    """A learnt file is missing, damaged, or belongs to other features."""
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """State fitted on the training split only.
+
+    Attributes:
+        vocabularies: feature -> kept tokens in id order (the first has id 1).
+        boundaries: feature -> strictly rising quantile boundaries.
+        moments: dense feature -> (mean, standard deviation) after fill, clip and log1p.
+    """
+
+    vocabularies: dict[str, list[str]] = field(default_factory=dict)
+    boundaries: dict[str, list[float]] = field(default_factory=dict)
+    moments: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """64 hexadecimal digits over everything learnt."""
+        digest = hashlib.sha256()
+        for name, part in sorted(self._parts().items()):
+            digest.update(f"{name}\n{part}\n".encode())
+        return digest.hexdigest()
+
+    def _parts(self) -> dict[str, str]:
+        """File name -> JSON text. A vocabulary has a file of its own: it can be large."""
+        parts = {f"vocabulary.{name}.json": _dump(tokens) for name, tokens in self.vocabularies.items()}
+        parts["boundaries.json"] = _dump(self.boundaries)
+        parts["moments.json"] = _dump(self.moments)
+        return parts
+
+    def save(self, folder: Path) -> list[str]:
+        """Write one JSON file a vocabulary, plus ``boundaries.json`` and ``moments.json``; returns the file names."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, part in self._parts().items():
+            (folder / name).write_text(part + "\n", encoding="utf-8")
+        return sorted(self._parts())
+
+    @classmethod
+    def load(cls, folder: Path, schema: FeatureSchema) -> "Learnt":
+        """Read what ``save`` wrote.
+
+        Raises:
+            LearntError: a file that ``schema`` needs is missing or damaged.
+        """
+        vocabularies = {
+            f.name: _read(folder / f"vocabulary.{f.name}.json")
+            for f in schema.sparse
+            if f.encoding.kind in VOCABULARY_KINDS
+        }
+        moments = {name: (pair[0], pair[1]) for name, pair in _read(folder / "moments.json").items()}
+        learnt = cls(vocabularies, _read(folder / "boundaries.json"), moments)
+        learnt.check(schema)
+        return learnt
+
+    def check(self, schema: FeatureSchema) -> None:
+        """Raise LearntError unless every fitted feature of ``schema`` has its state."""
+        for feature in schema.sparse:
+            kind = feature.encoding.kind
+            if kind in VOCABULARY_KINDS and feature.name not in self.vocabularies:
+                raise LearntError(f"feature {feature.name!r} has no learnt vocabulary: build the dataset again")
+            if kind == "quantiles" and feature.name not in self.boundaries:
+                raise LearntError(f"feature {feature.name!r} has no learnt quantiles: build the dataset again")
+        for dense in schema.dense:
+            if dense.standardise and dense.name not in self.moments:
+                raise LearntError(f"feature {dense.name!r} has no learnt moments: build the dataset again")
+
+    def boundaries_of(self, feature: SparseFeature) -> tuple[float, ...]:
+        """Boundaries of a feature bucketed by ``boundaries``, ``quantiles`` or ``log``."""
+        encoding = feature.encoding
+        if isinstance(encoding, BoundariesEncoding | LogEncoding):
+            return encoding.boundaries
+        return tuple(self.boundaries[feature.name])
+
+    def num_embeddings(self, feature: SparseFeature) -> int:
+        """Rows of the feature's table: ids are 0 <= id < num_embeddings.
+
+        hash: num_buckets. vocabulary, log_squared: n + 2 (0 is padding, n + 1 is out-of-vocabulary).
+        boundaries, quantiles, log: boundaries + 2 (0 is missing).
+        """
+        if isinstance(feature.encoding, HashEncoding):
+            return feature.encoding.num_buckets
+        if feature.encoding.kind in VOCABULARY_KINDS:
+            return len(self.vocabularies[feature.name]) + 2
+        return len(self.boundaries_of(feature)) + 2
+
+
+def _dump(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True)
+
+
+def _read(path: Path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LearntError(f"{path} is missing or damaged ({error}): build the dataset again") from error

@@ -1,0 +1,197 @@
+"""What a raw log looks like, and how to read a small one in Python: the twin of ``pipeline/ingest.py`` for scoring."""
+
+import bz2
+import csv
+import glob
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic.dataclasses import dataclass
+
+from features.schema import STRICT, expand_names
+
+
+class LogError(ValueError):
+    """A raw log cannot be read; the message names the file and, where it can, the line."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class LogFormat:
+    """Layout of raw log files. Compression is told from the name (.gz, .bz2)."""
+
+    kind: Literal["csv", "tsv", "jsonl", "parquet"] = "csv"
+    separator: str | None = None
+    """csv and tsv: between columns, one or more characters. None: a comma or a tab."""
+    header: bool = True
+    """csv and tsv: the first line of every file names the columns."""
+    columns: tuple[str, ...] = ()
+    """csv and tsv without a header: the columns in file order; ``"C{1..26}"`` stands for C1 to C26."""
+    quote: str | None = None
+    """csv and tsv: None means a double quote for csv and none for tsv; "" means none."""
+    encoding: Literal["UTF-8", "ISO-8859-1"] = "UTF-8"
+    null_values: tuple[str, ...] = ()
+    """Texts that mean missing, besides the empty text."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "columns", expand_names(self.columns))
+        if self.kind in ("csv", "tsv") and self.header == bool(self.columns):
+            raise ValueError("a csv or tsv log has either header = true or a list of columns")
+
+    @property
+    def delimiter(self) -> str:
+        """Text between columns of a csv or tsv file."""
+        return self.separator or ("\t" if self.kind == "tsv" else ",")
+
+    @property
+    def quote_character(self) -> str:
+        """One quote character, or the empty text for none."""
+        if self.quote is not None:
+            return self.quote
+        return '"' if self.kind == "csv" else ""
+
+
+@dataclass(frozen=True, config=STRICT)
+class Lookup:
+    """A small side table joined to every raw row (users.dat onto ratings.dat, say)."""
+
+    path: str
+    """Looked for as given, then beside the log file that is being read."""
+    key: str
+    """Column that both the log and the side table have; unique in the side table."""
+    format: LogFormat
+
+
+def expand_paths(patterns: str | tuple[str, ...]) -> list[str]:
+    """Files that paths, folders or globs stand for, sorted, each once.
+
+    Raises:
+        LogError: a pattern matches nothing; the message names it.
+    """
+    found: list[str] = []
+    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            matches = [str(p) for p in path.rglob("*") if p.is_file() and not p.name.startswith(("_", "."))]
+        else:
+            matches = [pattern] if path.is_file() else glob.glob(pattern, recursive=True)
+        if not matches:
+            raise LogError(f"no input file matches {pattern!r}")
+        found += matches
+    return sorted(dict.fromkeys(found))
+
+
+def find_lookup(lookup: Lookup, log_file: str) -> str:
+    """Path of a lookup's file: as given, else beside ``log_file``.
+
+    Raises:
+        LogError: it is in neither place.
+    """
+    beside = Path(log_file).parent / Path(lookup.path).name
+    for path in (Path(lookup.path), beside):
+        if path.is_file():
+            return str(path)
+    raise LogError(f"lookup {lookup.path!r} (key {lookup.key!r}) is neither there nor beside the log at {beside}")
+
+
+def open_text(path: str, encoding: str):
+    """Open a plain, gzip or bzip2 text file for reading; both ``\\n`` and ``\\r\\n`` end a line."""
+    opener = {".gz": gzip.open, ".bz2": bz2.open}.get(Path(path).suffix, open)
+    return opener(path, "rt", encoding=encoding, newline=None)
+
+
+def read_rows(path: str, log_format: LogFormat, lookups: tuple[Lookup, ...] = ()) -> Iterator[dict[str, Any]]:
+    """Read raw rows one by one, joined to their lookups; a missing value is None.
+
+    Raises:
+        LogError: the file is absent, truncated, or a line is malformed; names the file and the line.
+    """
+    tables = [(lookup.key, _read_lookup(find_lookup(lookup, path), lookup)) for lookup in lookups]
+    nulls = {"", *log_format.null_values}
+    try:
+        for number, row in _read_raw(path, log_format):
+            row = {k: None if isinstance(v, str) and v in nulls else v for k, v in row.items()}
+            for key, table in tables:
+                if key not in row:
+                    raise LogError(f"{path}: column {key!r}, the key of a lookup, is missing")
+                columns, rows = table
+                row.update(rows.get(row[key]) or dict.fromkeys(columns))
+            yield row
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise LogError(f"{path} cannot be read: {error}") from error
+
+
+def _read_lookup(path: str, lookup: Lookup) -> tuple[list[str], dict[Any, dict[str, Any]]]:
+    rows: dict[Any, dict[str, Any]] = {}
+    columns: list[str] = []
+    for row in read_rows(path, lookup.format):
+        key = row.pop(lookup.key, None)
+        if key is None or key in rows:
+            raise LogError(f"{path}: key {lookup.key!r} is missing or twice: {key!r}")
+        columns = columns or list(row)
+        rows[key] = row
+    return columns, rows
+
+
+def _read_raw(path: str, log_format: LogFormat) -> Iterator[tuple[int, dict[str, Any]]]:
+    if not Path(path).is_file():
+        raise LogError(f"{path} does not exist")
+    if log_format.kind == "parquet":
+        yield from _read_parquet(path)
+    elif log_format.kind == "jsonl":
+        yield from _read_jsonl(path, log_format)
+    else:
+        yield from _read_delimited(path, log_format)
+
+
+def _read_parquet(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    import pyarrow.parquet  # not needed for text logs
+
+    number = 0
+    for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+        for row in batch.to_pylist():
+            number += 1
+            yield number, row
+
+
+def _read_jsonl(path: str, log_format: LogFormat) -> Iterator[tuple[int, dict[str, Any]]]:
+    with open_text(path, log_format.encoding) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                # Numbers stay text, so that 1.50 hashes as it is written, here as in Spark.
+                row = json.loads(line, parse_float=str, parse_int=str)
+            except ValueError as error:
+                raise LogError(f"{path} line {number} is not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise LogError(f"{path} line {number} is not a JSON object")
+            yield number, row
+
+
+def _read_delimited(path: str, log_format: LogFormat) -> Iterator[tuple[int, dict[str, Any]]]:
+    with open_text(path, log_format.encoding) as file:
+        lines = enumerate((line.rstrip("\n") for line in file), start=1)
+        columns = log_format.columns
+        for number, line in lines:
+            if not line:
+                continue
+            values = split_line(line, log_format)
+            if not columns:
+                columns = tuple(values)
+                continue
+            if len(values) != len(columns):
+                raise LogError(f"{path} line {number} has {len(values)} columns where {len(columns)} are expected")
+            yield number, dict(zip(columns, values, strict=True))
+
+
+def split_line(line: str, log_format: LogFormat) -> list[str]:
+    """Cut one line of a csv or tsv file into its values."""
+    quote = log_format.quote_character
+    if not quote or quote not in line:
+        return line.split(log_format.delimiter)
+    if len(log_format.delimiter) > 1:
+        raise LogError(f"a separator of several characters cannot be combined with quotes: {line[:80]!r}")
+    return next(csv.reader([line], delimiter=log_format.delimiter, quotechar=quote))

@@ -1,0 +1,295 @@
+"""FeatureSchema: what each feature is made of, declared once in the TOML config and read by both halves.
+
+Everything that decides which id or float a raw value becomes is in this file's dataclasses, so their fingerprint is
+the identity of a dataset, of a run and of an artifact.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+ENCODING_VERSION = 1
+"""Raised when the meaning of an encoding changes, so that old datasets are refused instead of misread."""
+
+RESERVED_NAMES = ("label", "weight", "group_id", "timestamp")
+LENGTH_SUFFIX = "__length"
+MAX_TABLE_ROWS = 2**31 - 1
+
+STRICT = ConfigDict(extra="forbid")
+"""Every config dataclass refuses keys it does not know."""
+
+_BRACES = re.compile(r"^(.*)\{(\d+)\.\.(\d+)\}(.*)$")
+_LABEL_RULE = re.compile(r"^\s*(?P<column>[^\s<>=!]+)\s*(?:(?P<op>>=|<=|==|!=|>|<)\s*(?P<value>[-+0-9.eE]+)\s*)?$")
+
+
+def expand_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Expand ``"C{1..26}"`` to C1, C2, ... C26; names without braces stay as they are."""
+    expanded: list[str] = []
+    for name in names:
+        match = _BRACES.match(name)
+        if match is None:
+            expanded.append(name)
+        else:
+            head, first, last, tail = match.groups()
+            expanded += [f"{head}{i}{tail}" for i in range(int(first), int(last) + 1)]
+    return tuple(expanded)
+
+
+@dataclass(frozen=True, config=STRICT)
+class HashEncoding:
+    """Id = 1 + xxhash64(salt, value) mod (num_buckets - 1); a missing value is id 0."""
+
+    num_buckets: Annotated[int, Field(ge=2, le=MAX_TABLE_ROWS)]
+    salt: str | None = None
+    """None: the feature's own name."""
+    kind: Literal["hash"] = "hash"
+
+
+@dataclass(frozen=True, config=STRICT)
+class VocabularyEncoding:
+    """Ids 1..n for the n values kept from the training split, in byte order; n + 1 for any other or a missing value."""
+
+    min_count: Annotated[int, Field(ge=1)] = 1
+    max_size: Annotated[int, Field(ge=1)] | None = None
+    """Keep at most so many values, the most frequent first, ties in byte order."""
+    kind: Literal["vocabulary"] = "vocabulary"
+
+
+@dataclass(frozen=True, config=STRICT)
+class BoundariesEncoding:
+    """A number's id = 1 + how many boundaries are at or below it; a missing value is id 0."""
+
+    boundaries: Annotated[tuple[float, ...], Field(min_length=1)]
+    kind: Literal["boundaries"] = "boundaries"
+
+    def __post_init__(self) -> None:
+        if any(a >= b for a, b in zip(self.boundaries, self.boundaries[1:], strict=False)):
+            raise ValueError(f"boundaries must rise strictly, got {list(self.boundaries)}")
+
+
+@dataclass(frozen=True, config=STRICT)
+class QuantilesEncoding:
+    """As ``boundaries``, with the boundaries at the training split's quantiles (equal ones merged)."""
+
+    num_buckets: Annotated[int, Field(ge=2, le=10_000)]
+    kind: Literal["quantiles"] = "quantiles"
+
+
+@dataclass(frozen=True, config=STRICT)
+class LogEncoding:
+    """As ``boundaries``, with the boundaries at 1, base, base^2, ... base^(num_buckets - 2)."""
+
+    num_buckets: Annotated[int, Field(ge=2, le=1_000)] = 32
+    base: Annotated[float, Field(gt=1)] = 2.0
+    kind: Literal["log"] = "log"
+
+    @property
+    def boundaries(self) -> tuple[float, ...]:
+        return tuple(self.base**i for i in range(self.num_buckets - 1))
+
+
+@dataclass(frozen=True, config=STRICT)
+class LogSquaredEncoding:
+    """The Criteo rule: floor(ln(v)^2) for v > 2, else v truncated, then a vocabulary of these tokens.
+
+    A missing value counts as 0, and 0 is kept out of the vocabulary: both take the out-of-vocabulary id
+    (specs: tf4ctr 1.3 and 1.4).
+    """
+
+    min_count: Annotated[int, Field(ge=1)] = 1
+    max_size: Annotated[int, Field(ge=1)] | None = None
+    kind: Literal["log_squared"] = "log_squared"
+
+
+Encoding = Annotated[
+    HashEncoding | VocabularyEncoding | BoundariesEncoding | QuantilesEncoding | LogEncoding | LogSquaredEncoding,
+    Field(discriminator="kind"),
+]
+
+TEXT_KINDS = ("hash", "vocabulary")
+"""Encodings of a value's text; the others read a number."""
+VOCABULARY_KINDS = ("vocabulary", "log_squared")
+"""Encodings whose ids come from a vocabulary learnt on the training split."""
+BUCKET_KINDS = ("boundaries", "quantiles", "log")
+"""Encodings that count boundaries."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class SparseFeature:
+    """One id (or a bag of ids) a row, looked up in an embedding table of its own."""
+
+    name: str
+    encoding: Encoding
+    columns: tuple[str, ...] = ()
+    """Raw columns; empty: the one named like the feature. Two or more make a cross, which is always hashed."""
+    separator: str | None = None
+    """Splits the text into several values; None: single-valued."""
+    max_length: Annotated[int, Field(ge=1, le=4096)] = 16
+    """Multi-valued only: values kept a row, the first ones; the rest are dropped and counted in the statistics."""
+    pooling: Literal["mean", "sum"] = "mean"
+    """Multi-valued only: how the value's embeddings become one vector."""
+
+    def __post_init__(self) -> None:
+        if not self.columns:
+            object.__setattr__(self, "columns", (self.name,))
+        if len(self.columns) > 1 and (self.encoding.kind != "hash" or self.separator is not None):
+            raise ValueError(f"feature {self.name!r} crosses {list(self.columns)}: a cross is hashed and single-valued")
+        if self.separator is not None and (not self.separator or self.encoding.kind not in TEXT_KINDS):
+            raise ValueError(
+                f"feature {self.name!r} is multi-valued: it needs a separator and a hash or vocabulary encoding"
+            )
+
+    @property
+    def is_multi_valued(self) -> bool:
+        return self.separator is not None
+
+    @property
+    def salt(self) -> str:
+        """The text hashed before the value; only a hashed feature has one."""
+        assert isinstance(self.encoding, HashEncoding)
+        return self.name if self.encoding.salt is None else self.encoding.salt
+
+    @property
+    def length_name(self) -> str:
+        """Name of the column with the number of values in each row of a multi-valued feature."""
+        return self.name + LENGTH_SUFFIX
+
+
+@dataclass(frozen=True, config=STRICT)
+class DenseFeature:
+    """One float a row: fill, then clip, then log1p, then standardise."""
+
+    name: str
+    column: str | None = None
+    """Raw column; None: the one named like the feature."""
+    fill: float = 0.0
+    """Stands for a missing value; the steps below apply to it too."""
+    clip: tuple[float, float] | None = None
+    log1p: bool = False
+    """sign(v) * ln(1 + |v|): plain log1p for v >= 0, and defined below."""
+    standardise: bool = False
+    """Subtract the training split's mean and divide by its standard deviation."""
+
+    def __post_init__(self) -> None:
+        if self.column is None:
+            object.__setattr__(self, "column", self.name)
+        if self.clip is not None and not self.clip[0] < self.clip[1]:
+            raise ValueError(f"feature {self.name!r}: clip needs low < high, got {list(self.clip)}")
+        if not math.isfinite(self.fill):
+            raise ValueError(f"feature {self.name!r}: fill must be finite")
+
+    @property
+    def source(self) -> str:
+        """The raw column."""
+        assert self.column is not None
+        return self.column
+
+
+@dataclass(frozen=True, config=STRICT)
+class SequenceFeature:
+    """A time-ordered history of ids that shares a sparse feature's table. Declared for later; refused for now."""
+
+    name: str
+    column: str
+    table: str
+    max_length: int
+    separator: str = " "
+
+
+@dataclass(frozen=True, config=STRICT)
+class Label:
+    """``column`` alone must hold 0 or 1; with an operator, the label is whether ``column op value`` holds."""
+
+    column: str
+    op: Literal[">=", "<=", "==", "!=", ">", "<"] | None = None
+    value: float = 0.0
+
+    @classmethod
+    def parse(cls, rule: str) -> "Label":
+        """Read ``"click"`` or ``"rating >= 4"``.
+
+        Raises:
+            ValueError: the rule is neither.
+        """
+        match = _LABEL_RULE.match(rule)
+        if match is None:
+            raise ValueError(f'label must be a column or "column >= number", got {rule!r}')
+        return cls(match["column"], match["op"], float(match["value"]) if match["op"] else 0.0)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Timestamp:
+    """When the row happened, stored as Unix seconds."""
+
+    column: str
+    format: str = "unix"
+    """``unix`` (seconds), ``unix_ms``, or a Spark date pattern such as ``yyMMddHH``, read as UTC."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class FeatureSchema:
+    """Every column a row keeps. Order matters: it is the order of the tables and of the encoder's input."""
+
+    label: str
+    sparse: tuple[SparseFeature, ...] = ()
+    dense: tuple[DenseFeature, ...] = ()
+    sequence: tuple[SequenceFeature, ...] = ()
+    weight: str | None = None
+    """Raw column with a non-negative row weight; None: every row weighs 1."""
+    group_id: str | None = None
+    """Raw column whose values group the rows for GAUC (a user id, say)."""
+    timestamp: Timestamp | None = None
+    carry: tuple[str, ...] = ()
+    """Raw columns carried through as text, untouched."""
+
+    def __post_init__(self) -> None:
+        if not self.sparse:
+            raise ValueError("features.sparse is empty: TF4CTR needs at least one sparse feature")
+        if self.sequence:
+            raise ValueError("features.sequence is reserved: sequence features are not built yet")
+        Label.parse(self.label)
+        names = [*RESERVED_NAMES, *(f.name for f in (*self.sparse, *self.dense)), *self.carry]
+        names += [f.length_name for f in self.sparse if f.is_multi_valued]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"names used twice or reserved ({', '.join(RESERVED_NAMES)}): {', '.join(twice)}")
+        bad = sorted(n for n in names if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", n))
+        if bad:
+            raise ValueError(f"feature names must be letters, digits and underscores: {', '.join(bad)}")
+
+    @property
+    def label_rule(self) -> Label:
+        return Label.parse(self.label)
+
+    @property
+    def sparse_names(self) -> tuple[str, ...]:
+        return tuple(f.name for f in self.sparse)
+
+    @property
+    def dense_names(self) -> tuple[str, ...]:
+        return tuple(f.name for f in self.dense)
+
+    @property
+    def feature_columns(self) -> tuple[str, ...]:
+        """Raw columns needed to score a row, each once, in order of first use."""
+        columns = [c for f in self.sparse for c in f.columns] + [f.source for f in self.dense]
+        return tuple(dict.fromkeys(columns))
+
+    @property
+    def raw_columns(self) -> tuple[str, ...]:
+        """Raw columns needed to build a dataset: the features', then label, weight, group, time and carried ones."""
+        extra = [self.label_rule.column, self.weight, self.group_id, self.timestamp and self.timestamp.column]
+        return tuple(dict.fromkeys([*self.feature_columns, *(c for c in extra if c), *self.carry]))
+
+    @property
+    def fingerprint(self) -> str:
+        """64 hexadecimal digits that change when any raw value could become another id or float."""
+        canonical = json.dumps({"encoding_version": ENCODING_VERSION, **asdict(self)}, sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,152 @@
+"""The whole config: TOML files layered left to right, then ``section.key=value`` overrides, checked key by key."""
+
+import difflib
+import json
+import tomllib
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from features.schema import STRICT, FeatureSchema, expand_names
+from pipeline.config import PipelineConfig
+from training.config import TrainingConfig
+
+
+class ConfigError(ValueError):
+    """A config file or an override is wrong; the message names the key and what to do."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class Config:
+    """The root: one section a package."""
+
+    features: FeatureSchema
+    pipeline: PipelineConfig
+    training: TrainingConfig
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved tree as plain JSON values."""
+        return json.loads(json.dumps(asdict(self)))
+
+
+def load_config(paths: list[str], overrides: list[str] = ()) -> Config:  # pyright: ignore[reportArgumentType]
+    """Load, layer, override and check.
+
+    Args:
+        paths: TOML files; later ones win.
+        overrides: ``section.key=value``; the value is TOML if it parses as TOML, else text.
+
+    Raises:
+        ConfigError: names the file or the key, and for an unknown key the nearest known one.
+    """
+    tree: dict[str, Any] = {}
+    for path in paths:
+        try:
+            _merge(tree, tomllib.loads(Path(path).read_text(encoding="utf-8")))
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"config {path} cannot be read: {error}") from error
+    for override in overrides:
+        _override(tree, override)
+    return parse_config(tree)
+
+
+def parse_config(tree: dict[str, Any]) -> Config:
+    """Check a config tree, as read from TOML or from a saved resolved config.
+
+    Raises:
+        ConfigError: as ``load_config``.
+    """
+    features = tree.get("features")
+    if isinstance(features, dict):
+        tree = {**tree, "features": _expand_features(features)}
+    try:
+        return TypeAdapter(Config).validate_python(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, tree)) from error
+
+
+def _merge(base: dict[str, Any], layer: dict[str, Any]) -> None:
+    for key, value in layer.items():
+        both_tables = isinstance(value, dict) and isinstance(base.get(key), dict)
+        # A table of another kind replaces the old one: its keys belong to another class.
+        if both_tables and value.get("kind", base[key].get("kind")) == base[key].get("kind"):
+            _merge(base[key], value)
+        else:
+            base[key] = value
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r} is not of the form section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, last = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"override {override!r}: {parent!r} is a value, not a section")
+    if last == "kind" and isinstance(value, str) and tree.get("kind", value) != value:
+        tree.clear()
+    if isinstance(value, dict):
+        _merge(tree, {last: value})
+    else:
+        tree[last] = value
+
+
+def _expand_features(features: dict[str, Any]) -> dict[str, Any]:
+    """Turn ``names = ["C{1..26}"]`` into one feature a name, with the same settings."""
+    expanded = dict(features)
+    for group in ("sparse", "dense"):
+        entries = features.get(group)
+        if not isinstance(entries, list | tuple):
+            continue
+        result: list[Any] = []
+        for entry in entries:
+            names = entry.get("names") if isinstance(entry, dict) else None
+            if names is None:
+                result.append(entry)
+                continue
+            rest = {k: v for k, v in entry.items() if k != "names"}
+            result += [{"name": name, **rest} for name in expand_names([names] if isinstance(names, str) else names)]
+        expanded[group] = result
+    if isinstance(features.get("carry"), list):
+        expanded["carry"] = list(expand_names(features["carry"]))
+    return expanded
+
+
+def _explain(error: ValidationError, tree: dict[str, Any]) -> str:
+    lines = []
+    for detail in error.errors():
+        key = ".".join(str(part) for part in detail["loc"])
+        if detail["type"] == "unexpected_keyword_argument":
+            nearest = difflib.get_close_matches(str(detail["loc"][-1]), _known_keys(), n=1, cutoff=0.5)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            lines.append(f"unknown config key {key!r}{hint}")
+        elif detail["type"] in ("missing", "missing_argument"):
+            lines.append(f"config key {key!r} is required")
+        else:
+            lines.append(
+                f"config key {key!r}: {detail['msg'].removeprefix('Value error, ')} (got {detail['input']!r:.80})"
+            )
+    return "; ".join(lines)
+
+
+def _known_keys() -> list[str]:
+    """Every key of every config dataclass."""
+    import features.rawlog
+    import features.schema
+    import pipeline.config
+    import training.config
+
+    keys = {field.name for field in fields(Config)}  # pyright: ignore[reportArgumentType]
+    for module in (features.schema, features.rawlog, pipeline.config, training.config):
+        for item in vars(module).values():
+            if isinstance(item, type) and hasattr(item, "__dataclass_fields__"):
+                keys |= set(item.__dataclass_fields__)
+    return sorted(keys)

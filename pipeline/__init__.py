@@ -1,0 +1,1 @@
+"""Raw logs to Parquet shards and a manifest, with Spark."""

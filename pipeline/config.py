@@ -1,0 +1,135 @@
+"""PipelineConfig: where raw logs come from, how they are split, checked and written. No engine is imported here."""
+
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+from pydantic.dataclasses import dataclass
+
+from features.dataset import SPLITS
+from features.rawlog import LogFormat, Lookup
+from features.schema import STRICT
+
+
+def _as_tuple(value: Any) -> Any:
+    if isinstance(value, str):
+        return (value,) if value else ()
+    return value
+
+
+Paths = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+"""A path, folder or glob, or a list of them."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class InputConfig:
+    """Raw files of each split. A split rule, if any, cuts ``train`` into the splits that have no files of their own."""
+
+    train: Paths = ()
+    valid: Paths = ()
+    test: Paths = ()
+    format: LogFormat = field(default_factory=LogFormat)
+    lookups: tuple[Lookup, ...] = ()
+
+
+@dataclass(frozen=True, config=STRICT)
+class FilesSplit:
+    """Each split is exactly the files given for it."""
+
+    kind: Literal["files"] = "files"
+
+
+@dataclass(frozen=True, config=STRICT)
+class TimeSplit:
+    """Rows at or after ``valid_from`` are validation, at or after ``test_from`` test; needs features.timestamp.
+
+    Times are ISO dates or date-times, read as UTC.
+    """
+
+    valid_from: str
+    test_from: str | None = None
+    kind: Literal["time"] = "time"
+
+
+@dataclass(frozen=True, config=STRICT)
+class HashSplit:
+    """A stable hash of one column (no value of it in two splits) or of the whole raw row decides."""
+
+    valid: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    test: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    column: str | None = None
+    """None: the whole raw row, so equal rows share a split."""
+    salt: str = "split"
+    kind: Literal["hash"] = "hash"
+
+    def __post_init__(self) -> None:
+        if self.valid + self.test >= 1:
+            raise ValueError("pipeline.split: valid + test must leave rows for train")
+
+
+SplitRule = Annotated[FilesSplit | TimeSplit | HashSplit, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Limits:
+    """Highest rates a feature may have in the training split; None: no limit."""
+
+    max_null_rate: float | None = None
+    max_oov_rate: float | None = None
+    max_collision_rate: float | None = None
+
+
+@dataclass(frozen=True, config=STRICT)
+class QualityConfig:
+    """What to do about poor data."""
+
+    max_rejected_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Malformed rows beyond this share of the input fail the job."""
+    action: Literal["warn", "fail"] = "warn"
+    """When a feature is beyond its limits."""
+    limits: Limits = field(default_factory=Limits)
+    features: dict[str, Limits] = field(default_factory=dict)
+    """Per-feature limits; a value given here replaces the one in ``limits``."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class WriteConfig:
+    """Shape of the Parquet files."""
+
+    rows_per_file: Annotated[int, Field(ge=1)] = 1_000_000
+    min_files: Annotated[int, Field(ge=1)] = 8
+    """Files a split has at least (if it has as many rows), so that every rank has files of its own."""
+    row_group_rows: Annotated[int, Field(ge=1)] = 65_536
+    compression: Literal["snappy", "zstd", "lz4", "none"] = "snappy"
+
+
+@dataclass(frozen=True, config=STRICT)
+class SparkConfig:
+    """Spark session settings that belong to the job; everything else comes from spark-submit."""
+
+    master: str | None = None
+    """None: what spark-submit says, else local[*]."""
+    driver_memory: str = "4g"
+    """For ``python -m`` only: spark-submit has its own flag."""
+    max_partition_bytes: int = 32 * 1024 * 1024
+    """Input bytes of one task. Fixed, because the order of the rows follows from it."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class PipelineConfig:
+    """Everything ``jobs.build_dataset`` needs besides the feature schema."""
+
+    output: str
+    """Folder of the dataset."""
+    input: InputConfig = field(default_factory=InputConfig)
+    split: SplitRule = field(default_factory=FilesSplit)
+    dedupe: tuple[str, ...] = ()
+    """Raw columns that make a row unique: of equal rows the earliest is kept, the others are counted."""
+    quality: QualityConfig = field(default_factory=QualityConfig)
+    write: WriteConfig = field(default_factory=WriteConfig)
+    spark: SparkConfig = field(default_factory=SparkConfig)
+
+    def inputs(self) -> dict[str, tuple[str, ...]]:
+        """Split -> patterns, for the splits that have files."""
+        patterns = {"train": self.input.train, "valid": self.input.valid, "test": self.input.test}
+        return {name: patterns[name] for name in SPLITS if patterns[name]}

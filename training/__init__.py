@@ -1,0 +1,1 @@
+"""Parquet shards to a model artifact, with TorchRec and Petastorm."""

@@ -1,0 +1,1 @@
+"""The TF4CTR network: embeddings, selection, encoders, fusion, objective."""
