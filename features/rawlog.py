@@ -111,7 +111,7 @@ def read_rows(path: str, log_format: LogFormat, lookups: tuple[Lookup, ...] = ()
     tables = [(lookup.key, _read_lookup(find_lookup(lookup, path), lookup)) for lookup in lookups]
     nulls = {"", *log_format.null_values}
     try:
-        for number, row in _read_raw(path, log_format):
+        for _number, row in _read_raw(path, log_format):
             row = {k: None if isinstance(v, str) and v in nulls else v for k, v in row.items()}
             for key, table in tables:
                 if key not in row:

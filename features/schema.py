@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -203,12 +203,15 @@ class SequenceFeature:
     separator: str = " "
 
 
+LabelOperator = Literal[">=", "<=", "==", "!=", ">", "<"]
+
+
 @dataclass(frozen=True, config=STRICT)
 class Label:
     """``column`` alone must hold 0 or 1; with an operator, the label is whether ``column op value`` holds."""
 
     column: str
-    op: Literal[">=", "<=", "==", "!=", ">", "<"] | None = None
+    op: LabelOperator | None = None
     value: float = 0.0
 
     @classmethod
@@ -221,7 +224,8 @@ class Label:
         match = _LABEL_RULE.match(rule)
         if match is None:
             raise ValueError(f'label must be a column or "column >= number", got {rule!r}')
-        return cls(match["column"], match["op"], float(match["value"]) if match["op"] else 0.0)
+        op = cast(LabelOperator | None, match["op"])
+        return cls(match["column"], op, float(match["value"]) if op else 0.0)
 
 
 @dataclass(frozen=True, config=STRICT)
