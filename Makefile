@@ -1,0 +1,37 @@
+# Everything runs in .venv, which each target makes for itself (infra/setup.sh).
+ACCELERATOR ?= cpu
+export ACCELERATOR
+export RAY_USAGE_STATS_ENABLED = 0
+
+PYTHON_BIN := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format package lock
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
+
+setup: ## make .venv from the lock (ACCELERATOR=cpu or cuda); does nothing when it is up to date
+	@infra/setup.sh
+
+demo: setup package ## generated logs -> dataset -> trained, exported and scored model, in runs/demo
+	$(PYTHON_BIN) -m jobs.demo
+
+test: setup ## run the tests (ARGS="tests/features -x" for some of them)
+	$(PYTHON_BIN) -m pytest $(ARGS)
+
+check: setup ## lint, format, types, import rules
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 .venv/bin/pyright
+	.venv/bin/lint-imports
+
+format: setup ## put the sources into their one format
+	.venv/bin/ruff check --fix-only .
+	.venv/bin/ruff format .
+
+package: setup ## make dist/twinfocus.zip for spark-submit --py-files
+	@infra/package.sh
+
+lock: setup ## resolve pyproject.toml into requirements/*.txt (UPGRADE=1 takes newer versions)
+	infra/lock.sh
