@@ -5,6 +5,7 @@ import csv
 import glob
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -106,20 +107,36 @@ def read_rows(path: str, log_format: LogFormat, lookups: tuple[Lookup, ...] = ()
     """Read raw rows one by one, joined to their lookups; a missing value is None.
 
     Raises:
-        LogError: the file is absent, truncated, or a line is malformed; names the file and the line.
+        LogError: the file is absent or truncated, or a line is malformed; names the file and the line.
+    """
+    for number, row in read_lines(path, log_format, lookups):
+        if isinstance(row, LogError):
+            raise LogError(f"{path} line {number}: {row}")
+        yield row
+
+
+def read_lines(
+    path: str, log_format: LogFormat, lookups: tuple[Lookup, ...] = ()
+) -> Iterator[tuple[int, "dict[str, Any] | LogError"]]:
+    """As ``read_rows``, with each row's line number from 1, and a malformed line as the error it is.
+
+    Raises:
+        LogError: the file is absent or truncated, or a lookup cannot be used.
     """
     tables = [(lookup.key, _read_lookup(find_lookup(lookup, path), lookup)) for lookup in lookups]
     nulls = {"", *log_format.null_values}
     try:
-        for _number, row in _read_raw(path, log_format):
+        for number, row in _read_raw(path, log_format):
+            if isinstance(row, LogError):
+                yield number, row
+                continue
             row = {k: None if isinstance(v, str) and v in nulls else v for k, v in row.items()}
-            for key, table in tables:
+            for key, (columns, rows) in tables:
                 if key not in row:
                     raise LogError(f"{path}: column {key!r}, the key of a lookup, is missing")
-                columns, rows = table
                 row.update(rows.get(row[key]) or dict.fromkeys(columns))
-            yield row
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+            yield number, row
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise LogError(f"{path} cannot be read: {error}") from error
 
 
@@ -135,7 +152,10 @@ def _read_lookup(path: str, lookup: Lookup) -> tuple[list[str], dict[Any, dict[s
     return columns, rows
 
 
-def _read_raw(path: str, log_format: LogFormat) -> Iterator[tuple[int, dict[str, Any]]]:
+_Lines = Iterator[tuple[int, dict[str, Any] | LogError]]
+
+
+def _read_raw(path: str, log_format: LogFormat) -> _Lines:
     if not Path(path).is_file():
         raise LogError(f"{path} does not exist")
     if log_format.kind == "parquet":
@@ -146,7 +166,7 @@ def _read_raw(path: str, log_format: LogFormat) -> Iterator[tuple[int, dict[str,
         yield from _read_delimited(path, log_format)
 
 
-def _read_parquet(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_parquet(path: str) -> _Lines:
     import pyarrow.parquet  # not needed for text logs
 
     number = 0
@@ -156,7 +176,7 @@ def _read_parquet(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, row
 
 
-def _read_jsonl(path: str, log_format: LogFormat) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_jsonl(path: str, log_format: LogFormat) -> _Lines:
     with open_text(path, log_format.encoding) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -164,14 +184,12 @@ def _read_jsonl(path: str, log_format: LogFormat) -> Iterator[tuple[int, dict[st
             try:
                 # Numbers stay text, so that 1.50 hashes as it is written, here as in Spark.
                 row = json.loads(line, parse_float=str, parse_int=str)
-            except ValueError as error:
-                raise LogError(f"{path} line {number} is not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise LogError(f"{path} line {number} is not a JSON object")
-            yield number, row
+            except ValueError:
+                row = None
+            yield number, row if isinstance(row, dict) else LogError("not a JSON object")
 
 
-def _read_delimited(path: str, log_format: LogFormat) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_delimited(path: str, log_format: LogFormat) -> _Lines:
     with open_text(path, log_format.encoding) as file:
         lines = enumerate((line.rstrip("\n") for line in file), start=1)
         columns = log_format.columns
@@ -182,9 +200,10 @@ def _read_delimited(path: str, log_format: LogFormat) -> Iterator[tuple[int, dic
             if not columns:
                 columns = tuple(values)
                 continue
-            if len(values) != len(columns):
-                raise LogError(f"{path} line {number} has {len(values)} columns where {len(columns)} are expected")
-            yield number, dict(zip(columns, values, strict=True))
+            if len(values) == len(columns):
+                yield number, dict(zip(columns, values, strict=True))
+            else:
+                yield number, LogError(f"{len(values)} columns where {len(columns)} are expected")
 
 
 def split_line(line: str, log_format: LogFormat) -> list[str]:

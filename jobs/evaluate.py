@@ -1,0 +1,38 @@
+"""Score a split with a run's best checkpoint; the last line of stdout is one JSON object."""
+
+import json
+from pathlib import Path
+
+from jobs.command import plain_parser, run_program
+
+
+def main() -> int:
+    parser = plain_parser(
+        "jobs.evaluate",
+        "Evaluate a run's best checkpoint on one split.",
+        "python -m jobs.evaluate --run runs/demo --split test",
+    )
+    parser.add_argument("--run", required=True, metavar="DIR")
+    parser.add_argument("--dataset", metavar="DIR", help="another dataset built with the same vocabularies")
+    parser.add_argument("--split", default="test", choices=["train", "valid", "test"])
+    arguments = parser.parse_args()
+
+    import torch
+    from training.metrics import curves, evaluate
+
+    from training.export import load_best
+    from training.loop import score
+    from training.run import Dataset, Run
+
+    run = Run(Path(arguments.run))
+    model, dataset, config = load_best(run, Dataset.open(arguments.dataset) if arguments.dataset else None)
+    # The split is read as it lies, each row once; the shuffle of the train split would change nothing but the order.
+    scores = score(model, dataset.reader(arguments.split, config), torch.device("cpu"))
+    metrics = evaluate(*scores)
+    run.write(f"evaluation/{arguments.split}.json", {"metrics": metrics, "curves": curves(*scores[:3])})
+    print(json.dumps({"split": arguments.split, **metrics}))
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,88 @@
+"""Score a raw log with an artifact, on this machine: one output row for every input row, malformed ones included."""
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from features.encoding import RowError
+from features.rawlog import LogError, LogFormat, Lookup, expand_paths, read_lines
+from jobs.command import EXIT_DATA, plain_parser, run_program
+
+CHUNK_ROWS = 16_384
+
+
+def main() -> int:
+    parser = plain_parser(
+        "jobs.score",
+        "Score raw rows: writes CSV with file, line, probability and, for a malformed row, the error.",
+        "python -m jobs.score --artifact runs/demo/artifact --input clicks.csv --output scores.csv",
+    )
+    parser.add_argument("--artifact", required=True, metavar="DIR")
+    parser.add_argument("--input", required=True, nargs="+", metavar="RAW", help="files, folders or globs")
+    parser.add_argument("--output", required=True, metavar="FILE", help="CSV; with .json beside it for the summary")
+    arguments = parser.parse_args()
+
+    from pydantic import TypeAdapter
+
+    from training.predict import Predictor
+
+    predictor = Predictor.load(arguments.artifact)
+    input_config = predictor.config["pipeline"]["input"]
+    log_format = TypeAdapter(LogFormat).validate_python(input_config["format"])
+    lookups = TypeAdapter(tuple[Lookup, ...]).validate_python(input_config["lookups"])
+    output = Path(arguments.output)
+    temporary = output.with_name(f".{output.name}.{os.getpid()}")
+    num_rows = num_errors = 0
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["file", "line", "probability", "error"])
+            for path in expand_paths(tuple(arguments.input)):
+                lines = tqdm(read_lines(path, log_format, lookups), disable=None, unit="row", desc=Path(path).name)
+                for scored in _score(predictor, lines):
+                    for number, probability, error in scored:
+                        writer.writerow([path, number, "" if probability is None else f"{probability:.9g}", error])
+                        num_errors += bool(error)
+                    num_rows += len(scored)
+        os.replace(temporary, output)
+    finally:
+        temporary.unlink(missing_ok=True)
+    summary = {"rows": num_rows, "errors": num_errors, "output": str(output)}
+    output.with_name(output.name + ".json").write_text(json.dumps(summary) + "\n", encoding="utf-8")
+    print(f"scored {num_rows - num_errors:,} of {num_rows:,} rows to {output}; {num_errors:,} malformed")
+    limit = predictor.config["pipeline"]["quality"]["max_rejected_fraction"]
+    return EXIT_DATA if num_errors > limit * num_rows else 0
+
+
+def _score(predictor: Any, lines: Any) -> Iterator[list[tuple[int, float | None, str]]]:
+    """Score chunk by chunk; a row that cannot be encoded keeps its place."""
+    iterator = iter(lines)
+    while chunk := list(islice(iterator, CHUNK_ROWS)):
+        good, errors = [], {}
+        for number, row in chunk:
+            if isinstance(row, LogError):
+                errors[number] = str(row)
+            else:
+                good.append((number, row))
+        try:
+            scores = dict(zip((n for n, _ in good), predictor.predict([row for _, row in good]), strict=True))
+        except RowError:
+            scores = {}
+            for number, row in good:
+                try:
+                    scores[number] = predictor.predict([row])[0]
+                except RowError as error:
+                    if "is missing from the row" in str(error):
+                        raise
+                    errors[number] = str(error)
+        yield [(number, scores.get(number), errors.get(number, "")) for number, _ in chunk]
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,245 @@
+"""Train a model with Ray Train: workers form a process group, and each runs ``training.run.fit``.
+
+Ray restarts the group when a worker dies; the ranks then go on from the newest complete checkpoint in the run folder,
+whatever Ray itself remembers.
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+from tqdm import tqdm
+
+from jobs.command import absolute, config_parser, run_program
+from jobs.config import Config, ConfigError, load_config, parse_config
+
+COMPARED_ON_RESUME = ("model", "optimizer", "global_batch_size", "seed", "clip_gradient_norm", "schedule", "monitor")
+"""Training keys that must not change when a run goes on: the weights already depend on them."""
+
+
+def main() -> int:
+    parser = config_parser(
+        "jobs.train",
+        "Train a model on a built dataset under Ray Train.",
+        "python -m jobs.train --config jobs/configs/demo.toml --run runs/demo training.max_epochs=1",
+    )
+    parser.add_argument("--run", required=True, metavar="DIR", help="folder of the run; made if absent")
+    parser.add_argument("--resume", action="store_true", help="go on from the run's newest checkpoint")
+    arguments = parser.parse_intermixed_args()
+    config = load_config(arguments.config, arguments.overrides)
+    config = _with_dataset(config, absolute(config.training.dataset))
+    run_path = absolute(arguments.run)
+    started = time.perf_counter()
+    with _locked(run_path):
+        config = _prepare(run_path, config, resume=arguments.resume)
+        _train(run_path, config)
+    _print_summary(run_path, time.perf_counter() - started)
+    return 0
+
+
+def _with_dataset(config: Config, dataset: Path) -> Config:
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, dataset=str(dataset)))
+
+
+@contextmanager
+def _locked(run_path: Path) -> Iterator[None]:
+    """Hold the run folder for this process alone."""
+    run_path.mkdir(parents=True, exist_ok=True)
+    with (run_path / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another training is using {run_path}: wait for it or choose another --run") from None
+        yield
+
+
+def _prepare(run_path: Path, config: Config, resume: bool) -> Config:
+    """Check dataset and run before any worker starts; returns the config with the dataset's own schema.
+
+    Raises:
+        ValueError: the dataset does not fit the config, or the run folder is used by another run.
+    """
+    from training.run import Dataset, Run
+
+    dataset = Dataset.open(config.training.dataset)
+    manifest = dataset.manifest
+    if config.features.fingerprint != manifest.schema_fingerprint:
+        raise ValueError(
+            f"{dataset.path} was built from another feature schema (fingerprint {manifest.schema_fingerprint[:12]}) "
+            f"than the config's ({config.features.fingerprint[:12]}): build it again or use its own config"
+        )
+    for weight, needs in (("gauc", manifest.schema.group_id),):
+        if weight in config.training.monitor and not needs:
+            raise ConfigError(f"training.monitor uses {weight}, which needs features.group_id")
+    run = Run(run_path)
+    had_checkpoint = run.checkpoints.is_dir() and any(run.checkpoints.glob("step=*"))
+    if had_checkpoint and not resume:
+        raise ValueError(f"{run_path} already holds a run: add --resume to go on with it, or choose another --run")
+    if had_checkpoint:
+        _check_same(run, config, manifest.schema_fingerprint, dataset.learnt.fingerprint)
+        from training import checkpoint
+
+        checkpoint.newest(run.checkpoints)
+    else:
+        run.history.unlink(missing_ok=True)
+    run.failure.unlink(missing_ok=True)
+    run.write("config.json", config.to_dict())
+    run.write(
+        "dataset.json",
+        {
+            "dataset": str(dataset.path),
+            "schema_fingerprint": manifest.schema_fingerprint,
+            "learnt_fingerprint": dataset.learnt.fingerprint,
+        },
+    )
+    return config
+
+
+def _check_same(run: Any, config: Config, schema_fingerprint: str, learnt_fingerprint: str) -> None:
+    before = parse_config(run.read("config.json")).training
+    changed = [name for name in COMPARED_ON_RESUME if getattr(before, name) != getattr(config.training, name)]
+    if before.reader.num_streams != config.training.reader.num_streams:
+        changed.append("reader.num_streams")
+    if changed:
+        raise ConfigError(f"--resume cannot change training.{', training.'.join(changed)}: start a new --run")
+    data = run.read("dataset.json")
+    if (data["schema_fingerprint"], data["learnt_fingerprint"]) != (schema_fingerprint, learnt_fingerprint):
+        raise ValueError(f"{run.path} was trained on another dataset than {config.training.dataset}")
+
+
+def _train(run_path: Path, config: Config) -> None:
+    """Run the worker group to its end.
+
+    Raises:
+        ValueError: what a worker found wrong with data, config or checkpoint.
+        RuntimeError: workers died more often than ``training.max_failures``.
+    """
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    training = config.training
+    use_gpu = training.device == "cuda"
+    own_cluster = not ray.is_initialized()
+    if own_cluster and "RAY_ADDRESS" in os.environ:
+        ray.init(log_to_driver=False, logging_level="ERROR")
+    elif own_cluster:
+        cores = max(os.cpu_count() or 1, training.num_workers)
+        ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"run": str(run_path), "config": config.to_dict()},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=training.num_workers, use_gpu=use_gpu),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=str(run_path),
+            failure_config=FailureConfig(max_failures=training.max_failures),
+        ),
+    )
+    finished = threading.Event()
+    follower = threading.Thread(target=_follow, args=(run_path / "history.jsonl", training, finished), daemon=True)
+    follower.start()
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        _raise_failure(run_path)
+        raise RuntimeError(f"workers failed more than {training.max_failures} times; see {run_path}/errors") from error
+    finally:
+        finished.set()
+        follower.join()
+        if own_cluster:
+            ray.shutdown()
+    _raise_failure(run_path)
+
+
+def _raise_failure(run_path: Path) -> None:
+    failure = run_path / "failure.json"
+    if failure.exists():
+        raise ValueError(json.loads(failure.read_text())["message"])
+
+
+def _work(arguments: dict[str, Any]) -> None:
+    """One Ray Train worker."""
+    import ray.train
+    import torch
+
+    from training.run import Run, fit
+
+    config = parse_config(arguments["config"]).training
+    run = Run(Path(arguments["run"]))
+    if run.failure.exists():
+        return  # an error that a restart cannot mend: leave quietly, the driver tells it
+    torch.set_num_threads(config.threads_per_worker or max(1, (os.cpu_count() or 1) // config.num_workers))
+    rank = ray.train.get_context().get_world_rank()
+
+    def report(event: dict[str, Any]) -> None:
+        if event["event"] == "evaluation":
+            ray.train.report({k: v for k, v in event.items() if isinstance(v, int | float)})
+
+    try:
+        fit(run, config, report)
+    except Exception as error:
+        errors = run.path / "errors"
+        errors.mkdir(exist_ok=True)
+        (errors / f"rank={rank}.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        if isinstance(error, ValueError):
+            run.write("failure.json", {"rank": rank, "message": str(error)})
+        raise
+
+
+def _follow(history: Path, training: Any, finished: threading.Event) -> None:
+    """Show the history as a progress bar while workers write it; quiet when not a terminal."""
+    with tqdm(disable=None, unit="step", dynamic_ncols=True) as bar:
+        position = 0
+        while not finished.wait(0.5):
+            if not history.exists() or history.stat().st_size == position:
+                continue
+            position = min(position, history.stat().st_size)  # a resumed run shortens its history
+            with history.open(encoding="utf-8") as file:
+                file.seek(position)
+                lines = file.readlines()
+                position = file.tell()
+            for line in lines:
+                if line.endswith("\n"):
+                    _show(bar, json.loads(line), training.max_epochs)
+
+
+def _show(bar: Any, event: dict[str, Any], max_epochs: int) -> None:
+    if event["event"] == "progress":
+        bar.total = event["epoch_steps"]
+        bar.set_description(f"epoch {event['epoch'] + 1}/{max_epochs}", refresh=False)
+        bar.set_postfix_str(f"{event['rows_per_second']:,.0f} rows/s loss {event['loss']:.4f}", refresh=False)
+        bar.update(event["step_in_epoch"] - bar.n)
+    elif event["event"] == "evaluation":
+        mark = " best" if event["best"] else ""
+        bar.write(f"epoch {event['epoch'] + 1}: valid auc {event['auc']:.6f} logloss {event['logloss']:.6f}{mark}")
+        bar.reset()
+
+
+def _print_summary(run_path: Path, seconds: float) -> None:
+    metrics = json.loads((run_path / "metrics.json").read_text(encoding="utf-8"))
+    train = metrics["train"]
+    print(
+        f"trained {train['epochs']} epochs, {train['steps']:,} steps, {train['rows']:,} rows "
+        f"at {train['rows_per_second']:,.0f} rows/s; {seconds:.0f} s in all"
+    )
+    if "valid" in metrics:
+        valid = metrics["valid"]
+        print(f"valid (best, step {metrics['best_step']:,}): auc {valid['auc']:.6f}  logloss {valid['logloss']:.6f}")
+    print(f"run: {run_path}")
+
+
+if __name__ == "__main__":
+    run_program(main)

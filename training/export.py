@@ -1,0 +1,127 @@
+"""A run's best checkpoint -> ``artifact/``: everything a scorer needs, and rows to prove that it scores the same.
+
+Files: ``weights.safetensors``, ``learnt/``, ``config.json`` (resolved), ``metrics.json``, ``golden.jsonl`` (raw rows with
+their probabilities), and ``artifact.json``, written last, with the fingerprints and the sha256 of every other file.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from safetensors.torch import save_file
+
+from features.rawlog import LogError, LogFormat, Lookup, expand_paths, read_lines
+from training import checkpoint
+from training.config import TrainingConfig
+from training.model.ctr_model import CTRModel
+from training.predict import ARTIFACT_NAME, GOLDEN_NAME, WEIGHTS_NAME, Predictor
+from training.run import Dataset, Run, RunError, build_model
+
+NUM_GOLDEN_ROWS = 64
+
+
+def load_best(run: Run, dataset: Dataset | None = None) -> tuple[CTRModel, Dataset, TrainingConfig]:
+    """The unsharded model of a run's best checkpoint, its dataset and its training config.
+
+    Args:
+        dataset: score on this dataset instead; None: the run's own.
+
+    Raises:
+        ValueError subclasses: the run, its checkpoint or the dataset cannot be used, or they do not belong together.
+    """
+    trained_on = run.read("dataset.json")
+    config = TypeAdapter(TrainingConfig).validate_python(run.read("config.json")["training"])
+    dataset = dataset or Dataset.open(trained_on["dataset"])
+    fingerprints = (dataset.manifest.schema_fingerprint, dataset.learnt.fingerprint)
+    if fingerprints != (trained_on["schema_fingerprint"], trained_on["learnt_fingerprint"]):
+        raise RunError(
+            f"{dataset.path} was built with another feature schema or other vocabularies than {run.path} was trained "
+            "with: its ids mean something else"
+        )
+    model = build_model(dataset, config, torch.device("cpu"))
+    checkpoint.restore_model(checkpoint.best(run.checkpoints), model)
+    return model.eval(), dataset, config
+
+
+def export(run: Run, output: Path, golden_input: str | None = None) -> Predictor:
+    """Write the artifact of a run's best checkpoint; it appears in one step, replacing an older artifact.
+
+    Args:
+        run: a finished run.
+        output: folder to write.
+        golden_input: raw log to take golden rows from; None: the files the dataset was built from.
+
+    Returns:
+        The predictor, loaded back from what was written.
+
+    Raises:
+        RunError: the output folder holds something else, or no raw row is there to take.
+    """
+    if output.exists() and any(output.iterdir()) and not (output / ARTIFACT_NAME).is_file():
+        raise RunError(f"{output} exists and is not an artifact: choose another --output")
+    model, dataset, _ = load_best(run)
+    config = run.read("config.json")
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, temporary / WEIGHTS_NAME)
+        dataset.learnt.save(temporary / "learnt")
+        _write(temporary / "config.json", config)
+        _write(temporary / "metrics.json", run.read("metrics.json"))
+        predictor = Predictor(model, dataset.manifest.schema, dataset.learnt, config)
+        rows = golden_rows(dataset, config, golden_input)
+        scores = predictor.predict(rows)
+        with (temporary / GOLDEN_NAME).open("w", encoding="utf-8") as file:
+            for row, probability in zip(rows, scores, strict=True):
+                file.write(json.dumps({"row": row, "probability": float(probability)}, ensure_ascii=False) + "\n")
+        _write(temporary / ARTIFACT_NAME, _describe(temporary, dataset, model))
+        if output.exists():
+            shutil.rmtree(output)
+        temporary.rename(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Predictor.load(output)
+
+
+def golden_rows(dataset: Dataset, config: dict[str, Any], golden_input: str | None) -> list[dict[str, Any]]:
+    """Well-formed raw rows, cut to the columns that scoring needs.
+
+    Raises:
+        RunError: the raw files are gone, or hold no well-formed row.
+    """
+    schema = dataset.manifest.schema
+    splits = [dataset.manifest.inputs[name] for name in ("test", "valid", "train") if name in dataset.manifest.inputs]
+    patterns = (golden_input,) if golden_input else tuple(splits[0])
+    log_format = TypeAdapter(LogFormat).validate_python(config["pipeline"]["input"]["format"])
+    lookups = TypeAdapter(tuple[Lookup, ...]).validate_python(config["pipeline"]["input"]["lookups"])
+    try:
+        lines = read_lines(expand_paths(patterns)[0], log_format, lookups)
+        well_formed = (row for _, row in lines if isinstance(row, dict))
+        rows = [{c: row[c] for c in schema.feature_columns} for row in islice(well_formed, NUM_GOLDEN_ROWS)]
+    except LogError as error:
+        raise RunError(f"golden rows need a raw log of this dataset: {error}; give one with --golden-input") from error
+    if not rows:
+        raise RunError(f"golden rows need a raw log: {patterns[0]} has no well-formed row; give --golden-input")
+    return rows
+
+
+def _describe(folder: Path, dataset: Dataset, model: CTRModel) -> dict[str, Any]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {
+        "version": 1,
+        "schema_fingerprint": dataset.manifest.schema_fingerprint,
+        "learnt_fingerprint": dataset.learnt.fingerprint,
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "files": {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files},
+    }
+
+
+def _write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,253 @@
+"""The loop: batches to steps, an evaluation an epoch, a checkpoint when it is time.
+
+It is a generator of events and knows nothing of Ray, files of a run or progress bars; whoever drives it does.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from training import checkpoint
+from training.batch import Batch
+from training.config import DenseOptimizer, TrainingConfig
+from training.metrics import evaluate as compute_metrics
+from training.model.objective import OBJECTIVES
+from training.parallelize import ParallelModel
+from training.reader import Reader
+from training.schedule import Plateau, monitor_value
+
+PROGRESS_SECONDS = 1.0
+"""Least time between two progress events."""
+
+Event = dict[str, Any]
+
+
+@dataclass
+class Progress:
+    """Where a run is: all a checkpoint needs besides tensors.
+
+    Attributes:
+        epoch: current epoch, from 0.
+        step_in_epoch: steps of it already done.
+        step: optimizer steps in all.
+        rows: real rows in all, over every rank.
+        loss_sum: sum over the epoch's steps of the step loss.
+        seconds: time spent in steps, in evaluation and in checkpoints.
+        is_over: nothing is left to train.
+    """
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+    rows: int = 0
+    loss_sum: float = 0.0
+    schedule: Plateau = field(default_factory=Plateau)
+    learning_rates: list[float] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "evaluate": 0.0, "checkpoint": 0.0})
+    is_over: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "schedule": self.schedule.state_dict(), "best_step": self.schedule.best_step}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Progress":
+        values = {k: v for k, v in values.items() if k != "best_step"}
+        return cls(**{**values, "schedule": Plateau(**values["schedule"])})
+
+
+@dataclass
+class Training:
+    """What one rank trains with."""
+
+    parallel: ParallelModel
+    config: TrainingConfig
+    train_reader: Reader
+    valid_reader: Reader | None
+    device: torch.device
+    checkpoints: Path
+
+
+def train(training: Training, progress: Progress) -> Iterator[Event]:
+    """Train from ``progress`` to the end.
+
+    Yields evaluation and checkpoint events on every rank alike, and progress events by each rank's own clock.
+
+    Raises:
+        ReaderError: a row is missing, double or damaged.
+        ValueError: the loss is not finite; names the step.
+    """
+    config, parallel = training.config, training.parallel
+    if progress.learning_rates:
+        for group, rate in zip(parallel.optimizer.param_groups, progress.learning_rates, strict=True):
+            group["lr"] = rate
+    step = make_step(training)
+    while not progress.is_over:
+        yield from _train_epoch(training, progress, step)
+        if training.valid_reader is not None:
+            yield _evaluate_epoch(training, training.valid_reader, progress)
+        progress.epoch, progress.step_in_epoch, progress.loss_sum = progress.epoch + 1, 0, 0.0
+        progress.is_over = progress.epoch >= config.max_epochs or progress.schedule.is_over(config.schedule)
+        yield _save(training, progress)
+
+
+def make_step(training: Training) -> Callable[[Batch, int], tuple[Tensor, Tensor]]:
+    """One optimizer step as a function of (batch, seed): returns (loss, real rows) over all ranks."""
+    parallel, config = training.parallel, training.config
+    objective = OBJECTIVES[config.model.objective.kind](config.model.objective)
+    embedding_l2 = config.optimizer.embedding_l2 if isinstance(config.optimizer, DenseOptimizer) else 0.0
+    world_size = dist.get_world_size()
+
+    def step(batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(seed)
+        weights = batch.weights[: batch.num_rows]
+        totals = torch.stack([weights.sum().double(), torch.tensor(batch.num_rows, device=weights.device).double()])
+        dist.all_reduce(totals)
+        logits = parallel.model(batch)
+        loss = objective(logits, batch.labels[: batch.num_rows], weights, totals[0].float())
+        parallel.optimizer.zero_grad()
+        # Both DDP and TorchRec divide gradients by the world size; this loss is already a share of the whole.
+        (loss * world_size).backward()
+        parallel.add_l2_gradients(embedding_l2)
+        if config.clip_gradient_norm is not None:
+            parallel.clip_gradients(config.clip_gradient_norm)
+        parallel.optimizer.step()
+        return loss.detach(), totals[1]
+
+    return step
+
+
+def _train_epoch(
+    training: Training, progress: Progress, step: Callable[[Batch, int], tuple[Tensor, Tensor]]
+) -> Iterator[Event]:
+    config, parallel = training.config, training.parallel
+    parallel.model.train()
+    rank = dist.get_rank()
+    started = shown = time.perf_counter()
+    shown_rows = progress.rows
+    for batch in training.train_reader.batches(progress.epoch, progress.step_in_epoch):
+        seed = step_seed(config.seed, progress.epoch, progress.step_in_epoch, rank)
+        loss, rows = step(batch.to(training.device), seed)
+        dist.all_reduce(loss)
+        value = float(loss)
+        if not np.isfinite(value):
+            raise ValueError(f"the loss became {value} at step {progress.step + 1}: lower the learning rates")
+        progress.step, progress.step_in_epoch = progress.step + 1, progress.step_in_epoch + 1
+        progress.rows, progress.loss_sum = progress.rows + int(rows), progress.loss_sum + value
+        now = time.perf_counter()
+        is_last = progress.step_in_epoch == training.train_reader.num_steps
+        if now - shown >= PROGRESS_SECONDS or is_last:
+            rate = (progress.rows - shown_rows) / (now - shown)
+            yield _progress_event(training, progress, value, rate, progress.seconds["train"] + now - started)
+            shown, shown_rows = time.perf_counter(), progress.rows
+        if progress.step % config.checkpoint.every_steps == 0 and not is_last:
+            progress.seconds["train"] += time.perf_counter() - started
+            yield _save(training, progress)
+            started = shown = time.perf_counter()
+            parallel.model.train()
+    progress.seconds["train"] += time.perf_counter() - started
+
+
+def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
+    """Seed of one rank's step: dropout depends on the position alone, so a resumed run needs no generator state."""
+    return int(np.random.SeedSequence((seed, epoch, step, rank)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _progress_event(
+    training: Training, progress: Progress, loss: float, rows_per_second: float, seconds: float
+) -> Event:
+    return {
+        "event": "progress",
+        "epoch": progress.epoch,
+        "step": progress.step,
+        "step_in_epoch": progress.step_in_epoch,
+        "epoch_steps": training.train_reader.num_steps,
+        "loss": loss,
+        "learning_rate": training.parallel.learning_rate,
+        "rows_per_second": rows_per_second,
+        "seconds": seconds,
+    }
+
+
+def _evaluate_epoch(training: Training, reader: Reader, progress: Progress) -> Event:
+    started = time.perf_counter()
+    config, parallel = training.config, training.parallel
+    scores = gather_scores(score(parallel.model, reader, training.device))
+    metrics = compute_metrics(*scores)
+    value = monitor_value(metrics, config.monitor)
+    is_best = progress.schedule.update(value, progress.step, config.schedule)
+    event = {
+        "event": "evaluation",
+        "split": "valid",
+        "epoch": progress.epoch,
+        "step": progress.step,
+        "train_loss": progress.loss_sum / max(1, progress.step_in_epoch),
+        **metrics,
+        "monitor": value,
+        "best": is_best,
+        "learning_rate": parallel.learning_rate,
+    }
+    if not is_best:
+        parallel.scale_learning_rates(config.schedule.factor, config.schedule.min_learning_rate)
+    progress.learning_rates = [group["lr"] for group in parallel.optimizer.param_groups]
+    progress.seconds["evaluate"] += time.perf_counter() - started
+    return {**event, "seconds": progress.seconds["train"]}
+
+
+def _save(training: Training, progress: Progress) -> Event:
+    started = time.perf_counter()
+    folder, keep = training.checkpoints, training.config.checkpoint.keep
+    checkpoint.save(folder, progress.step, training.parallel, progress.to_json())
+    if dist.get_rank() == 0:
+        checkpoint.prune(folder, keep, progress.schedule.best_step)
+    progress.seconds["checkpoint"] += time.perf_counter() - started
+    return {"event": "checkpoint", "epoch": progress.epoch, "step": progress.step}
+
+
+Scores = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
+"""Logits, labels, weights and group ids (or None) of real rows, each (rows,)."""
+
+
+def score(model: nn.Module, reader: Reader, device: torch.device) -> Scores:
+    """Score this rank's rows of a split, in reading order."""
+    model.eval()
+    logits, labels, weights, group_ids = [], [], [], []
+    with torch.no_grad():
+        for batch in reader.batches(epoch=0):
+            rows = slice(batch.num_rows)
+            logits.append(model(batch.to(device)).fused.double().cpu())
+            labels.append(batch.labels[rows])
+            weights.append(batch.weights[rows])
+            if batch.group_ids is not None:
+                group_ids.append(batch.group_ids[rows])
+    parts = [torch.cat(part).numpy() if part else None for part in (logits, labels, weights, group_ids)]
+    return parts[0], parts[1], parts[2], parts[3]  # pyright: ignore[reportReturnType]
+
+
+def gather_scores(scores: Scores) -> Scores:
+    """Put all ranks' scores together, on every rank, in rank order."""
+    if dist.get_world_size() == 1:
+        return scores
+    gathered = [_gather(part) for part in scores]
+    return gathered[0], gathered[1], gathered[2], gathered[3]  # pyright: ignore[reportReturnType]
+
+
+def _gather(part: np.ndarray | None) -> np.ndarray | None:
+    if part is None:
+        return None
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    size = torch.tensor([len(part)], device=device)
+    sizes = [torch.zeros_like(size) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, size)
+    longest = max(int(s) for s in sizes)
+    mine = torch.zeros(longest, dtype=torch.from_numpy(part).dtype, device=device)
+    mine[: len(part)] = torch.from_numpy(part)
+    everyone = [torch.zeros_like(mine) for _ in sizes]
+    dist.all_gather(everyone, mine)
+    return np.concatenate([tensor[: int(s)].cpu().numpy() for tensor, s in zip(everyone, sizes, strict=True)])

@@ -1,0 +1,246 @@
+"""CTRModel -> DistributedModelParallel and its optimizers: the only file that knows where tables live.
+
+The model is built on the meta device, TorchRec's planner places its tables, and what the planner leaves out (the dense
+net) is replicated. The same function serves one CPU rank and many CUDA ones.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torchrec.optim
+from torch import Tensor, nn
+from torch.distributed.optim import _apply_optimizer_in_backward
+from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints
+from torchrec.distributed.planner.types import KernelConfig, TopologyFactory, TrainerConfig
+from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan, ShardingType
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.optimizers import in_backward_optimizer_filter
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad as ReplicatedRowWiseAdagrad
+
+from training.config import DenseOptimizer, FusedOptimizer, TrainingConfig
+from training.model.ctr_model import CTRModel
+from training.model.embedding import EmbeddingTable
+
+DATA_PARALLEL = ShardingType.DATA_PARALLEL.value
+MODEL_PARALLEL = tuple(
+    kind.value for kind in (ShardingType.TABLE_WISE, ShardingType.ROW_WISE, ShardingType.COLUMN_WISE)
+)
+
+FUSED_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "rowwise_adagrad": torchrec.optim.RowWiseAdagrad,
+    "adagrad": torchrec.optim.Adagrad,
+    "sgd": torchrec.optim.SGD,
+    "adam": torchrec.optim.Adam,
+}
+"""Markers: FBGEMM runs the update inside its backward."""
+
+REPLICATED_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "rowwise_adagrad": ReplicatedRowWiseAdagrad,
+    "adagrad": torch.optim.Adagrad,
+    "sgd": torch.optim.SGD,
+}
+"""The same updates for a data-parallel table, whose gradient is dense: a row that was not looked up does not move."""
+
+
+class Sharder(EmbeddingBagCollectionSharder):
+    """Offers row-wise sharding on CPU, which the stock sharder leaves out, and keeps auto plans model-parallel."""
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        return [DATA_PARALLEL, *MODEL_PARALLEL]
+
+    def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
+        kernel = EmbeddingComputeKernel.DENSE if sharding_type == DATA_PARALLEL else EmbeddingComputeKernel.FUSED
+        return [kernel.value]
+
+
+@dataclass
+class ParallelModel:
+    """A sharded model with all that a step needs.
+
+    Attributes:
+        model: the wrapped CTRModel.
+        optimizer: every optimizer, as one; its state and the model's make a checkpoint.
+        plan: one readable row a table (see plan.json).
+    """
+
+    model: DistributedModelParallel
+    optimizer: CombinedOptimizer
+    plan: list[dict[str, Any]]
+    _dense_tables: list[nn.Parameter]
+    """Dense lane: table parameters (or this rank's shards), which the L2 applies to."""
+    _sharded: list[nn.Parameter]
+    """Of the parameters with gradients, those that differ from rank to rank."""
+    _replicated: list[nn.Parameter]
+    """Of the parameters with gradients, those that are the same on all ranks."""
+
+    def add_l2_gradients(self, embedding_l2: float) -> None:
+        """Add the gradient of (embedding_l2 / 2) * |table|^2 over every row of every table (specs: tf4ctr 1.7)."""
+        if embedding_l2:
+            parameters = [p for p in self._dense_tables if p.grad is not None]
+            torch._foreach_add_([p.grad for p in parameters], parameters, alpha=embedding_l2)  # pyright: ignore
+
+    def clip_gradients(self, max_norm: float) -> None:
+        """Scale all gradients so that their norm over every rank's shards is at most ``max_norm``."""
+        squared = _squared_norm(self._replicated)
+        if self._sharded:
+            shards = _squared_norm(self._sharded)
+            dist.all_reduce(shards)
+            squared = squared + shards
+        factor = (max_norm / (squared.sqrt() + 1e-6)).clamp(max=1.0)
+        gradients = [p.grad for p in (*self._replicated, *self._sharded) if p.grad is not None]
+        torch._foreach_mul_(gradients, factor)
+
+    def scale_learning_rates(self, factor: float, minimum: float) -> None:
+        """Multiply every optimizer's learning rate, not below ``minimum``."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = max(group["lr"] * factor, min(minimum, group["lr"]))
+
+    @property
+    def learning_rate(self) -> float:
+        """Learning rate of the dense net."""
+        return next(group["lr"] for group in reversed(list(self.optimizer.param_groups)))
+
+
+def parallelize(model: CTRModel, config: TrainingConfig, device: torch.device) -> ParallelModel:
+    """Shard ``model``'s tables over the process group and build its optimizers.
+
+    Args:
+        model: with its tables on the meta device.
+        config: sharding, optimizer lane.
+        device: this rank's device.
+
+    Raises:
+        ValueError: the lane cannot do what the config asks for on this device.
+    """
+    lane = config.optimizer
+    _check_lane(config, device)
+    sharder = Sharder()
+    plan = _make_plan(model, config, device, sharder)
+    tables = {table.name: table for table in model.tables}
+    modules = {path: part for path, part in plan.plan.items() if isinstance(part, EmbeddingModuleShardingPlan)}
+    placements = {name: shard for part in modules.values() for name, shard in part.items()}
+    if isinstance(lane, FusedOptimizer):
+        kwargs = _embedding_optimizer_kwargs(lane)
+        fused = [p for n, p in model.named_parameters() if _is_model_parallel(_table_of(n, tables), placements)]
+        if fused:
+            _apply_optimizer_in_backward(FUSED_OPTIMIZERS[lane.embedding_optimizer], fused, kwargs)
+    else:
+        for placement in placements.values():
+            placement.compute_kernel = EmbeddingComputeKernel.DENSE.value
+    wrapped = DistributedModelParallel(model, device=device, plan=plan, sharders=[sharder])  # pyright: ignore
+
+    parameters = dict(in_backward_optimizer_filter(wrapped.named_parameters()))
+    table_parameters = {n: p for n, p in parameters.items() if _table_of(n, tables)}
+    sharded = [p for n, p in table_parameters.items() if _is_model_parallel(_table_of(n, tables), placements)]
+    sharded_ids = {id(p) for p in sharded}
+    embedding_names = set(model.embedding_parameter_names())
+    return ParallelModel(
+        model=wrapped,
+        optimizer=_make_optimizer(wrapped, parameters, table_parameters, lane),
+        plan=[_describe(tables[name], placement) for name, placement in placements.items()],
+        _dense_tables=[p for n, p in parameters.items() if n in embedding_names],
+        _sharded=sharded,
+        _replicated=[p for p in parameters.values() if id(p) not in sharded_ids],
+    )
+
+
+def needs_padded_tables(config: TrainingConfig) -> bool:
+    """FBGEMM's fused kernels accept only table widths that are multiples of 4."""
+    return isinstance(config.optimizer, FusedOptimizer)
+
+
+def _check_lane(config: TrainingConfig, device: torch.device) -> None:
+    lane = config.optimizer
+    if isinstance(lane, FusedOptimizer) and lane.embedding_optimizer == "adam":
+        if device.type == "cpu":
+            raise ValueError(
+                "training.optimizer.embedding_optimizer = adam exists on CUDA only: FBGEMM has no fused Adam on CPU; "
+                'use rowwise_adagrad, adagrad or sgd, or training.optimizer.kind = "dense"'
+            )
+        if DATA_PARALLEL in (config.sharding.default, *config.sharding.features.values()):
+            raise ValueError("training.sharding: data_parallel tables cannot use the fused lane's (lazy) adam")
+
+
+def _make_plan(model: CTRModel, config: TrainingConfig, device: torch.device, sharder: Sharder) -> ShardingPlan:
+    # TorchRec's planner allows the dense kernel for replicated tables only, which is also what a small table wants.
+    auto = (DATA_PARALLEL,) if isinstance(config.optimizer, DenseOptimizer) else MODEL_PARALLEL
+    unknown = set(config.sharding.features) - {table.feature for table in model.tables}
+    if unknown:
+        raise ValueError(f"training.sharding.features names unknown features: {', '.join(sorted(unknown))}")
+    constraints = {}
+    for table in model.tables:
+        kind = config.sharding.features.get(table.feature, config.sharding.default)
+        allowed = list(auto) if kind == "auto" else [kind]
+        constraints[table.name] = ParameterConstraints(sharding_types=allowed, min_partition=4)
+    world_size = dist.get_world_size()
+    topology = TopologyFactory.create_topology(
+        trainer_config=TrainerConfig(world_size=world_size),
+        kernel_config=KernelConfig(compute_device=device.type),
+    )
+    planner = EmbeddingShardingPlanner(topology=topology, constraints=constraints)
+    return planner.collective_plan(model, [sharder], dist.group.WORLD)  # pyright: ignore[reportArgumentType]
+
+
+def _embedding_optimizer_kwargs(lane: FusedOptimizer) -> dict[str, Any]:
+    kwargs: dict[str, Any] = {"lr": lane.embedding_learning_rate}
+    if lane.embedding_optimizer != "sgd":
+        kwargs["eps"] = lane.epsilon
+    return kwargs
+
+
+def _make_optimizer(
+    wrapped: DistributedModelParallel,
+    parameters: dict[str, nn.Parameter],
+    table_parameters: dict[str, nn.Parameter],
+    lane: FusedOptimizer | DenseOptimizer,
+) -> CombinedOptimizer:
+    """The fused optimizer (if any), then replicated tables of the fused lane (if any), then Adam, in this order."""
+    optimizers: list[tuple[str, KeyedOptimizer]] = []
+    if isinstance(lane, FusedOptimizer):
+        if wrapped.fused_optimizer.params:
+            optimizers.append(("fused", wrapped.fused_optimizer))
+        if table_parameters:
+            kind = REPLICATED_OPTIMIZERS[lane.embedding_optimizer]
+            kwargs = _embedding_optimizer_kwargs(lane)
+            optimizers.append(("tables", KeyedOptimizerWrapper(table_parameters, lambda p: kind(p, **kwargs))))
+            parameters = {n: p for n, p in parameters.items() if n not in table_parameters}
+    adam = KeyedOptimizerWrapper(
+        parameters, lambda p: torch.optim.Adam(p, lr=lane.learning_rate, eps=lane.epsilon, foreach=True)
+    )
+    return CombinedOptimizer([*optimizers, ("dense", adam)])
+
+
+def _squared_norm(parameters: list[nn.Parameter]) -> Tensor:
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    return torch.stack(torch._foreach_norm(gradients)).square().sum()  # pyright: ignore[reportArgumentType]
+
+
+def _table_of(parameter_name: str, tables: dict[str, EmbeddingTable]) -> str | None:
+    """Table that ``...embedding_bags.TABLE.weight`` belongs to; None for any other parameter."""
+    parts = parameter_name.split(".")
+    return parts[-2] if len(parts) >= 3 and parts[-3] == "embedding_bags" and parts[-2] in tables else None
+
+
+def _is_model_parallel(table: str | None, placements: dict[str, Any]) -> bool:
+    return table is not None and placements[table].sharding_type != DATA_PARALLEL
+
+
+def _describe(table: EmbeddingTable, placement: Any) -> dict[str, Any]:
+    return {
+        "table": table.name,
+        "feature": table.feature,
+        "stream": table.stream,
+        "rows": table.num_embeddings,
+        "width": table.width,
+        "bytes": 4 * table.num_embeddings * table.width,
+        "sharding": placement.sharding_type,
+        "kernel": placement.compute_kernel,
+        "ranks": list(placement.ranks or []),
+    }

@@ -1,0 +1,224 @@
+"""A run: its folder on disk, and ``fit``, which trains one rank of it from the config to the last metric.
+
+Whoever starts the ranks (Ray Train, a test) only has to form the process group first.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from features.dataset import DatasetManifest
+from features.learnt import Learnt
+from training import checkpoint
+from training.config import TrainingConfig
+from training.loop import Event, Progress, Training, gather_scores, score, train
+from training.metrics import curves, evaluate
+from training.model.ctr_model import CTRModel
+from training.parallelize import needs_padded_tables, parallelize
+from training.reader import Reader
+
+
+class RunError(ValueError):
+    """A run folder cannot be used as asked; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of one training run; see docs/spine.md for its files."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def history(self) -> Path:
+        return self.path / "history.jsonl"
+
+    @property
+    def failure(self) -> Path:
+        """Why the run cannot go on, written by the worker that noticed."""
+        return self.path / "failure.json"
+
+    def read(self, name: str) -> Any:
+        """Read one of the run's JSON files.
+
+        Raises:
+            RunError: it is absent or damaged.
+        """
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.path} is not a usable run: {name} cannot be read ({error})") from error
+
+    def write(self, name: str, value: Any) -> None:
+        """Write a JSON file of the run in one step."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+
+    def append(self, event: Event) -> None:
+        """Add one line to the history."""
+        with self.history.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Drop what the history tells of steps after ``step``: they will be done again."""
+        if not self.history.exists():
+            return
+        lines = self.history.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        temporary = self.history.with_suffix(".rewind")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, self.history)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset that was checked and is ready to be read."""
+
+    path: Path
+    manifest: DatasetManifest
+    learnt: Learnt
+
+    @classmethod
+    def open(cls, path: Path | str) -> "Dataset":
+        """Load a dataset's manifest and learnt state, and check files and ids.
+
+        Raises:
+            DatasetError, LearntError: names what is missing, cut or outside its table.
+        """
+        manifest = DatasetManifest.load(path)
+        learnt = manifest.load_learnt(path)
+        for name, split in manifest.splits.items():
+            if split.num_rows:
+                manifest.check_files(path, name)
+        manifest.check_ids(learnt)
+        return cls(Path(path), manifest, learnt)
+
+    def num_embeddings(self) -> dict[str, int]:
+        """Feature -> rows of its table."""
+        return {f.name: self.learnt.num_embeddings(f) for f in self.manifest.schema.sparse}
+
+    def has_split(self, name: str) -> bool:
+        return name in self.manifest.splits and self.manifest.splits[name].num_rows > 0
+
+    def reader(self, split: str, config: TrainingConfig, *, rank: int = 0, world_size: int = 1) -> Reader:
+        """A reader of one split; only ``train`` is shuffled."""
+        is_train = split == "train"
+        return Reader(
+            self.path,
+            self.manifest,
+            split,
+            config.reader,
+            batch_size=config.global_batch_size if is_train else config.evaluation_batch_size,
+            seed=config.seed,
+            rank=rank,
+            world_size=world_size,
+            shuffle=config.reader.shuffle and is_train,
+            num_embeddings=self.num_embeddings(),
+        )
+
+
+def build_model(dataset: Dataset, config: TrainingConfig, device: torch.device) -> CTRModel:
+    """The network of a config over a dataset's tables.
+
+    Args:
+        device: where the tables are made; ``meta`` when they are to be sharded.
+    """
+    return CTRModel(
+        dataset.manifest.schema,
+        dataset.num_embeddings(),
+        config.model,
+        seed=config.seed,
+        pad_tables=needs_padded_tables(config),
+        device=device,
+    )
+
+
+def fit(run: Run, config: TrainingConfig, on_event: Callable[[Event], None] = lambda event: None) -> dict[str, Any]:
+    """Train this rank to the end, from the newest checkpoint if there is one.
+
+    Args:
+        run: its folder must be visible to every rank.
+        config: the training section.
+        on_event: called on every rank, in the same order, with each event of the loop.
+
+    Returns:
+        What rank 0 writes to metrics.json.
+
+    Raises:
+        ValueError subclasses: data, config or checkpoint cannot be used; the message says which and why.
+    """
+    started = time.perf_counter()
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    device = torch.device("cuda", torch.cuda.current_device()) if config.device == "cuda" else torch.device("cpu")
+    dataset = Dataset.open(config.dataset)
+    parallel = parallelize(build_model(dataset, config, torch.device("meta")), config, device)
+    has_valid = dataset.has_split("valid")
+    training = Training(
+        parallel,
+        config,
+        dataset.reader("train", config, rank=rank, world_size=world_size),
+        dataset.reader("valid", config, rank=rank, world_size=world_size) if has_valid else None,
+        device,
+        run.checkpoints,
+    )
+    progress = Progress()
+    last = checkpoint.newest(run.checkpoints)
+    if last is not None:
+        checkpoint.restore(last, parallel)
+        progress = Progress.from_json(last.progress)
+    if rank == 0:
+        run.rewind(progress.step)
+        run.write("plan.json", parallel.plan)
+    startup = time.perf_counter() - started
+
+    loss = None
+    for event in train(training, progress):
+        loss = event.get("train_loss", loss)
+        if rank == 0:
+            run.append(event)
+        on_event(event)
+    metrics = _summarise(progress, loss, startup)
+    if has_valid:
+        metrics["valid"] = _evaluate_best(run, training)
+    if rank == 0:
+        run.write("metrics.json", metrics)
+    dist.barrier()
+    return metrics
+
+
+def _summarise(progress: Progress, loss: float | None, startup: float) -> dict[str, Any]:
+    return {
+        "train": {
+            "rows": progress.rows,
+            "epochs": progress.epoch,
+            "steps": progress.step,
+            "loss": loss,
+            "rows_per_second": progress.rows / max(progress.seconds["train"], 1e-9),
+        },
+        "best_step": progress.schedule.best_step,
+        "seconds": {"startup": startup, **progress.seconds},
+    }
+
+
+def _evaluate_best(run: Run, training: Training) -> dict[str, Any]:
+    """Metrics of the best checkpoint on the validation split; rank 0 keeps them with their curves."""
+    assert training.valid_reader is not None
+    checkpoint.restore(checkpoint.best(run.checkpoints), training.parallel)
+    scores = gather_scores(score(training.parallel.model, training.valid_reader, training.device))
+    metrics = evaluate(*scores)
+    if dist.get_rank() == 0:
+        run.write("evaluation/valid.json", {"metrics": metrics, "curves": curves(*scores[:3])})
+    return metrics

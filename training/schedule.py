@@ -1,0 +1,54 @@
+"""The plateau rule: one place decides what is best, when the learning rate falls and when to stop."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from training.config import ScheduleConfig
+
+
+def monitor_value(metrics: dict[str, Any], weights: dict[str, float]) -> float:
+    """Weighted sum of validation metrics, to be maximised.
+
+    Raises:
+        ValueError: a monitored metric is undefined on this data (one class only, or no groups).
+    """
+    undefined = sorted(name for name in weights if metrics[name] is None)
+    if undefined:
+        raise ValueError(
+            f"training.monitor uses {', '.join(undefined)}, undefined on this validation split: "
+            "it needs both labels, and gauc needs features.group_id"
+        )
+    return sum(weight * metrics[name] for name, weight in weights.items())
+
+
+@dataclass
+class Plateau:
+    """State of the rule after some evaluations.
+
+    Attributes:
+        best: highest monitored value so far; None before the first evaluation.
+        best_step: optimizer step it was reached at.
+        num_failures: evaluations in a row without improvement.
+    """
+
+    best: float | None = None
+    best_step: int | None = None
+    num_failures: int = 0
+
+    def update(self, value: float, step: int, config: ScheduleConfig) -> bool:
+        """Take one evaluation in; returns whether it is the best so far.
+
+        A value below ``best + min_delta`` is a failure: the caller lowers the learning rate at once.
+        """
+        if self.best is not None and value < self.best + config.min_delta:
+            self.num_failures += 1
+            return False
+        self.best, self.best_step, self.num_failures = value, step, 0
+        return True
+
+    def is_over(self, config: ScheduleConfig) -> bool:
+        """Whether failures in a row have reached the patience."""
+        return self.num_failures >= config.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
