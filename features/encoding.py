@@ -30,6 +30,10 @@ class RowError(ValueError):
     """A raw row cannot be encoded: a column is missing or a value is malformed."""
 
 
+class MissingColumnError(RowError):
+    """A raw row lacks a column that a feature needs."""
+
+
 def to_text(value: Any) -> str | None:
     """Canonical text of a raw value; None for a missing one (None, empty text, NaN).
 
@@ -143,8 +147,9 @@ class RowEncoder:
         Raises:
             RowError: the column is absent or its value malformed.
         """
+        raw = _get(row, feature.source)
         try:
-            value = to_number(_get(row, feature.source))
+            value = to_number(raw)
         except RowError as error:
             raise RowError(f"column {feature.source!r}: {error}") from error
         value = feature.fill if value is None else value
@@ -156,6 +161,13 @@ class RowEncoder:
             mean, deviation = self.learnt.moments[feature.name]
             value = (value - mean) / deviation if deviation > 0 else 0.0
         return value
+
+    def check(self, row: RawRow) -> None:
+        """Raise RowError unless ``row`` can be encoded."""
+        for feature in self.schema.sparse:
+            self.ids(feature, row)
+        for dense in self.schema.dense:
+            self.dense_value(dense, row)
 
     def encode(self, rows: Sequence[RawRow]) -> Columns:
         """Encode rows into the columns of the Parquet files (features only).
@@ -182,7 +194,7 @@ class RowEncoder:
 
 def _get(row: RawRow, column: str) -> Any:
     if column not in row:
-        raise RowError(f"column {column!r} is missing from the row; it has: {', '.join(map(str, row))}")
+        raise MissingColumnError(f"column {column!r} is missing from the row; it has: {', '.join(map(str, row))}")
     return row[column]
 
 
@@ -200,4 +212,4 @@ def _numbered(number: int, encode, feature, row: RawRow):
     try:
         return encode(feature, row)
     except RowError as error:
-        raise RowError(f"row {number}: {error}") from error
+        raise type(error)(f"row {number}: {error}") from error

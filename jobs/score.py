@@ -10,7 +10,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from features.encoding import RowError
 from features.rawlog import LogError, LogFormat, Lookup, expand_paths, read_lines
 from jobs.command import EXIT_DATA, plain_parser, run_program
 
@@ -64,23 +63,13 @@ def _score(predictor: Any, lines: Any) -> Iterator[list[tuple[int, float | None,
     """Score chunk by chunk; a row that cannot be encoded keeps its place."""
     iterator = iter(lines)
     while chunk := list(islice(iterator, CHUNK_ROWS)):
-        good, errors = [], {}
-        for number, row in chunk:
-            if isinstance(row, LogError):
-                errors[number] = str(row)
-            else:
-                good.append((number, row))
-        try:
-            scores = dict(zip((n for n, _ in good), predictor.predict([row for _, row in good]), strict=True))
-        except RowError:
-            scores = {}
-            for number, row in good:
-                try:
-                    scores[number] = predictor.predict([row])[0]
-                except RowError as error:
-                    if "is missing from the row" in str(error):
-                        raise
-                    errors[number] = str(error)
+        errors = {number: str(row) for number, row in chunk if isinstance(row, LogError)}
+        good = {number: row for number, row in chunk if not isinstance(row, LogError)}
+        for number, row in good.items():
+            if error := predictor.find_error(row):
+                errors[number] = error
+        good = {number: row for number, row in good.items() if number not in errors}
+        scores = dict(zip(good, predictor.predict(list(good.values())), strict=True))
         yield [(number, scores.get(number), errors.get(number, "")) for number, _ in chunk]
 
 

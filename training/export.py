@@ -1,7 +1,7 @@
 """A run's best checkpoint -> ``artifact/``: everything a scorer needs, and rows to prove that it scores the same.
 
-Files: ``weights.safetensors``, ``learnt/``, ``config.json`` (resolved), ``metrics.json``, ``golden.jsonl`` (raw rows with
-their probabilities), and ``artifact.json``, written last, with the fingerprints and the sha256 of every other file.
+Files: ``weights.safetensors``, ``learnt/``, ``config.json`` (resolved), ``metrics.json``, ``golden.jsonl`` (raw rows
+with their probabilities), and ``artifact.json``, written last, with the fingerprints and every other file's sha256.
 """
 
 import hashlib

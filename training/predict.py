@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from features.encoding import RawRow, RowEncoder
+from features.encoding import MissingColumnError, RawRow, RowEncoder, RowError
 from features.learnt import Learnt
 from features.schema import FeatureSchema
 from training.batch import to_batch
@@ -92,6 +92,20 @@ class Predictor:
                 logits = self.model(to_batch(columns, self.schema)).fused
             scores.append(torch.sigmoid(logits.double()).numpy())
         return np.concatenate(scores)
+
+    def find_error(self, row: RawRow) -> str | None:
+        """Why one raw row cannot be scored; None if it can.
+
+        Raises:
+            MissingColumnError: a column is missing, which is no single row's fault.
+        """
+        try:
+            self._encoder.check(row)
+        except MissingColumnError:
+            raise
+        except RowError as error:
+            return str(error)
+        return None
 
     def _replay(self, golden: Path) -> None:
         lines = [json.loads(line) for line in golden.read_text(encoding="utf-8").splitlines()]
