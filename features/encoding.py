@@ -19,6 +19,9 @@ from features.schema import BUCKET_KINDS, DenseFeature, FeatureSchema, HashEncod
 NUMBER_PATTERN = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 """What counts as a number after trimming spaces; anything else that is not missing is malformed."""
 
+MAX_CATEGORY = 2**63
+"""A float as a category must be smaller than this in size: beyond it, whole numbers have no exact text in Spark."""
+
 _NUMBER = re.compile(NUMBER_PATTERN)
 
 RawRow = Mapping[str, Any]
@@ -53,14 +56,14 @@ def to_text(value: Any) -> str | None:
     if isinstance(value, float | np.floating):
         if math.isnan(value):
             return None
-        if float(value).is_integer():
+        if float(value).is_integer() and abs(value) < MAX_CATEGORY:
             return str(int(value))
-        raise RowError(f"{value!r} has a fraction: it cannot be a category")
+        raise RowError(f"{value!r} has a fraction (or is beyond 2^63): it cannot be a category")
     raise RowError(f"{value!r} ({type(value).__name__}) is neither text nor a number")
 
 
 def to_number(value: Any) -> float | None:
-    """The number a raw value stands for; None for a missing one.
+    """The number a raw value stands for; None for a missing one; ``true`` is 1 and ``false`` 0, as text too.
 
     Raises:
         RowError: text that is not a finite decimal number.
@@ -73,6 +76,8 @@ def to_number(value: Any) -> float | None:
     text = text.strip(" ") if text else text
     if not text:
         return None
+    if text in ("true", "false"):
+        return float(text == "true")
     if not _NUMBER.match(text):
         raise RowError(f"{text!r} is not a number")
     return _finite(float(text), text)

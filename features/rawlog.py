@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
 
+from features.encoding import to_text
 from features.schema import STRICT, expand_names
 
 
@@ -100,7 +101,8 @@ def find_lookup(lookup: Lookup, log_file: str) -> str:
 def open_text(path: str, encoding: str):
     """Open a plain, gzip or bzip2 text file for reading; both ``\\n`` and ``\\r\\n`` end a line."""
     opener = {".gz": gzip.open, ".bz2": bz2.open}.get(Path(path).suffix, open)
-    return opener(path, "rt", encoding=encoding, newline=None)
+    # A byte order mark is no part of the first column's name.
+    return opener(path, "rt", encoding="utf-8-sig" if encoding == "UTF-8" else encoding, newline=None)
 
 
 def read_rows(path: str, log_format: LogFormat, lookups: tuple[Lookup, ...] = ()) -> Iterator[dict[str, Any]]:
@@ -123,7 +125,7 @@ def read_lines(
     Raises:
         LogError: the file is absent or truncated, or a lookup cannot be used.
     """
-    tables = [(lookup.key, _read_lookup(find_lookup(lookup, path), lookup)) for lookup in lookups]
+    tables = [(lookup.key, read_lookup(find_lookup(lookup, path), lookup)) for lookup in lookups]
     nulls = {"", *log_format.null_values}
     try:
         for number, row in _read_raw(path, log_format):
@@ -134,17 +136,24 @@ def read_lines(
             for key, (columns, rows) in tables:
                 if key not in row:
                     raise LogError(f"{path}: column {key!r}, the key of a lookup, is missing")
-                row.update(rows.get(row[key]) or dict.fromkeys(columns))
+                row.update(rows.get(to_text(row[key])) or dict.fromkeys(columns))
             yield number, row
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise LogError(f"{path} cannot be read: {error}") from error
 
 
-def _read_lookup(path: str, lookup: Lookup) -> tuple[list[str], dict[Any, dict[str, Any]]]:
-    rows: dict[Any, dict[str, Any]] = {}
+def read_lookup(path: str, lookup: Lookup) -> tuple[list[str], dict[str | None, dict[str, Any]]]:
+    """A side table in memory: its columns besides the key, and text of the key -> row.
+
+    Raises:
+        LogError: the table cannot be read, or a key is missing or there twice.
+    """
+    rows: dict[str | None, dict[str, Any]] = {}
     columns: list[str] = []
     for row in read_rows(path, lookup.format):
-        key = row.pop(lookup.key, None)
+        if lookup.key not in row:
+            raise LogError(f"{path} has no column {lookup.key!r} (the lookup's key); it has: {', '.join(row)}")
+        key = to_text(row.pop(lookup.key))
         if key is None or key in rows:
             raise LogError(f"{path}: key {lookup.key!r} is missing or twice: {key!r}")
         columns = columns or list(row)
@@ -183,10 +192,14 @@ def _read_jsonl(path: str, log_format: LogFormat) -> _Lines:
                 continue
             try:
                 # Numbers stay text, so that 1.50 hashes as it is written, here as in Spark.
-                row = json.loads(line, parse_float=str, parse_int=str)
+                row = json.loads(line, parse_float=str, parse_int=str, parse_constant=_refuse_constant)
             except ValueError:
                 row = None
             yield number, row if isinstance(row, dict) else LogError("not a JSON object")
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _read_delimited(path: str, log_format: LogFormat) -> _Lines:
@@ -196,7 +209,10 @@ def _read_delimited(path: str, log_format: LogFormat) -> _Lines:
         for number, line in lines:
             if not line:
                 continue
-            values = split_line(line, log_format)
+            try:
+                values = split_line(line, log_format)
+            except csv.Error as error:
+                raise LogError(f"{path} line {number} is badly quoted: {error}") from error
             if not columns:
                 columns = tuple(values)
                 continue
@@ -213,4 +229,4 @@ def split_line(line: str, log_format: LogFormat) -> list[str]:
         return line.split(log_format.delimiter)
     if len(log_format.delimiter) > 1:
         raise LogError(f"a separator of several characters cannot be combined with quotes: {line[:80]!r}")
-    return next(csv.reader([line], delimiter=log_format.delimiter, quotechar=quote))
+    return next(csv.reader([line], delimiter=log_format.delimiter, quotechar=quote, strict=True))
