@@ -1,0 +1,130 @@
+"""CTRModel: the whole network, from a batch to logits. It does not know how it is sharded, fed or trained.
+
+Shapes: B rows, F fields, D width of a field, H width of an encoder's output.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from features.schema import FeatureSchema
+from training.batch import Batch
+from training.config import ModelConfig
+from training.model.embedding import EmbeddingTable, FieldEmbedding, ModelError, Stream, stable_seed
+from training.model.encoders import ENCODERS
+from training.model.fusion import FUSIONS, TwinLogits
+from training.model.selection import SELECTIONS
+
+EMBEDDING = "embedding"
+"""Name of the submodule whose parameters are embeddings; all others are the dense net."""
+
+
+class CTRModel(nn.Module):
+    """Embeddings -> selection -> two encoders -> fusion (specs: tf4ctr 1 to 4).
+
+    Args:
+        schema: the fields.
+        num_embeddings: sparse feature -> rows of its tables.
+        config: which blocks.
+        seed: initial weights are a function of it, whatever the device and the padding.
+        pad_tables: see FieldEmbedding.
+        device: of the parameters. ``meta``: tables are left for DistributedModelParallel to make where it wants them,
+            the dense net is made on CPU.
+
+    Raises:
+        ModelError: a block needs what the schema lacks.
+    """
+
+    def __init__(
+        self,
+        schema: FeatureSchema,
+        num_embeddings: Mapping[str, int],
+        config: ModelConfig,
+        *,
+        seed: int = 0,
+        pad_tables: bool = False,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        device = torch.device(device or "cpu")
+        widths = stream_widths(config)
+        with torch.random.fork_rng(devices=[]):
+            self.embedding = FieldEmbedding(
+                schema,
+                num_embeddings,
+                widths,
+                init_std=config.embedding_init_std,
+                seed=seed,
+                pad_tables=pad_tables,
+                device=device,
+            )
+            torch.default_generator.manual_seed(stable_seed(seed, "dense net"))
+            num_fields = self.embedding.num_fields
+            self.selection = SELECTIONS[config.selection.kind](config.selection, num_fields, widths.get("shared", 0))
+            self.easy_encoder = ENCODERS[config.easy.kind](config.easy, num_fields, config.easy_dim)
+            self.hard_encoder = ENCODERS[config.hard.kind](config.hard, num_fields, config.embedding_dim)
+            self.fusion = FUSIONS[config.fusion.kind](
+                config.fusion, self.easy_encoder.output_dim, self.hard_encoder.output_dim
+            )
+            self.apply(_initialize_linear)
+        if device.type != "meta":
+            self.to(device)
+
+    def forward(self, batch: Batch) -> TwinLogits:
+        """Logits of the batch's real rows, each (num_rows,)."""
+        streams = self.embedding(batch.sparse_features, batch.dense_features, batch.num_rows)
+        easy_BFD, hard_BFD = self.selection(streams)
+        easy_BH = self.easy_encoder(easy_BFD, streams["first_order_easy"])
+        hard_BH = self.hard_encoder(hard_BFD, streams["first_order_hard"])
+        return self.fusion(easy_BH, hard_BH)
+
+    @property
+    def tables(self) -> tuple[EmbeddingTable, ...]:
+        """Every embedding table."""
+        return self.embedding.tables
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers that training sets; a padded table counts without its pad."""
+        pads = sum(table.num_embeddings * (table.padded_width - table.width) for table in self.tables)
+        return sum(parameter.numel() for parameter in self.parameters()) - pads
+
+    def embedding_parameter_names(self) -> list[str]:
+        """Names, as in ``named_parameters``, of what the embedding L2 applies to (specs: tf4ctr 1.7)."""
+        return [name for name, _ in self.named_parameters() if name.split(".")[0] == EMBEDDING]
+
+    def embedding_parameters(self) -> list[nn.Parameter]:
+        """The parameters called ``embedding_parameter_names``."""
+        return list(self.embedding.parameters())
+
+
+def stream_widths(config: ModelConfig) -> dict[Stream, int]:
+    """Which streams of embeddings the model reads, and how wide a field is in each.
+
+    Raises:
+        ModelError: a selection splits one embedding between two encoders of which one reads none.
+    """
+    easy, hard = ENCODERS[config.easy.kind], ENCODERS[config.hard.kind]
+    kind = config.selection.kind
+    widths: dict[Stream, int] = {}
+    if kind == "separate":
+        widths["easy"] = config.easy_dim * easy.reads_embeddings
+        widths["hard"] = config.embedding_dim * hard.reads_embeddings
+    else:
+        widths["shared"] = config.embedding_dim * (easy.reads_embeddings or hard.reads_embeddings)
+    for side, encoder in (("easy", easy), ("hard", hard)):
+        if kind in ("gate", "moe") and not encoder.reads_embeddings:
+            raise ModelError(
+                f"selection {kind!r} shares an embedding out between both encoders, but the {side} encoder "
+                f"({getattr(config, side).kind}) reads none: use selection separate or shared"
+            )
+    widths["first_order_easy"] = int(easy.reads_first_order)
+    widths["first_order_hard"] = int(hard.reads_first_order)
+    return {stream: width for stream, width in widths.items() if width}
+
+
+def _initialize_linear(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_normal_(module.weight)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,211 @@
+"""FieldEmbedding: every embedding of the model, in one place, so that whoever shards it has one module to shard.
+
+A feature may have several tables (easy and hard, first-order weights); all of them live in one TorchRec
+``EmbeddingBagCollection``, and the blocks downstream only ever see stacked vectors.
+
+Shapes: B rows, F fields (sparse features, then dense ones), D width of a field, N dense features, V rows of a table.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor, PoolingType
+from torchrec.modules.embedding_modules import get_embedding_names_by_table
+
+from features.schema import FeatureSchema
+
+Stream = Literal["easy", "hard", "shared", "first_order_easy", "first_order_hard"]
+STREAMS: tuple[Stream, ...] = ("easy", "hard", "shared", "first_order_easy", "first_order_hard")
+"""What an embedding is for: one encoder's vectors, both encoders' vectors, or one encoder's first-order weights."""
+
+Streams = dict[Stream, Tensor]
+"""Stream -> (B, F, D) vectors; a stream the model does not use has D = 0."""
+
+PAD_MULTIPLE = 4
+"""FBGEMM's fused kernels take only widths that are multiples of this."""
+
+_CHUNK_ROWS = 1 << 16
+
+
+class ModelError(ValueError):
+    """The model the config asks for cannot be built on this schema."""
+
+
+@dataclass(frozen=True)
+class EmbeddingTable:
+    """One table: ``num_embeddings`` rows of ``width`` numbers, stored ``padded_width`` wide."""
+
+    name: str
+    feature: str
+    stream: Stream
+    num_embeddings: int
+    width: int
+    padded_width: int
+    pooling: Literal["mean", "sum"]
+    init_std: float
+    seed: int
+
+    def initialize(self, weight_VD: Tensor, row_offset: int = 0, column_offset: int = 0) -> None:
+        """Fill a table, or the shard of it whose first element is at the offsets: N(0, init_std), row 0 and pad 0.
+
+        A number depends on (seed, table name, row, column) alone, so any sharding starts from the same table.
+        """
+        rows, columns = weight_VD.shape
+        width = max(0, min(self.width - column_offset, columns))
+        with torch.no_grad():
+            weight_VD.zero_()
+            for first in range(row_offset - row_offset % _CHUNK_ROWS, row_offset + rows, _CHUNK_ROWS):
+                chunk = self._chunk(first // _CHUNK_ROWS)[:, column_offset : column_offset + width]
+                start, stop = max(first, row_offset), min(first + len(chunk), row_offset + rows)
+                weight_VD[start - row_offset : stop - row_offset, :width] = chunk[start - first : stop - first]
+
+    def initialize_shard(self, weight_VD: Tensor) -> None:
+        """TorchRec's ``init_fn``: exact for a whole table.
+
+        TorchRec hands over a row- or column-wise shard without its place in the table. Such a shard gets numbers of
+        the right distribution but of this rank's own; to get the table's, call ``initialize`` with the offsets.
+        """
+        if tuple(weight_VD.shape) == (self.num_embeddings, self.padded_width):
+            self.initialize(weight_VD)
+            return
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        with torch.no_grad():
+            values = torch.empty(weight_VD.shape).normal_(0, self.init_std, generator=self._generator(f"rank {rank}"))
+            weight_VD.copy_(values)
+
+    def _chunk(self, index: int) -> Tensor:
+        rows = min(_CHUNK_ROWS, self.num_embeddings - index * _CHUNK_ROWS)
+        chunk = torch.empty(rows, self.width).normal_(0, self.init_std, generator=self._generator(f"chunk {index}"))
+        if index == 0:
+            chunk[0] = 0
+        return chunk
+
+    def _generator(self, part: str) -> torch.Generator:
+        return torch.Generator().manual_seed(stable_seed(self.seed, self.name, part))
+
+
+def stable_seed(seed: int, *names: str) -> int:
+    """A 63-bit seed that is the same in every process, unlike Python's ``hash``."""
+    digest = hashlib.sha256("\0".join((str(seed), *names)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def declare_tables(
+    schema: FeatureSchema,
+    num_embeddings: Mapping[str, int],
+    widths: Mapping[Stream, int],
+    *,
+    init_std: float,
+    seed: int,
+    pad_tables: bool,
+) -> tuple[EmbeddingTable, ...]:
+    """The tables of a model, stream by stream, features in schema order; called ``FEATURE__STREAM``.
+
+    Raises:
+        ModelError: a feature has no number of rows.
+    """
+    missing = [name for name in schema.sparse_names if num_embeddings.get(name, 0) < 1]
+    if missing:
+        raise ModelError(f"num_embeddings has no rows for: {', '.join(missing)}")
+    multiple = PAD_MULTIPLE if pad_tables else 1
+    return tuple(
+        EmbeddingTable(
+            name=f"{feature.name}__{stream}",
+            feature=feature.name,
+            stream=stream,
+            num_embeddings=num_embeddings[feature.name],
+            width=width,
+            padded_width=-(-width // multiple) * multiple,
+            pooling=feature.pooling if feature.is_multi_valued else "sum",
+            init_std=init_std,
+            seed=seed,
+        )
+        for stream, width in widths.items()
+        if width
+        for feature in schema.sparse
+    )
+
+
+class FieldEmbedding(nn.Module):
+    """Ids and floats of a batch -> vectors of every stream.
+
+    One row of a schema with a single-valued ``user``, a multi-valued ``genres`` and a dense ``age``::
+
+        user    [7]         user__hard[7]                             field 0
+        genres  [4, 9]      mean(genres__hard[4], genres__hard[9])    field 1    (an empty bag is the zero vector)
+        age     0.5         0.5 * dense_vectors.hard[0]               field 2
+
+    Args:
+        schema: fields and their order.
+        num_embeddings: sparse feature -> rows of each of its tables.
+        widths: stream -> width of a field; streams that are absent or 0 get no table.
+        init_std: standard deviation of a table's rows at the start.
+        seed: the tables' start is a function of it.
+        pad_tables: store tables in widths that are multiples of PAD_MULTIPLE; the pad stays 0 and is cut off.
+        device: where tables are made. ``meta``: nowhere yet; dense vectors are then made on CPU.
+
+    Raises:
+        ModelError: a feature has no number of rows.
+    """
+
+    def __init__(
+        self,
+        schema: FeatureSchema,
+        num_embeddings: Mapping[str, int],
+        widths: Mapping[Stream, int],
+        *,
+        init_std: float,
+        seed: int = 0,
+        pad_tables: bool = False,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        self.widths: dict[Stream, int] = {stream: widths.get(stream, 0) for stream in STREAMS}
+        self.num_sparse, self.num_fields = len(schema.sparse), len(schema.sparse) + len(schema.dense)
+        self.tables = declare_tables(
+            schema, num_embeddings, self.widths, init_std=init_std, seed=seed, pad_tables=pad_tables
+        )
+        configs = [_bag_config(table) for table in self.tables]
+        self.bags = EmbeddingBagCollection(tables=configs, device=device)
+        keys = [key for (key,) in get_embedding_names_by_table(configs)]
+        self._groups: dict[Stream, list[str]] = {}
+        for key, table in zip(keys, self.tables, strict=True):
+            self._groups.setdefault(table.stream, []).append(key)
+        self.dense_vectors = nn.ParameterDict()
+        if schema.dense:
+            for stream in self._groups:
+                self.dense_vectors[stream] = _dense_vectors(len(schema.dense), self.widths[stream], seed, stream)
+
+    def forward(self, sparse_features: KeyedJaggedTensor, dense_features_BN: Tensor, num_rows: int) -> Streams:
+        """Look up and pool; the first ``num_rows`` rows of every stream, so that no block sees padding."""
+        pooled = KeyedTensor.regroup([self.bags(sparse_features)], list(self._groups.values()))
+        streams: Streams = {s: dense_features_BN.new_zeros(num_rows, self.num_fields, 0) for s in STREAMS}
+        for stream, vectors_BK in zip(self._groups, pooled, strict=True):
+            vectors_BFD = vectors_BK[:num_rows].unflatten(1, (self.num_sparse, -1))[..., : self.widths[stream]]
+            if stream in self.dense_vectors:
+                dense_BND = dense_features_BN[:num_rows, :, None] * self.dense_vectors[stream]
+                vectors_BFD = torch.cat([vectors_BFD, dense_BND], dim=1)
+            streams[stream] = vectors_BFD
+        return streams
+
+
+def _bag_config(table: EmbeddingTable) -> EmbeddingBagConfig:
+    return EmbeddingBagConfig(
+        name=table.name,
+        feature_names=[table.feature],
+        num_embeddings=table.num_embeddings,
+        embedding_dim=table.padded_width,
+        pooling=PoolingType.MEAN if table.pooling == "mean" else PoolingType.SUM,
+        init_fn=table.initialize_shard,
+    )
+
+
+def _dense_vectors(num_dense: int, width: int, seed: int, stream: Stream) -> nn.Parameter:
+    """One vector a dense feature, each a bias-free Linear(1 -> D), Xavier-normal as every Linear here."""
+    generator = torch.Generator().manual_seed(stable_seed(seed, "dense_vectors", stream))
+    std = (2 / (1 + width)) ** 0.5
+    return nn.Parameter(torch.empty(num_dense, width).normal_(0, std, generator=generator))

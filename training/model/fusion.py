@@ -1,0 +1,115 @@
+"""DFM, dynamic fusion module: the two encoders' outputs -> the fused logit, beside each branch's own.
+
+Only the fused logit predicts; the branch logits are what the twin focus loss supervises (specs: tf4ctr 4).
+
+Shapes: B rows, H width of an encoder's output.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from training.config import ConcatFusion, MoEFusion, VotingFusion, WeightedSumFusion
+
+
+class TwinLogits(NamedTuple):
+    """Logits of the same rows, each (B,)."""
+
+    fused: Tensor
+    easy: Tensor
+    hard: Tensor
+
+
+class Fusion(nn.Module):
+    """What fusions have in common: a linear head a branch; built from (config, easy width, hard width)."""
+
+    def __init__(self, config: Any, easy_dim: int, hard_dim: int) -> None:
+        super().__init__()
+        self.easy_head = nn.Linear(easy_dim, 1)
+        self.hard_head = nn.Linear(hard_dim, 1)
+
+    def forward(self, easy_BH: Tensor, hard_BH: Tensor) -> TwinLogits:
+        """Fuse; a row's logits depend on that row alone."""
+        easy_B, hard_B = self.easy_head(easy_BH).squeeze(1), self.hard_head(hard_BH).squeeze(1)
+        return TwinLogits(self.fuse(easy_BH, hard_BH, easy_B, hard_B), easy_B, hard_B)
+
+    def fuse(self, easy_BH: Tensor, hard_BH: Tensor, easy_B: Tensor, hard_B: Tensor) -> Tensor:
+        """The fused logit (B,) from the encoders' outputs and the branch logits."""
+        raise NotImplementedError
+
+
+class WeightedSum(Fusion):
+    """ "WSF": z = w_1 z_easy + w_2 z_hard, with w free and started at one half each."""
+
+    def __init__(self, config: WeightedSumFusion, easy_dim: int, hard_dim: int) -> None:
+        super().__init__(config, easy_dim, hard_dim)
+        self.weight = nn.Parameter(torch.full((2,), 0.5))
+
+    def fuse(self, easy_BH: Tensor, hard_BH: Tensor, easy_B: Tensor, hard_B: Tensor) -> Tensor:
+        return self.weight[0] * easy_B + self.weight[1] * hard_B
+
+
+class Voting(Fusion):
+    """ "VF": z = q_1 z_easy + q_2 z_hard with q = softmax((votes + Gumbel noise) / temperature).
+
+    The noise is drawn in training only, so that a prediction is a function of its row (specs: tf4ctr 8, item 5).
+    """
+
+    def __init__(self, config: VotingFusion, easy_dim: int, hard_dim: int) -> None:
+        super().__init__(config, easy_dim, hard_dim)
+        self.easy_vote = nn.Linear(easy_dim, 1)
+        self.hard_vote = nn.Linear(hard_dim, 1)
+        self.temperature = config.temperature
+
+    def fuse(self, easy_BH: Tensor, hard_BH: Tensor, easy_B: Tensor, hard_B: Tensor) -> Tensor:
+        votes_B2 = torch.cat([self.easy_vote(easy_BH), self.hard_vote(hard_BH)], dim=1)
+        if self.training:
+            votes_B2 = votes_B2 + to_gumbel(torch.rand_like(votes_B2))
+        shares_B2 = (votes_B2 / self.temperature).softmax(dim=1)
+        return shares_B2[:, 0] * easy_B + shares_B2[:, 1] * hard_B
+
+
+def to_gumbel(uniform: Tensor) -> Tensor:
+    """Uniform in [0, 1) -> standard Gumbel, -ln(-ln u); finite at 0 too."""
+    return -torch.log(-torch.log(uniform.clamp(min=torch.finfo(uniform.dtype).tiny)))
+
+
+class Concat(Fusion):
+    """ "CF": z = a third head on both encoders' outputs."""
+
+    def __init__(self, config: ConcatFusion, easy_dim: int, hard_dim: int) -> None:
+        super().__init__(config, easy_dim, hard_dim)
+        self.fused_head = nn.Linear(easy_dim + hard_dim, 1)
+
+    def fuse(self, easy_BH: Tensor, hard_BH: Tensor, easy_B: Tensor, hard_B: Tensor) -> Tensor:
+        return self.fused_head(torch.cat([easy_BH, hard_BH], dim=1)).squeeze(1)
+
+
+class MixtureOfHeads(Fusion):
+    """ "MoEF": z = sum of two heads on both encoders' outputs, each times its share of a softmax gate."""
+
+    def __init__(self, config: MoEFusion, easy_dim: int, hard_dim: int) -> None:
+        super().__init__(config, easy_dim, hard_dim)
+        self.heads = nn.Linear(easy_dim + hard_dim, 2)
+        self.gate = nn.Linear(easy_dim + hard_dim, 2)
+
+    def fuse(self, easy_BH: Tensor, hard_BH: Tensor, easy_B: Tensor, hard_B: Tensor) -> Tensor:
+        both_BH = torch.cat([easy_BH, hard_BH], dim=1)
+        return (self.gate(both_BH).softmax(dim=1) * self.heads(both_BH)).sum(dim=1)
+
+
+class Sum(Fusion):
+    """z = z_easy + z_hard."""
+
+    def fuse(self, easy_BH: Tensor, hard_BH: Tensor, easy_B: Tensor, hard_B: Tensor) -> Tensor:
+        return easy_B + hard_B
+
+
+FUSIONS: dict[str, type[Fusion]] = {
+    "weighted_sum": WeightedSum,
+    "voting": Voting,
+    "concat": Concat,
+    "moe": MixtureOfHeads,
+    "sum": Sum,
+}
