@@ -70,12 +70,12 @@ class Batch(Pipelineable):
             self.num_rows,
         )
 
-    def record_stream(self, stream: torch.Stream) -> None:
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Tell the allocator that ``stream`` reads these tensors (TorchRec's train pipeline asks for it)."""
         self.sparse_features.record_stream(stream)
         for tensor in (self.dense_features, self.labels, self.weights, self.group_ids):
             if tensor is not None:
-                tensor.record_stream(stream)  # pyright: ignore[reportArgumentType]
+                tensor.record_stream(stream)
 
 
 def to_batch(columns: Columns, schema: FeatureSchema, batch_size: int | None = None) -> Batch:

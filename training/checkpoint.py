@@ -78,9 +78,7 @@ def restore(checkpoint: Checkpoint, parallel: ParallelModel) -> None:
     Raises:
         CheckpointError: a file is missing or cut, or a tensor does not fit.
     """
-    # A dense optimizer that never stepped has no state tensors to load into, and would stay empty without a word.
-    parallel.optimizer.init_state()
-    parallel.optimizer.zero_grad()
+    parallel.init_optimizer_state()
     state = _state(parallel)
     _load(checkpoint, state)
     parallel.model.load_state_dict(state["model"])

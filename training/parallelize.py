@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torchrec.optim
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.optim import _apply_optimizer_in_backward
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
@@ -30,6 +30,9 @@ DATA_PARALLEL = ShardingType.DATA_PARALLEL.value
 MODEL_PARALLEL = tuple(
     kind.value for kind in (ShardingType.TABLE_WISE, ShardingType.ROW_WISE, ShardingType.COLUMN_WISE)
 )
+
+FUSED = "fused"
+"""Name of FBGEMM's optimizer among the combined ones."""
 
 FUSED_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "rowwise_adagrad": torchrec.optim.RowWiseAdagrad,
@@ -71,29 +74,33 @@ class ParallelModel:
     model: DistributedModelParallel
     optimizer: CombinedOptimizer
     plan: list[dict[str, Any]]
-    _dense_tables: list[nn.Parameter]
-    """Dense lane: table parameters (or this rank's shards), which the L2 applies to."""
-    _sharded: list[nn.Parameter]
-    """Of the parameters with gradients, those that differ from rank to rank."""
-    _replicated: list[nn.Parameter]
-    """Of the parameters with gradients, those that are the same on all ranks."""
+    _embedding_parameters: list[nn.Parameter]
+    """Those with gradients: in the dense lane, every table."""
+    _clipped_parameters: list[nn.Parameter]
+    """Replicated parameters whose gradients share one norm."""
+
+    def init_optimizer_state(self) -> None:
+        """Give every dense optimizer its state tensors.
+
+        One that never stepped has none, and a checkpoint loaded into none fills nothing, without a word.
+        """
+        for name, optimizer in self.optimizer.optimizers:
+            if name != FUSED:
+                optimizer.init_state()
+        self.optimizer.zero_grad()
 
     def add_l2_gradients(self, embedding_l2: float) -> None:
-        """Add the gradient of (embedding_l2 / 2) * |table|^2 over every row of every table (specs: tf4ctr 1.7)."""
+        """Add the gradient of (embedding_l2 / 2) * |table|^2 over every row of every table, looked up or not.
+
+        It must be in the gradients before they are clipped, as it is when the term is part of the loss.
+        """
         if embedding_l2:
-            parameters = [p for p in self._dense_tables if p.grad is not None]
+            parameters = [p for p in self._embedding_parameters if p.grad is not None]
             torch._foreach_add_([p.grad for p in parameters], parameters, alpha=embedding_l2)  # pyright: ignore
 
     def clip_gradients(self, max_norm: float) -> None:
-        """Scale all gradients so that their norm over every rank's shards is at most ``max_norm``."""
-        squared = _squared_norm(self._replicated)
-        if self._sharded:
-            shards = _squared_norm(self._sharded)
-            dist.all_reduce(shards)
-            squared = squared + shards
-        factor = (max_norm / (squared.sqrt() + 1e-6)).clamp(max=1.0)
-        gradients = [p.grad for p in (*self._replicated, *self._sharded) if p.grad is not None]
-        torch._foreach_mul_(gradients, factor)
+        """Scale the gradients so that their common norm is at most ``max_norm``."""
+        nn.utils.clip_grad_norm_(self._clipped_parameters, max_norm, foreach=True)
 
     def scale_learning_rates(self, factor: float, minimum: float) -> None:
         """Multiply every optimizer's learning rate, not below ``minimum``."""
@@ -129,23 +136,18 @@ def parallelize(model: CTRModel, config: TrainingConfig, device: torch.device) -
         fused = [p for n, p in model.named_parameters() if _is_model_parallel(_table_of(n, tables), placements)]
         if fused:
             _apply_optimizer_in_backward(FUSED_OPTIMIZERS[lane.embedding_optimizer], fused, kwargs)
-    else:
-        for placement in placements.values():
-            placement.compute_kernel = EmbeddingComputeKernel.DENSE.value
     wrapped = DistributedModelParallel(model, device=device, plan=plan, sharders=[sharder])  # pyright: ignore
 
     parameters = dict(in_backward_optimizer_filter(wrapped.named_parameters()))
     table_parameters = {n: p for n, p in parameters.items() if _table_of(n, tables)}
-    sharded = [p for n, p in table_parameters.items() if _is_model_parallel(_table_of(n, tables), placements)]
-    sharded_ids = {id(p) for p in sharded}
+    is_dense_lane = isinstance(lane, DenseOptimizer)
     embedding_names = set(model.embedding_parameter_names())
     return ParallelModel(
         model=wrapped,
         optimizer=_make_optimizer(wrapped, parameters, table_parameters, lane),
         plan=[_describe(tables[name], placement) for name, placement in placements.items()],
-        _dense_tables=[p for n, p in parameters.items() if n in embedding_names],
-        _sharded=sharded,
-        _replicated=[p for p in parameters.values() if id(p) not in sharded_ids],
+        _embedding_parameters=[p for n, p in parameters.items() if n in embedding_names],
+        _clipped_parameters=[p for n, p in parameters.items() if is_dense_lane or n not in table_parameters],
     )
 
 
@@ -156,18 +158,23 @@ def needs_padded_tables(config: TrainingConfig) -> bool:
 
 def _check_lane(config: TrainingConfig, device: torch.device) -> None:
     lane = config.optimizer
+    kinds = {config.sharding.default, *config.sharding.features.values()}
+    if isinstance(lane, DenseOptimizer) and not kinds <= {"auto", DATA_PARALLEL}:
+        raise ValueError(
+            "training.sharding: the dense lane replicates its tables (auto or data_parallel), because TorchRec plans "
+            'its dense kernel only so; for sharded tables set training.optimizer.kind = "fused"'
+        )
     if isinstance(lane, FusedOptimizer) and lane.embedding_optimizer == "adam":
         if device.type == "cpu":
             raise ValueError(
                 "training.optimizer.embedding_optimizer = adam exists on CUDA only: FBGEMM has no fused Adam on CPU; "
                 'use rowwise_adagrad, adagrad or sgd, or training.optimizer.kind = "dense"'
             )
-        if DATA_PARALLEL in (config.sharding.default, *config.sharding.features.values()):
+        if DATA_PARALLEL in kinds:
             raise ValueError("training.sharding: data_parallel tables cannot use the fused lane's (lazy) adam")
 
 
 def _make_plan(model: CTRModel, config: TrainingConfig, device: torch.device, sharder: Sharder) -> ShardingPlan:
-    # TorchRec's planner allows the dense kernel for replicated tables only, which is also what a small table wants.
     auto = (DATA_PARALLEL,) if isinstance(config.optimizer, DenseOptimizer) else MODEL_PARALLEL
     unknown = set(config.sharding.features) - {table.feature for table in model.tables}
     if unknown:
@@ -203,7 +210,7 @@ def _make_optimizer(
     optimizers: list[tuple[str, KeyedOptimizer]] = []
     if isinstance(lane, FusedOptimizer):
         if wrapped.fused_optimizer.params:
-            optimizers.append(("fused", wrapped.fused_optimizer))
+            optimizers.append((FUSED, wrapped.fused_optimizer))
         if table_parameters:
             kind = REPLICATED_OPTIMIZERS[lane.embedding_optimizer]
             kwargs = _embedding_optimizer_kwargs(lane)
@@ -213,13 +220,6 @@ def _make_optimizer(
         parameters, lambda p: torch.optim.Adam(p, lr=lane.learning_rate, eps=lane.epsilon, foreach=True)
     )
     return CombinedOptimizer([*optimizers, ("dense", adam)])
-
-
-def _squared_norm(parameters: list[nn.Parameter]) -> Tensor:
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if not gradients:
-        return torch.zeros(())
-    return torch.stack(torch._foreach_norm(gradients)).square().sum()  # pyright: ignore[reportArgumentType]
 
 
 def _table_of(parameter_name: str, tables: dict[str, EmbeddingTable]) -> str | None:
