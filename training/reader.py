@@ -1,0 +1,331 @@
+"""Reader: Petastorm streams a dataset's shards to this rank as batches; Petastorm lives here and nowhere else.
+
+Every row comes once an epoch over all ranks, every rank takes the same number of steps, and what was read is counted
+against the manifest, because a reader that loses rows in silence spoils a model in silence.
+"""
+
+import contextlib
+import itertools
+import logging
+import warnings
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from petastorm import make_batch_reader
+
+from features.dataset import DataFile, DatasetError, DatasetManifest
+from features.encoding import Columns
+from features.schema import FeatureSchema
+from training.batch import Batch, to_batch
+from training.config import ReaderConfig
+from training.prefetch import prefetch
+from training.row_order import Piece, Window, cut_streams
+
+PETASTORM_KEY = b"dataset-toolkit."
+"""Start of the footer keys whose values Petastorm un-pickles."""
+
+logging.getLogger("petastorm").setLevel(logging.WARNING)
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"petastorm\.|pyarrow\.parquet")
+
+
+class ReaderError(DatasetError):
+    """A file does not hold the rows the manifest says, or holds rows that must not be trained on."""
+
+
+class Reader:
+    """One split of a dataset, read by one rank.
+
+    An epoch is cut into ``config.num_streams`` row streams; rank r of W hosts num_streams / W of them, in order. A step
+    takes ``batch_size / num_streams`` rows of every stream, so the global batch (rank 0's rows, then rank 1's, ...)
+    does not depend on W. Near the epoch's end a batch may hold fewer real rows, or none; the rest is padding.
+
+    Attributes:
+        num_steps: steps of an epoch, the same on every rank.
+        num_rows: rows of the split, over all ranks.
+        rows_delivered: real rows the last call of ``batches`` has yielded so far, on this rank.
+    """
+
+    def __init__(
+        self,
+        dataset: Path,
+        manifest: DatasetManifest,
+        split: str,
+        config: ReaderConfig,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = True,
+        num_embeddings: Mapping[str, int] | None = None,
+    ) -> None:
+        """Check the arithmetic; nothing is opened yet.
+
+        Args:
+            dataset: folder of the manifest.
+            batch_size: rows of a step over all ranks.
+            seed: of the order; with shuffle=False it has no effect.
+            shuffle: training; else the rows of a stream come in file order.
+            num_embeddings: feature -> rows of its table; ids outside it are refused. None: not checked.
+
+        Raises:
+            ValueError: the streams cannot be shared out evenly.
+            DatasetError: the split is absent or empty.
+        """
+        if config.num_streams % world_size or not 0 <= rank < world_size:
+            raise ValueError(
+                f"rank {rank} of {world_size}: training.reader.num_streams ({config.num_streams}) must be a multiple "
+                "of the world size, and the rank below it"
+            )
+        if batch_size % config.num_streams:
+            raise ValueError(
+                f"batch size {batch_size} must be a multiple of training.reader.num_streams ({config.num_streams})"
+            )
+        self.dataset = Path(dataset).absolute()
+        self.schema = manifest.schema
+        self.files = manifest.split(split).files
+        self.config, self.seed, self.shuffle = config, seed, shuffle
+        self.num_embeddings = num_embeddings
+        self.num_rows = manifest.split(split).num_rows
+        self.rows_delivered = 0
+        self._rows_per_stream = batch_size // config.num_streams
+        self._batch_size = batch_size // world_size
+        streams_per_rank = config.num_streams // world_size
+        self._streams = range(rank * streams_per_rank, (rank + 1) * streams_per_rank)
+        longest = -(-self.num_rows // config.num_streams)
+        self.num_steps = -(-longest // self._rows_per_stream)
+
+    def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from ``start_step`` on, each padded to batch_size / world_size rows.
+
+        Args:
+            epoch: decides the order, with the seed.
+            start_step: steps already done; their row groups are skipped unread where possible.
+
+        Raises:
+            ReaderError: a file is missing, cut or not as the manifest says, or an id is outside its table.
+        """
+        self.rows_delivered = 0
+        with contextlib.closing(
+            prefetch(lambda: self._batches(epoch, start_step), self.config.prefetch_batches)
+        ) as ready:
+            for batch in ready:
+                self.rows_delivered += batch.num_rows
+                yield batch
+
+    def _batches(self, epoch: int, start_step: int) -> Generator[Batch, None, None]:
+        """Runs in the prefetch thread."""
+        windows = cut_streams(
+            self.files,
+            self.config.num_streams,
+            seed=self.seed,
+            epoch=epoch,
+            shuffle=self.shuffle,
+            row_groups_per_window=self.config.shuffle_row_groups,
+        )
+        source = RowGroups(self.dataset, self.schema, self.num_embeddings)
+        skip = start_step * self._rows_per_stream
+        with contextlib.ExitStack() as stack:
+            streams = [stack.enter_context(Stream(source, windows[v], skip)) for v in self._streams]
+            columns = source.allocate(self._batch_size)
+            for step in range(start_step, self.num_steps):
+                num_rows = 0
+                for stream in streams:
+                    stop = num_rows + self._rows_per_stream
+                    num_rows += stream.take({name: column[num_rows:stop] for name, column in columns.items()})
+                if step == self.num_steps - 1:
+                    for stream in streams:
+                        stream.check_end()
+                yield to_batch({n: c[:num_rows] for n, c in columns.items()}, self.schema, self._batch_size)
+
+
+class Stream:
+    """One row stream of an epoch, from its row ``skip`` on. It holds one window of rows at a time."""
+
+    def __init__(self, source: "RowGroups", windows: Sequence[Window], skip: int) -> None:
+        self._planned = sum(window.num_rows for window in windows)
+        self._delivered = min(skip, self._planned)
+        first, offset = 0, self._delivered
+        while first < len(windows) and offset >= windows[first].num_rows:
+            offset -= windows[first].num_rows
+            first += 1
+        self._windows = deque(windows[first:])
+        self._row_groups = source.read([piece for window in self._windows for piece in window.pieces])
+        # Every window is copied into the same memory: fresh memory for each would cost more than the copy.
+        self._columns = source.allocate(max((window.num_rows for window in self._windows), default=0))
+        self._order: NDArray[np.int64] = np.empty(0, np.int64)
+        if self._windows:
+            self._load(self._windows.popleft())
+            self._order = self._order[offset:]
+
+    def _load(self, window: Window) -> None:
+        """Read a window; ``_order`` says in which order its rows are to be taken."""
+        start = 0
+        for piece in window.pieces:
+            stop = start + piece.num_rows
+            for name, column in next(self._row_groups).items():
+                self._columns[name][start:stop] = column
+            start = stop
+        self._order = window.order()
+
+    def take(self, out: Columns) -> int:
+        """Copy the next rows into ``out``, as many as it has room for or as are left; returns how many."""
+        size, done = len(next(iter(out.values()))), 0
+        while done < size:
+            if not len(self._order):
+                if not self._windows:
+                    break
+                self._load(self._windows.popleft())
+            rows, self._order = self._order[: size - done], self._order[size - done :]
+            stop = done + len(rows)
+            for name, column in self._columns.items():
+                # "clip" only because it lets NumPy write into ``out`` directly; every index is in range.
+                column.take(rows, axis=0, out=out[name][done:stop], mode="clip")
+            done = stop
+        self._delivered += done
+        return done
+
+    def check_end(self) -> None:
+        """Raise ReaderError unless every planned row was delivered, once."""
+        left = len(self._order) + sum(window.num_rows for window in self._windows)
+        if left or self._delivered != self._planned:
+            raise ReaderError(f"a stream of {self._planned} rows delivered {self._delivered} and has {left} left")
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._row_groups.close()
+
+
+class RowGroups:
+    """Checked columns of row groups, through Petastorm."""
+
+    def __init__(self, dataset: Path, schema: FeatureSchema, num_embeddings: Mapping[str, int] | None) -> None:
+        self.dataset, self.schema, self.num_embeddings = dataset, schema, num_embeddings
+        self.columns = _columns(schema)
+
+    def allocate(self, num_rows: int) -> Columns:
+        """Memory for ``num_rows`` rows of every column, in the Parquet files' types."""
+        return {name: np.empty((num_rows, *shape), dtype) for name, (dtype, shape) in self.columns.items()}
+
+    def read(self, pieces: Sequence[Piece]) -> Generator[Columns, None, None]:
+        """The rows of each piece, in order; one Petastorm reader for each run of pieces in one file."""
+        start = 0
+        while start < len(pieces):
+            stop = start + 1
+            while stop < len(pieces) and pieces[stop].file is pieces[start].file:
+                stop += 1
+            yield from self._read_run(pieces[start:stop])
+            start = stop
+
+    def _read_run(self, pieces: Sequence[Piece]) -> Generator[Columns, None, None]:
+        """Pieces of consecutive row groups of one file."""
+        file = pieces[0].file
+        path = self.dataset / file.path
+        self._check_footer(path, file)
+        try:
+            with contextlib.closing(self._open(path, pieces)) as row_groups:
+                for piece in pieces:
+                    columns = next(row_groups, None)
+                    found = 0 if columns is None else len(next(iter(columns.values())))
+                    planned = file.row_groups[piece.row_group]
+                    if columns is None or found != planned:
+                        raise ReaderError(f"row group {piece.row_group} of {path} gave {found} rows, not {planned}")
+                    self._check_columns(columns, path)
+                    if piece.num_rows < planned:
+                        columns = {name: column[piece.first_row : piece.last_row] for name, column in columns.items()}
+                    yield columns
+        except (OSError, pa.ArrowException, RuntimeError) as error:
+            raise ReaderError(f"{path} cannot be read: {error}; build the dataset again") from error
+
+    def _open(self, path: Path, pieces: Sequence[Piece]) -> Generator[Columns, None, None]:
+        """The columns of the row groups of ``pieces``, whole.
+
+        Petastorm cannot start in the middle of a file, but of n shards of a file with n row groups, shard i is row
+        group i. Each opening reads the footer anew, which costs more than going on, so from the start one reader does.
+        No reader is asked for more than it has: while it is still handing out its last row group, 0.12.1 would wait
+        for ever.
+        """
+        if pieces[0].row_group == 0:
+            shards = [(None, None, len(pieces))]
+        else:
+            shards = [(piece.row_group, len(piece.file.row_groups), 1) for piece in pieces]
+        for shard, num_shards, count in shards:
+            with make_batch_reader(
+                [f"file://{path}"],
+                # One pattern: Petastorm tries each pattern on each column, which is slow for wide tables.
+                schema_fields=["|".join(f"{name}$" for name in self.columns)],
+                reader_pool_type="dummy",
+                shuffle_row_groups=False,
+                num_epochs=1,
+                cur_shard=shard,
+                shard_count=num_shards,
+            ) as reader:
+                for row_group in itertools.islice(reader, count):
+                    yield row_group._asdict()
+
+    def _check_footer(self, path: Path, file: DataFile) -> None:
+        """Compare a file with the manifest before Petastorm opens it."""
+        if any(character in str(path) for character in "#?"):
+            raise ReaderError(f"{path}: Petastorm cannot open a path with '#' or '?' in it; move the dataset")
+        if not path.is_file():
+            raise ReaderError(f"{path} is named in the manifest but is missing: build the dataset again")
+        if path.stat().st_size != file.num_bytes:
+            raise ReaderError(
+                f"{path} has {path.stat().st_size} bytes where the manifest says {file.num_bytes}: it was cut or "
+                "changed; build the dataset again"
+            )
+        try:
+            footer = pq.read_metadata(path)
+        except (OSError, pa.ArrowException) as error:
+            raise ReaderError(f"{path} is not a readable Parquet file ({error}): build the dataset again") from error
+        if any(key.startswith(PETASTORM_KEY) for key in footer.metadata or {}):
+            raise ReaderError(f"{path} carries pickled Petastorm keys, which could run code: it is not opened")
+        row_groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
+        if row_groups != file.row_groups:
+            raise ReaderError(
+                f"{path} has {sum(row_groups)} rows in {len(row_groups)} row groups where the manifest says "
+                f"{file.num_rows} rows in {len(file.row_groups)}: build the dataset again"
+            )
+        missing = set(self.columns) - set(footer.schema.to_arrow_schema().names)
+        if missing:
+            raise ReaderError(f"{path} lacks columns {', '.join(sorted(missing))}: build the dataset again")
+
+    def _check_columns(self, columns: Columns, path: Path) -> None:
+        """No missing value, no id outside its table, no length outside its list."""
+        bounds = {f.length_name: f.max_length + 1 for f in self.schema.sparse if f.is_multi_valued}
+        bounds |= {name: (self.num_embeddings or {}).get(name, 2**31) for name in self.schema.sparse_names}
+        for name, column in columns.items():
+            if name not in bounds:
+                if not np.isfinite(column).all():
+                    raise ReaderError(f"column {name!r} of {path} has missing or infinite values")
+            elif column.dtype.kind != "i":  # Petastorm gives integers with missing ones among them as floats
+                raise ReaderError(f"column {name!r} of {path} must hold integers, none missing, got {column.dtype}")
+            elif column.size and not 0 <= column.min() <= column.max() < bounds[name]:
+                wrong = column.min() if column.min() < 0 else column.max()
+                what = "length" if name not in self.schema.sparse_names else "id"
+                raise ReaderError(
+                    f"feature {name!r} has {what} {wrong} in {path}, outside 0 to {bounds[name] - 1}: "
+                    "dataset and model do not belong together"
+                )
+
+
+def _columns(schema: FeatureSchema) -> dict[str, tuple[type, tuple[int, ...]]]:
+    """The columns a batch needs: name -> type, shape of one row."""
+    columns: dict[str, tuple[type, tuple[int, ...]]] = {"label": (np.float32, ())}
+    for feature in schema.sparse:
+        columns[feature.name] = (np.int32, (feature.max_length,) if feature.is_multi_valued else ())
+        if feature.is_multi_valued:
+            columns[feature.length_name] = (np.int32, ())
+    columns |= {name: (np.float32, ()) for name in schema.dense_names}
+    if schema.weight:
+        columns["weight"] = (np.float32, ())
+    if schema.group_id:
+        columns["group_id"] = (np.int64, ())
+    return columns
