@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from petastorm import make_batch_reader
 
 from features.dataset import DataFile, DatasetError, DatasetManifest
@@ -156,43 +155,44 @@ class Stream:
             first += 1
         self._windows = deque(windows[first:])
         self._row_groups = source.read([piece for window in self._windows for piece in window.pieces])
-        # Every window is copied into the same memory: fresh memory for each would cost more than the copy.
-        self._columns = source.allocate(max((window.num_rows for window in self._windows), default=0))
-        self._order: NDArray[np.int64] = np.empty(0, np.int64)
+        # Every window goes into the same memory: fresh memory for each would cost more than the copy.
+        capacity = max((window.num_rows for window in self._windows), default=0)
+        self._columns, self._unshuffled = source.allocate(capacity), source.allocate(capacity)
+        self._position, self._size = offset, 0
         if self._windows:
             self._load(self._windows.popleft())
-            self._order = self._order[offset:]
 
     def _load(self, window: Window) -> None:
-        """Read a window; ``_order`` says in which order its rows are to be taken."""
-        start = 0
-        for piece in window.pieces:
-            stop = start + piece.num_rows
-            for name, column in next(self._row_groups).items():
-                self._columns[name][start:stop] = column
-            start = stop
-        self._order = window.order()
+        """Read a window and shuffle its rows, column by column: one column fits in the cache, all do not."""
+        parts = [next(self._row_groups) for _ in window.pieces]
+        order, self._size = window.order(), window.num_rows
+        for name, column in self._columns.items():
+            unshuffled = column if order is None else self._unshuffled[name]
+            np.concatenate([part[name] for part in parts], out=unshuffled[: self._size], casting="same_kind")
+            if order is not None:
+                # "clip" only because it lets NumPy write without a copy; every index is in range.
+                unshuffled.take(order, axis=0, out=column[: self._size], mode="clip")
 
     def take(self, out: Columns) -> int:
         """Copy the next rows into ``out``, as many as it has room for or as are left; returns how many."""
-        size, done = len(next(iter(out.values()))), 0
-        while done < size:
-            if not len(self._order):
+        room, done = len(next(iter(out.values()))), 0
+        while done < room:
+            if self._position == self._size:
                 if not self._windows:
                     break
                 self._load(self._windows.popleft())
-            rows, self._order = self._order[: size - done], self._order[size - done :]
-            stop = done + len(rows)
+                self._position = 0
+            stop = min(self._position + room - done, self._size)
             for name, column in self._columns.items():
-                # "clip" only because it lets NumPy write into ``out`` directly; every index is in range.
-                column.take(rows, axis=0, out=out[name][done:stop], mode="clip")
-            done = stop
+                out[name][done : done + stop - self._position] = column[self._position : stop]
+            done += stop - self._position
+            self._position = stop
         self._delivered += done
         return done
 
     def check_end(self) -> None:
         """Raise ReaderError unless every planned row was delivered, once."""
-        left = len(self._order) + sum(window.num_rows for window in self._windows)
+        left = self._size - self._position + sum(window.num_rows for window in self._windows)
         if left or self._delivered != self._planned:
             raise ReaderError(f"a stream of {self._planned} rows delivered {self._delivered} and has {left} left")
 

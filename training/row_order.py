@@ -39,9 +39,9 @@ class Window:
     def num_rows(self) -> int:
         return sum(piece.num_rows for piece in self.pieces)
 
-    def order(self) -> NDArray[np.int64]:
-        """(num_rows,) which row comes when, of the pieces' rows laid end to end."""
-        return np.arange(self.num_rows) if self.seed is None else _generator(*self.seed).permutation(self.num_rows)
+    def order(self) -> NDArray[np.int64] | None:
+        """(num_rows,) which row comes when, of the pieces' rows laid end to end; None: as they are."""
+        return None if self.seed is None else _generator(*self.seed).permutation(self.num_rows)
 
 
 def cut_streams(
