@@ -4,6 +4,7 @@ The model is built on the meta device, TorchRec's planner places its tables, and
 net) is replicated. The same function serves one CPU rank and many CUDA ones.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 import torchrec.optim
 from torch import nn
+from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.optim import _apply_optimizer_in_backward
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
@@ -48,6 +50,10 @@ REPLICATED_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
 }
 """The same updates for a data-parallel table, whose gradient is dense: a row that was not looked up does not move."""
+
+
+# TorchRec trips a deprecation notice of torch.fx at every first forward; nobody can act on it.
+logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 
 class Sharder(EmbeddingBagCollectionSharder):
@@ -138,6 +144,7 @@ def parallelize(model: CTRModel, config: TrainingConfig, device: torch.device) -
             _apply_optimizer_in_backward(FUSED_OPTIMIZERS[lane.embedding_optimizer], fused, kwargs)
     wrapped = DistributedModelParallel(model, device=device, plan=plan, sharders=[sharder])  # pyright: ignore
 
+    _initialize_tables(wrapped, tables)
     parameters = dict(in_backward_optimizer_filter(wrapped.named_parameters()))
     table_parameters = {n: p for n, p in parameters.items() if _table_of(n, tables)}
     is_dense_lane = isinstance(lane, DenseOptimizer)
@@ -154,6 +161,19 @@ def parallelize(model: CTRModel, config: TrainingConfig, device: torch.device) -
 def needs_padded_tables(config: TrainingConfig) -> bool:
     """FBGEMM's fused kernels accept only table widths that are multiples of 4."""
     return isinstance(config.optimizer, FusedOptimizer)
+
+
+def _initialize_tables(wrapped: DistributedModelParallel, tables: dict[str, EmbeddingTable]) -> None:
+    """Give every shard its place's numbers, so that any sharding starts from the same tables."""
+    for name, value in wrapped.state_dict().items():
+        table = _table_of(name, tables)
+        if table is None:
+            continue
+        if isinstance(value, ShardedTensor):
+            for shard in value.local_shards():
+                tables[table].initialize(shard.tensor, *shard.metadata.shard_offsets)
+        else:
+            tables[table].initialize(value)
 
 
 def _check_lane(config: TrainingConfig, device: torch.device) -> None:
@@ -239,7 +259,7 @@ def _describe(table: EmbeddingTable, placement: Any) -> dict[str, Any]:
         "stream": table.stream,
         "rows": table.num_embeddings,
         "width": table.width,
-        "bytes": 4 * table.num_embeddings * table.width,
+        "bytes": 4 * table.num_embeddings * table.padded_width,
         "sharding": placement.sharding_type,
         "kernel": placement.compute_kernel,
         "ranks": list(placement.ranks or []),
