@@ -73,9 +73,10 @@ class _Normalize(torch.autograd.Function):
 
     With g = dL/dn of the loss L summed over the ranks, and sums over the rows j of all ranks::
 
-        dL/dx_i = (g_i - share * sum_j g_j - n_i * share * sum_j g_j n_j) / std        share = 1 / rows of all ranks
+        dL/dx_i = (g_i - share * sum_j g_j - n_i * share * sum_j g_j n_j) / std
 
-    (``share`` is 0 where mean and std are not those of x.) Each rank knows g of its own rows only (its part of L reaches no other rank's n), so the two sums are all-reduced.
+    where ``share`` is 1 / rows of all ranks, or 0 when mean and std are not those of x. Each rank knows g of its own
+    rows only (its part of L reaches no other rank's n), so the two sums are all-reduced.
     """
 
     @staticmethod

@@ -1,0 +1,110 @@
+"""SSEM: what each variant shows the two encoders (specs: tf4ctr 2 and 10, item 11)."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from training.config import GateSelection, MoESelection, SeparateSelection, SharedSelection
+from training.model.embedding import Streams
+from training.model.selection import SELECTIONS, Gate, MixtureOfExperts, Selection
+
+CONFIGS: dict[str, Any] = {
+    "separate": SeparateSelection(),
+    "gate": GateSelection(),
+    "moe": MoESelection(),
+    "shared": SharedSelection(),
+}
+B, F, D = 32, 3, 4
+K = F * D
+
+
+def make(kind: str) -> Selection:
+    torch.manual_seed(1)
+    return SELECTIONS[kind](CONFIGS[kind], F, D)
+
+
+@pytest.fixture
+def streams() -> Streams:
+    random = torch.Generator().manual_seed(2)
+    return {
+        "easy": torch.randn(B, F, D // 2, generator=random),
+        "hard": torch.randn(B, F, D, generator=random),
+        "shared": torch.randn(B, F, D, generator=random),
+    }
+
+
+@pytest.mark.parametrize("kind", SELECTIONS)
+def test_every_selection(kind: str, streams: Streams) -> None:
+    selection = make(kind)
+    for stream in streams.values():
+        stream.requires_grad_()
+    easy, hard = selection(streams)
+    assert hard.shape == (B, F, D)
+    assert easy.shape == ((B, F, D // 2) if kind == "separate" else (B, F, D))
+    (easy.square().sum() + hard.square().sum()).backward()
+    used = ("easy", "hard") if kind == "separate" else ("shared",)
+    for name, stream in streams.items():
+        assert (stream.grad is not None and stream.grad.abs().sum() > 0) == (name in used)
+    assert all(p.grad is not None for p in selection.parameters())
+    selection.eval()
+    first, second = selection(streams), selection(streams)
+    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+
+
+def test_separate_streams_do_not_touch(streams: Streams) -> None:
+    streams["hard"].requires_grad_()
+    easy, hard = make("separate")(streams)
+    assert easy is streams["easy"] and hard is streams["hard"] and not easy.requires_grad
+
+
+def test_shared_streams_are_the_same_tensor(streams: Streams) -> None:
+    easy, hard = make("shared")(streams)
+    assert easy is hard is streams["shared"]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_gate_shares_the_embedding_out(training: bool, streams: Streams) -> None:
+    selection = make("gate").train(training)
+    assert isinstance(selection, Gate)
+    x = streams["shared"]
+    torch.manual_seed(5)
+    easy, hard = selection(streams)
+    torch.testing.assert_close(easy + hard, x, atol=1e-6, rtol=1e-5)
+    gates = (easy / x).flatten(1)
+    assert ((gates > 0) & (gates < 1)).all()
+    torch.testing.assert_close(gates, gates[:, :1].expand_as(gates), atol=1e-4, rtol=1e-4)  # one gate a row
+    assert gates[:, 0].std() > 1e-3
+    torch.manual_seed(5)
+    torch.testing.assert_close(gates[:, :1], torch.sigmoid(selection.gate(x.flatten(1))), atol=1e-4, rtol=1e-4)
+
+
+def test_number_of_gate_parameters() -> None:
+    hidden = K // 4
+    assert count(make("gate")) == K * hidden + hidden + 2 * hidden + hidden + 1
+
+
+def test_number_of_mixture_parameters() -> None:
+    expert = K * (K // 2) + 3 * (K // 2) + (K // 2) * K + 3 * K
+    gate = K * (K // 4) + 3 * (K // 4) + 2 * (K // 4) + 2
+    assert count(make("moe")) == 2 * expert + 2 * gate
+
+
+def test_mixture_is_convex_and_not_negative(streams: Streams) -> None:
+    selection = make("moe").eval()
+    assert isinstance(selection, MixtureOfExperts)
+    x = streams["shared"].flatten(1)
+    experts = torch.stack([expert(x) for expert in selection.experts], dim=1)
+    gates = [gate(x).softmax(dim=1) for gate in (selection.easy_gate, selection.hard_gate)]
+    for stream, gate in zip(selection(streams), gates, strict=True):
+        torch.testing.assert_close(gate.sum(1), torch.ones(B))
+        mixture: Tensor = stream.flatten(1)
+        torch.testing.assert_close(mixture, torch.einsum("be,bek->bk", gate, experts))
+        assert (mixture >= 0).all()
+        assert (mixture <= experts.max(1).values + 1e-6).all() and (mixture >= experts.min(1).values - 1e-6).all()
+    assert not torch.allclose(*gates)
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
