@@ -1,0 +1,186 @@
+"""Metrics: how good logits are, exactly, over all rows at once, in float64.
+
+Exact rather than binned or averaged over batches, because differences of 0.0003 AUC are what runs are compared by.
+A metric that the data does not define (the AUC of rows of one class, say) is None, never a made-up number.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+PROBABILITY_CLIP = 1e-7
+"""Probabilities are kept this far from 0 and 1 in the logloss (specs: tf4ctr 10, item 21)."""
+_LOGIT_CLIP = float(np.log1p(-PROBABILITY_CLIP) - np.log(PROBABILITY_CLIP))
+
+NUM_ROC_POINTS = 500
+NUM_CALIBRATION_BINS = 20
+NUM_HISTOGRAM_BINS = 50
+
+Floats = NDArray[np.float64]
+
+
+def evaluate(
+    logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None, group_ids: ArrayLike | None = None
+) -> dict[str, float | int | None]:
+    """Every metric of some rows; rows of weight 0 do not count.
+
+    Args:
+        logits: (n,) scores before the sigmoid.
+        labels: (n,) 0 or 1.
+        weights: (n,) not negative; None: 1 each.
+        group_ids: (n,) for GAUC; None: no GAUC.
+
+    Returns:
+        rows, auc, logloss, ne, calibration, gauc; None where the data does not define one.
+
+    Raises:
+        ValueError: logits hold NaN, labels other than 0 and 1, weights below 0, or the lengths differ.
+    """
+    logits, labels, weights, groups = _rows(logits, labels, weights, group_ids)
+    return {
+        "rows": len(logits),
+        "auc": auc(logits, labels, weights),
+        "logloss": logloss(logits, labels, weights),
+        "ne": ne(logits, labels, weights),
+        "calibration": calibration(logits, labels, weights),
+        "gauc": None if groups is None else gauc(logits, labels, groups, weights),
+    }
+
+
+def auc(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float | None:
+    """Probability that a positive row scores above a negative one, ties counting half; None with one class only.
+
+    Args:
+        scores: (n,) any increasing function of the probability.
+    """
+    scores, labels, weights, _ = _rows(scores, labels, weights)
+    return gauc(scores, labels, np.zeros(len(scores), np.int64), weights)
+
+
+def gauc(scores: ArrayLike, labels: ArrayLike, group_ids: ArrayLike, weights: ArrayLike | None = None) -> float | None:
+    """sum_g n_g AUC_g / sum_g n_g over the groups g with both classes; None if there is none.
+
+    n_g is the group's weight: its rows, where every row weighs 1 (specs: bars_ctr 7).
+    """
+    scores, labels, weights, groups = _rows(scores, labels, weights, group_ids)
+    if groups is None or not len(scores):
+        return None
+    order = np.lexsort((scores, groups))
+    scores, groups = scores[order], groups[order]
+    positive, negative = (weights * labels)[order], (weights * (1 - labels))[order]
+    # A block is a run of rows of one group with one score. Within a block every pair is a tie.
+    is_group_start = np.r_[True, groups[1:] != groups[:-1]]
+    block = np.flatnonzero(is_group_start | np.r_[True, scores[1:] != scores[:-1]])
+    group = np.flatnonzero(is_group_start[block])
+    positive, negative = np.add.reduceat(positive, block), np.add.reduceat(negative, block)
+    below = np.cumsum(negative) - negative
+    below -= np.repeat(below[group], np.diff(np.r_[group, len(block)]))
+    wins = np.add.reduceat(positive * (below + negative / 2), group)
+    positive, negative = np.add.reduceat(positive, group), np.add.reduceat(negative, group)
+    has_both = (positive > 0) & (negative > 0)
+    if not has_both.any():
+        return None
+    positive, negative, wins = positive[has_both], negative[has_both], wins[has_both]
+    return float(np.average(wins / (positive * negative), weights=positive + negative))
+
+
+def logloss(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float | None:
+    """Mean binary cross entropy in nats, of probabilities clipped at 1e-7; None without rows.
+
+    Clipping the probability is clipping the logit, and -y log p - (1 - y) log(1 - p) = log(1 + e^z) - y z.
+    """
+    logits, labels, weights, _ = _rows(logits, labels, weights)
+    if not len(logits):
+        return None
+    clipped = np.clip(logits, -_LOGIT_CLIP, _LOGIT_CLIP)
+    return float(np.average(np.logaddexp(0, clipped) - labels * clipped, weights=weights))
+
+
+def ne(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float | None:
+    """Normalised entropy: logloss over that of always predicting the label rate; None with one class only."""
+    logits, labels, weights, _ = _rows(logits, labels, weights)
+    rate = np.average(labels, weights=weights) if len(labels) else 0.0
+    loss = logloss(logits, labels, weights)
+    if loss is None or not 0 < rate < 1:
+        return None
+    return float(loss / -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate)))
+
+
+def calibration(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float | None:
+    """Sum of the predicted probabilities over the sum of the labels, both weighted; None without a positive row."""
+    logits, labels, weights, _ = _rows(logits, labels, weights)
+    positive = float(weights @ labels)
+    return float(weights @ to_probs(logits)) / positive if positive else None
+
+
+def curves(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> dict[str, Any]:
+    """What a report draws, small enough for JSON.
+
+    Returns:
+        roc: fpr and tpr, at most 500 points from (0, 0) to (1, 1), empty with one class only.
+        calibration: 20 bins of equally many rows by score, with weighted mean_score and label_rate, and rows.
+        histogram: 51 edges over the range of the probabilities, weight of positives and negatives in each bin.
+    """
+    logits, labels, weights, _ = _rows(logits, labels, weights)
+    order = np.argsort(logits, kind="stable")
+    logits, labels, weights = logits[order], labels[order], weights[order]
+    probs = to_probs(logits)
+    edges = np.histogram_bin_edges(probs, NUM_HISTOGRAM_BINS) if len(probs) else np.linspace(0, 1, 51)
+    histograms = [np.histogram(probs, edges, weights=weights * y)[0].tolist() for y in (labels, 1 - labels)]
+    return {
+        "roc": _roc(logits, labels, weights),
+        "calibration": [
+            {
+                "mean_score": float(np.average(probs[rows], weights=weights[rows])),
+                "label_rate": float(np.average(labels[rows], weights=weights[rows])),
+                "rows": len(rows),
+            }
+            for rows in np.array_split(np.arange(len(probs)), NUM_CALIBRATION_BINS)
+            if len(rows)
+        ],
+        "histogram": {"edges": edges.tolist(), "positives": histograms[0], "negatives": histograms[1]},
+    }
+
+
+def _roc(logits: Floats, labels: Floats, weights: Floats) -> dict[str, list[float]]:
+    """Of sorted rows: rates above each distinct threshold, thinned evenly along the curve."""
+    positive, negative = weights * labels, weights * (1 - labels)
+    if not positive.any() or not negative.any():
+        return {"fpr": [], "tpr": []}
+    above = np.flatnonzero(np.r_[logits[1:] != logits[:-1], True])[::-1]
+    tpr = np.r_[0, 1 - np.cumsum(positive)[above[1:]] / positive.sum(), 1]
+    fpr = np.r_[0, 1 - np.cumsum(negative)[above[1:]] / negative.sum(), 1]
+    if len(fpr) > NUM_ROC_POINTS:
+        kept = np.unique(np.searchsorted(fpr + tpr, np.linspace(0, 2, NUM_ROC_POINTS)).clip(0, len(fpr) - 1))
+        fpr, tpr = fpr[kept], tpr[kept]
+    return {"fpr": fpr.tolist(), "tpr": tpr.tolist()}
+
+
+def to_probs(logits: Floats) -> Floats:
+    """(n,) sigmoid without overflow."""
+    small = np.exp(-np.abs(logits))
+    return np.where(logits >= 0, 1, small) / (1 + small)
+
+
+def _rows(
+    scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None, group_ids: ArrayLike | None = None
+) -> tuple[Floats, Floats, Floats, NDArray[Any] | None]:
+    """Checked arrays of the rows that weigh something."""
+    scores, labels = np.asarray(scores, np.float64), np.asarray(labels, np.float64)
+    weights = np.ones(len(scores)) if weights is None else np.asarray(weights, np.float64)
+    groups = None if group_ids is None else np.asarray(group_ids)
+    lengths = {len(array) for array in (scores, labels, weights, groups) if array is not None}
+    if len(lengths) > 1 or scores.ndim != 1:
+        raise ValueError(f"logits, labels, weights and group ids must be one list each, of one length, got {lengths}")
+    counts = weights > 0
+    if not (counts | (weights == 0)).all():
+        raise ValueError("weights hold a negative number or NaN")
+    if not counts.all():
+        scores, labels, weights = scores[counts], labels[counts], weights[counts]
+        groups = None if groups is None else groups[counts]
+    if np.isnan(scores).any():
+        raise ValueError(f"{np.isnan(scores).sum()} of {len(scores)} logits are NaN: the model has diverged")
+    if not ((labels == 0) | (labels == 1)).all():
+        raise ValueError("labels must be 0 or 1")
+    return scores, labels, weights, groups
