@@ -15,9 +15,22 @@ EXIT_USAGE = 2
 def config_parser(module: str, description: str, example: str) -> argparse.ArgumentParser:
     """A parser with ``--config`` and ``section.key=value`` overrides."""
     parser = plain_parser(module, description, example)
-    parser.add_argument("--config", nargs="+", required=True, metavar="FILE", help="TOML files; later ones win")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the config")
+    files = "TOML files; later ones win"
+    parser.add_argument("--config", nargs="+", required=True, action=_ConfigAction, metavar="FILE", help=files)
+    changes = "changes to the config"
+    parser.add_argument("overrides", nargs="*", action=_ConfigAction, metavar="section.key=value", help=changes)
     return parser
+
+
+class _ConfigAction(argparse.Action):
+    """Tells files from ``section.key=value``: argparse gives all words after ``--config F`` to ``--config``."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        words = values if isinstance(values, list) else []
+        overrides = [word for word in words if option_string is None or ("=" in word and not Path(word).is_file())]
+        namespace.overrides = [*(getattr(namespace, "overrides", None) or []), *overrides]
+        if option_string is not None:
+            namespace.config = [*(getattr(namespace, "config", None) or []), *(w for w in words if w not in overrides)]
 
 
 def plain_parser(module: str, description: str, example: str) -> argparse.ArgumentParser:
