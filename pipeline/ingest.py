@@ -1,0 +1,271 @@
+"""Raw files -> DataFrame: every line of every file becomes one row, and a malformed one keeps its line and a reason.
+
+Text is read as whole lines and cut with Spark SQL functions, because Spark's own CSV and JSON readers drop, pad or
+silently null what they cannot read.
+"""
+
+from functools import reduce
+
+import pyarrow
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, MapType, StringType, StructField, StructType
+
+from features.encoding import to_text
+from features.rawlog import LogError, LogFormat, Lookup
+from features.schema import FeatureSchema
+from pipeline.config import PipelineConfig
+from pipeline.sources import LookupTable, Plan, Source
+from pipeline.values import SCALAR_TYPES, TIME_TYPES, loose_text_of, regex_literal
+
+ROW_ID, SPLIT, FILE, LINE, REASON = "row:id", "row:split", "row:file", "row:line", "row:reason"
+"""Columns every row carries. The colon keeps them apart from any feature's name."""
+
+WRONG_COLUMNS = "wrong number of columns"
+BADLY_QUOTED = "badly quoted"
+NOT_JSON = "not a JSON object"
+NOT_UTF8 = "not UTF-8 text"
+
+_SOURCE_BITS = 48
+"""Row ids: number of the source above, Spark's partition and row number (33 bits) below."""
+_JSON_OPTIONS = {
+    "mode": "PERMISSIVE",
+    "columnNameOfCorruptRecord": "corrupt",
+    "allowSingleQuotes": "false",
+    "allowNonNumericNumbers": "false",
+}
+
+
+def raw(name: str) -> str:
+    """Column with the raw value of ``name``; null when missing."""
+    return f"raw:{name}"
+
+
+def listed(name: str) -> str:
+    """JSON lines: column with the values of ``name`` where it is an array (array<string>), else null."""
+    return f"list:{name}"
+
+
+def read_logs(spark: SparkSession, config: PipelineConfig, schema: FeatureSchema, plan: Plan) -> list[DataFrame]:
+    """Read every source.
+
+    Returns:
+        One DataFrame a source with ``row:id`` (bigint, the same in every run), ``row:split``, ``row:file``,
+        ``row:line`` (the raw text), ``row:reason`` (why the line is malformed, else null) and ``raw:NAME`` for each raw
+        column.
+
+    Raises:
+        LogError: a column is absent from every line, or has a type that no feature can be made of.
+    """
+    lists = {f.columns[0] for f in schema.sparse if f.is_multi_valued}
+    times = {schema.timestamp.column} if schema.timestamp else set()
+    frames = []
+    for number, source in enumerate(plan.sources):
+        frame = _read_source(spark, source, config.input.format, lists, number)
+        _check_types(frame, source, lists, times)
+        tables = [plan.tables[n, path] for n, path in enumerate(source.lookups)]
+        for lookup, table in zip(config.input.lookups, tables, strict=True):
+            frame = _join_lookup(spark, frame, lookup, table)
+        frames.append(frame)
+    return frames
+
+
+def _read_source(spark: SparkSession, source: Source, log_format: LogFormat, lists: set[str], number: int) -> DataFrame:
+    row_id = F.lit(number << _SOURCE_BITS) + F.monotonically_increasing_id()
+    common = [row_id.alias(ROW_ID), F.lit(source.split).alias(SPLIT), _file_path().alias(FILE)]
+    uris = [_uri(file) for file in source.files]
+    if log_format.kind == "parquet":
+        return _read_parquet(spark.read.parquet(*uris), common, log_format, source)
+    lines = _spread(spark, spark.read.text(uris).select(*common, _decoded(log_format).alias(LINE)), source)
+    invalid = F.when(~F.is_valid_utf8(LINE), NOT_UTF8)
+    if log_format.kind == "jsonl":
+        return _parse_json(lines.filter(F.col(LINE).rlike(r"\S")), source, lists, log_format, invalid)
+    lines = lines.filter(F.col(LINE) != "")
+    if source.header is not None:
+        lines = lines.filter(F.col(LINE) != F.lit(source.header))
+    return _parse_delimited(lines, source, log_format, invalid)
+
+
+def _uri(file: str) -> str:
+    """A path as Spark takes it: its globs are ours to expand, so their characters are escaped."""
+    return "file://" + "".join(f"\\{c}" if c in "\\{}[]*?" else c for c in file)
+
+
+def _file_path() -> Column:
+    path = F.regexp_replace(F.col("_metadata.file_path"), "^file:/*", "/")
+    return F.url_decode(F.replace(path, F.lit("+"), F.lit("%2B")))
+
+
+def _decoded(log_format: LogFormat) -> Column:
+    value = F.col("value")
+    return value if log_format.encoding == "UTF-8" else F.decode(value.cast("binary"), log_format.encoding)
+
+
+def _spread(spark: SparkSession, lines: DataFrame, source: Source) -> DataFrame:
+    """Share the lines of a few gzip files out between all cores: one such file is one task, however large."""
+    cores = spark.sparkContext.defaultParallelism
+    if cores > 1 and len(source.files) < 2 * cores and all(file.endswith(".gz") for file in source.files):
+        return lines.repartition(2 * cores, ROW_ID)  # row ids are given already, so nothing else changes
+    return lines
+
+
+# ---------------------------------------------------------------------------------------------------------- csv and tsv
+
+
+def _parse_delimited(lines: DataFrame, source: Source, log_format: LogFormat, invalid: Column) -> DataFrame:
+    quote, separator = log_format.quote_character, log_format.delimiter
+    fields = F.split(LINE, regex_literal(separator), -1)
+    if quote and len(separator) == 1:
+        quoted = _split_quoted(F.col(LINE), separator, quote)
+        fields = F.when(F.contains(F.col(LINE), F.lit(quote)), quoted).otherwise(fields)
+    elif quote:
+        # As in features.rawlog.split_line: such a line has no clear meaning.
+        fields = F.when(~F.contains(F.col(LINE), F.lit(quote)), fields)
+    cut = lines.withColumn("fields", fields)
+    reason = F.coalesce(
+        invalid,
+        F.when(F.col("fields").isNull(), BADLY_QUOTED),
+        F.when(F.size("fields") != len(source.columns), WRONG_COLUMNS),
+    )
+    values = [
+        _without_nulls(F.get("fields", F.lit(i)), log_format).alias(raw(name)) for i, name in enumerate(source.columns)
+    ]
+    return cut.select(ROW_ID, SPLIT, FILE, LINE, reason.alias(REASON), *values)
+
+
+def _split_quoted(line: Column, separator: str, quote: str) -> Column:
+    """Cut a line with quotes as Python's strict ``csv.reader`` does; null if it is badly quoted."""
+    s, q = regex_literal(separator), regex_literal(quote)
+    # \G chains the matches; possessive quantifiers keep Java's matcher off the stack.
+    field = rf"\G{s}(?:{q}[^{q}]*+(?:{q}{q}[^{q}]*+)*+{q}(?={s}|\z)|(?!{q})[^{s}]*+)"
+    pieces = F.regexp_extract_all(F.concat(F.lit(separator), line), F.lit(field), F.lit(0))
+    complete = F.length(F.array_join(pieces, "")) == F.length(line) + 1
+    return F.when(complete, F.transform(pieces, lambda piece: _unquoted(F.substr(piece, F.lit(2)), quote)))
+
+
+def _unquoted(field: Column, quote: str) -> Column:
+    inner = F.substr(field, F.lit(2), F.length(field) - 2)
+    return F.when(F.startswith(field, F.lit(quote)), F.replace(inner, F.lit(quote * 2), F.lit(quote))).otherwise(field)
+
+
+def _without_nulls(value: Column, log_format: LogFormat) -> Column:
+    """Null for the empty text and the format's null values."""
+    return F.when(~value.isin("", *log_format.null_values), value)
+
+
+# ----------------------------------------------------------------------------------------------------------- JSON lines
+
+
+def _parse_json(lines: DataFrame, source: Source, lists: set[str], log_format: LogFormat, invalid: Column) -> DataFrame:
+    _require_keys(lines, source)
+    names = list(source.columns)
+    # Inside an object of ours, text after the line's own object is an error instead of being skipped.
+    wrapped = F.concat(F.lit('{"row":'), F.col(LINE), F.lit("}"))
+
+    def parsed(kinds: dict[str, ArrayType | MapType | StringType], corrupt: bool = False) -> Column:
+        row = StructType([StructField(name, kind) for name, kind in kinds.items()])
+        fields = [StructField("row", row)] + ([StructField("corrupt", StringType())] if corrupt else [])
+        options = _JSON_OPTIONS if corrupt else {k: v for k, v in _JSON_OPTIONS.items() if "Corrupt" not in k}
+        return F.from_json(wrapped, StructType(fields), options)
+
+    texts = lines.withColumn("json", parsed({name: StringType() for name in names}, corrupt=True))
+    if lists & set(names):
+        arrays = parsed({name: ArrayType(StringType()) for name in names if name in lists})
+        texts = texts.withColumn("arrays", arrays)
+    row = F.col("json").getField("row")
+    reason = F.coalesce(
+        invalid,
+        F.when(F.col("json").isNull() | F.col("json").getField("corrupt").isNotNull() | row.isNull(), NOT_JSON),
+        _nested(row, names, lists, parsed),
+        *(_nested_elements(name) for name in names if name in lists),
+    )
+    columns = []
+    for name in names:
+        value = _without_nulls(row.getField(name), log_format)
+        if name in lists:
+            array = F.col("arrays").getField("row").getField(name)
+            columns += [F.when(array.isNull(), value).alias(raw(name)), array.alias(listed(name))]
+        else:
+            columns.append(value.alias(raw(name)))
+    return texts.select(ROW_ID, SPLIT, FILE, LINE, reason.alias(REASON), *columns)
+
+
+def _nested(row: Column, names: list[str], lists: set[str], parsed) -> Column:
+    """Reason to reject a line with an object, or an array where one value is expected.
+
+    Only text that looks nested is parsed again, typed: a string may begin with a bracket too.
+    """
+    reasons = []
+    for name in names:
+        suspicious = F.coalesce(row.getField(name).rlike(r"^\s*[\[{]"), F.lit(False))
+        kinds = [MapType(StringType(), StringType())] + ([] if name in lists else [ArrayType(StringType())])
+        is_nested = reduce(
+            lambda a, b: a | b, (parsed({name: kind}).getField("row").getField(name).isNotNull() for kind in kinds)
+        )
+        reasons.append(F.when(suspicious, F.when(is_nested, f"column {name!r} is neither text nor a number")))
+    return F.coalesce(*reasons)
+
+
+def _nested_elements(name: str) -> Column:
+    array = F.col("arrays").getField("row").getField(name)
+    is_nested = F.exists(array, lambda item: item.rlike(r"^\s*[\[{]") & F.try_parse_json(item).isNotNull())
+    return F.when(is_nested, f"column {name!r} holds an array or an object within an array")
+
+
+def _require_keys(lines: DataFrame, source: Source) -> None:
+    """A key may be absent from a line, where it counts as missing, but not from all of them."""
+    if not source.unseen:
+        return
+    keys = F.json_object_keys(F.col(LINE))
+    seen = [F.max(F.array_contains(keys, name)).alias(name) for name in source.unseen]
+    found = lines.agg(*seen).collect()[0]
+    absent = [name for name in source.unseen if not found[name]]
+    if absent:
+        files = source.files[0] + (f" and {len(source.files) - 1} more" if len(source.files) > 1 else "")
+        raise LogError(f"{files}: no line has {', '.join(map(repr, absent))}")
+
+
+# -------------------------------------------------------------------------------------------------- Parquet and lookups
+
+
+def _read_parquet(frame: DataFrame, common: list[Column], log_format: LogFormat, source: Source) -> DataFrame:
+    values = []
+    for name in source.columns:
+        value = F.col(f"`{name}`")
+        if isinstance(frame.schema[name].dataType, StringType):
+            value = _without_nulls(value, log_format)
+        values.append(value.alias(raw(name)))
+    # The whole row, so that equal rows hash alike; Spark reads it only where something asks for it.
+    line = F.to_json(F.struct(*(F.col(f"`{name}`") for name in frame.columns)))
+    return frame.select(*common, line.alias(LINE), F.lit(None).cast("string").alias(REASON), *values)
+
+
+def _check_types(frame: DataFrame, source: Source, lists: set[str], times: set[str]) -> None:
+    for name in source.columns:
+        dtype = frame.schema[raw(name)].dataType
+        element = dtype.elementType if isinstance(dtype, ArrayType) and name in lists else dtype
+        if not isinstance(element, SCALAR_TYPES) and not (name in times and isinstance(dtype, TIME_TYPES)):
+            raise LogError(
+                f"{source.files[0]}: column {name!r} has type {dtype.simpleString()}: a raw column must be text, a "
+                "number or a boolean (or, for a feature with a separator, an array of them)"
+            )
+
+
+def _join_lookup(spark: SparkSession, frame: DataFrame, lookup: Lookup, table: LookupTable) -> DataFrame:
+    columns = {"key": [key for key in table.rows]}
+    for name in table.columns:
+        columns[raw(name)] = [_lookup_text(row[name], name) for row in table.rows.values()]
+    schema = pyarrow.schema([(name, pyarrow.string()) for name in columns])
+    side = spark.createDataFrame(pyarrow.table(columns, schema=schema))  # pyright: ignore[reportArgumentType]
+    key = loose_text_of(F.col(raw(lookup.key)), frame.schema[raw(lookup.key)].dataType)
+    log = frame.drop(*(raw(name) for name in table.columns))  # the lookup's column wins
+    return log.join(F.broadcast(side), key == side["key"], "left").drop("key")
+
+
+def _lookup_text(value: object, name: str) -> str | None:
+    if isinstance(value, float) and not value.is_integer():
+        return repr(value)
+    try:
+        return to_text(value)
+    except ValueError as error:
+        raise LogError(f"lookup column {name!r}: {error}") from error

@@ -1,0 +1,89 @@
+"""The Spark session: settings that the rows' values and order depend on are pinned, so that no cluster changes them."""
+
+import os
+import re
+import sys
+
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException
+from pyspark.sql import SparkSession
+
+from features.rawlog import LogError
+from pipeline.config import SparkConfig
+
+SPARK_ERRORS = (Py4JJavaError, PySparkException)
+"""What a failed Spark action raises in Python."""
+
+MIN_PARTITIONS = 16
+"""Tasks a splittable input is cut into at least. A constant, and not the number of cores, because row ids follow it."""
+
+_READ_ERROR = re.compile(r"(?:reading|read) file:? (?:file:)?/*(/\S+?)[.]?(?:\s|$)")
+_CAUSE = re.compile(r"Caused by: (.+)")
+
+
+def start_spark(config: SparkConfig, verbose: bool = False) -> SparkSession:
+    """Start a session, or join the one spark-submit has made ready.
+
+    Args:
+        config: master and driver memory count only where spark-submit has not decided already.
+        verbose: keep Spark's own warnings; otherwise only this program speaks.
+    """
+    builder = SparkSession.builder.appName("twinfocus-build-dataset")
+    under_spark_submit = "PYSPARK_GATEWAY_PORT" in os.environ
+    if config.master or not under_spark_submit:
+        builder = builder.master(config.master or "local[*]")
+    if not under_spark_submit:
+        builder = builder.config("spark.driver.memory", config.driver_memory).config("spark.ui.enabled", "false")
+        # A machine whose host name does not resolve can still run a local session.
+        builder = builder.config("spark.driver.host", "127.0.0.1") if _is_local(config.master) else builder
+    builder = builder.config("spark.ui.showConsoleProgress", str(sys.stderr.isatty()).lower())
+    spark = builder.getOrCreate()
+    spark.sparkContext.setLogLevel("WARN" if verbose else "OFF")
+    configure(spark, config)
+    return spark
+
+
+def _is_local(master: str | None) -> bool:
+    return master is None or master.startswith("local")
+
+
+def configure(spark: SparkSession, config: SparkConfig) -> None:
+    """Pin the SQL settings that values and row order depend on."""
+    settings = {
+        "spark.sql.session.timeZone": "UTC",
+        "spark.sql.ansi.enabled": "true",
+        "spark.sql.caseSensitive": "true",
+        "spark.sql.legacy.timeParserPolicy": "CORRECTED",
+        "spark.sql.json.enableExactStringParsing": "true",
+        "spark.sql.files.maxPartitionBytes": str(config.max_partition_bytes),
+        "spark.sql.files.minPartitionNum": str(MIN_PARTITIONS),
+        "spark.sql.files.openCostInBytes": str(1 << 20),
+        "spark.sql.files.ignoreCorruptFiles": "false",
+        "spark.sql.files.ignoreMissingFiles": "false",
+        # Vocabularies travel as literals or broadcast tables: keep them out of the plan's printed form.
+        "spark.sql.maxPlanStringLength": "10000",
+        "spark.sql.execution.arrow.pyspark.enabled": "true",
+    }
+    for key, value in settings.items():
+        spark.conf.set(key, value)
+
+
+def explain(error: Exception) -> str:
+    """One sentence for a failed Spark action: the file it was reading, if any, and the first cause that says something.
+
+    Raises:
+        LogError: the cause is an input file that is truncated or damaged.
+    """
+    text = str(error)
+    read = _READ_ERROR.search(text)
+    damaged = re.search(r"EOFException|ZipException|Unexpected end of input|not in GZIP|invalid (?:block|stored)", text)
+    if read:
+        state = "it is truncated or damaged" if damaged else _cause(text)
+        raise LogError(f"{read[1]} cannot be read: {state}") from error
+    return _cause(text)
+
+
+def _cause(text: str) -> str:
+    causes = _CAUSE.findall(text)
+    line = causes[-1] if causes else next((line for line in text.splitlines() if line.strip()), "unknown error")
+    return re.sub(r"^(?:[a-z]+\.)+(\w+): ", r"\1: ", line.strip())[:500]
