@@ -302,6 +302,9 @@ class RowGroups:
         bounds = {f.length_name: f.max_length + 1 for f in self.schema.sparse if f.is_multi_valued}
         bounds |= {name: (self.num_embeddings or {}).get(name, 2**31) for name in self.schema.sparse_names}
         for name, column in columns.items():
+            shape = self.columns[name][1]
+            if column.shape[1:] != shape:
+                raise ReaderError(f"column {name!r} of {path} has rows of shape {column.shape[1:]}, not {shape}")
             if name not in bounds:
                 if not np.isfinite(column).all():
                     raise ReaderError(f"column {name!r} of {path} has missing or infinite values")

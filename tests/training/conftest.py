@@ -69,7 +69,10 @@ def make_dataset(tmp_path: Path) -> Callable[..., TinyDataset]:
         learnt.save(path / "v1" / "learnt")
         rng = np.random.default_rng(seed)
         columns, splits = {}, {}
-        for split, row_groups in (("train", train), ("valid", valid), ("test", test)):
+        given = {"train": train, "valid": valid, "test": test}
+        for split, row_groups in given.items():
+            if not row_groups:
+                continue
             columns[split] = tiny_columns(schema, sum(map(sum, row_groups)), rng)
             files = write_files(path, f"v1/{split}", columns[split], row_groups)
             splits[split] = Split(files, *statistics(schema, columns[split]))
