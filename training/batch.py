@@ -3,6 +3,7 @@
 One function makes it, from Parquet columns and from encoded raw rows alike, so training and scoring cannot differ.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,6 @@ from torchrec.streamable import Pipelineable
 
 from features.encoding import Columns, RowError
 from features.schema import FeatureSchema, SparseFeature
-
-Ids = NDArray[np.int64]
 
 
 @dataclass
@@ -78,54 +77,92 @@ class Batch(Pipelineable):
                 tensor.record_stream(stream)
 
 
-def to_batch(columns: Columns, schema: FeatureSchema, batch_size: int | None = None) -> Batch:
+def to_batch(columns: Columns | Sequence[Columns], schema: FeatureSchema, batch_size: int | None = None) -> Batch:
     """Make a batch of encoded columns, named as in the Parquet files.
 
     Args:
         columns: ``NAME`` (n,) for single-valued and dense features, ``NAME`` (n, max_length) with ``NAME__length`` (n,)
             for multi-valued ones; ``label``, ``weight`` and ``group_id`` (n,) are optional: 0, 1 and None.
+            A list of such columns is laid end to end.
         schema: which features, in which order.
         batch_size: rows of the batch after padding; None: no padding.
 
     Raises:
         RowError: a column is missing or has another number of rows, a length is out of range, or n > batch_size.
     """
-    n = len(_get(columns, schema.sparse_names[0]))
+    parts = _Parts([columns] if isinstance(columns, dict) else columns, schema.sparse_names[0])
+    n = parts.num_rows
     size = n if batch_size is None else batch_size
     if n > size:
         raise RowError(f"{n} rows do not fit in a batch of {size}")
     dense = np.zeros((size, len(schema.dense)), dtype=np.float32)
     for i, name in enumerate(schema.dense_names):
-        dense[:n, i] = _column(columns, name, n)
+        parts.copy(name, dense[:, i])
+    labels, weights = np.zeros(size, dtype=np.float32), np.zeros(size, dtype=np.float32)
+    if parts.have("label"):
+        parts.copy("label", labels)
+    if parts.have("weight"):
+        parts.copy("weight", weights)
+    else:
+        weights[:n] = 1
     group_ids = None
-    if "group_id" in columns:
-        group_ids = torch.from_numpy(_padded(columns["group_id"], n, size, np.int64))
-    labels = columns["label"] if "label" in columns else np.zeros(n, np.float32)
-    weights = columns["weight"] if "weight" in columns else np.ones(n, np.float32)
+    if parts.have("group_id"):
+        group_ids = np.zeros(size, dtype=np.int64)
+        parts.copy("group_id", group_ids)
     return Batch(
-        _sparse_features(columns, schema, n, size),
+        _sparse_features(parts, schema, size),
         torch.from_numpy(dense),
-        torch.from_numpy(_padded(labels, n, size, np.float32)),
-        torch.from_numpy(_padded(weights, n, size, np.float32)),
-        group_ids,
+        torch.from_numpy(labels),
+        torch.from_numpy(weights),
+        None if group_ids is None else torch.from_numpy(group_ids),
         n,
     )
 
 
-def _sparse_features(columns: Columns, schema: FeatureSchema, n: int, size: int) -> KeyedJaggedTensor:
+class _Parts:
+    """Columns laid end to end, without joining them: each is copied once, to where it belongs in the batch."""
+
+    def __init__(self, parts: Sequence[Columns], first: str) -> None:
+        self.parts = parts
+        self.lengths = [len(_get(part, first)) for part in parts]
+        self.num_rows = sum(self.lengths)
+
+    def have(self, name: str) -> bool:
+        return all(name in part for part in self.parts)
+
+    def get(self, name: str) -> list[NDArray[Any]]:
+        """The column's arrays, one a part."""
+        arrays = [_get(part, name) for part in self.parts]
+        for array, length in zip(arrays, self.lengths, strict=True):
+            if len(array) != length:
+                raise RowError(f"column {name!r} has {len(array)} rows where the first feature has {length}")
+        return arrays
+
+    def copy(self, name: str, out: NDArray[Any]) -> None:
+        """Copy a column into the first rows of ``out``."""
+        start = 0
+        for array in self.get(name):
+            out[start : start + len(array)] = array
+            start += len(array)
+
+
+def _sparse_features(parts: _Parts, schema: FeatureSchema, size: int) -> KeyedJaggedTensor:
     """All ids, feature by feature. A single-valued column is copied as it is; no mask is needed."""
     lengths = np.zeros((len(schema.sparse), size), dtype=np.int64)
-    parts: list[NDArray[Any]] = []
+    ids: list[NDArray[Any]] = []
+    # The sums are known here; without them TorchRec would ask the device, and wait, for each of them.
+    length_per_key = []
     for i, feature in enumerate(schema.sparse):
         if feature.is_multi_valued:
-            parts.append(_jagged(columns, feature, n, lengths[i]))
+            jagged = _jagged(parts, feature, lengths[i])
+            length_per_key.append(sum(map(len, jagged)))
+            ids += jagged
         else:
-            parts.append(_column(columns, feature.name, n))
-            lengths[i, :n] = 1
-    # The sums are known here; without them TorchRec would ask the device, and wait, for each of them.
-    length_per_key = [len(part) for part in parts]
+            ids += parts.get(feature.name)
+            lengths[i, : parts.num_rows] = 1
+            length_per_key.append(parts.num_rows)
     values = np.empty(sum(length_per_key), dtype=np.int64)
-    np.concatenate(parts, out=values)
+    np.concatenate(ids, out=values)
     return KeyedJaggedTensor(
         keys=list(schema.sparse_names),
         values=torch.from_numpy(values),
@@ -135,35 +172,24 @@ def _sparse_features(columns: Columns, schema: FeatureSchema, n: int, size: int)
     )
 
 
-def _jagged(columns: Columns, feature: SparseFeature, n: int, lengths: Ids) -> NDArray[Any]:
+def _jagged(parts: _Parts, feature: SparseFeature, lengths: NDArray[np.int64]) -> list[NDArray[Any]]:
     """Ids of a multi-valued feature without their padding; its (size,) ``lengths`` are filled in."""
-    padded = _column(columns, feature.name, n)
-    counts = _column(columns, feature.length_name, n)
-    if padded.ndim != 2:
-        raise RowError(f"column {feature.name!r} must hold one list of ids a row, got shape {padded.shape}")
-    width = padded.shape[1]
-    if n and not 0 <= counts.min() <= counts.max() <= width:
-        raise RowError(
-            f"column {feature.length_name!r} must be between 0 and {width}, got {counts.min()} to {counts.max()}"
-        )
-    lengths[:n] = counts
-    return padded[np.arange(width) < counts[:, None]]
+    parts.copy(feature.length_name, lengths)
+    ids, start = [], 0
+    for padded in parts.get(feature.name):
+        if padded.ndim != 2:
+            raise RowError(f"column {feature.name!r} must hold one list of ids a row, got shape {padded.shape}")
+        width, counts = padded.shape[1], lengths[start : start + len(padded)]
+        if len(counts) and not 0 <= counts.min() <= counts.max() <= width:
+            raise RowError(
+                f"column {feature.length_name!r} must be between 0 and {width}, got {counts.min()} to {counts.max()}"
+            )
+        ids.append(padded[np.arange(width) < counts[:, None]])
+        start += len(padded)
+    return ids
 
 
 def _get(columns: Columns, name: str) -> NDArray[Any]:
     if name not in columns:
         raise RowError(f"column {name!r} is missing; there are: {', '.join(columns)}")
     return columns[name]
-
-
-def _column(columns: Columns, name: str, n: int) -> NDArray[Any]:
-    column = _get(columns, name)
-    if len(column) != n:
-        raise RowError(f"column {name!r} has {len(column)} rows where the first feature has {n}")
-    return column
-
-
-def _padded(column: NDArray[Any], n: int, size: int, dtype: type) -> NDArray[Any]:
-    padded = np.zeros(size, dtype=dtype)
-    padded[:n] = column
-    return padded

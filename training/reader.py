@@ -11,10 +11,12 @@ import warnings
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from petastorm import make_batch_reader
 
 from features.dataset import DataFile, DatasetError, DatasetManifest
@@ -131,16 +133,12 @@ class Reader:
         skip = start_step * self._rows_per_stream
         with contextlib.ExitStack() as stack:
             streams = [stack.enter_context(Stream(source, windows[v], skip)) for v in self._streams]
-            columns = source.allocate(self._batch_size)
             for step in range(start_step, self.num_steps):
-                num_rows = 0
-                for stream in streams:
-                    stop = num_rows + self._rows_per_stream
-                    num_rows += stream.take({name: column[num_rows:stop] for name, column in columns.items()})
+                parts = [part for stream in streams for part in stream.take(self._rows_per_stream)]
                 if step == self.num_steps - 1:
                     for stream in streams:
                         stream.check_end()
-                yield to_batch({n: c[:num_rows] for n, c in columns.items()}, self.schema, self._batch_size)
+                yield to_batch(parts, self.schema, self._batch_size)
 
 
 class Stream:
@@ -155,40 +153,42 @@ class Stream:
             first += 1
         self._windows = deque(windows[first:])
         self._row_groups = source.read([piece for window in self._windows for piece in window.pieces])
-        # Every window goes into the same memory: fresh memory for each would cost more than the copy.
-        capacity = max((window.num_rows for window in self._windows), default=0)
-        self._columns, self._unshuffled = source.allocate(capacity), source.allocate(capacity)
-        self._position, self._size = offset, 0
+        # Every window is shuffled into the same memory: fresh memory for each would cost more than the copy.
+        self._shuffled = source.allocate(max((w.num_rows for w in self._windows if w.seed), default=0))
+        self._columns, self._position, self._size = self._shuffled, 0, 0
         if self._windows:
             self._load(self._windows.popleft())
+            self._position = offset
 
     def _load(self, window: Window) -> None:
-        """Read a window and shuffle its rows, column by column: one column fits in the cache, all do not."""
+        """Read a window and shuffle its rows."""
         parts = [next(self._row_groups) for _ in window.pieces]
-        order, self._size = window.order(), window.num_rows
+        self._position, self._size = 0, window.num_rows
+        order = window.order()
+        if order is None:
+            self._columns = {name: _join(parts, name) for name in self._columns}
+            return
+        # Column by column: one column fits in the cache, all of them do not.
         for name, column in self._columns.items():
-            unshuffled = column if order is None else self._unshuffled[name]
-            np.concatenate([part[name] for part in parts], out=unshuffled[: self._size], casting="same_kind")
-            if order is not None:
-                # "clip" only because it lets NumPy write without a copy; every index is in range.
-                unshuffled.take(order, axis=0, out=column[: self._size], mode="clip")
+            unshuffled = _join(parts, name)
+            # "clip" only because it lets NumPy write without a copy; every index is in range.
+            unshuffled.take(order, axis=0, out=column[: self._size], mode="clip")
 
-    def take(self, out: Columns) -> int:
-        """Copy the next rows into ``out``, as many as it has room for or as are left; returns how many."""
-        room, done = len(next(iter(out.values()))), 0
-        while done < room:
-            if self._position == self._size:
-                if not self._windows:
-                    break
-                self._load(self._windows.popleft())
-                self._position = 0
-            stop = min(self._position + room - done, self._size)
-            for name, column in self._columns.items():
-                out[name][done : done + stop - self._position] = column[self._position : stop]
-            done += stop - self._position
+    def take(self, num_rows: int) -> list[Columns]:
+        """The next rows, or what is left, in one part or more; they are good until the next call."""
+        parts, room = [], num_rows
+        while True:
+            stop = min(self._position + room, self._size)
+            parts.append({name: column[self._position : stop] for name, column in self._columns.items()})
+            room -= stop - self._position
             self._position = stop
-        self._delivered += done
-        return done
+            if not room or not self._windows:
+                break
+            # The next window is loaded over the rows of the last part.
+            parts[-1] = {name: column.copy() for name, column in parts[-1].items()}
+            self._load(self._windows.popleft())
+        self._delivered += num_rows - room
+        return parts
 
     def check_end(self) -> None:
         """Raise ReaderError unless every planned row was delivered, once."""
@@ -302,14 +302,16 @@ class RowGroups:
         bounds = {f.length_name: f.max_length + 1 for f in self.schema.sparse if f.is_multi_valued}
         bounds |= {name: (self.num_embeddings or {}).get(name, 2**31) for name in self.schema.sparse_names}
         for name, column in columns.items():
-            shape = self.columns[name][1]
+            dtype, shape = self.columns[name]
             if column.shape[1:] != shape:
                 raise ReaderError(f"column {name!r} of {path} has rows of shape {column.shape[1:]}, not {shape}")
+            if column.dtype != dtype:  # Petastorm gives integers with missing ones among them as floats
+                raise ReaderError(
+                    f"column {name!r} of {path} must hold {np.dtype(dtype)}, none missing, got {column.dtype}"
+                )
             if name not in bounds:
                 if not np.isfinite(column).all():
                     raise ReaderError(f"column {name!r} of {path} has missing or infinite values")
-            elif column.dtype.kind != "i":  # Petastorm gives integers with missing ones among them as floats
-                raise ReaderError(f"column {name!r} of {path} must hold integers, none missing, got {column.dtype}")
             elif column.size and not 0 <= column.min() <= column.max() < bounds[name]:
                 wrong = column.min() if column.min() < 0 else column.max()
                 what = "length" if name not in self.schema.sparse_names else "id"
@@ -317,6 +319,10 @@ class RowGroups:
                     f"feature {name!r} has {what} {wrong} in {path}, outside 0 to {bounds[name] - 1}: "
                     "dataset and model do not belong together"
                 )
+
+
+def _join(parts: Sequence[Columns], name: str) -> NDArray[Any]:
+    return parts[0][name] if len(parts) == 1 else np.concatenate([part[name] for part in parts])
 
 
 def _columns(schema: FeatureSchema) -> dict[str, tuple[type, tuple[int, ...]]]:

@@ -319,7 +319,7 @@ def set_column(name: str, values: list) -> Callable:
         ("user", [1, -1, 2], "'user' has id -1 .*part-00000.parquet, outside 0 to 49"),
         ("genres", [[1, 2, 20], [0, 0, 0], [0, 0, 0]], "'genres' has id 20 .*, outside 0 to 19"),
         ("genres__length", [0, 4, 0], "'genres__length' has length 4 .*, outside 0 to 3"),
-        ("user", [1, None, 2], "'user' .* must hold integers"),
+        ("user", [1, None, 2], "'user' .* must hold int32, none missing, got float64"),
         ("price", [1, None, 2], "'price' .* missing or infinite"),
         ("label", [1, float("nan"), 0], "'label' .* missing or infinite"),
         ("genres", [[1, 2, 3], [1, 2], [1]], "cannot be read"),
