@@ -40,7 +40,8 @@ def make(kind: str, config: Any) -> Encoder:
 @pytest.mark.parametrize(("kind", "config"), CASES)
 def test_every_encoder(kind: str, config: Any, inputs: tuple[Tensor, Tensor]) -> None:
     encoder, (x_BFD, first_order_BF1) = make(kind, config), inputs
-    x_BFD.requires_grad_(), first_order_BF1.requires_grad_()
+    x_BFD.requires_grad_()
+    first_order_BF1.requires_grad_()
     output = encoder(x_BFD, first_order_BF1)
     assert output.shape == (B, encoder.output_dim)
     output.square().sum().backward()

@@ -45,7 +45,8 @@ def inputs() -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("kind", FUSIONS)
 def test_every_fusion(kind: str, inputs: tuple[Tensor, Tensor]) -> None:
     fusion, (easy_BH, hard_BH) = make(kind), inputs
-    easy_BH.requires_grad_(), hard_BH.requires_grad_()
+    easy_BH.requires_grad_()
+    hard_BH.requires_grad_()
     logits = fusion(easy_BH, hard_BH)
     assert [z.shape for z in logits] == [(NUM_ROWS,)] * 3
     gradients = torch.autograd.grad(logits.fused.square().sum(), (easy_BH, hard_BH), retain_graph=True)

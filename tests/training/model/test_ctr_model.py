@@ -1,0 +1,369 @@
+"""CTRModel: the logs' parameter counts, the published first version, and every block with every other."""
+
+import copy
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from features.schema import FeatureSchema
+from training.batch import Batch
+from training.config import (
+    ConcatFusion,
+    CrossNetEncoder,
+    FMEncoder,
+    GateSelection,
+    LinearEncoder,
+    MLPEncoder,
+    ModelConfig,
+    MoEFusion,
+    MoESelection,
+    SeparateSelection,
+    SharedSelection,
+    SumFusion,
+    TwinFocusObjective,
+    VotingFusion,
+    WeightedSumFusion,
+)
+from training.model.ctr_model import CTRModel
+from training.model.embedding import ModelError
+from training.model.encoders import ENCODERS
+from training.model.fusion import FUSIONS
+from training.model.objective import TwinFocus
+from training.model.selection import SELECTIONS
+
+Rows = dict[str, int]
+SchemaMaker = Callable[..., FeatureSchema]
+BatchMaker = Callable[..., Batch]
+ModelMaker = Callable[..., CTRModel]
+
+# Vocabulary sizes: specs: tf4ctr 1.6.
+FRAPPE = "user 942, item 4084, daytime 9, weekday 9, isweekend 4, homework 5, cost 4, weather 11, country 82, city 233"
+MOVIELENS = "user_id 16362, item_id 22575, tag_id 49659"
+ML_1M = "UserID 6042, Gender 4, Age 9, Occupation 23, MovieID 3548"
+KKBOX = (
+    "msno 29506, song_id 172297, source_system_tab 10, source_screen_name 22, source_type 14, city 23, gender 4, "
+    "registered_via 7, language 12, genre_ids 483, artist_name 25369, isrc 97, bd 9"
+)
+CRITEO_SIZES = (
+    "44 99 122 41 220 112 80 69 92 6 27 37 72 1446 554 157339 117822 306 18 11882 630 5 39530 5131 156656 3176 28 "
+    "11043 148913 12 4560 2003 5 154564 18 17 53031 82 40955"
+)
+CRITEO = ", ".join(f"F{i} {size}" for i, size in enumerate(CRITEO_SIZES.split()))
+EASY_1, EASY_2 = MLPEncoder(hidden_units=(400,)), MLPEncoder(hidden_units=(400, 400))
+SER, GM, MOE, NONE = SeparateSelection(), GateSelection(), MoESelection(), SharedSelection()
+WSF, VF, CF, MOEF, SUM = WeightedSumFusion(), VotingFusion(), ConcatFusion(), MoEFusion(), SumFusion()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "bags", "selection", "easy", "fusion", "expected"),
+    [
+        (FRAPPE, "", SER, EASY_2, WSF, 711_996),
+        (FRAPPE, "", SER, EASY_1, VF, 551_596),
+        (FRAPPE, "", SER, EASY_2, CF, 712_795),
+        (FRAPPE, "", SER, EASY_2, MOEF, 715_198),
+        (FRAPPE, "", SER, EASY_2, SUM, 711_994),
+        (FRAPPE, "", NONE, EASY_1, WSF, 539_732),
+        (FRAPPE, "", GM, EASY_1, CF, 547_092),
+        (FRAPPE, "", MOE, EASY_1, WSF, 605_576),
+        (FRAPPE, "", MOE, EASY_1, MOEF, 608_778),
+        (FRAPPE, "", SER, FMEncoder(), WSF, 522_581),
+        (MOVIELENS, "", SER, EASY_2, WSF, 2_641_908),
+        (KKBOX, "genre_ids artist_name", SER, EASY_2, MOEF, 6_083_278),
+        (ML_1M, "", SER, EASY_1, WSF, 604_628),
+        (CRITEO, "", SER, EASY_2, WSF, 22_719_132),
+        (CRITEO, "", NONE, EASY_2, WSF, 15_557_956),
+    ],
+)
+def test_number_of_parameters_is_the_logs(
+    dataset: str, bags: str, selection: Any, easy: Any, fusion: Any, expected: int, make_schema: SchemaMaker
+) -> None:
+    rows = {name: int(size) for name, size in (entry.split() for entry in dataset.split(", "))}
+    schema = make_schema(" ".join(rows), bags=bags)
+    config = ModelConfig(selection=selection, easy=easy, fusion=fusion)
+    model = CTRModel(schema, rows, config, device="meta")
+    assert sum(p.numel() for p in model.parameters()) == model.num_parameters == expected
+    padded = CTRModel(schema, rows, config, device="meta", pad_tables=True)
+    assert padded.num_parameters == expected
+    width = {"separate": 24}.get(selection.kind, 16) + (easy.kind == "fm")
+    assert sum(p.numel() for p in model.embedding_parameters()) == sum(rows.values()) * width
+
+
+ROWS: Rows = {"user": 40, "item": 30, "genres": 9}
+BLOCKS: dict[str, dict[str, Any]] = {
+    "selection": {"separate": SER, "gate": GM, "moe": MOE, "shared": NONE},
+    "encoder": {
+        "mlp": MLPEncoder(hidden_units=(8, 6)),
+        "cross_net": CrossNetEncoder(num_layers=2, low_rank=2),
+        "fm": FMEncoder(),
+        "linear": LinearEncoder(),
+    },
+    "fusion": {"weighted_sum": WSF, "voting": VF, "concat": CF, "moe": MOEF, "sum": SUM},
+}
+
+
+def test_every_block_is_tested_here() -> None:
+    assert [list(BLOCKS["selection"]), list(BLOCKS["encoder"]), list(BLOCKS["fusion"])] == [
+        list(SELECTIONS),
+        list(ENCODERS),
+        list(FUSIONS),
+    ]
+
+
+@pytest.fixture
+def schema(make_schema: SchemaMaker) -> FeatureSchema:
+    return make_schema("user item genres", bags="genres", dense="age")
+
+
+def make_config(selection: str, easy: str, hard: str, fusion: str) -> ModelConfig:
+    return ModelConfig(
+        embedding_dim=6,
+        selection=BLOCKS["selection"][selection],
+        easy=BLOCKS["encoder"][easy],
+        hard=BLOCKS["encoder"][hard],
+        fusion=BLOCKS["fusion"][fusion],
+    )
+
+
+PAIRS = [
+    *itertools.product(["separate", "shared"], ENCODERS, ENCODERS, ["weighted_sum"]),
+    *itertools.product(["gate", "moe"], ["mlp", "cross_net", "fm"], ["mlp"], ["weighted_sum"]),
+    *itertools.product(["separate"], ["fm"], ["mlp"], FUSIONS),
+]
+
+
+@pytest.mark.parametrize(("selection", "easy", "hard", "fusion"), PAIRS)
+def test_every_combination(
+    selection: str,
+    easy: str,
+    hard: str,
+    fusion: str,
+    schema: FeatureSchema,
+    make_batch: BatchMaker,
+    make_model: ModelMaker,
+) -> None:
+    config = make_config(selection, easy, hard, fusion)
+    model: CTRModel = make_model(schema, ROWS, config)
+    batch: Batch = make_batch(schema, ROWS, num_rows=20, batch_size=24)
+    logits = model(batch)
+    assert [z.shape for z in logits] == [(20,)] * 3
+    TwinFocus(TwinFocusObjective())(logits, batch.labels[:20], batch.weights[:20], 20.0).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, f"{name} is never used"
+        assert torch.isfinite(parameter.grad).all()
+    for table in model.tables:
+        gradient = model.embedding.bags.embedding_bags[table.name].weight.grad
+        assert isinstance(gradient, Tensor) and gradient.abs().sum() > 0
+    model.eval()
+    first = model(batch)
+    assert all(torch.equal(a, b) for a, b in zip(first, model(batch), strict=True))
+    # A row's prediction is its own: not the other rows', not the padding's.
+    alone: Batch = make_batch(schema, ROWS, num_rows=20)
+    assert all(torch.equal(a, b) for a, b in zip(first, model(alone), strict=True))
+    other: Batch = make_batch(schema, ROWS, num_rows=20, seed=1)
+    assert not torch.allclose(first.fused, model(other).fused)
+
+
+@pytest.mark.parametrize("selection", ["gate", "moe"])
+@pytest.mark.parametrize(("easy", "hard"), [("linear", "mlp"), ("mlp", "linear")])
+def test_sharing_an_embedding_with_an_encoder_that_reads_none_is_refused(
+    selection: str, easy: str, hard: str, schema: FeatureSchema
+) -> None:
+    with pytest.raises(ModelError, match=f"selection '{selection}'.*linear.*reads none"):
+        CTRModel(schema, ROWS, make_config(selection, easy, hard, "sum"))
+
+
+def test_pairs_of_a_single_feature_are_refused(make_schema: SchemaMaker) -> None:
+    with pytest.raises(ModelError, match="at least two features"):
+        CTRModel(make_schema("user"), ROWS, make_config("separate", "fm", "mlp", "sum"))
+    CTRModel(make_schema("user", dense="age"), ROWS, make_config("separate", "fm", "mlp", "sum"))
+
+
+def test_separate_streams_are_independent(
+    schema: FeatureSchema, make_batch: BatchMaker, make_model: ModelMaker
+) -> None:
+    model: CTRModel = make_model(schema, ROWS, make_config("separate", "mlp", "mlp", "sum"))
+    batch: Batch = make_batch(schema, ROWS, num_rows=20)
+    logits = model(batch)
+    for logit, own in ((logits.easy, "easy"), (logits.hard, "hard")):
+        tables = model.embedding_parameters()
+        gradients = torch.autograd.grad(logit.square().sum(), tables, retain_graph=True, allow_unused=True)
+        for name, gradient in zip(model.embedding_parameter_names(), gradients, strict=True):
+            is_touched = gradient is not None and bool(gradient.abs().sum() > 0)
+            assert is_touched == (own in name), name
+
+
+class FirstVersion(nn.Module):
+    """TF4CTR's first version, written apart: one table a field, two MLPs with their heads inside (specs: tf4ctr 2)."""
+
+    def __init__(self, tables: list[Tensor], easy: list[int], hard: list[int]) -> None:
+        super().__init__()
+        self.tables = nn.ParameterList(tables)
+        self.easy, self.hard = self.make_mlp(easy), self.make_mlp(hard)
+        self.weight = nn.Parameter(torch.tensor([0.5, 0.5]))
+
+    def make_mlp(self, widths: list[int]) -> nn.Sequential:
+        layers: list[nn.Module] = []
+        for i, o in itertools.pairwise(widths):
+            layers += [nn.Linear(i, o), nn.BatchNorm1d(o), nn.ReLU(), nn.Dropout(0.2)]
+        return nn.Sequential(*layers, nn.Linear(widths[-1], 1))
+
+    def forward(self, ids_BF: Tensor) -> Tensor:
+        e = torch.cat([table[ids_BF[:, f]] for f, table in enumerate(self.tables)], dim=1)
+        return self.weight[0] * self.easy(e)[:, 0] + self.weight[1] * self.hard(e)[:, 0]
+
+
+def test_shared_selection_and_weighted_sum_are_the_first_version(
+    make_schema: SchemaMaker, make_batch: BatchMaker, make_model: ModelMaker
+) -> None:
+    schema = make_schema("user item")
+    config = ModelConfig(
+        embedding_dim=4, selection=NONE, easy=MLPEncoder(hidden_units=(8,)), hard=MLPEncoder(hidden_units=(8, 5))
+    )
+    model: CTRModel = make_model(schema, ROWS, config)
+    tables = [p.detach().clone() for p in model.embedding_parameters()]
+    first = FirstVersion(tables, [8, 8], [8, 8, 5])
+    assert sum(p.numel() for p in first.parameters()) == model.num_parameters
+    for own, layers, head in (
+        (first.easy, model.easy_encoder.layers, model.fusion.easy_head),
+        (first.hard, model.hard_encoder.layers, model.fusion.hard_head),
+    ):
+        assert isinstance(layers, nn.Sequential)
+        own.load_state_dict({**layers.state_dict(), **{f"{len(layers)}.{k}": v for k, v in head.state_dict().items()}})
+    batch: Batch = make_batch(schema, ROWS, num_rows=20)
+    ids_BF = batch.sparse_features.values().view(2, 20).T
+    for training in (True, False):  # in training mode with the same dropout: the running statistics move alike
+        outputs = []
+        for module, argument in ((model, batch), (first, ids_BF)):
+            torch.manual_seed(11)
+            outputs.append(module.train(training)(argument))
+        assert torch.equal(outputs[0].fused, outputs[1])
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_a_fresh_model_starts_near_the_loss_of_zero_logits(
+    selection: str, fusion: str, make_schema: SchemaMaker, make_batch: BatchMaker
+) -> None:
+    """One hidden layer each: embeddings of 1e-4 are below BatchNorm's epsilon, so the first layer leaves them small.
+
+    A second BatchNorm would stretch what the first one left (about 0.02, whose square is well over epsilon) to order 1;
+    the MoE selection's experts do that too.
+    """
+    rows = {f"f{i}": 200 for i in range(8)}
+    schema = make_schema(" ".join(rows))
+    config = ModelConfig(
+        selection=BLOCKS["selection"][selection],
+        easy=MLPEncoder(hidden_units=(64,)),
+        hard=MLPEncoder(hidden_units=(64,)),
+        fusion=BLOCKS["fusion"][fusion],
+    )
+    batch: Batch = make_batch(schema, rows, num_rows=512)
+    for seed in range(3):
+        logits = CTRModel(schema, rows, config, seed=seed)(batch)
+        loss = TwinFocus(TwinFocusObjective())(logits, batch.labels, batch.weights, 512.0).item()
+        assert 1.25 < loss < 2.5 if selection == "moe" else abs(loss - 1.3169796) < 0.01
+
+
+def test_the_seed_decides_the_start(schema: FeatureSchema) -> None:
+    config = make_config("moe", "cross_net", "mlp", "concat")
+    state = torch.random.get_rng_state()
+    model = CTRModel(schema, ROWS, config, seed=5)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    start = dict(model.named_parameters())
+    torch.manual_seed(99)
+    again = dict(CTRModel(schema, ROWS, config, seed=5).named_parameters())
+    on_meta = dict(CTRModel(schema, ROWS, config, seed=5, device="meta", pad_tables=True).named_parameters())
+    other = dict(CTRModel(schema, ROWS, config, seed=6).named_parameters())
+    tables = {f"embedding.bags.embedding_bags.{table.name}.weight" for table in model.tables}
+    for name, parameter in start.items():
+        assert torch.equal(again[name], parameter)
+        assert on_meta[name].is_meta if name in tables else torch.equal(on_meta[name], parameter)
+        is_constant = name.endswith("bias") or "bias." in name or bool((parameter == parameter.mean()).all())
+        assert is_constant or not torch.equal(other[name], parameter), name
+
+
+def test_dense_layers_start_xavier_normal(make_schema: SchemaMaker) -> None:
+    model = CTRModel(make_schema("a b"), {"a": 3, "b": 3}, ModelConfig(embedding_dim=100))
+    layer = model.hard_encoder.layers[4]  # pyright: ignore
+    assert isinstance(layer, nn.Linear)
+    assert layer.weight.std().item() == pytest.approx((2 / 800) ** 0.5, rel=0.01)
+    assert (layer.bias == 0).all()
+
+
+def test_padded_tables_change_nothing(schema: FeatureSchema, make_batch: BatchMaker) -> None:
+    """Same seed, same steps: the same logits, and a pad that stays 0."""
+    config = make_config("separate", "fm", "mlp", "weighted_sum")
+    batch: Batch = make_batch(schema, ROWS, num_rows=20, batch_size=21)
+    models = [CTRModel(schema, ROWS, config, seed=1, pad_tables=pad) for pad in (False, True)]
+    assert [t.padded_width for t in models[1].tables][::3] == [4, 8, 4]
+    outputs = []
+    for model in models:
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+        for step in range(3):
+            torch.manual_seed(step)
+            logits = model(batch)
+            optimizer.zero_grad()
+            TwinFocus(TwinFocusObjective())(logits, batch.labels[:20], batch.weights[:20], 20.0).backward()
+            optimizer.step()
+        outputs.append(model.eval()(batch))
+    for plain, padded in zip(*outputs, strict=True):
+        torch.testing.assert_close(plain, padded, atol=1e-5, rtol=1e-5)
+    for table in models[1].tables:
+        weight = models[1].embedding.bags.embedding_bags[table.name].weight
+        assert isinstance(weight, Tensor) and (weight[:, table.width :] == 0).all()
+        assert (weight[:, : table.width] != 0).any()
+
+
+def test_l2_of_the_embedding_parameters_reaches_every_row(
+    schema: FeatureSchema, make_batch: BatchMaker, make_model: ModelMaker
+) -> None:
+    model: CTRModel = make_model(schema, ROWS, make_config("separate", "fm", "mlp", "weighted_sum"))
+    batch: Batch = make_batch(schema, ROWS, num_rows=4)
+    named = dict(model.named_parameters())
+    embeddings = {name: named[name] for name in model.embedding_parameter_names()}
+    assert [id(p) for p in embeddings.values()] == [id(p) for p in model.embedding_parameters()]
+    assert {name.split(".")[0] for name in named.keys() - embeddings.keys()} == {
+        "easy_encoder",
+        "hard_encoder",
+        "fusion",
+    }
+
+    def gradients(l2: float) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        loss = TwinFocus(TwinFocusObjective())(model(batch), batch.labels, batch.weights, 4.0)
+        loss = loss + l2 / 2 * sum(p.square().sum() for p in embeddings.values())
+        return dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
+
+    without, with_l2 = gradients(0.0), gradients(0.1)
+    for name, parameter in named.items():
+        difference = with_l2[name] - without[name]
+        torch.testing.assert_close(difference, 0.1 * parameter.detach() if name in embeddings else difference * 0)
+    ids = batch.sparse_features["user"].values()
+    unseen = [row for row in range(ROWS["user"]) if row not in ids]
+    user = "embedding.bags.embedding_bags.user__hard.weight"
+    assert (without[user][unseen] == 0).all()
+    assert torch.equal(with_l2[user][unseen], 0.1 * named[user][unseen])
+
+
+@pytest.mark.parametrize("num_rows", [0, 1])
+def test_small_batches_train(num_rows: int, schema: FeatureSchema, make_batch: BatchMaker) -> None:
+    model = CTRModel(schema, ROWS, make_config("moe", "mlp", "mlp", "voting"))
+    batch: Batch = make_batch(schema, ROWS, num_rows=num_rows, batch_size=4)
+    logits = model(batch)
+    assert [z.shape for z in logits] == [(num_rows,)] * 3
+    rows = slice(num_rows)
+    TwinFocus(TwinFocusObjective())(logits, batch.labels[rows], batch.weights[rows], 4.0).backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_model_can_be_copied_and_saved(schema: FeatureSchema, make_batch: BatchMaker, make_model: ModelMaker) -> None:
+    model: CTRModel = make_model(schema, ROWS, make_config("separate", "fm", "mlp", "moe")).eval()
+    batch: Batch = make_batch(schema, ROWS, num_rows=5)
+    loaded = CTRModel(schema, ROWS, make_config("separate", "fm", "mlp", "moe"), seed=9).eval()
+    loaded.load_state_dict(model.state_dict())
+    for twin in (copy.deepcopy(model), loaded):
+        assert torch.equal(twin(batch).fused, model(batch).fused)
