@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from jobs.config import Config, ConfigError, load_config
+
 EXIT_DATA = 1
 """Data, a run or an artifact cannot be used."""
 EXIT_USAGE = 2
@@ -13,24 +15,26 @@ EXIT_USAGE = 2
 
 
 def config_parser(module: str, description: str, example: str) -> argparse.ArgumentParser:
-    """A parser with ``--config`` and ``section.key=value`` overrides."""
+    """A parser with ``--config``; read it with ``parse_config_arguments``."""
     parser = plain_parser(module, description, example)
-    files = "TOML files; later ones win"
-    parser.add_argument("--config", nargs="+", required=True, action=_ConfigAction, metavar="FILE", help=files)
-    changes = "changes to the config"
-    parser.add_argument("overrides", nargs="*", action=_ConfigAction, metavar="section.key=value", help=changes)
+    parser.usage = "%(prog)s --config FILE [options] [section.key=value ...]"
+    parser.add_argument(
+        "--config", action="append", required=True, metavar="FILE", help="TOML file; may be repeated, later ones win"
+    )
     return parser
 
 
-class _ConfigAction(argparse.Action):
-    """Tells files from ``section.key=value``: argparse gives all words after ``--config F`` to ``--config``."""
+def parse_config_arguments(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Config]:
+    """Read the command line; what is no option is an override, wherever it stands.
 
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
-        words = values if isinstance(values, list) else []
-        overrides = [word for word in words if option_string is None or ("=" in word and not Path(word).is_file())]
-        namespace.overrides = [*(getattr(namespace, "overrides", None) or []), *overrides]
-        if option_string is not None:
-            namespace.config = [*(getattr(namespace, "config", None) or []), *(w for w in words if w not in overrides)]
+    Raises:
+        ConfigError: the config is wrong.
+    """
+    arguments, overrides = parser.parse_known_args()
+    strange = [word for word in overrides if word.startswith("-") or "=" not in word]
+    if strange:
+        parser.error(f"unrecognised arguments: {' '.join(strange)}")
+    return arguments, load_config(arguments.config, overrides)
 
 
 def plain_parser(module: str, description: str, example: str) -> argparse.ArgumentParser:
@@ -49,8 +53,6 @@ def run_program(main: Callable[[], int]) -> None:
     A ``ConfigError`` is a usage error; any other ``ValueError`` or ``OSError`` is about data. Anything else is a defect
     of ours and keeps its traceback.
     """
-    from jobs.config import ConfigError
-
     try:
         code = main()
     except ConfigError as error:

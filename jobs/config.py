@@ -14,6 +14,9 @@ from features.schema import STRICT, FeatureSchema, expand_names
 from pipeline.config import PipelineConfig
 from training.config import TrainingConfig
 
+REPLACED_WHOLE = ("monitor",)
+"""Tables that a later layer replaces instead of adding to."""
+
 
 class ConfigError(ValueError):
     """A config file or an override is wrong; the message names the key and what to do."""
@@ -62,20 +65,30 @@ def parse_config(tree: dict[str, Any]) -> Config:
     features = tree.get("features")
     if isinstance(features, dict):
         tree = {**tree, "features": _expand_features(features)}
+    tree = _merge(_defaults(), tree)
     try:
         return TypeAdapter(Config).validate_python(tree)
     except ValidationError as error:
         raise ConfigError(_explain(error, tree)) from error
 
 
-def _merge(base: dict[str, Any], layer: dict[str, Any]) -> None:
+def _defaults() -> dict[str, Any]:
+    """The default tree, so that a file may change one key of a variant without naming its kind."""
+    tree = {"pipeline": asdict(PipelineConfig(output="")), "training": asdict(TrainingConfig(dataset=""))}
+    del tree["pipeline"]["output"], tree["training"]["dataset"]
+    return tree
+
+
+def _merge(base: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
+    """Lay ``layer`` over ``base``, in place."""
     for key, value in layer.items():
-        both_tables = isinstance(value, dict) and isinstance(base.get(key), dict)
+        both_tables = isinstance(value, dict) and isinstance(base.get(key), dict) and key not in REPLACED_WHOLE
         # A table of another kind replaces the old one: its keys belong to another class.
         if both_tables and value.get("kind", base[key].get("kind")) == base[key].get("kind"):
             _merge(base[key], value)
         else:
             base[key] = value
+    return base
 
 
 def _override(tree: dict[str, Any], override: str) -> None:

@@ -21,8 +21,8 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 from tqdm import tqdm
 
-from jobs.command import absolute, config_parser, run_program
-from jobs.config import Config, ConfigError, load_config, parse_config
+from jobs.command import absolute, config_parser, parse_config_arguments, run_program
+from jobs.config import Config, ConfigError, parse_config
 
 COMPARED_ON_RESUME = ("model", "optimizer", "global_batch_size", "seed", "clip_gradient_norm", "schedule", "monitor")
 """Training keys that must not change when a run goes on: the weights already depend on them."""
@@ -36,8 +36,7 @@ def main() -> int:
     )
     parser.add_argument("--run", required=True, metavar="DIR", help="folder of the run; made if absent")
     parser.add_argument("--resume", action="store_true", help="go on from the run's newest checkpoint")
-    arguments = parser.parse_intermixed_args()
-    config = load_config(arguments.config, arguments.overrides)
+    arguments, config = parse_config_arguments(parser)
     config = _with_dataset(config, absolute(config.training.dataset))
     run_path = absolute(arguments.run)
     started = time.perf_counter()
@@ -126,6 +125,7 @@ def _train(run_path: Path, config: Config) -> None:
         RuntimeError: workers died more often than ``training.max_failures``.
     """
     import ray
+    import ray.train
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,9 @@ def _state(parallel: ParallelModel) -> dict[str, Any]:
 
 def _load(checkpoint: Checkpoint, state: dict[str, Any]) -> None:
     try:
-        dcp.load(state, storage_reader=FileSystemReader(checkpoint.path), no_dist=not dist.is_initialized())
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is intended
+            dcp.load(state, storage_reader=FileSystemReader(checkpoint.path), no_dist=not dist.is_initialized())
     except Exception as error:  # dcp wraps a rank's failure, whatever it was, in exceptions of its own
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"checkpoint {checkpoint.path} does not load into this model: {reason}") from error

@@ -21,7 +21,7 @@ from training.metrics import evaluate as compute_metrics
 from training.model.objective import OBJECTIVES
 from training.parallelize import ParallelModel
 from training.reader import Reader
-from training.schedule import Plateau, monitor_value
+from training.schedule import Plateau, lower, monitor_value
 
 PROGRESS_SECONDS = 1.0
 """Least time between two progress events."""
@@ -85,8 +85,7 @@ def train(training: Training, progress: Progress) -> Iterator[Event]:
     """
     config, parallel = training.config, training.parallel
     if progress.learning_rates:
-        for group, rate in zip(parallel.optimizer.param_groups, progress.learning_rates, strict=True):
-            group["lr"] = rate
+        parallel.learning_rates = progress.learning_rates
     step = make_step(training)
     while not progress.is_over:
         yield from _train_epoch(training, progress, step)
@@ -169,7 +168,7 @@ def _progress_event(
         "step_in_epoch": progress.step_in_epoch,
         "epoch_steps": training.train_reader.num_steps,
         "loss": loss,
-        "learning_rate": training.parallel.learning_rate,
+        "learning_rate": training.parallel.learning_rates[-1],
         "rows_per_second": rows_per_second,
         "seconds": seconds,
     }
@@ -191,11 +190,11 @@ def _evaluate_epoch(training: Training, reader: Reader, progress: Progress) -> E
         **metrics,
         "monitor": value,
         "best": is_best,
-        "learning_rate": parallel.learning_rate,
+        "learning_rate": parallel.learning_rates[-1],
     }
     if not is_best:
-        parallel.scale_learning_rates(config.schedule.factor, config.schedule.min_learning_rate)
-    progress.learning_rates = [group["lr"] for group in parallel.optimizer.param_groups]
+        parallel.learning_rates = [lower(rate, config.schedule) for rate in parallel.learning_rates]
+    progress.learning_rates = parallel.learning_rates
     progress.seconds["evaluate"] += time.perf_counter() - started
     return {**event, "seconds": progress.seconds["train"]}
 

@@ -108,15 +108,16 @@ class ParallelModel:
         """Scale the gradients so that their common norm is at most ``max_norm``."""
         nn.utils.clip_grad_norm_(self._clipped_parameters, max_norm, foreach=True)
 
-    def scale_learning_rates(self, factor: float, minimum: float) -> None:
-        """Multiply every optimizer's learning rate, not below ``minimum``."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = max(group["lr"] * factor, min(minimum, group["lr"]))
-
     @property
-    def learning_rate(self) -> float:
-        """Learning rate of the dense net."""
-        return next(group["lr"] for group in reversed(list(self.optimizer.param_groups)))
+    def learning_rates(self) -> list[float]:
+        """Of every parameter group; the dense net's is the last."""
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    @learning_rates.setter
+    def learning_rates(self, rates: list[float]) -> None:
+        groups: list[Any] = list(self.optimizer.param_groups)
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate
 
 
 def parallelize(model: CTRModel, config: TrainingConfig, device: torch.device) -> ParallelModel:

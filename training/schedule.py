@@ -1,12 +1,13 @@
 """The plateau rule: one place decides what is best, when the learning rate falls and when to stop."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from training.config import ScheduleConfig
 
 
-def monitor_value(metrics: dict[str, Any], weights: dict[str, float]) -> float:
+def monitor_value(metrics: dict[str, Any], weights: Mapping[Any, float]) -> float:
     """Weighted sum of validation metrics, to be maximised.
 
     Raises:
@@ -19,6 +20,11 @@ def monitor_value(metrics: dict[str, Any], weights: dict[str, float]) -> float:
             "it needs both labels, and gauc needs features.group_id"
         )
     return sum(weight * metrics[name] for name, weight in weights.items())
+
+
+def lower(learning_rate: float, config: ScheduleConfig) -> float:
+    """The learning rate after a failure: never below the minimum, and never higher than it was."""
+    return max(learning_rate * config.factor, min(config.min_learning_rate, learning_rate))
 
 
 @dataclass
