@@ -7,6 +7,7 @@ whatever Ray itself remembers.
 import dataclasses
 import fcntl
 import json
+import logging
 import os
 import threading
 import time
@@ -133,10 +134,10 @@ def _train(run_path: Path, config: Config) -> None:
     use_gpu = training.device == "cuda"
     own_cluster = not ray.is_initialized()
     if own_cluster and "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=False, logging_level="ERROR")
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
     elif own_cluster:
         cores = max(os.cpu_count() or 1, training.num_workers)
-        ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     trainer = TorchTrainer(
         _work,
         train_loop_config={"run": str(run_path), "config": config.to_dict()},
