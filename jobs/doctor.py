@@ -1,0 +1,273 @@
+"""Check the whole set the project stands on, name the wrong member and its cure.
+
+Only the standard library is used here and packages are imported in a process apart, so that a broken or missing one is
+reported instead of crashing the report.
+"""
+
+import argparse
+import dataclasses
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import runpy
+import shutil
+import socket
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+PROJECT = Path(__file__).resolve().parents[1]
+LANES = {"cpu": "fbgemm-gpu-cpu", "cuda": "fbgemm-gpu"}
+"""Lane -> its build of FBGEMM. Never both: they own the same import folder."""
+IMPORTS = ("numpy", "pyarrow", "torch", "fbgemm_gpu", "torchrec", "petastorm", "ray.train", "pyspark", "plotly")
+PORTS = {8265: "Ray's dashboard and job server", 6379: "a Ray head node", 7077: "a Spark master"}
+MIN_JAVA = 17
+MIN_DISK, GOOD_DISK = 2 * 10**9, 20 * 10**9
+GOOD_MEMORY = 8 * 10**9
+WHY = {
+    "torch": "torchrec and FBGEMM load with this torch only",
+    "torchrec": "pairs with this torch and FBGEMM only",
+    "fbgemm-gpu": "pairs with this torch and torchrec only",
+    "fbgemm-gpu-cpu": "pairs with this torch and torchrec only",
+    "petastorm": "0.13 loses rows without an error",
+    "pyarrow": "petastorm needs pyarrow < 15",
+    "numpy": "petastorm needs numpy < 2",
+    "ray": "the newest that accepts this pyarrow",
+    "pyspark": "Spark 4.1 and later need a newer pyarrow",
+}
+INSTALL_JAVA = "sudo apt-get install openjdk-17-jre-headless (Debian, Ubuntu) or brew install openjdk@17 (macOS)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One member of the set."""
+
+    name: str
+    status: Literal["ok", "warning", "wrong"]
+    found: str
+    expected: str = ""
+    cure: str = ""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.doctor",
+        description="Check Python, Java, the packages, ports, disk and memory; exit code 1 if something is wrong.",
+        epilog="example:\n  python -m jobs.doctor --json doctor.json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write the findings there")
+    parser.add_argument("--quick", action="store_true", help="look at versions only, import nothing")
+    arguments = parser.parse_args()
+    findings = examine(quick=arguments.quick)
+    print(as_table(findings))
+    if arguments.json:
+        text = json.dumps([dataclasses.asdict(f) for f in findings], indent=1) + "\n"
+        try:
+            Path(arguments.json).write_text(text, encoding="utf-8")
+        except OSError as error:
+            print(f"error: {arguments.json} cannot be written: {error.strerror}", file=sys.stderr)
+            return 1
+    return int(any(f.status == "wrong" for f in findings))
+
+
+def examine(*, quick: bool = False) -> list[Finding]:
+    """Check everything.
+
+    Args:
+        quick: leave out importing the packages, which takes half a minute.
+    """
+    installed = installed_versions()
+    lane = lane_of(installed, torch_cuda())
+    findings = [check_python(), check_java()]
+    findings += check_packages(installed, locked_versions(lane), direct_names(lane))
+    findings += [check_lane(installed, torch_cuda(), lane)]
+    findings += [] if quick else [check_imports()]
+    return [*findings, *check_ports(PORTS), check_disk(Path.cwd()), check_memory()]
+
+
+# -------------------------------------------------------------------------------------------------- what is expected
+
+
+def locked_versions(lane: str) -> dict[str, str]:
+    """Package -> version in the lane's lock."""
+    lines = (PROJECT / "requirements" / f"{lane}.txt").read_text(encoding="utf-8").splitlines()
+    return dict(line.split("==") for line in lines if "==" in line)
+
+
+def direct_names(lane: str) -> set[str]:
+    """Packages that pyproject.toml itself asks for in this lane."""
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    requirements = project["dependencies"] + project["optional-dependencies"][lane]
+    return {_normalised(re.split(r"[\[<>=!~; ]", requirement)[0]) for requirement in requirements}
+
+
+def _normalised(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+# ----------------------------------------------------------------------------------------------------- what is there
+
+
+def installed_versions() -> dict[str, str]:
+    """Package -> installed version, the first found on the path where there are several."""
+    versions: dict[str, str] = {}
+    for distribution in importlib.metadata.distributions():
+        versions.setdefault(_normalised(distribution.metadata["Name"] or "?"), distribution.version)
+    return versions
+
+
+def torch_cuda() -> str | None:
+    """CUDA version torch was built for; None for a CPU build or no torch. Does not import it."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    version_file = Path(spec.origin).with_name("version.py")
+    return runpy.run_path(str(version_file)).get("cuda") if version_file.is_file() else None
+
+
+def lane_of(installed: Mapping[str, str], cuda: str | None) -> str:
+    """The lane this environment is meant to be: what FBGEMM says, and where that is unclear, what torch says."""
+    found = [lane for lane, name in LANES.items() if name in installed]
+    return found[0] if len(found) == 1 else ("cuda" if cuda else "cpu")
+
+
+# ------------------------------------------------------------------------------------------------------------ checks
+
+
+def check_python() -> Finding:
+    found = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info[:2] == (3, 11):
+        return Finding("python", "ok", found, "3.11")
+    return Finding("python", "wrong", found, "3.11", "make setup, then run .venv/bin/python -m jobs.doctor")
+
+
+def check_java() -> Finding:
+    home = os.environ.get("JAVA_HOME")
+    java = str(Path(home) / "bin" / "java") if home else "java"
+    expected = f">= {MIN_JAVA}"
+    try:
+        done = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=60)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        cure = f"unset JAVA_HOME or set it to a Java {MIN_JAVA}; else " if home else ""
+        return Finding("java", "wrong", f"{java} does not run", expected, cure + INSTALL_JAVA)
+    match = re.search(r'version "(?:1\.)?(\d+)[^"]*"', done.stderr + done.stdout)
+    if match is None or int(match[1]) < MIN_JAVA:
+        return Finding("java", "wrong", match[0] if match else "no version", expected, INSTALL_JAVA)
+    return Finding("java", "ok", match[0].split('"')[1], expected)
+
+
+def check_packages(installed: Mapping[str, str], locked: Mapping[str, str], direct: set[str]) -> list[Finding]:
+    """Installed against locked versions: those we ask for ourselves one by one, the rest in one line."""
+    findings = []
+    for name in sorted(direct):
+        found, expected = installed.get(name, "missing"), locked[name]
+        expected_text = f"{expected} ({WHY[name]})" if name in WHY else expected
+        if found.split("+")[0] == expected:
+            findings.append(Finding(name, "ok", found, expected_text))
+        else:
+            findings.append(Finding(name, "wrong", found, expected_text, _pip(f"install --no-deps {name}=={expected}")))
+    others = {name: version for name, version in locked.items() if name not in direct}
+    off = [name for name, version in others.items() if installed.get(name, "missing").split("+")[0] != version]
+    if off:
+        shown = ", ".join(f"{name} {installed.get(name, 'missing')}" for name in off[:8]) + (" ..." if off[8:] else "")
+        cure = _pip("install --no-deps " + " ".join(f"{name}=={others[name]}" for name in off))
+        return [*findings, Finding("other packages", "warning", shown, "as locked", cure)]
+    return [*findings, Finding("other packages", "ok", f"{len(others)} as locked")]
+
+
+def check_lane(installed: Mapping[str, str], cuda: str | None, lane: str) -> Finding:
+    """One FBGEMM, and a torch of the same kind."""
+    found = [f"{name} {installed[name]}" for name in LANES.values() if name in installed]
+    shown = f"torch for {f'CUDA {cuda}' if cuda else 'CPU'}, {' and '.join(found) or 'no fbgemm-gpu'}"
+    if len(found) > 1:
+        keep = f"{LANES[lane]}=={locked_versions(lane)[LANES[lane]]}"
+        uninstall = _pip(f"uninstall -y {' '.join(LANES.values())}")
+        cure = f"{uninstall} && {_pip(f'install --no-deps --force-reinstall {keep}')}"
+        return Finding("lane", "wrong", shown, "one fbgemm: they own the same folder", cure)
+    if found and (lane == "cuda") != bool(cuda):
+        return Finding("lane", "wrong", shown, f"a {lane} torch", f"rm -r .venv && make setup ACCELERATOR={lane}")
+    return Finding("lane", "ok", shown, lane)
+
+
+_IMPORT_ALL = """
+import importlib, sys
+for name in sys.argv[1:]:
+    print("importing", name, flush=True)
+    importlib.import_module(name)
+print("importing nothing", flush=True)
+"""
+
+
+def check_imports(names: Sequence[str] = IMPORTS) -> Finding:
+    """Import the packages in the order they build on each other; a crash in C++ is caught too."""
+    command = [sys.executable, "-W", "ignore", "-c", _IMPORT_ALL, *names]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)  # noqa: S603
+    except subprocess.TimeoutExpired:
+        return Finding("imports", "wrong", "not done after 300 s", "", "try again on a machine that is not busy")
+    last = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("importing ")][-1:]
+    if done.returncode == 0:
+        return Finding("imports", "ok", f"{len(names)} packages load")
+    reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    name = last[0] if last else "python"
+    cure = "mend the packages above; if there are none: rm -r .venv && make setup"
+    return Finding("imports", "wrong", f"{name} does not load: {reason}", "all load", cure)
+
+
+def check_ports(ports: Mapping[int, str]) -> list[Finding]:
+    """A busy default port is no fault (infra's scripts choose free ones), but it surprises whoever uses the default."""
+    findings = []
+    for port, user in ports.items():
+        with socket.socket() as probe:
+            probe.settimeout(1)
+            busy = probe.connect_ex(("127.0.0.1", port)) == 0
+        if busy:
+            cure = f"stop what listens there (ss -ltnp 'sport = :{port}' names it) or choose another port"
+            findings.append(Finding(f"port {port}", "warning", "in use", f"free for {user}", cure))
+        else:
+            findings.append(Finding(f"port {port}", "ok", "free", user))
+    return findings
+
+
+def check_disk(folder: Path) -> Finding:
+    free = shutil.disk_usage(folder).free
+    status = "wrong" if free < MIN_DISK else "warning" if free < GOOD_DISK else "ok"
+    cure = "" if status == "ok" else f"free space on the disk of {folder}"
+    return Finding("disk", status, f"{free / 1e9:.1f} GB free", f"{GOOD_DISK / 1e9:.0f} GB", cure)
+
+
+def check_memory() -> Finding:
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    status = "ok" if total >= GOOD_MEMORY else "warning"
+    cure = "" if status == "ok" else "make demo needs about 8 GB: lower pipeline.spark.driver_memory and close programs"
+    return Finding("memory", status, f"{total / 1e9:.1f} GB", f"{GOOD_MEMORY / 1e9:.0f} GB", cure)
+
+
+# ----------------------------------------------------------------------------------------------------------- the table
+
+
+def as_table(findings: Sequence[Finding]) -> str:
+    """One line a member, then what to do about those that are not right."""
+    rows = [("", "member", "found", "expected"), *((f.status, f.name, f.found, f.expected) for f in findings)]
+    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    found_width = min(44, max(len(row[2]) for row in rows))
+    lines = [f"{s:<{widths[0]}}  {n:<{widths[1]}}  {found:<{found_width}}  {e}".rstrip() for s, n, found, e in rows]
+    for finding in findings:
+        if finding.status != "ok":
+            lines += ["", f"{finding.status}: {finding.name} is {finding.found}; cure:", f"  {finding.cure}"]
+    counts = {status: sum(f.status == status for f in findings) for status in ("wrong", "warning", "ok")}
+    return "\n".join([*lines, "", ", ".join(f"{count} {status}" for status, count in counts.items())])
+
+
+def _pip(arguments: str) -> str:
+    return f"{sys.executable} -m pip {arguments}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
