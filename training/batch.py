@@ -95,7 +95,8 @@ def to_batch(columns: Columns | Sequence[Columns], schema: FeatureSchema, batch_
     size = n if batch_size is None else batch_size
     if n > size:
         raise RowError(f"{n} rows do not fit in a batch of {size}")
-    dense = np.zeros((size, len(schema.dense)), dtype=np.float32)
+    dense = np.empty((size, len(schema.dense)), dtype=np.float32)
+    dense[n:] = 0
     for i, name in enumerate(schema.dense_names):
         parts.copy(name, dense[:, i])
     labels, weights = np.zeros(size, dtype=np.float32), np.zeros(size, dtype=np.float32)
@@ -148,7 +149,8 @@ class _Parts:
 
 def _sparse_features(parts: _Parts, schema: FeatureSchema, size: int) -> KeyedJaggedTensor:
     """All ids, feature by feature. A single-valued column is copied as it is; no mask is needed."""
-    lengths = np.zeros((len(schema.sparse), size), dtype=np.int64)
+    lengths = np.ones((len(schema.sparse), size), dtype=np.int64)
+    lengths[:, parts.num_rows :] = 0
     ids: list[NDArray[Any]] = []
     # The sums are known here; without them TorchRec would ask the device, and wait, for each of them.
     length_per_key = []
@@ -159,7 +161,6 @@ def _sparse_features(parts: _Parts, schema: FeatureSchema, size: int) -> KeyedJa
             ids += jagged
         else:
             ids += parts.get(feature.name)
-            lengths[i, : parts.num_rows] = 1
             length_per_key.append(parts.num_rows)
     values = np.empty(sum(length_per_key), dtype=np.int64)
     np.concatenate(ids, out=values)

@@ -152,7 +152,9 @@ class Stream:
             offset -= windows[first].num_rows
             first += 1
         self._windows = deque(windows[first:])
-        self._row_groups = source.read([piece for window in self._windows for piece in window.pieces])
+        pieces = [piece for window in self._windows for piece in window.pieces]
+        # Decoding runs beside the shuffling and batching of what was decoded before.
+        self._row_groups = prefetch(lambda: source.read(pieces), 1)
         # Every window is shuffled into the same memory: fresh memory for each would cost more than the copy.
         self._shuffled = source.allocate(max((w.num_rows for w in self._windows if w.seed), default=0))
         self._columns, self._position, self._size = self._shuffled, 0, 0
