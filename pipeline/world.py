@@ -18,8 +18,10 @@ SECONDS_PER_DAY = 86_400
 FIRST_DAY = 1_704_067_200
 """2024-01-01 00:00 UTC, a Monday."""
 
-NUM_USERS, NUM_ADS, NUM_CAMPAIGNS, NUM_ADVERTISERS, NUM_SITES, NUM_APPS = 300_000, 4_000, 400, 80, 600, 200
-NUM_CITIES, NUM_DEVICE_MODELS, NUM_INTERESTS, MAX_INTERESTS = 200, 150, 24, 5
+NUM_USERS, NUM_PROFILES = 4_000_000, 200_000
+"""Users are many more than profiles: most of them show up once or never, and many share all their properties."""
+NUM_ADS, NUM_CAMPAIGNS, NUM_ADVERTISERS, NUM_SITES, NUM_APPS = 1_500, 150, 40, 300, 100
+NUM_CITIES, NUM_DEVICE_MODELS, NUM_INTERESTS, MAX_INTERESTS = 100, 80, 24, 5
 
 CATEGORIES = tuple(
     ["autos", "beauty", "books", "fashion", "finance", "food", "games", "home", "media", "sports", "tech", "travel"]
@@ -85,22 +87,22 @@ class World:
         self.bias = self._bias_for(click_rate, np.random.default_rng([seed, 1]))
 
     def _draw_users(self, rng: np.random.Generator) -> None:
-        self.user_cdf = _cdf(_weights(NUM_USERS, 1.2, offset=50))
+        self.user_cdf = _cdf(_weights(NUM_USERS, 1.25, offset=10))
         self.city_country = rng.choice(len(COUNTRIES), NUM_CITIES, p=_weights(len(COUNTRIES), 0.7))
-        self.user_city = rng.choice(NUM_CITIES, NUM_USERS, p=_weights(NUM_CITIES, 0.8))
-        self.user_gender = rng.integers(0, len(GENDERS), NUM_USERS)
-        self.user_age = np.clip(rng.gamma(6.0, 6.5, NUM_USERS).astype(np.int64), 14, 90)
-        self.user_has_profile = rng.random((NUM_USERS, 2)) >= (0.1, 0.2)  # known gender, known age
+        self.profile_city = rng.choice(NUM_CITIES, NUM_PROFILES, p=_weights(NUM_CITIES, 0.8))
+        self.profile_gender = rng.integers(0, len(GENDERS), NUM_PROFILES)
+        self.profile_age = np.clip(rng.gamma(6.0, 6.5, NUM_PROFILES).astype(np.int64), 14, 90)
+        self.profile_is_known = rng.random((NUM_PROFILES, 2)) >= (0.1, 0.2)  # known gender, known age
         # Distinct interests, from the user's favourites down; -1 beyond the user's number of them (0 to MAX_INTERESTS).
         popularity = np.log(_weights(NUM_INTERESTS, 0.5))
-        order = np.argsort(-(popularity + rng.gumbel(size=(NUM_USERS, NUM_INTERESTS))), axis=1)[:, :MAX_INTERESTS]
-        number = rng.binomial(MAX_INTERESTS, 0.5, NUM_USERS)
-        self.user_interests = np.where(np.arange(MAX_INTERESTS) < number[:, None], order, -1)
+        order = np.argsort(-(popularity + rng.gumbel(size=(NUM_PROFILES, NUM_INTERESTS))), axis=1)[:, :MAX_INTERESTS]
+        number = rng.binomial(MAX_INTERESTS, 0.5, NUM_PROFILES)
+        self.profile_interests = np.where(np.arange(MAX_INTERESTS) < number[:, None], order, -1)
         self.model_type = rng.choice(len(DEVICE_TYPES), NUM_DEVICE_MODELS, p=(0.3, 0.5, 0.15, 0.05))
         systems_of_type = np.array([[2, 3, 5, 5], [0, 0, 1, 1], [0, 1, 1, 5], [0, 0, 4, 4]])
         self.model_system = systems_of_type[self.model_type, rng.integers(0, 4, NUM_DEVICE_MODELS)]
-        self.user_model = rng.choice(NUM_DEVICE_MODELS, NUM_USERS, p=_weights(NUM_DEVICE_MODELS, 0.8))
-        self.user_past_clicks = np.minimum(rng.pareto(1.3, NUM_USERS) * 4, 5_000).astype(np.int64)
+        self.profile_model = rng.choice(NUM_DEVICE_MODELS, NUM_PROFILES, p=_weights(NUM_DEVICE_MODELS, 0.8))
+        self.profile_past_clicks = np.minimum(rng.pareto(1.3, NUM_PROFILES) * 4, 5_000).astype(np.int64)
 
     def _draw_ads(self, rng: np.random.Generator) -> None:
         self.ad_cdf = _cdf(_weights(NUM_ADS, 0.9))
@@ -123,11 +125,11 @@ class World:
         # of one kind point all around the circle, so none of them tells anything without the other side.
         self.category_appeal = _arrows(rng, categories)
         self.campaign_appeal = rng.normal(0, 0.15, (NUM_CAMPAIGNS, 2))
-        self.interest_taste = _arrows(rng, NUM_INTERESTS) * 1.6
-        self.place_taste = _arrows(rng, places) * 0.8
+        self.interest_taste = _arrows(rng, NUM_INTERESTS) * 1.9
+        self.place_taste = _arrows(rng, places) * 0.9
         self.age_taste = _arrows(rng, NUM_AGE_GROUPS) * 0.5
         self.gender_taste = _arrows(rng, len(GENDERS)) * 0.3
-        self.device_creative = np.outer(_levels(rng, len(DEVICE_TYPES)), _levels(rng, creatives)) * 0.5
+        self.device_creative = np.outer(_levels(rng, len(DEVICE_TYPES)), _levels(rng, creatives)) * 0.6
         self.daypart_place = np.outer(_levels(rng, NUM_DAYPARTS), _levels(rng, places)) * 0.3
         self.category_effect = _levels(rng, categories) * 0.3
         self.place_category_effect = _levels(rng, places) * 0.3
@@ -136,10 +138,10 @@ class World:
         self.country_effect = _levels(rng, len(COUNTRIES)) * 0.3
         self.advertiser_effect = rng.normal(0, 0.3, NUM_ADVERTISERS)
         # Effects of single ids are small: with a handful of rows each, no model could learn large ones.
-        self.campaign_effect = rng.normal(0, 0.10, NUM_CAMPAIGNS)
-        self.user_effect = rng.normal(0, 0.05, NUM_USERS)
+        self.campaign_effect = rng.normal(0, 0.1, NUM_CAMPAIGNS)
+        self.profile_effect = rng.normal(0, 0.05, NUM_PROFILES)
         self.ad_effect = rng.normal(0, 0.05, NUM_ADS)
-        self.place_effect = rng.normal(0, 0.10, self.num_places)
+        self.place_effect = rng.normal(0, 0.1, self.num_places)
 
     def _bias_for(self, click_rate: float, rng: np.random.Generator) -> float:
         """The bias at which a sample of rows clicks at the wanted rate (bisection)."""
@@ -155,18 +157,19 @@ class World:
         """Impressions at the given times, every property an index (n,) into its table."""
         n = len(timestamps)
         user = np.searchsorted(self.user_cdf, rng.random(n))
+        profile = user % NUM_PROFILES
         ad = np.searchsorted(self.ad_cdf, rng.random(n))
         place = self.place_of_rank[np.searchsorted(self.place_cdf, rng.random(n))]
         campaign = self.ad_campaign[ad]
         advertiser = self.campaign_advertiser[campaign]
-        city, model = self.user_city[user], self.user_model[user]
+        city, model = self.profile_city[profile], self.profile_model[profile]
         hour = (timestamps % SECONDS_PER_DAY) // 3600
         return {
-            "timestamp": timestamps, "user": user, "ad": ad, "place": place,
+            "timestamp": timestamps, "user": user, "profile": profile, "ad": ad, "place": place,
             "campaign": campaign, "advertiser": advertiser, "category": self.advertiser_category[advertiser],
             "creative": self.ad_creative[ad], "place_category": self.place_category[place],
-            "city": city, "country": self.city_country[city], "gender": self.user_gender[user],
-            "age": self.user_age[user], "model": model, "device": self.model_type[model],
+            "city": city, "country": self.city_country[city], "gender": self.profile_gender[profile],
+            "age": self.profile_age[profile], "model": model, "device": self.model_type[model],
             "system": self.model_system[model], "browser": rng.integers(0, len(BROWSERS), n),
             "connection": rng.integers(0, len(CONNECTIONS), n), "slot": rng.integers(0, len(SLOT_SIZES), n),
             "position": np.minimum(rng.geometric(0.4, n) - 1, NUM_POSITIONS - 1), "hour": hour,
@@ -177,7 +180,7 @@ class World:
 
     def logits(self, row: dict[str, Ints]) -> Floats:
         """Log-odds of a click, (n,), for what ``draw`` returned."""
-        user, place, creative = row["user"], row["place_category"], row["creative"]
+        profile, place, creative = row["profile"], row["place_category"], row["creative"]
         appeal = self.category_appeal[row["category"]] + self.campaign_appeal[row["campaign"]]
         return (
             self.bias
@@ -191,12 +194,12 @@ class World:
             + self.country_effect[row["country"]]
             + self.advertiser_effect[row["advertiser"]]
             + self.campaign_effect[row["campaign"]]
-            + self.user_effect[user]
+            + self.profile_effect[profile]
             + self.ad_effect[row["ad"]]
             + self.place_effect[row["place"]]
             - 0.20 * row["position"]
             - 0.20 * np.log1p(row["impressions"])
-            + 0.15 * np.log1p(self.user_past_clicks[user])
+            + 0.15 * np.log1p(self.profile_past_clicks[profile])
             + 0.20 * np.sin(2 * np.pi * (row["hour"] - 14) / 24)
             + np.where(row["weekday"] >= 5, 0.1, 0.0)
         )
@@ -207,11 +210,11 @@ class World:
         What the log does not tell (a missing age or gender) counts for nothing: the probability is the best guess from
         the row as it is written.
         """
-        user = row["user"]
-        interests = self.user_interests[user]
+        profile = row["profile"]
+        interests = self.profile_interests[profile]
         known = (interests >= 0)[:, :, None]
         tastes = (self.interest_taste[interests] * known).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
-        has_gender, has_age = self.user_has_profile[user].T[:, :, None]
+        has_gender, has_age = self.profile_is_known[profile].T[:, :, None]
         age_group = np.searchsorted(AGE_LIMITS, row["age"], side="right")
         tastes += self.age_taste[age_group] * has_age + self.gender_taste[row["gender"]] * has_gender
         return tastes + self.place_taste[row["place_category"]]
@@ -220,14 +223,14 @@ class World:
         """The log's columns, labels drawn, for what ``draw`` returned."""
         # Rounded first and drawn after, so that the column is exactly the probability of the label.
         probability = np.round(sigmoid(self.logits(row)), 6)
-        user, place = row["user"], row["place"]
+        user, profile, place = row["user"], row["profile"], row["place"]
         is_app = place >= NUM_SITES
-        has_gender, has_age = self.user_has_profile[user].T
+        has_gender, has_age = self.profile_is_known[profile].T
         return {
             "timestamp": row["timestamp"], "click": (rng.random(len(user)) < probability).astype(np.int64),
             "click_probability": probability, "user_id": _ids("u", user, 7),
             "gender": _optional(np.array(GENDERS, object)[row["gender"]], has_gender),
-            "age": _optional(row["age"], has_age), "interests": self._interests_text(user),
+            "age": _optional(row["age"], has_age), "interests": self._interests_text(profile),
             "country": np.array(COUNTRIES, object)[row["country"]], "city": _ids("city_", row["city"], 3),
             "ad_id": _ids("ad_", row["ad"], 5), "campaign_id": _ids("c", row["campaign"], 4),
             "advertiser_id": _ids("adv_", row["advertiser"], 3),
@@ -241,14 +244,14 @@ class World:
             "browser": _optional(np.array(BROWSERS, object)[row["browser"]], ~is_app),
             "connection": np.array(CONNECTIONS, object)[row["connection"]],
             "hour": row["hour"], "weekday": row["weekday"], "impressions_today": row["impressions"],
-            "past_clicks": self.user_past_clicks[user],
+            "past_clicks": self.profile_past_clicks[profile],
             "session_seconds": _optional(row["session"], rng.random(len(user)) >= 0.05),
         }  # fmt: skip
 
-    def _interests_text(self, user: Ints) -> NDArray[Any]:
+    def _interests_text(self, profile: Ints) -> NDArray[Any]:
         """Interests joined by "|"; a user without any has a missing value."""
-        text = np.full(len(user), "", object)
-        for column in self.user_interests[user].T:
+        text = np.full(len(profile), "", object)
+        for column in self.profile_interests[profile].T:
             names = np.where(column >= 0, np.array([f"|i{i:02d}" for i in range(NUM_INTERESTS)], object)[column], "")
             text = text + names
         return np.array([t[1:] or None for t in text], object)

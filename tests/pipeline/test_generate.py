@@ -28,10 +28,10 @@ def joined(logs: dict[tuple[int, int], RawColumns], name: str) -> np.ndarray:
 
 def naive_logit(world: World, row: dict[str, int]) -> float:
     """One row's log-odds, term by term, without arrays."""
-    user, place_category, category = row["user"], row["place_category"], row["category"]
+    profile, place_category, category = row["profile"], row["place_category"], row["category"]
     taste = [float(x) for x in world.place_taste[place_category]]
-    interests = [i for i in world.user_interests[user] if i >= 0]
-    has_gender, has_age = world.user_has_profile[user]
+    interests = [i for i in world.profile_interests[profile] if i >= 0]
+    has_gender, has_age = world.profile_is_known[profile]
     for axis in range(2):
         for interest in interests:
             taste[axis] += world.interest_taste[interest][axis] / len(interests)
@@ -46,10 +46,10 @@ def naive_logit(world: World, row: dict[str, int]) -> float:
     logit += world.category_effect[category] + world.place_category_effect[place_category]
     logit += world.device_effect[row["device"]] + world.slot_effect[row["slot"]]
     logit += world.country_effect[row["country"]] + world.advertiser_effect[row["advertiser"]]
-    logit += world.campaign_effect[row["campaign"]] + world.user_effect[user]
+    logit += world.campaign_effect[row["campaign"]] + world.profile_effect[profile]
     logit += world.ad_effect[row["ad"]] + world.place_effect[row["place"]]
     logit += -0.20 * row["position"] - 0.20 * math.log(1 + row["impressions"])
-    logit += 0.15 * math.log(1 + world.user_past_clicks[user]) + (0.1 if row["weekday"] >= 5 else 0.0)
+    logit += 0.15 * math.log(1 + world.profile_past_clicks[profile]) + (0.1 if row["weekday"] >= 5 else 0.0)
     return logit + 0.20 * math.sin(2 * math.pi * (row["hour"] - 14) / 24)
 
 
