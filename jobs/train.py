@@ -55,8 +55,12 @@ def _with_dataset(config: Config, dataset: Path) -> Config:
 @contextmanager
 def _locked(run_path: Path) -> Iterator[None]:
     """Hold the run folder for this process alone."""
-    run_path.mkdir(parents=True, exist_ok=True)
-    with (run_path / ".lock").open("w") as lock:
+    try:
+        run_path.mkdir(parents=True, exist_ok=True)
+        lock = (run_path / ".lock").open("w")
+    except OSError as error:
+        raise ValueError(f"--run {run_path} cannot be written: {error.strerror}") from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -58,7 +58,7 @@ def save(folder: Path, step: int, parallel: ParallelModel, progress: dict[str, A
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     dist.barrier()
-    dcp.save(_state(parallel), storage_writer=FileSystemWriter(temporary, sync_files=True))
+    dcp.save(_without_empty(_state(parallel)), storage_writer=FileSystemWriter(temporary, sync_files=True))
     if is_first:
         sizes = {p.name: p.stat().st_size for p in temporary.iterdir()}
         meta = {"step": step, "progress": progress, "files": sizes}
@@ -81,7 +81,7 @@ def restore(checkpoint: Checkpoint, parallel: ParallelModel) -> None:
     """
     parallel.init_optimizer_state()
     state = _state(parallel)
-    _load(checkpoint, state)
+    _load(checkpoint, _without_empty(state))
     parallel.model.load_state_dict(state["model"])
     parallel.optimizer.load_state_dict(state["optimizer"])
 
@@ -151,6 +151,17 @@ def prune(folder: Path, keep: int, best_step: int | None) -> None:
 
 def _state(parallel: ParallelModel) -> dict[str, Any]:
     return {"model": parallel.model.state_dict(), "optimizer": parallel.optimizer.state_dict()}
+
+
+def _without_empty(state: dict[str, Any]) -> dict[str, Any]:
+    """The same tensors without the parameters that have no optimizer state (SGD's).
+
+    The checkpoint library keeps what is not a tensor from the first rank alone, an empty dictionary too, and would then
+    miss those of tables that other ranks own.
+    """
+    optimizer = state["optimizer"]
+    kept = {name: values for name, values in optimizer["state"].items() if values}
+    return {**state, "optimizer": {**optimizer, "state": kept}}
 
 
 def _load(checkpoint: Checkpoint, state: dict[str, Any]) -> None:

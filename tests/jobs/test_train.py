@@ -1,0 +1,162 @@
+"""jobs.train as a user runs it: real Ray, a killed worker, resume, and what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from training.export import load_best
+from training.run import Run
+
+FEATURES = """
+[features]
+label = "click"
+weight = "importance"
+group_id = "user"
+[[features.sparse]]
+name = "user"
+encoding = { kind = "hash", num_buckets = 50 }
+[[features.sparse]]
+name = "genres"
+encoding = { kind = "hash", num_buckets = 20 }
+separator = "|"
+max_length = 3
+[[features.sparse]]
+name = "device"
+encoding = { kind = "vocabulary" }
+[[features.sparse]]
+name = "age"
+encoding = { kind = "boundaries", boundaries = [18.0, 30.0, 50.0] }
+[[features.dense]]
+names = ["row", "price"]
+[pipeline]
+output = "unused"
+"""
+TRAINING = """
+[training]
+dataset = "{dataset}"
+num_workers = {num_workers}
+max_epochs = 2
+global_batch_size = 32
+evaluation_batch_size = 32
+reader.num_streams = 4
+checkpoint.every_steps = 10
+optimizer.embedding_learning_rate = 0.05
+[training.model]
+embedding_dim = 8
+easy.hidden_units = [8]
+hard.hidden_units = [16, 8]
+"""
+ROOT = Path(__file__).parents[2]
+
+
+def write_config(folder: Path, dataset: Path, num_workers: int = 1) -> Path:
+    path = folder / "tiny.toml"
+    path.write_text(FEATURES + TRAINING.format(dataset=dataset, num_workers=num_workers))
+    return path
+
+
+def command(config: Path, run: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "jobs.train", "--config", str(config), "--run", str(run), *more]
+
+
+def call(config: Path, run: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(config, run, *more), cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_best(Run(run))[0].state_dict()
+
+
+def killed_in_mid_epoch(config: Path, run: Path) -> None:
+    """Train with a worker killed between two checkpoints of the first epoch; returns when the job is through."""
+    job = subprocess.Popen(command(config, run), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 180
+    while not list((run / "checkpoints").glob("step=*")):
+        assert job.poll() is None and time.monotonic() < deadline, job.stderr and job.stderr.read()
+        time.sleep(0.02)
+    children = psutil.Process(job.pid).children(recursive=True)
+    workers = [p for p in children if any("RayTrainWorker" in word for word in p.cmdline())]
+    assert len(workers) == 2
+    os.kill(workers[1].pid, signal.SIGKILL)
+    assert (run / "metrics.json").exists() is False
+    _, errors = job.communicate(timeout=300)
+    assert job.returncode == 0, errors
+
+
+def test_killed_worker_changes_nothing_but_the_time(make_dataset, tmp_path: Path) -> None:
+    dataset = make_dataset(train=((3000,),) * 4, valid=((512,),)).path
+    config = write_config(tmp_path, dataset, num_workers=2)
+    done = call(config, tmp_path / "quiet")
+    assert done.returncode == 0, done.stderr
+    assert "trained 2 epochs" in done.stdout and "valid (best" in done.stdout
+
+    killed_in_mid_epoch(config, tmp_path / "killed")
+    assert (tmp_path / "killed" / "errors" / "rank=0.txt").exists(), "the survivor noticed the dead peer"
+    quiet, killed = weights(tmp_path / "quiet"), weights(tmp_path / "killed")
+    assert all(torch.equal(quiet[name], killed[name]) for name in quiet)
+    for run in ("quiet", "killed"):
+        assert Run(tmp_path / run).read("metrics.json")["train"]["rows"] == 2 * 12_000
+    steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / "history.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+
+
+def test_resume_and_refusals(make_dataset, tmp_path: Path) -> None:
+    dataset = make_dataset().path
+    config, run = write_config(tmp_path, dataset), tmp_path / "run"
+    done = call(config, run, "training.max_epochs=1")
+    assert done.returncode == 0, done.stderr
+
+    again = call(config, run)
+    assert again.returncode == 1 and "already holds a run: add --resume" in again.stderr
+    changed = call(config, run, "--resume", "training.seed=7")
+    assert changed.returncode == 2 and "--resume cannot change training.seed" in changed.stderr
+    resumed = call(config, run, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert Run(run).read("metrics.json")["train"]["rows"] == 2 * 168
+
+    shard = next((run / "checkpoints").glob("step=000000012/*.distcp"))
+    shard.write_bytes(shard.read_bytes()[:100])
+    cut = call(config, run, "--resume", "training.max_epochs=3")
+    assert cut.returncode == 1 and "step=000000012 is damaged" in cut.stderr and len(cut.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ("deleted file", "is named in manifest.json but is missing"),
+        ("cut file", "it was cut or changed"),
+        ("other schema", "built from another feature schema"),
+        ("unknown key", "unknown config key 'training.modle'; did you mean 'model'?"),
+        ("no dataset", "is not a dataset"),
+        ("run not writable", "cannot be written"),
+    ],
+)
+def test_bad_input_is_one_sentence(make_dataset, tmp_path: Path, damage: str, words: str) -> None:
+    tiny = make_dataset()
+    config, run, more = write_config(tmp_path, tiny.path), tmp_path / "run", []
+    file = tiny.path / tiny.manifest.splits["train"].files[0].path
+    if damage == "deleted file":
+        file.unlink()
+    elif damage == "cut file":
+        file.write_bytes(file.read_bytes()[:-10])
+    elif damage == "other schema":
+        config.write_text(config.read_text().replace("num_buckets = 20", "num_buckets = 21"))
+    elif damage == "unknown key":
+        more = ["training.modle.embedding_dim=4"]
+    elif damage == "no dataset":
+        more = [f"training.dataset={tmp_path}"]
+    else:
+        (tmp_path / "file").write_text("not a folder")
+        run = tmp_path / "file" / "run"
+    done = call(config, run, *more)
+    assert done.returncode in (1, 2)
+    assert words in done.stderr, done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,277 @@
+"""Runs on real gloo ranks: two equal one, interrupted equals undisturbed, and a checkpoint fits another world size."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from training import checkpoint
+from training.checkpoint import CheckpointError
+from training.config import (
+    CheckpointConfig,
+    CrossNetEncoder,
+    DenseOptimizer,
+    FMEncoder,
+    FusedOptimizer,
+    MLPEncoder,
+    ModelConfig,
+    ReaderConfig,
+    ShardingConfig,
+    TrainingConfig,
+)
+from training.loop import Event, Training, make_step
+from training.parallelize import parallelize
+from training.run import Dataset, Run, build_model, fit
+
+STEPS_PER_EPOCH = 6
+
+
+class Interrupted(Exception):
+    """Stands for a crash."""
+
+
+def make_config(dataset: Path, **changes: Any) -> TrainingConfig:
+    model = ModelConfig(
+        embedding_dim=8, embedding_init_std=0.05, easy=MLPEncoder((8,), dropout=0.0), hard=MLPEncoder((16, 8), dropout=0.0)
+    )
+    config = TrainingConfig(
+        dataset=str(dataset),
+        model=model,
+        optimizer=FusedOptimizer(embedding_learning_rate=0.05),
+        reader=ReaderConfig(num_streams=4, shuffle_row_groups=2),
+        checkpoint=CheckpointConfig(every_steps=4, keep=3),
+        global_batch_size=32,
+        evaluation_batch_size=16,
+        max_epochs=2,
+    )
+    return replace(config, **changes)
+
+
+LANES: dict[str, dict[str, Any]] = {
+    "auto": {},
+    "row_wise": {"sharding": ShardingConfig("row_wise")},
+    "table_wise": {"sharding": ShardingConfig("table_wise")},
+    "column_wise": {
+        # Row-wise Adagrad keeps one number a row of a shard, so only a column-blind rule is blind to column shards.
+        "sharding": ShardingConfig("column_wise"),
+        "optimizer": FusedOptimizer("sgd", embedding_learning_rate=0.05),
+    },
+    "replicated": {"sharding": ShardingConfig("data_parallel")},
+    "mixed": {"sharding": ShardingConfig("table_wise", {"user": "row_wise", "age": "data_parallel"})},
+    "dense": {"optimizer": DenseOptimizer(learning_rate=0.01, embedding_l2=0.01)},
+}
+
+
+@pytest.fixture
+def one_rank(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/one-rank-store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def on_two_ranks(tmp_path: Path, work: Callable[..., None], *arguments: Any) -> None:
+    store = tmp_path / f"store-{len(list(tmp_path.glob('store-*')))}"
+    mp.spawn(run_rank, (str(store), work, arguments), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def run_rank(rank: int, store: str, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    work(*arguments)
+    dist.destroy_process_group()
+
+
+def fit_all(folder: Path, dataset: Path, interrupt_after: dict[str, int]) -> None:
+    """Fit every lane; those in ``interrupt_after`` up to a checkpoint after so many steps."""
+    for lane, changes in LANES.items():
+        fit_until(Run(folder / lane), make_config(dataset, **changes), interrupt_after.get(lane))
+
+
+def fit_until(run: Run, config: TrainingConfig, step: int | None = None) -> None:
+    def crash(event: Event) -> None:
+        if event["event"] == "checkpoint" and event["step"] == step:
+            raise Interrupted
+
+    try:
+        fit(run, config, crash)
+    except Interrupted:
+        assert step is not None
+
+
+def final_state(run: Run, config: TrainingConfig) -> dict[str, torch.Tensor]:
+    """Weights of the newest checkpoint, unsharded."""
+    model = build_model(Dataset.open(config.dataset), config, torch.device("cpu"))
+    newest = checkpoint.newest(run.checkpoints)
+    assert newest is not None
+    checkpoint.restore_model(newest, model)
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], rtol=0, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_two_ranks_equal_one_and_a_run_goes_on_at_another_world_size(make_dataset, tmp_path: Path, one_rank) -> None:
+    """Losses to 1e-6; weights to what Adagrad and Adam make of rounding in their first steps."""
+    dataset = make_dataset().path
+    on_two_ranks(tmp_path, fit_all, tmp_path / "two", dataset, {"row_wise": 4, "dense": 4})
+    for lane, changes in LANES.items():
+        config = make_config(dataset, **changes)
+        alone, together = Run(tmp_path / "one" / lane), Run(tmp_path / "two" / lane)
+        fit(alone, config)
+        if lane in ("row_wise", "dense"):
+            assert checkpoint.newest(together.checkpoints).step == 4  # pyright: ignore[reportOptionalMemberAccess]
+            fit(together, config)  # begun on two ranks, interrupted inside the first epoch, goes on here
+        assert losses(together) == pytest.approx(losses(alone), abs=1e-6), lane
+        assert_close(final_state(together, config), final_state(alone, config), 1e-4)
+        assert together.read("metrics.json")["train"]["rows"] == 2 * 168
+        plan = together.read("plan.json")
+        expected = {"auto": None, "dense": "data_parallel", "replicated": "data_parallel", "mixed": None}.get(lane, lane)
+        assert expected is None or {row["sharding"] for row in plan} == {expected}
+        if lane == "mixed":
+            kinds = {row["feature"]: row["sharding"] for row in plan}
+            assert (kinds["user"], kinds["age"], kinds["device"]) == ("row_wise", "data_parallel", "table_wise")
+
+    # And back: begun on one rank, goes on on two.
+    config = make_config(dataset, **LANES["row_wise"])
+    back = Run(tmp_path / "back")
+    fit_until(back, config, step=4)
+    on_two_ranks(tmp_path, fit_until, back, config)
+    assert losses(back) == pytest.approx(losses(Run(tmp_path / "one" / "row_wise")), abs=1e-6)
+
+
+def losses(run: Run) -> list[float]:
+    events = [json.loads(line) for line in run.history.read_text().splitlines()]
+    return [e["train_loss"] for e in events if e["event"] == "evaluation"]
+
+
+@pytest.mark.parametrize("lane", ["auto", "dense"])
+def test_interrupted_equals_undisturbed_bit_for_bit(make_dataset, tmp_path: Path, one_rank, lane: str) -> None:
+    dataset = make_dataset().path
+    config = make_config(dataset, **LANES[lane])
+    dropout = replace(config.model, easy=MLPEncoder((8,), dropout=0.3), hard=CrossNetEncoder(2))
+    config = replace(config, model=dropout)
+    undisturbed, interrupted = Run(tmp_path / "undisturbed"), Run(tmp_path / "interrupted")
+    fit(undisturbed, config)
+    for step in (4, STEPS_PER_EPOCH, 8):
+        fit_until(interrupted, config, step)
+    fit(interrupted, config)
+    ours, theirs = final_state(interrupted, config), final_state(undisturbed, config)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert interrupted.read("metrics.json")["train"]["rows"] == undisturbed.read("metrics.json")["train"]["rows"]
+    assert losses(interrupted) == losses(undisturbed)
+
+
+def make_training(dataset: Path, config: TrainingConfig) -> Training:
+    opened, device = Dataset.open(dataset), torch.device("cpu")
+    parallel = parallelize(build_model(opened, config, torch.device("meta")), config, device)
+    return Training(parallel, config, opened.reader("train", config), None, device, dataset / "none")
+
+
+def test_l2_moves_rows_that_were_not_looked_up(make_dataset, one_rank) -> None:
+    tiny = make_dataset()
+    config = make_config(tiny.path, optimizer=DenseOptimizer(embedding_l2=0.5), clip_gradient_norm=None)
+    training = make_training(tiny.path, config)
+    tables = {n: p for n, p in training.parallel.model.named_parameters() if "user__hard" in n}
+    (table,) = tables.values()
+    before = table.detach().clone()
+    batch = next(iter(training.train_reader.batches(0)))
+    make_step(training)(batch, 0)
+    assert table.grad is not None
+    seen = set(batch.sparse_features["user"].values().tolist())
+    unseen = [row for row in range(50) if row not in seen]
+    assert unseen
+    torch.testing.assert_close(table.grad[unseen], 0.5 * before[unseen], rtol=0, atol=0)
+    assert not torch.equal(table.grad[list(seen)], 0.5 * before[list(seen)])
+
+
+def test_clipping_scales_all_gradients_to_one_norm(make_dataset, one_rank) -> None:
+    tiny = make_dataset()
+    config = make_config(tiny.path, optimizer=DenseOptimizer(embedding_l2=0.5), clip_gradient_norm=1e-3)
+    training = make_training(tiny.path, config)
+    make_step(training)(next(iter(training.train_reader.batches(0))), 0)
+    gradients = [p.grad for p in training.parallel.model.parameters() if p.grad is not None]
+    norm = torch.stack([g.norm() for g in gradients]).norm()
+    assert float(norm) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_training_learns(make_dataset, tmp_path: Path, one_rank) -> None:
+    dataset = make_dataset(train=((500, 500),) * 4, valid=((1000,),)).path
+    model = ModelConfig(embedding_dim=8, embedding_init_std=0.05, easy=FMEncoder(), hard=MLPEncoder((16,), dropout=0.0))
+    metrics = fit(Run(tmp_path / "run"), make_config(dataset, model=model, max_epochs=8, global_batch_size=128))
+    assert metrics["valid"]["auc"] > 0.75
+    assert metrics["valid"]["rows"] == 1000
+
+
+def test_refusals_name_the_key(make_dataset, one_rank) -> None:
+    dataset = make_dataset().path
+    opened = Dataset.open(dataset)
+
+    def build(**changes: Any) -> None:
+        config = make_config(dataset, **changes)
+        parallelize(build_model(opened, config, torch.device("meta")), config, torch.device("cpu"))
+
+    with pytest.raises(ValueError, match="embedding_optimizer = adam exists on CUDA only"):
+        build(optimizer=FusedOptimizer("adam"))
+    with pytest.raises(ValueError, match="dense lane replicates"):
+        build(optimizer=DenseOptimizer(), sharding=ShardingConfig("row_wise"))
+    with pytest.raises(ValueError, match="unknown features: nobody"):
+        build(sharding=ShardingConfig("auto", {"nobody": "row_wise"}))
+
+
+def test_damaged_checkpoints(make_dataset, tmp_path: Path, one_rank) -> None:
+    dataset = make_dataset().path
+    config = make_config(dataset, max_epochs=1)
+    run = Run(tmp_path / "run")
+    fit(run, config)
+    kept = sorted(p.name for p in run.checkpoints.iterdir())
+    assert kept == ["step=000000004", "step=000000006"]
+    shard = next((run.checkpoints / kept[-1]).glob("*.distcp"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match=r"step=000000006 is damaged .*distcp is missing or cut.*delete the folder"):
+        fit(run, config)
+    shard.write_bytes(content)
+    (run.checkpoints / kept[-1] / "checkpoint.json").unlink()
+    with pytest.raises(CheckpointError, match=r"checkpoint\.json cannot be read"):
+        checkpoint.newest(run.checkpoints)
+
+    # A folder without its final name is no checkpoint at all, and is swept away by the next one.
+    (run.checkpoints / kept[-1]).rename(run.checkpoints / ".step=000000006.tmp")
+    newest = checkpoint.newest(run.checkpoints)
+    assert newest is not None and newest.step == 4
+    fit(run, config)
+    assert sorted(p.name for p in run.checkpoints.iterdir()) == kept
+
+
+def test_checkpoint_of_another_model_does_not_load(make_dataset, tmp_path: Path, one_rank) -> None:
+    dataset = make_dataset().path
+    config = make_config(dataset, max_epochs=1)
+    run = Run(tmp_path / "run")
+    fit(run, config)
+    other = replace(config, model=replace(config.model, hard=MLPEncoder((32, 8))))
+    with pytest.raises(CheckpointError, match="does not load into this model"):
+        final_state(run, other)
+
+
+def test_best_checkpoint_outlives_newer_ones(make_dataset, tmp_path: Path, one_rank) -> None:
+    dataset = make_dataset().path
+    config = make_config(dataset, max_epochs=1, checkpoint=CheckpointConfig(every_steps=2, keep=1))
+    run = Run(tmp_path / "run")
+    fit(run, config)
+    checkpoint.prune(run.checkpoints, keep=1, best_step=6)
+    (run.checkpoints / "step=000000006").rename(run.checkpoints / "step=000000002")
+    (run.checkpoints / "step=000000002").rename(run.checkpoints / "step=000000006")
+    for step in (7, 8, 9):
+        (run.checkpoints / f"step={step:09d}").mkdir()
+    checkpoint.prune(run.checkpoints, keep=2, best_step=6)
+    assert sorted(p.name for p in run.checkpoints.iterdir()) == ["step=000000006", "step=000000008", "step=000000009"]
