@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def run_doctor(*arguments: str, path: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the program; packages and their metadata in ``path`` go before the installed ones."""
     python_path = os.pathsep.join(str(p) for p in (ROOT, path) if p)
-    return subprocess.run(  # noqa: S603
+    return subprocess.run(
         [sys.executable, "-m", "jobs.doctor", *arguments],
         capture_output=True,
         text=True,

@@ -1,0 +1,176 @@
+"""The report's figures: numbers of a run in, Plotly figures out.
+
+Kept apart from the page so that each plot can be read, and checked, as the few lines it is.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+BLUE, ORANGE, GREEN, GREY = "#1f5fa8", "#c8591a", "#2e7d4f", "#9aa3ad"
+SPLIT_COLOURS = {"train": GREEN, "valid": BLUE, "test": ORANGE}
+MAX_POINTS = 1_500
+"""Points of a curve beyond which it is thinned: no screen shows more."""
+
+Events = Sequence[Mapping[str, Any]]
+
+
+def loss_curve(progress: Events, evaluations: Events) -> go.Figure:
+    """Training loss of single steps, and its mean over each epoch, by step."""
+    steps = _thinned(progress)
+    figure = _figure("step", "loss")
+    figure.add_scatter(
+        x=_column(steps, "step"), y=_column(steps, "loss"), name="step", line={"color": GREY, "width": 1}
+    )
+    epochs = [e for e in evaluations if e.get("train_loss") is not None]
+    figure.add_scatter(
+        x=_column(epochs, "step"),
+        y=_column(epochs, "train_loss"),
+        name="epoch mean",
+        mode="lines+markers",
+        line={"color": BLUE, "width": 2},
+    )
+    return figure
+
+
+def metric_curves(evaluations: Events) -> go.Figure:
+    """AUC (and GAUC) on the left axis, logloss on the right, by step; a star marks the best."""
+    figure = make_subplots(specs=[[{"secondary_y": True}]])
+    _style(figure, "step", "auc")
+    steps = _column(evaluations, "step")
+    for name, colour, dash in (("auc", BLUE, "solid"), ("gauc", GREEN, "dot")):
+        if any(e.get(name) is not None for e in evaluations):
+            line = {"color": colour, "dash": dash}
+            figure.add_scatter(x=steps, y=_column(evaluations, name), name=name, mode="lines+markers", line=line)
+    losses, line = _column(evaluations, "logloss"), {"color": ORANGE}
+    figure.add_scatter(x=steps, y=losses, name="logloss", mode="lines+markers", line=line, secondary_y=True)
+    best = [e for e in evaluations if e.get("best")][-1:]
+    marker = {"symbol": "star", "size": 14, "color": "#b8860b"}
+    figure.add_scatter(x=_column(best, "step"), y=_column(best, "auc"), name="best", mode="markers", marker=marker)
+    figure.update_yaxes(title_text="logloss", secondary_y=True, showgrid=False)
+    return figure
+
+
+def speed_curve(progress: Events) -> go.Figure:
+    """Rows a second by seconds of training."""
+    steps = _thinned(progress)
+    figure = _figure("seconds of training", "rows/s")
+    figure.add_scatter(
+        x=_column(steps, "seconds"), y=_column(steps, "rows_per_second"), line={"color": BLUE, "width": 1.5}
+    )
+    figure.update_yaxes(rangemode="tozero")
+    figure.update_layout(showlegend=False)
+    return figure
+
+
+def learning_rate_curve(progress: Events) -> go.Figure:
+    """Learning rate of the dense net by step."""
+    steps = _thinned(progress)
+    figure = _figure("step", "learning rate")
+    line = {"color": BLUE, "shape": "hv"}
+    figure.add_scatter(x=_column(steps, "step"), y=_column(steps, "learning_rate"), line=line)
+    figure.update_yaxes(rangemode="tozero", exponentformat="power")
+    figure.update_layout(showlegend=False)
+    return figure
+
+
+def roc(curves: Mapping[str, Any]) -> go.Figure:
+    """ROC curve of each split, over the diagonal of chance."""
+    figure = _figure("false positive rate", "true positive rate")
+    for split, curve in curves.items():
+        line = {"color": SPLIT_COLOURS.get(split, GREY), "width": 2}
+        figure.add_scatter(x=curve["roc"]["fpr"], y=curve["roc"]["tpr"], name=split, mode="lines", line=line)
+    figure.add_scatter(x=[0, 1], y=[0, 1], name="chance", mode="lines", line={"color": GREY, "dash": "dot", "width": 1})
+    return figure
+
+
+def calibration(curves: Mapping[str, Any]) -> go.Figure:
+    """Label rate against mean score over bins of equally many rows; on the diagonal, scores are probabilities."""
+    figure = _figure("mean score of the bin", "label rate of the bin")
+    top = 0.0
+    for split, curve in curves.items():
+        scores = [b["mean_score"] for b in curve["calibration"]]
+        rates = [b["label_rate"] for b in curve["calibration"]]
+        top = max([top, *scores, *rates])
+        line = {"color": SPLIT_COLOURS.get(split, GREY), "width": 1}
+        rows = [b["rows"] for b in curve["calibration"]]
+        figure.add_scatter(
+            x=scores,
+            y=rates,
+            name=split,
+            mode="lines+markers",
+            line=line,
+            customdata=rows,
+            hovertemplate="score %{x:.4f}<br>label rate %{y:.4f}<br>%{customdata:,} rows",
+        )
+    figure.add_scatter(
+        x=[0, top], y=[0, top], name="exact", mode="lines", line={"color": GREY, "dash": "dot", "width": 1}
+    )
+    return figure
+
+
+def score_histogram(curve: Mapping[str, Any]) -> go.Figure:
+    """Distribution of the scores of each label, each summing to one."""
+    histogram = curve["histogram"]
+    edges = histogram["edges"]
+    figure = _figure("score", "share of the label's rows")
+    for name, key, colour in (("label 0", "negatives", GREY), ("label 1", "positives", BLUE)):
+        total = sum(histogram[key]) or 1.0
+        figure.add_bar(
+            x=[(a + b) / 2 for a, b in pairwise(edges)],
+            y=[count / total for count in histogram[key]],
+            width=[b - a for a, b in pairwise(edges)],
+            name=name,
+            marker={"color": colour, "line": {"width": 0}},
+            opacity=0.6,
+        )
+    figure.update_layout(barmode="overlay", bargap=0)
+    return figure
+
+
+def seconds_by_stage(seconds: Mapping[str, float]) -> go.Figure:
+    """A bar a stage, first on top."""
+    figure = _figure("seconds", "")
+    values = list(seconds.values())
+    figure.add_bar(
+        x=values,
+        y=list(seconds),
+        orientation="h",
+        marker={"color": BLUE},
+        text=[f"{v:,.1f} s" for v in values],
+        textposition="auto",
+    )
+    figure.update_yaxes(autorange="reversed")
+    figure.update_layout(showlegend=False, bargap=0.35)
+    return figure
+
+
+def _figure(x: str, y: str) -> go.Figure:
+    figure = go.Figure()
+    _style(figure, x, y)
+    return figure
+
+
+def _style(figure: go.Figure, x: str, y: str) -> None:
+    figure.update_layout(
+        template="plotly_white",
+        height=320,
+        margin={"l": 60, "r": 20, "t": 10, "b": 50},
+        font={"family": "system-ui, sans-serif", "size": 12, "color": "#1d2733"},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        hovermode="closest",
+    )
+    figure.update_xaxes(title_text=x)
+    figure.update_yaxes(title_text=y)
+
+
+def _column(events: Events, name: str) -> list[Any]:
+    return [event.get(name) for event in events]
+
+
+def _thinned(events: Events) -> Events:
+    every = -(-len(events) // MAX_POINTS) or 1
+    return events[::every] if every > 1 else events

@@ -1,0 +1,219 @@
+"""Make a run's report.html: one file that holds everything and opens without a network.
+
+A run is judged long after the machine it ran on is gone, so the page carries its data and its plotting library along.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from features.dataset import DatasetManifest
+from features.schema import DenseFeature, SparseFeature
+from jobs import figures
+from jobs.command import plain_parser, run_program
+from jobs.markup import document, grid, note, percent, shown, table, text
+from jobs.runfiles import RunFiles
+
+METRICS = ("rows", "auc", "gauc", "logloss", "ne", "calibration")
+
+
+def main() -> int:
+    parser = plain_parser(
+        "jobs.report", "Make a run's self-contained report.html.", "python -m jobs.report --run runs/demo"
+    )
+    parser.add_argument("--run", required=True, metavar="DIR")
+    parser.add_argument("--output", metavar="FILE", help="default: report.html in the run folder")
+    arguments = parser.parse_args()
+    run = Path(arguments.run)
+    output = Path(arguments.output) if arguments.output else run / "report.html"
+    files = RunFiles.load(run)
+    page = render(files)
+    output.write_text(page, encoding="utf-8")
+    splits = ", ".join(files.evaluations) or "none"
+    print(
+        f"{output} ({len(page.encode()) / 1e6:.1f} MB): {len(files.progress)} points of training, curves of: {splits}"
+    )
+    return 0
+
+
+def render(run: RunFiles) -> str:
+    """The whole page."""
+    sections = {
+        "results": ("Results", _results(run)),
+        "training": ("Training", _training(run)),
+        "scores": ("Scores", _scores(run)),
+        "dataset": ("Dataset", _dataset(run)),
+        "sharding": ("Sharding plan", _sharding(run)),
+        "speed": ("Time and throughput", _speed(run)),
+        "config": ("Resolved config", f"<pre>{escape(json.dumps(run.config, indent=2, ensure_ascii=False))}</pre>"),
+    }
+    return document(f"Run {run.path.resolve().name}", _subtitle(run), _cards(run), sections)
+
+
+# ---------------------------------------------------------------------------------------------------------- sections
+
+
+def _subtitle(run: RunFiles) -> str:
+    training = run.config.get("training", {})
+    model = training.get("model", {})
+    streams = " and ".join(str(model.get(side, {}).get("kind", "?")) for side in ("easy", "hard"))
+    return (
+        f"{streams} streams, {training.get('optimizer', {}).get('kind', '?')} lane, "
+        f"{training.get('num_workers', '?')} workers on {training.get('device', '?')}, "
+        f"batches of {shown(training.get('global_batch_size'))} rows; dataset {run.dataset_path or 'unknown'}"
+    )
+
+
+def _cards(run: RunFiles) -> str:
+    found = {name: entry["metrics"] for name, entry in run.evaluations.items()}
+    best = "test" if "test" in found else "valid"
+    values: dict[str, Any] = {f"{best} {m}": found.get(best, {}).get(m) for m in ("auc", "logloss", "calibration")}
+    oracle = run.metrics.get("oracle", {}).get("auc")
+    if oracle is not None and values[f"{best} auc"] is not None:
+        values["AUC short of the oracle"] = oracle - values[f"{best} auc"]
+    train = run.metrics.get("train", {})
+    values |= {"rows trained on": train.get("rows"), "rows/s in training": train.get("rows_per_second")}
+    cards = (f'<div class="card"><b>{text(v)}</b><span>{escape(k)}</span></div>' for k, v in values.items() if v)
+    return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _results(run: RunFiles) -> str:
+    rows: list[tuple[str, Mapping[str, Any]]] = [
+        (f"this model, {name}", entry["metrics"]) for name, entry in run.evaluations.items()
+    ]
+    others = {
+        "oracle": "oracle (the true probability), test",
+        "linear": "linear model, test",
+        "constant": "constant, test",
+    }
+    rows += [(title, run.metrics[name]) for name, title in others.items() if name in run.metrics]
+    if not rows:
+        return note("No split has been evaluated yet: jobs.evaluate does that.")
+    return table(("", *METRICS), ([title, *(values.get(m) for m in METRICS)] for title, values in rows))
+
+
+def _training(run: RunFiles) -> str:
+    if not run.progress:
+        return note("The run has no history yet.")
+    plots = {"Loss": figures.loss_curve(run.progress, run.checks)}
+    if run.checks:
+        plots["Validation metrics"] = figures.metric_curves(run.checks)
+    plots["Learning rate"] = figures.learning_rate_curve(run.progress)
+    columns = ("epoch", "step", "train_loss", *METRICS[1:], "monitor", "best")
+    if not run.checks:
+        return grid(plots) + note("The dataset has no validation split, so there are no metric curves.")
+    return grid(plots) + table(columns, ([check.get(c) for c in columns] for check in run.checks))
+
+
+def _scores(run: RunFiles) -> str:
+    curves = {name: entry["curves"] for name, entry in run.evaluations.items()}
+    if not curves:
+        return note("No split has been evaluated yet, so there are no curves.")
+    plots = {"ROC": figures.roc(curves), "Calibration": figures.calibration(curves)}
+    plots |= {f"Scores by label, {name}": figures.score_histogram(curve) for name, curve in curves.items()}
+    return grid(plots)
+
+
+def _dataset(run: RunFiles) -> str:
+    if run.manifest is None:
+        return note(run.notes["dataset"])
+    manifest = run.manifest
+    splits = table(
+        ("split", "rows", "files", "row groups", "MB", "label rate"),
+        (
+            [
+                name,
+                split.num_rows,
+                len(split.files),
+                sum(len(f.row_groups) for f in split.files),
+                sum(f.num_bytes for f in split.files) / 1e6,
+                split.label_rate,
+            ]
+            for name, split in manifest.splits.items()
+        ),
+    )
+    reasons = "; ".join(f"{count:,} {reason}" for reason, count in manifest.rejected.reasons.items())
+    counts = (
+        f"{manifest.num_input_rows:,} rows read, {manifest.rejected.num_rows:,} rejected"
+        f"{f' ({reasons})' if reasons else ''}, {manifest.num_duplicates:,} duplicates. "
+        f"Schema {manifest.schema_fingerprint[:12]}, learnt state {manifest.learnt_fingerprint[:12]}."
+    )
+    return f"<p>{escape(counts)}</p>{splits}{_sparse_table(manifest, run.plan)}{_dense_table(manifest)}"
+
+
+def _sparse_table(manifest: DatasetManifest, plan: Sequence[Mapping[str, Any]]) -> str:
+    table_rows = {str(entry.get("feature")): entry.get("rows") for entry in plan}
+    header = (
+        "sparse feature",
+        "from",
+        "encoding",
+        "table rows",
+        "distinct",
+        "missing",
+        "OOV",
+        "head share",
+        "collisions",
+    )
+    others = [name for name in manifest.splits if name != "train"]
+    rows = []
+    for feature in manifest.schema.sparse:
+        per_split = {n: s.sparse[feature.name] for n, s in manifest.splits.items() if feature.name in s.sparse}
+        train = per_split.get("train")
+        row = [feature.name, _source(feature), feature.encoding.kind, table_rows.get(feature.name)]
+        if train is not None:
+            row += [train.cardinality, *map(percent, (train.null_rate, train.oov_rate, train.head_share))]
+            row.append(percent(train.collision_rate))
+        else:
+            row += [None] * 5
+        rows.append(row + [percent(per_split[n].oov_rate) if n in per_split else None for n in others])
+    return table((*header, *(f"OOV, {name}" for name in others)), rows)
+
+
+def _source(feature: SparseFeature | DenseFeature) -> str:
+    if isinstance(feature, DenseFeature):
+        steps = [feature.clip and f"clip {feature.clip[0]:g} to {feature.clip[1]:g}", feature.log1p and "log1p"]
+        return ", ".join(s for s in [*steps, feature.standardise and "standardise"] if s) or "as it is"
+    return " x ".join(feature.columns) + (f" split at {feature.separator!r}" if feature.separator else "")
+
+
+def _dense_table(manifest: DatasetManifest) -> str:
+    if not manifest.schema.dense or "train" not in manifest.splits:
+        return ""
+    rows = []
+    for feature in manifest.schema.dense:
+        s = manifest.splits["train"].dense.get(feature.name)
+        values = [percent(s.null_rate), s.mean, s.standard_deviation, s.minimum, s.maximum] if s else [None] * 5
+        rows.append([feature.name, feature.source, _source(feature), *values])
+    return table(("dense feature", "from", "steps", "missing", "mean", "deviation", "minimum", "maximum"), rows)
+
+
+def _sharding(run: RunFiles) -> str:
+    if not run.plan:
+        return note("The run has no plan.json.")
+    columns = list(dict.fromkeys(key for entry in run.plan for key in entry))
+    total = sum(entry.get("bytes") or 0 for entry in run.plan)
+    rows = sum(entry.get("rows") or 0 for entry in run.plan)
+    summary = f"<p>{len(run.plan)} tables, {rows:,} rows, {total / 1e6:,.1f} MB of weights.</p>"
+    return summary + table(columns, ([entry.get(c) for c in columns] for entry in run.plan))
+
+
+def _speed(run: RunFiles) -> str:
+    seconds = {"build the dataset": run.build["seconds"]} if "seconds" in run.build else {}
+    seconds |= run.metrics.get("seconds", {})
+    plots = {"Seconds by stage": figures.seconds_by_stage(seconds)} if seconds else {}
+    if run.progress:
+        plots["Training throughput"] = figures.speed_curve(run.progress)
+    rates = {
+        "build_dataset": run.build.get("rows_per_second"),
+        "train": run.metrics.get("train", {}).get("rows_per_second"),
+    }
+    rates |= run.metrics.get("rows_per_second", {})
+    known = [[name, rate] for name, rate in rates.items() if rate is not None]
+    missing = "" if "seconds" in run.metrics else note("The run has not ended, so its times are not complete.")
+    return missing + (grid(plots) if plots else "") + (table(("stage", "rows/s"), known) if known else "")
+
+
+if __name__ == "__main__":
+    run_program(main)

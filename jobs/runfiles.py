@@ -1,0 +1,97 @@
+"""RunFiles: what a run folder holds, read without Torch; a part that is not there is empty, a damaged one an error."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from features.dataset import DatasetError, DatasetManifest
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What a run folder holds; a part that is not there is None or empty.
+
+    Attributes:
+        progress: history lines of training steps, in order.
+        checks: history lines of evaluations, in order.
+        evaluations: split -> {"metrics", "curves"}.
+        build: what the last ``jobs.build_dataset`` said of itself.
+        notes: why a part is missing, for the reader of the report.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    progress: list[dict[str, Any]] = field(default_factory=list)
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    plan: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: Mapping[str, Any] = field(default_factory=dict)
+    dataset_path: str | None = None
+    manifest: DatasetManifest | None = None
+    build: Mapping[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path) -> "RunFiles":
+        """Read a run folder.
+
+        Raises:
+            ValueError: it is not a run, or one of its files is damaged; names the file.
+        """
+        if not (path / "config.json").is_file():
+            raise ValueError(f"{path} is not a run: it has no config.json; jobs.train makes one")
+        history = list(_read_lines(path / "history.jsonl"))
+        dataset = _read(path / "dataset.json", {})
+        manifest, note = _load_manifest(dataset)
+        folder = dataset.get("dataset")
+        splits = [name for name in ("train", "valid", "test") if (path / "evaluation" / f"{name}.json").is_file()]
+        return cls(
+            path=path,
+            config=_read(path / "config.json", {}),
+            progress=[e for e in history if e.get("event") == "progress"],
+            checks=[e for e in history if e.get("event") == "evaluation"],
+            metrics=_read(path / "metrics.json", {}),
+            plan=_read(path / "plan.json", []),
+            evaluations={name: _read(path / "evaluation" / f"{name}.json", {}) for name in splits},
+            dataset_path=folder,
+            manifest=manifest,
+            build=_read(Path(folder) / "build.json", {}) if manifest is not None and folder else {},
+            notes={"dataset": note} if note else {},
+        )
+
+
+def _load_manifest(dataset: Mapping[str, Any]) -> tuple[DatasetManifest | None, str]:
+    """The manifest of the run's dataset, or None and why."""
+    if "dataset" not in dataset:
+        return None, "The run names no dataset (dataset.json is missing)."
+    try:
+        manifest = DatasetManifest.load(dataset["dataset"])
+    except DatasetError as error:
+        return None, f"The dataset cannot be described any more: {error}."
+    if manifest.learnt_fingerprint != dataset.get("learnt_fingerprint", manifest.learnt_fingerprint):
+        return None, f"{dataset['dataset']} was built anew since this run and is another dataset now."
+    return manifest, ""
+
+
+def _read(path: Path, absent: Any) -> Any:
+    if not path.is_file():
+        return absent
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Lines of a history; one without an end is still being written and left out."""
+    if not path.is_file():
+        return
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
+        if not line.endswith("\n"):
+            return
+        try:
+            yield json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path} line {number} cannot be read: {error}") from error

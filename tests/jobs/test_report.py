@@ -1,0 +1,278 @@
+"""jobs.report on a run folder with everything in it, on a bare one, and on folders that are none."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from features.dataset import DataFile, DatasetManifest, DenseStatistics, FeatureStatistics, Rejected, Split
+from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFeature, VocabularyEncoding
+from jobs.report import render
+from jobs.runfiles import RunFiles
+from training.metrics import curves, evaluate
+
+ROOT = Path(__file__).resolve().parents[2]
+HOSTILE = "</script><script>alert('x')</script>"
+
+
+def make_dataset(path: Path) -> DatasetManifest:
+    schema = FeatureSchema(
+        label="click",
+        sparse=(
+            SparseFeature("user_id", HashEncoding(num_buckets=1000)),
+            SparseFeature("interests", VocabularyEncoding(), separator="|"),
+        ),
+        dense=(DenseFeature("price", clip=(0.0, 1e4), log1p=True, standardise=True),),
+    )
+    user = FeatureStatistics(123_456, 0.015, 0.0, 0.0234, 999, 0.4321)
+    interests = FeatureStatistics(24, 0.031, 0.002, 0.11, 25)
+    price = DenseStatistics(0.05, 20.5, 3.25, 1.0, 900.0)
+    splits = {
+        name: Split(
+            (DataFile(f"v1/{name}/part-00000.parquet", 5_000_000, (rows,), "0" * 64),),
+            rate,
+            {"user_id": user, "interests": interests},
+            {"price": price},
+        )
+        for name, rows, rate in (("train", 800_000, 0.187), ("valid", 100_000, 0.19), ("test", 99_997, 0.18))
+    }
+    manifest = DatasetManifest(
+        schema=schema,
+        schema_fingerprint=schema.fingerprint,
+        learnt_fingerprint="f" * 64,
+        learnt_path="v1/learnt",
+        splits=splits,
+        rejected=Rejected(3, {f"label is {HOSTILE}": 3}, "v1/rejected"),
+        num_input_rows=1_000_000,
+        num_duplicates=0,
+        inputs={"train": ["day.csv"]},
+        config={},
+    )
+    path.mkdir()
+    manifest.write(path)
+    (path / "build.json").write_text(json.dumps({"seconds": 61.5, "rows_per_second": 16_260.0}))
+    return manifest
+
+
+def make_history() -> list[dict[str, Any]]:
+    events: list[dict[str, Any]] = []
+    for epoch in range(2):
+        for step in range(epoch * 100, epoch * 100 + 100):
+            loss = 0.38 + 0.3 * float(np.exp(-step / 30))
+            progress = {
+                "loss": loss,
+                "learning_rate": 0.002,
+                "rows_per_second": 11_000.0 + step,
+                "seconds": step * 0.37,
+            }
+            events.append({"event": "progress", "epoch": epoch, "step": step + 1, **progress})
+        metrics = {"auc": 0.82 + 0.005 * epoch, "logloss": 0.37, "ne": 0.79, "calibration": 1.01, "gauc": 0.71}
+        check = {"split": "valid", "train_loss": 0.4, "monitor": metrics["auc"], "best": True, "rows": 100_000}
+        events += [{"event": "evaluation", "epoch": epoch, "step": epoch * 100 + 100, **metrics, **check}]
+        events += [{"event": "checkpoint", "epoch": epoch, "step": epoch * 100 + 100}]
+    return events
+
+
+def make_run(path: Path, dataset: Path) -> dict[str, Any]:
+    """A run with every part; returns its evaluations."""
+    manifest = make_dataset(dataset)
+    (path / "evaluation").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    evaluations = {}
+    for split in ("valid", "test"):
+        logits = rng.normal(-1.8, 1.4, 5_000)
+        labels = (rng.random(5_000) < 1 / (1 + np.exp(-logits))).astype(float)
+        evaluations[split] = {"metrics": evaluate(logits, labels), "curves": curves(logits, labels)}
+        (path / "evaluation" / f"{split}.json").write_text(json.dumps(evaluations[split]))
+    write = {
+        "config.json": {"training": {"num_workers": 2, "device": "cpu", "note": HOSTILE}},
+        "dataset.json": {"dataset": str(dataset), "learnt_fingerprint": manifest.learnt_fingerprint},
+        "plan.json": [
+            {
+                "table": f"{name}_{stream}",
+                "feature": name,
+                "stream": stream,
+                "rows": rows,
+                "width": width,
+                "bytes": rows * width * 4,
+                "sharding": "row_wise",
+                "kernel": "fused",
+                "ranks": [0, 1],
+            }
+            for name, rows in (("user_id", 1000), ("interests", 26))
+            for stream, width in (("easy", 8), ("hard", 16))
+        ],
+        "metrics.json": {
+            "train": {"rows": 1_600_000, "epochs": 2, "steps": 200, "loss": 0.38, "rows_per_second": 11_234.5},
+            "seconds": {"startup": 12.0, "train": 74.0, "evaluate": 9.0, "checkpoint": 1.5},
+            "oracle": {"auc": 0.9, "logloss": 0.3571},
+            "linear": {"auc": 0.7123, "logloss": 0.41},
+            "rows_per_second": {"read": 412_345.0},
+        },
+    }
+    for name, value in write.items():
+        (path / name).write_text(json.dumps(value))
+    (path / "history.jsonl").write_text("".join(json.dumps(e) + "\n" for e in make_history()))
+    return evaluations
+
+
+class Page(HTMLParser):
+    """What a browser would see: tags with their attributes, table rows, text outside scripts."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: list[list[str]] = []
+        self.text = ""
+        self._inside: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag in ("script", "style", "td", "th"):
+            self._inside.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if self._inside and self._inside[-1] == tag:
+            self._inside.pop()
+
+    def handle_data(self, data: str) -> None:
+        inside = self._inside[-1] if self._inside else ""
+        if inside not in ("script", "style"):
+            self.text += data
+        if inside in ("td", "th"):
+            self.rows[-1][-1] += data
+
+    def row(self, *start: str) -> list[str]:
+        """The one table row that begins with these cells."""
+        [found] = [row for row in self.rows if row[: len(start)] == list(start)]
+        return found
+
+
+def figure_traces(html: str) -> list[dict[str, Any]]:
+    """Traces of every figure, as they are handed to Plotly."""
+    decoder, traces = json.JSONDecoder(), []
+    for call in re.finditer(r'Plotly\.newPlot\(\s*"[^"]+",\s*', html):
+        traces += decoder.raw_decode(html, call.end())[0]
+    return traces
+
+
+def test_a_complete_run(tmp_path: Path):
+    run, dataset = tmp_path / "run <1>", tmp_path / "dataset"
+    evaluations = make_run(run, dataset)
+    html = render(RunFiles.load(run))
+    page = Page(html)
+
+    # Self-contained: nothing is fetched, and the library is there once.
+    for tag, attributes in page.tags:
+        assert tag not in ("img", "link", "iframe")
+        assert "src" not in attributes
+        assert (attributes.get("href") or "#").startswith("#")
+    assert html.count("plotly.js v") == 1
+
+    # Nothing from the files became markup.
+    assert "<script>alert" not in html
+    assert page.text.count(HOSTILE) == 2
+    assert "Run run <1>" in page.text
+
+    assert page.row("this model, test")[2] == f"{evaluations['test']['metrics']['auc']:.6g}"
+    assert page.row("oracle (the true probability), test")[2] == "0.9"
+    assert page.row("linear model, test")[2] == "0.7123"
+    assert f"{0.9 - evaluations['test']['metrics']['auc']:.6g}AUC short of the oracle" in page.text
+    assert page.row("train", "800,000")[2:] == ["1", "1", "5", "0.187"]
+    user = page.row("user_id", "user_id")
+    assert user[2:9] == ["hash", "1,000", "123,456", "1.50 %", "0.00 %", "2.34 %", "43.21 %"]
+    assert page.row("price", "price", "clip 0 to 10000, log1p, standardise")[3:5] == ["5.00 %", "20.5"]
+    assert page.row("user_id_hard")[1:] == ["user_id", "hard", "1,000", "16", "64,000", "row_wise", "fused", "0, 1"]
+    assert page.row("read") == ["read", "412,345"]
+    assert page.row("build_dataset") == ["build_dataset", "16,260"]
+    assert "1,000,000 rows read, 3 rejected" in page.text
+
+
+def test_figures_show_the_files_numbers(tmp_path: Path):
+    evaluations = make_run(tmp_path / "run", tmp_path / "dataset")
+    traces = figure_traces(render(RunFiles.load(tmp_path / "run")))
+
+    def named(name: str) -> list[dict[str, Any]]:
+        return [trace for trace in traces if trace.get("name") == name]
+
+    history = make_history()
+    steps = [e for e in history if e["event"] == "progress"]
+    assert named("step")[0]["y"] == [e["loss"] for e in steps]
+    assert named("auc")[0]["x"] == [100, 200]
+    assert named("auc")[0]["y"] == [0.82, 0.825]
+    assert named("best")[0]["x"] == [200]
+    roc, calibration = named("test")
+    assert roc["x"] == evaluations["test"]["curves"]["roc"]["fpr"]
+    assert calibration["y"] == [b["label_rate"] for b in evaluations["test"]["curves"]["calibration"]]
+    for bars in (*named("label 0"), *named("label 1")):
+        assert sum(bars["y"]) == pytest.approx(1)
+    stages = next(trace for trace in traces if trace.get("orientation") == "h")
+    assert dict(zip(stages["y"], stages["x"], strict=True)) == {
+        "build the dataset": 61.5,
+        "startup": 12.0,
+        "train": 74.0,
+        "evaluate": 9.0,
+        "checkpoint": 1.5,
+    }
+
+
+def test_a_run_that_has_just_begun(tmp_path: Path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "history.jsonl").write_text('{"event": "progress", "epoch": 0, "step": 1, "loss"')
+    files = RunFiles.load(tmp_path)
+    assert files.progress == []
+    text = Page(render(files)).text
+    for note in ("has no history yet", "No split has been evaluated yet", "has no plan.json", "names no dataset"):
+        assert note in text
+
+
+def test_a_dataset_built_anew_is_not_described(tmp_path: Path):
+    make_run(tmp_path / "run", tmp_path / "dataset")
+    (tmp_path / "run" / "dataset.json").write_text(
+        json.dumps({"dataset": str(tmp_path / "dataset"), "learnt_fingerprint": "0" * 64})
+    )
+    text = Page(render(RunFiles.load(tmp_path / "run"))).text
+    assert "was built anew since this run" in text
+    assert "123,456" not in text
+    (tmp_path / "dataset" / "manifest.json").unlink()
+    assert "cannot be described any more" in Page(render(RunFiles.load(tmp_path / "run"))).text
+
+
+def run_report(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "jobs.report", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+
+
+def test_the_program(tmp_path: Path):
+    make_run(tmp_path / "run", tmp_path / "dataset")
+    done = run_report("--run", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    assert "curves of: valid, test" in done.stdout
+    assert (tmp_path / "run" / "report.html").stat().st_size > 1_000_000
+
+    done = run_report("--run", str(tmp_path))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"error: {tmp_path} is not a run: it has no config.json; jobs.train makes one\n"
+
+    (tmp_path / "run" / "plan.json").write_text('[{"table"')
+    done = run_report("--run", str(tmp_path / "run"))
+    assert done.returncode == 1
+    assert f"error: {tmp_path}/run/plan.json cannot be read" in done.stderr
