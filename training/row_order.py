@@ -95,5 +95,6 @@ def _cut(pieces: Sequence[Piece], start: int, stop: int) -> list[Piece]:
 
 
 def _generator(seed: int, *position: int) -> np.random.Generator:
-    # A seed sequence takes no negative number; masking keeps every 64-bit seed distinct.
-    return np.random.default_rng(np.random.SeedSequence([seed & (2**64 - 1), *position]))
+    # Entropy may not be negative; masking keeps every 64-bit seed distinct. As a spawn key, unlike as more entropy, a
+    # position differs from the same one with zeros after it.
+    return np.random.default_rng(np.random.SeedSequence(seed & (2**64 - 1), spawn_key=position))

@@ -18,7 +18,7 @@ import pytest
 from features.dataset import DataFile, DatasetManifest
 from training.batch import Batch
 from training.config import ReaderConfig
-from training.prefetch import THREAD_NAME
+from training.prefetch import THREAD_NAME, prefetch
 from training.reader import Reader, ReaderError
 from training.row_order import cut_streams
 
@@ -161,6 +161,18 @@ def test_order_depends_on_seed_and_epoch_only(make_dataset):
     assert all(a != b for a, b in itertools.combinations([first, *others], 2))
 
 
+def test_no_two_windows_share_a_permutation():
+    files = [DataFile(f"f{i}", 0, (30, 30), "") for i in range(4)]
+    orders = [
+        tuple(order)
+        for seed, epoch in itertools.product((0, 1, 2**32, 2**32 + 1), (0, 1))
+        for windows in cut_streams(files, 4, seed=seed, epoch=epoch, shuffle=True, row_groups_per_window=1)
+        for window in windows
+        if (order := window.order()) is not None
+    ]
+    assert len(orders) == len(set(orders)) == 4 * 2 * 4 * 2
+
+
 def test_shuffle_mixes_rows_and_files(make_dataset):
     dataset = make_dataset(train=((64, 64), (64, 64)))
     order = list(itertools.chain(*steps_of(make_reader(dataset, num_streams=1))))
@@ -250,6 +262,15 @@ def test_a_row_group_that_comes_short_is_found_out(make_dataset, monkeypatch):
 
     monkeypatch.setattr(module, "make_batch_reader", one_row_group_short)
     with pytest.raises(ReaderError, match=r"row group 0 of .* gave 5 rows, not 7"):
+        steps_of(reader)
+
+
+def test_an_epoch_that_ends_early_is_found_out(make_dataset):
+    """Each stream counts what it handed out against its plan before the last batch is given away."""
+    dataset = make_dataset(train=((7, 5),))
+    reader = make_reader(dataset, num_streams=1, batch_size=4)
+    reader.num_steps -= 1
+    with pytest.raises(ReaderError, match="a stream of 12 rows delivered 8 and has 4 left"):
         steps_of(reader)
 
 
@@ -377,6 +398,27 @@ def test_closing_early_stops_thread_and_petastorm(make_dataset):
         batches.close()
         assert time.monotonic() - start < 5
         assert threading.active_count() == before
+
+
+def test_prefetch_makes_no_more_than_it_may_and_closes_what_it_made():
+    made, closed = [], []
+
+    def make():
+        try:
+            for i in range(10_000):
+                made.append(i)
+                yield i
+        finally:
+            closed.append(True)
+
+    items = prefetch(make, 3)
+    assert [next(items) for _ in range(5)] == [0, 1, 2, 3, 4]
+    time.sleep(0.2)
+    assert 5 <= len(made) <= 5 + 3 + 1
+    items.close()
+    assert len(made) <= 5 + 3 + 2
+    assert closed == [True]
+    assert list(prefetch(make, 3)) == list(range(10_000))
 
 
 def test_a_loop_that_breaks_or_fails_leaves_no_thread(make_dataset):
