@@ -211,8 +211,9 @@ def _read_delimited(path: str, log_format: LogFormat) -> _Lines:
                 continue
             try:
                 values = split_line(line, log_format)
-            except csv.Error as error:
-                raise LogError(f"{path} line {number} is badly quoted: {error}") from error
+            except (csv.Error, LogError) as error:
+                yield number, LogError(f"badly quoted: {error}")
+                continue
             if not columns:
                 columns = tuple(values)
                 continue

@@ -16,13 +16,13 @@ from pyspark.sql import functions as F
 from tqdm import tqdm
 
 from features.dataset import DatasetError, DatasetManifest, Rejected, Split
-from jobs.command import config_parser, run_program
-from jobs.config import Config, ConfigError, load_config
+from jobs.command import config_parser, parse_config_arguments, run_program
+from jobs.config import Config, ConfigError
 from pipeline.config import TimeSplit
 from pipeline.encode import DUPLICATE, encode, prepare
 from pipeline.ingest import REASON, read_logs
 from pipeline.quality import Profile, check_rejected, enforce_limits, profile, sparse_statistics, write_rejected
-from pipeline.session import SPARK_ERRORS, configure, explain, start_spark
+from pipeline.session import SPARK_ERRORS, configure, explain, size_shuffles, start_spark
 from pipeline.sources import Plan, plan_sources
 from pipeline.split import parse_time
 from pipeline.vocabulary import count_values, fit
@@ -40,8 +40,7 @@ _EXAMPLE = (
 def main() -> int:
     parser = config_parser("jobs.build_dataset", "Turn raw logs into a dataset, with Spark.", _EXAMPLE)
     parser.add_argument("--verbose", action="store_true", help="show Spark's own log")
-    arguments = parser.parse_args()
-    config = load_config(arguments.config, arguments.overrides)
+    arguments, config = parse_config_arguments(parser)
     check(config)
     plan = plan_sources(config.pipeline, config.features)
     spark = start_spark(config.pipeline.spark, arguments.verbose)
@@ -97,6 +96,7 @@ def build(spark: SparkSession, config: Config, plan: Plan | None = None) -> dict
     started = time.perf_counter()
     configure(spark, config.pipeline.spark)
     plan = plan or plan_sources(config.pipeline, config.features)
+    size_shuffles(spark, plan.num_bytes())
     output = Path(config.pipeline.output).absolute()
     try:
         with new_version(output) as version, tqdm(total=5, disable=None, unit="step") as bar:

@@ -17,6 +17,8 @@ SPARK_ERRORS = (Py4JJavaError, PySparkException)
 MIN_PARTITIONS = 16
 """Tasks a splittable input is cut into at least. A constant, and not the number of cores, because row ids follow it."""
 
+_BYTES_PER_SHUFFLE_PARTITION = 4 << 20
+
 _READ_ERROR = re.compile(r"(?:reading|read) file:? (?:file:)?/*(/\S+?)[.]?(?:\s|$)")
 _CAUSE = re.compile(r"Caused by: (.+)")
 
@@ -66,6 +68,12 @@ def configure(spark: SparkSession, config: SparkConfig) -> None:
     }
     for key, value in settings.items():
         spark.conf.set(key, value)
+
+
+def size_shuffles(spark: SparkSession, num_bytes: int) -> None:
+    """Fit the number of shuffle partitions to the input: Spark's 200 are most of the time of a small job."""
+    partitions = min(max(num_bytes // _BYTES_PER_SHUFFLE_PARTITION, 8), 2_000)
+    spark.conf.set("spark.sql.shuffle.partitions", str(partitions))
 
 
 def explain(error: Exception) -> str:

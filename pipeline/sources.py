@@ -4,6 +4,7 @@ A missing file, column or lookup ends the job here, in a second, and not an hour
 """
 
 import json
+import zlib
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import islice
@@ -60,6 +61,11 @@ class Plan:
         for number, path in sorted(self.tables):
             files[f"lookup {number}"].append(path)
         return {name: sorted(paths) for name, paths in files.items()}
+
+    def num_bytes(self) -> int:
+        """Size of the logs, gzip ones as if unpacked five times larger."""
+        files = [Path(file) for source in self.sources for file in source.files]
+        return sum(file.stat().st_size * (5 if file.suffix in (".gz", ".bz2") else 1) for file in files)
 
 
 def wanted_columns(config: PipelineConfig, schema: FeatureSchema) -> tuple[str, ...]:
@@ -126,7 +132,7 @@ def _look_into(file: str, log_format: LogFormat, needed: tuple[str, ...]) -> tup
             columns, header = _read_header(file, log_format)
         _require(file, needed, columns)
         return columns, header, (), ()
-    except (OSError, EOFError, UnicodeDecodeError, pyarrow.ArrowInvalid) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error, pyarrow.ArrowInvalid) as error:
         raise LogError(f"{file} cannot be read: {error}") from error
 
 
@@ -170,6 +176,6 @@ def find_line(file: str, log_format: LogFormat, text: str, limit: int = 200_000)
             for number, line in enumerate(islice(lines, limit), start=1):
                 if line.rstrip("\n") == text:
                     return number
-    except (OSError, EOFError, UnicodeDecodeError):
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error):
         return None
     return None

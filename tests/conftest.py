@@ -1,0 +1,20 @@
+"""Fixtures of the whole suite."""
+
+import os
+
+import pytest
+
+# Tests run small jobs in young JVMs: the optimising compiler costs more than it saves.
+os.environ.setdefault("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1")
+
+
+@pytest.fixture(scope="session")
+def spark():
+    """One local Spark session with the job's settings for all tests of a process."""
+    from pipeline.config import SparkConfig
+    from pipeline.session import size_shuffles, start_spark
+
+    session = start_spark(SparkConfig(master="local[2]", driver_memory="2g"))
+    size_shuffles(session, 0)
+    yield session
+    session.stop()
