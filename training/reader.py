@@ -9,33 +9,26 @@ import itertools
 import logging
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from petastorm import make_batch_reader
+from petastorm.workers_pool import EmptyResultError
 
-from features.dataset import DataFile, DatasetError, DatasetManifest
+from features.dataset import DatasetManifest
 from features.encoding import Columns
-from features.schema import FeatureSchema
 from training.batch import Batch, to_batch
 from training.config import ReaderConfig
 from training.prefetch import prefetch
 from training.row_order import Piece, Window, cut_streams
-
-PETASTORM_KEY = b"dataset-toolkit."
-"""Start of the footer keys whose values Petastorm un-pickles."""
+from training.shard import ReaderError, ShardChecker
 
 logging.getLogger("petastorm").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"petastorm\.|pyarrow\.parquet")
-
-
-class ReaderError(DatasetError):
-    """A file does not hold the rows the manifest says, or holds rows that must not be trained on."""
 
 
 class Reader:
@@ -91,7 +84,7 @@ class Reader:
         self.schema = manifest.schema
         self.files = manifest.split(split).files
         self.config, self.seed, self.shuffle = config, seed, shuffle
-        self.num_embeddings = num_embeddings
+        self.checker = ShardChecker(manifest.schema, num_embeddings)
         self.num_rows = manifest.split(split).num_rows
         self.rows_delivered = 0
         self._rows_per_stream = batch_size // config.num_streams
@@ -101,7 +94,7 @@ class Reader:
         longest = -(-self.num_rows // config.num_streams)
         self.num_steps = -(-longest // self._rows_per_stream)
 
-    def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+    def batches(self, epoch: int, start_step: int = 0) -> Generator[Batch, None, None]:
         """The batches of an epoch from ``start_step`` on, each padded to batch_size / world_size rows.
 
         Args:
@@ -129,7 +122,7 @@ class Reader:
             shuffle=self.shuffle,
             row_groups_per_window=self.config.shuffle_row_groups,
         )
-        source = RowGroups(self.dataset, self.schema, self.num_embeddings)
+        source = RowGroups(self.dataset, self.checker)
         skip = start_step * self._rows_per_stream
         with contextlib.ExitStack() as stack:
             streams = [stack.enter_context(Stream(source, windows[v], skip)) for v in self._streams]
@@ -208,46 +201,39 @@ class Stream:
 class RowGroups:
     """Checked columns of row groups, through Petastorm."""
 
-    def __init__(self, dataset: Path, schema: FeatureSchema, num_embeddings: Mapping[str, int] | None) -> None:
-        self.dataset, self.schema, self.num_embeddings = dataset, schema, num_embeddings
-        self.columns = _columns(schema)
+    def __init__(self, dataset: Path, checker: ShardChecker) -> None:
+        self.dataset, self.checker = dataset, checker
 
     def allocate(self, num_rows: int) -> Columns:
         """Memory for ``num_rows`` rows of every column, in the Parquet files' types."""
-        return {name: np.empty((num_rows, *shape), dtype) for name, (dtype, shape) in self.columns.items()}
+        return {name: np.empty((num_rows, *shape), dtype) for name, (dtype, shape) in self.checker.columns.items()}
 
     def read(self, pieces: Sequence[Piece]) -> Generator[Columns, None, None]:
-        """The rows of each piece, in order; one Petastorm reader for each run of pieces in one file."""
-        start = 0
-        while start < len(pieces):
-            stop = start + 1
-            while stop < len(pieces) and pieces[stop].file is pieces[start].file:
-                stop += 1
-            yield from self._read_run(pieces[start:stop])
-            start = stop
+        """The rows of each piece, in order; pieces of one file stand together."""
+        for _, run in itertools.groupby(pieces, key=lambda piece: piece.file.path):
+            yield from self._read_file(list(run))
 
-    def _read_run(self, pieces: Sequence[Piece]) -> Generator[Columns, None, None]:
+    def _read_file(self, pieces: Sequence[Piece]) -> Generator[Columns, None, None]:
         """Pieces of consecutive row groups of one file."""
         file = pieces[0].file
         path = self.dataset / file.path
-        self._check_footer(path, file)
+        if any(character in str(path) for character in "#?"):
+            raise ReaderError(f"{path}: Petastorm cannot open a path with '#' or '?' in it; move the dataset")
+        self.checker.check_file(path, file)
         try:
-            with contextlib.closing(self._open(path, pieces)) as row_groups:
+            with contextlib.closing(self._open(path, pieces)) as tables:
                 for piece in pieces:
-                    columns = next(row_groups, None)
-                    found = 0 if columns is None else len(next(iter(columns.values())))
-                    planned = file.row_groups[piece.row_group]
-                    if columns is None or found != planned:
+                    table = next(tables, None)
+                    found, planned = 0 if table is None else len(table), file.row_groups[piece.row_group]
+                    if table is None or found != planned:
                         raise ReaderError(f"row group {piece.row_group} of {path} gave {found} rows, not {planned}")
-                    self._check_columns(columns, path)
-                    if piece.num_rows < planned:
-                        columns = {name: column[piece.first_row : piece.last_row] for name, column in columns.items()}
-                    yield columns
-        except (OSError, pa.ArrowException, RuntimeError) as error:
-            raise ReaderError(f"{path} cannot be read: {error}; build the dataset again") from error
+                    columns = self.checker.to_columns(table, path)
+                    yield {name: column[piece.first_row : piece.last_row] for name, column in columns.items()}
+        except (OSError, pa.ArrowException) as error:
+            raise ReaderError(f"{path} cannot be read ({error}): build the dataset again") from error
 
-    def _open(self, path: Path, pieces: Sequence[Piece]) -> Generator[Columns, None, None]:
-        """The columns of the row groups of ``pieces``, whole.
+    def _open(self, path: Path, pieces: Sequence[Piece]) -> Generator[pa.Table, None, None]:
+        """The row groups of ``pieces``, whole.
 
         Petastorm cannot start in the middle of a file, but of n shards of a file with n row groups, shard i is row
         group i. Each opening reads the footer anew, which costs more than going on, so from the start one reader does.
@@ -262,81 +248,30 @@ class RowGroups:
             with make_batch_reader(
                 [f"file://{path}"],
                 # One pattern: Petastorm tries each pattern on each column, which is slow for wide tables.
-                schema_fields=["|".join(f"{name}$" for name in self.columns)],
+                schema_fields=["|".join(f"{name}$" for name in self.checker.columns)],
                 reader_pool_type="dummy",
                 shuffle_row_groups=False,
                 num_epochs=1,
                 cur_shard=shard,
                 shard_count=num_shards,
             ) as reader:
-                for row_group in itertools.islice(reader, count):
-                    yield row_group._asdict()
+                # Private, in a version that is pinned: its own conversion goes through pandas and, for lists, through
+                # one array a row (2 microseconds a row and column).
+                reader._results_queue_reader = _ArrowResults()
+                yield from itertools.islice(reader, count)
 
-    def _check_footer(self, path: Path, file: DataFile) -> None:
-        """Compare a file with the manifest before Petastorm opens it."""
-        if any(character in str(path) for character in "#?"):
-            raise ReaderError(f"{path}: Petastorm cannot open a path with '#' or '?' in it; move the dataset")
-        if not path.is_file():
-            raise ReaderError(f"{path} is named in the manifest but is missing: build the dataset again")
-        if path.stat().st_size != file.num_bytes:
-            raise ReaderError(
-                f"{path} has {path.stat().st_size} bytes where the manifest says {file.num_bytes}: it was cut or "
-                "changed; build the dataset again"
-            )
+
+class _ArrowResults:
+    """Hands over Petastorm's row groups as the Arrow tables they are decoded to."""
+
+    batched_output = True
+
+    def read_next(self, workers_pool: Any, schema: Any, ngram: Any) -> pa.Table:
         try:
-            footer = pq.read_metadata(path)
-        except (OSError, pa.ArrowException) as error:
-            raise ReaderError(f"{path} is not a readable Parquet file ({error}): build the dataset again") from error
-        if any(key.startswith(PETASTORM_KEY) for key in footer.metadata or {}):
-            raise ReaderError(f"{path} carries pickled Petastorm keys, which could run code: it is not opened")
-        row_groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
-        if row_groups != file.row_groups:
-            raise ReaderError(
-                f"{path} has {sum(row_groups)} rows in {len(row_groups)} row groups where the manifest says "
-                f"{file.num_rows} rows in {len(file.row_groups)}: build the dataset again"
-            )
-        missing = set(self.columns) - set(footer.schema.to_arrow_schema().names)
-        if missing:
-            raise ReaderError(f"{path} lacks columns {', '.join(sorted(missing))}: build the dataset again")
-
-    def _check_columns(self, columns: Columns, path: Path) -> None:
-        """No missing value, no id outside its table, no length outside its list."""
-        bounds = {f.length_name: f.max_length + 1 for f in self.schema.sparse if f.is_multi_valued}
-        bounds |= {name: (self.num_embeddings or {}).get(name, 2**31) for name in self.schema.sparse_names}
-        for name, column in columns.items():
-            dtype, shape = self.columns[name]
-            if column.shape[1:] != shape:
-                raise ReaderError(f"column {name!r} of {path} has rows of shape {column.shape[1:]}, not {shape}")
-            if column.dtype != dtype:  # Petastorm gives integers with missing ones among them as floats
-                raise ReaderError(
-                    f"column {name!r} of {path} must hold {np.dtype(dtype)}, none missing, got {column.dtype}"
-                )
-            if name not in bounds:
-                if not np.isfinite(column).all():
-                    raise ReaderError(f"column {name!r} of {path} has missing or infinite values")
-            elif column.size and not 0 <= column.min() <= column.max() < bounds[name]:
-                wrong = column.min() if column.min() < 0 else column.max()
-                what = "length" if name not in self.schema.sparse_names else "id"
-                raise ReaderError(
-                    f"feature {name!r} has {what} {wrong} in {path}, outside 0 to {bounds[name] - 1}: "
-                    "dataset and model do not belong together"
-                )
+            return workers_pool.get_results()
+        except EmptyResultError:
+            raise StopIteration from None
 
 
 def _join(parts: Sequence[Columns], name: str) -> NDArray[Any]:
     return parts[0][name] if len(parts) == 1 else np.concatenate([part[name] for part in parts])
-
-
-def _columns(schema: FeatureSchema) -> dict[str, tuple[type, tuple[int, ...]]]:
-    """The columns a batch needs: name -> type, shape of one row."""
-    columns: dict[str, tuple[type, tuple[int, ...]]] = {"label": (np.float32, ())}
-    for feature in schema.sparse:
-        columns[feature.name] = (np.int32, (feature.max_length,) if feature.is_multi_valued else ())
-        if feature.is_multi_valued:
-            columns[feature.length_name] = (np.int32, ())
-    columns |= {name: (np.float32, ()) for name in schema.dense_names}
-    if schema.weight:
-        columns["weight"] = (np.float32, ())
-    if schema.group_id:
-        columns["group_id"] = (np.int64, ())
-    return columns

@@ -19,8 +19,9 @@ from features.dataset import DataFile, DatasetManifest
 from training.batch import Batch
 from training.config import ReaderConfig
 from training.prefetch import THREAD_NAME, prefetch
-from training.reader import Reader, ReaderError
+from training.reader import Reader
 from training.row_order import cut_streams
+from training.shard import ReaderError
 
 ROW_GROUPS = [((7, 5, 1), (3,), (6, 6)), ((1,),), ((4, 4), (9,)), ((30,),)]
 NUM_STREAMS = (1, 2, 4)
@@ -336,15 +337,17 @@ def set_column(name: str, values: list) -> Callable:
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
-        ("user", [1, 50, 2], "'user' has id 50 .*part-00000.parquet, outside 0 to 49"),
-        ("user", [1, -1, 2], "'user' has id -1 .*part-00000.parquet, outside 0 to 49"),
-        ("genres", [[1, 2, 20], [0, 0, 0], [0, 0, 0]], "'genres' has id 20 .*, outside 0 to 19"),
-        ("genres__length", [0, 4, 0], "'genres__length' has length 4 .*, outside 0 to 3"),
-        ("user", [1, None, 2], "'user' .* must hold int32, none missing, got float64"),
-        ("price", [1, None, 2], "'price' .* missing or infinite"),
-        ("label", [1, float("nan"), 0], "'label' .* missing or infinite"),
-        ("genres", [[1, 2, 3], [1, 2], [1]], "cannot be read"),
-        ("genres", [[1, 2], [1, 2], [1, 2]], r"'genres' .* rows of shape \(2,\), not \(3,\)"),
+        ("user", [1, 50, 2], r"'user' of .*part-00000.parquet holds 50, outside 0 to 49"),
+        ("user", [1, -1, 2], r"'user' of .*part-00000.parquet holds -1, outside 0 to 49"),
+        ("genres", [[1, 2, 20], [0, 0, 0], [0, 0, 0]], r"'genres' of .* holds 20, outside 0 to 19"),
+        ("genres__length", [0, 4, 0], r"'genres__length' of .* holds 4, outside 0 to 3"),
+        ("user", [1, None, 2], r"'user' of .* has 1 missing values"),
+        ("genres", [[1, 2, 3], None, [0, 0, 0]], r"'genres' of .* has 1 missing values"),
+        ("genres", [[1, 2, 3], [1, None, 3], [0, 0, 0]], r"'genres' of .* has 1 missing values"),
+        ("price", [1, None, 2], r"'price' of .* has 1 missing values"),
+        ("label", [1, float("nan"), 0], r"'label' of .* has infinite values or NaN"),
+        ("genres", [[1, 2, 3], [1, 2], [1]], r"'genres' of .* has lists of different lengths"),
+        ("genres", [[1, 2], [1, 2], [1, 2]], r"'genres' of .* int32 of shape \(3,\) a row, got int32 of shape \(2,\)"),
     ],
 )
 def test_values_that_must_not_be_trained_on(make_dataset, name, values, message):
@@ -354,10 +357,21 @@ def test_values_that_must_not_be_trained_on(make_dataset, name, values, message)
         steps_of(make_reader(dataset, manifest=manifest))
 
 
+def test_a_column_of_another_type_is_named(make_dataset):
+    dataset = make_dataset(train=((3,),))
+
+    def widen(table):
+        return table.set_column(0, "user", table["user"].cast(pa.int64()))
+
+    manifest = rewrite(dataset, widen)
+    with pytest.raises(ReaderError, match=r"'user' of .* must hold int32 of shape \(\) a row, got int64"):
+        steps_of(make_reader(dataset, manifest=manifest))
+
+
 def test_ids_are_checked_against_the_tables_that_are_given(make_dataset):
     dataset = make_dataset(train=((30,),))
     tables = {**dataset.num_embeddings, "device": 3}
-    with pytest.raises(ReaderError, match=r"'device' has id 3 in .*, outside 0 to 2"):
+    with pytest.raises(ReaderError, match=r"'device' of .* holds 3, outside 0 to 2"):
         steps_of(make_reader(dataset, num_embeddings=tables))
     assert sum(map(len, steps_of(make_reader(dataset, num_embeddings=None)))) == 30
 
@@ -460,7 +474,7 @@ def test_reading_is_quiet_and_works_from_a_path_with_spaces(make_dataset):
     )
     root = Path(__file__).parents[2]
     command = [sys.executable, "-W", "default", "-W", "ignore::ResourceWarning", "-c", program, str(dataset.path)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)  # noqa: S603
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "9\n"
     noise = done.stderr.split("READ\n")[1]
