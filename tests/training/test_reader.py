@@ -23,7 +23,7 @@ from training.reader import Reader
 from training.row_order import cut_streams
 from training.shard import ReaderError
 
-ROW_GROUPS = [((7, 5, 1), (3,), (6, 6)), ((1,),), ((4, 4), (9,)), ((30,),)]
+ROW_GROUPS = [((3, 0, 4), (0, 2)), ((7, 5, 1), (3,), (6, 6)), ((1,),), ((4, 4), (9,)), ((30,),)]
 NUM_STREAMS = (1, 2, 4)
 
 
