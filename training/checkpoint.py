@@ -169,8 +169,10 @@ def _load(checkpoint: Checkpoint, state: dict[str, Any]) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is intended
             dcp.load(state, storage_reader=FileSystemReader(checkpoint.path), no_dist=not dist.is_initialized())
-    except Exception as error:  # dcp wraps a rank's failure, whatever it was, in exceptions of its own
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    except (dcp.CheckpointException, RuntimeError, ValueError) as error:
+        reason = error
+        if isinstance(error, dcp.CheckpointException):  # what went wrong on some rank
+            reason = next(iter(error.failures.values()))[0]
         raise CheckpointError(f"checkpoint {checkpoint.path} does not load into this model: {reason}") from error
 
 

@@ -120,7 +120,7 @@ def test_resume_and_refusals(make_dataset, tmp_path: Path) -> None:
     assert changed.returncode == 2 and "--resume cannot change training.seed" in changed.stderr
     resumed = call(config, run, "--resume")
     assert resumed.returncode == 0, resumed.stderr
-    assert Run(run).read("metrics.json")["train"]["rows"] == 2 * 168
+    assert Run(run).read("metrics.json")["train"]["rows"] == 2 * 192
 
     shard = next((run / "checkpoints").glob("step=000000012/*.distcp"))
     shard.write_bytes(shard.read_bytes()[:100])

@@ -26,6 +26,7 @@ from training.config import (
     TrainingConfig,
 )
 from training.loop import Event, Training, make_step
+from training.model.ctr_model import CTRModel
 from training.parallelize import parallelize
 from training.run import Dataset, Run, build_model, fit
 
@@ -37,9 +38,8 @@ class Interrupted(Exception):
 
 
 def make_config(dataset: Path, **changes: Any) -> TrainingConfig:
-    model = ModelConfig(
-        embedding_dim=8, embedding_init_std=0.05, easy=MLPEncoder((8,), dropout=0.0), hard=MLPEncoder((16, 8), dropout=0.0)
-    )
+    easy, hard = MLPEncoder((8,), dropout=0.0), MLPEncoder((16, 8), dropout=0.0)
+    model = ModelConfig(embedding_dim=8, embedding_init_std=0.05, easy=easy, hard=hard)
     config = TrainingConfig(
         dataset=str(dataset),
         model=model,
@@ -105,23 +105,25 @@ def fit_until(run: Run, config: TrainingConfig, step: int | None = None) -> None
         assert step is not None
 
 
-def final_state(run: Run, config: TrainingConfig) -> dict[str, torch.Tensor]:
-    """Weights of the newest checkpoint, unsharded."""
+def final_model(run: Run, config: TrainingConfig) -> CTRModel:
+    """The newest checkpoint, unsharded."""
     model = build_model(Dataset.open(config.dataset), config, torch.device("cpu"))
     newest = checkpoint.newest(run.checkpoints)
     assert newest is not None
     checkpoint.restore_model(newest, model)
-    return {name: value.clone() for name, value in model.state_dict().items()}
+    return model
 
 
-def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float) -> None:
-    assert ours.keys() == theirs.keys()
-    for name, value in ours.items():
-        torch.testing.assert_close(value, theirs[name], rtol=0, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}")
+def assert_same_weights(ours: Run, theirs: Run, config: TrainingConfig, tolerance: float) -> None:
+    """Biases are left out: before a batch norm they have no gradient but rounding, which Adam scales to full steps."""
+    one, other = (final_model(run, config).state_dict() for run in (ours, theirs))
+    for name in one:
+        if name.endswith("weight"):
+            difference = float((one[name] - other[name]).abs().max())
+            assert difference <= tolerance, f"{name} differs by {difference}"
 
 
 def test_two_ranks_equal_one_and_a_run_goes_on_at_another_world_size(make_dataset, tmp_path: Path, one_rank) -> None:
-    """Losses to 1e-6; weights to what Adagrad and Adam make of rounding in their first steps."""
     dataset = make_dataset().path
     on_two_ranks(tmp_path, fit_all, tmp_path / "two", dataset, {"row_wise": 4, "dense": 4})
     for lane, changes in LANES.items():
@@ -132,11 +134,11 @@ def test_two_ranks_equal_one_and_a_run_goes_on_at_another_world_size(make_datase
             assert checkpoint.newest(together.checkpoints).step == 4  # pyright: ignore[reportOptionalMemberAccess]
             fit(together, config)  # begun on two ranks, interrupted inside the first epoch, goes on here
         assert losses(together) == pytest.approx(losses(alone), abs=1e-6), lane
-        assert_close(final_state(together, config), final_state(alone, config), 1e-4)
-        assert together.read("metrics.json")["train"]["rows"] == 2 * 168
+        assert_same_weights(together, alone, config, 1e-5)
+        assert together.read("metrics.json")["train"]["rows"] == 2 * 192
         plan = together.read("plan.json")
-        expected = {"auto": None, "dense": "data_parallel", "replicated": "data_parallel", "mixed": None}.get(lane, lane)
-        assert expected is None or {row["sharding"] for row in plan} == {expected}
+        expected = {"dense": "data_parallel", "replicated": "data_parallel"}.get(lane, lane)
+        assert lane in ("auto", "mixed") or {row["sharding"] for row in plan} == {expected}
         if lane == "mixed":
             kinds = {row["feature"]: row["sharding"] for row in plan}
             assert (kinds["user"], kinds["age"], kinds["device"]) == ("row_wise", "data_parallel", "table_wise")
@@ -165,7 +167,7 @@ def test_interrupted_equals_undisturbed_bit_for_bit(make_dataset, tmp_path: Path
     for step in (4, STEPS_PER_EPOCH, 8):
         fit_until(interrupted, config, step)
     fit(interrupted, config)
-    ours, theirs = final_state(interrupted, config), final_state(undisturbed, config)
+    ours, theirs = (final_model(run, config).state_dict() for run in (interrupted, undisturbed))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert interrupted.read("metrics.json")["train"]["rows"] == undisturbed.read("metrics.json")["train"]["rows"]
     assert losses(interrupted) == losses(undisturbed)
@@ -200,16 +202,16 @@ def test_clipping_scales_all_gradients_to_one_norm(make_dataset, one_rank) -> No
     training = make_training(tiny.path, config)
     make_step(training)(next(iter(training.train_reader.batches(0))), 0)
     gradients = [p.grad for p in training.parallel.model.parameters() if p.grad is not None]
-    norm = torch.stack([g.norm() for g in gradients]).norm()
+    norm = torch.stack([g.detach().norm() for g in gradients]).norm()
     assert float(norm) == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_training_learns(make_dataset, tmp_path: Path, one_rank) -> None:
-    dataset = make_dataset(train=((500, 500),) * 4, valid=((1000,),)).path
+    dataset = make_dataset(train=((600,),) * 4, valid=((600,),)).path
     model = ModelConfig(embedding_dim=8, embedding_init_std=0.05, easy=FMEncoder(), hard=MLPEncoder((16,), dropout=0.0))
-    metrics = fit(Run(tmp_path / "run"), make_config(dataset, model=model, max_epochs=8, global_batch_size=128))
+    metrics = fit(Run(tmp_path / "run"), make_config(dataset, model=model, max_epochs=6, global_batch_size=128))
     assert metrics["valid"]["auc"] > 0.75
-    assert metrics["valid"]["rows"] == 1000
+    assert metrics["valid"]["rows"] == 600
 
 
 def test_refusals_name_the_key(make_dataset, one_rank) -> None:
@@ -238,7 +240,7 @@ def test_damaged_checkpoints(make_dataset, tmp_path: Path, one_rank) -> None:
     shard = next((run.checkpoints / kept[-1]).glob("*.distcp"))
     content = shard.read_bytes()
     shard.write_bytes(content[: len(content) // 2])
-    with pytest.raises(CheckpointError, match=r"step=000000006 is damaged .*distcp is missing or cut.*delete the folder"):
+    with pytest.raises(CheckpointError, match=r"step=000000006 is damaged .*distcp is missing or cut.*delete"):
         fit(run, config)
     shard.write_bytes(content)
     (run.checkpoints / kept[-1] / "checkpoint.json").unlink()
@@ -260,18 +262,12 @@ def test_checkpoint_of_another_model_does_not_load(make_dataset, tmp_path: Path,
     fit(run, config)
     other = replace(config, model=replace(config.model, hard=MLPEncoder((32, 8))))
     with pytest.raises(CheckpointError, match="does not load into this model"):
-        final_state(run, other)
+        final_model(run, other)
 
 
-def test_best_checkpoint_outlives_newer_ones(make_dataset, tmp_path: Path, one_rank) -> None:
-    dataset = make_dataset().path
-    config = make_config(dataset, max_epochs=1, checkpoint=CheckpointConfig(every_steps=2, keep=1))
-    run = Run(tmp_path / "run")
-    fit(run, config)
-    checkpoint.prune(run.checkpoints, keep=1, best_step=6)
-    (run.checkpoints / "step=000000006").rename(run.checkpoints / "step=000000002")
-    (run.checkpoints / "step=000000002").rename(run.checkpoints / "step=000000006")
-    for step in (7, 8, 9):
-        (run.checkpoints / f"step={step:09d}").mkdir()
-    checkpoint.prune(run.checkpoints, keep=2, best_step=6)
-    assert sorted(p.name for p in run.checkpoints.iterdir()) == ["step=000000006", "step=000000008", "step=000000009"]
+def test_best_checkpoint_outlives_newer_ones(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    for step in (6, 7, 8, 9):
+        (folder / f"step={step:09d}").mkdir(parents=True)
+    checkpoint.prune(folder, keep=2, best_step=6)
+    assert sorted(p.name for p in folder.iterdir()) == ["step=000000006", "step=000000008", "step=000000009"]
