@@ -1,0 +1,26 @@
+"""Wait until an HTTP address answers, with a text in the answer if one is given; stop when its process has ended.
+
+python infra/wait_for_url.py URL PID [TEXT]: exit code 0 when it answers, 1 after two minutes or when PID is gone.
+"""
+
+import os
+import sys
+import time
+import urllib.request
+
+url, pid, text = sys.argv[1], int(sys.argv[2]), "".join(sys.argv[3:])
+opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback is never behind a proxy
+deadline = time.monotonic() + 120
+while time.monotonic() < deadline:
+    try:
+        with opener.open(url, timeout=5) as answer:
+            if text in answer.read().decode():
+                sys.exit(0)
+    except OSError:
+        pass  # not listening yet: that is what is waited for
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        sys.exit(1)
+    time.sleep(0.2)
+sys.exit(1)
