@@ -1,5 +1,6 @@
 """PipelineConfig: where raw logs come from, how they are split, checked and written. No engine is imported here."""
 
+import datetime
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
@@ -39,6 +40,14 @@ class FilesSplit:
     kind: Literal["files"] = "files"
 
 
+def _as_iso(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, datetime.date) else value
+
+
+Time = Annotated[str, BeforeValidator(_as_iso)]
+"""An ISO date or date-time; TOML's own dates are taken too."""
+
+
 @dataclass(frozen=True, config=STRICT)
 class TimeSplit:
     """Rows at or after ``valid_from`` are validation, at or after ``test_from`` test; needs features.timestamp.
@@ -46,8 +55,8 @@ class TimeSplit:
     Times are ISO dates or date-times, read as UTC.
     """
 
-    valid_from: str
-    test_from: str | None = None
+    valid_from: Time
+    test_from: Time | None = None
     kind: Literal["time"] = "time"
 
 

@@ -76,7 +76,7 @@ def export(run: Run, output: Path, golden_input: str | None = None) -> Predictor
         _write(temporary / "config.json", config)
         _write(temporary / "metrics.json", run.read("metrics.json"))
         predictor = Predictor(model, dataset.manifest.schema, dataset.learnt, config)
-        rows = golden_rows(dataset, config, golden_input)
+        rows = golden_rows(predictor, dataset, golden_input)
         scores = predictor.predict(rows)
         with (temporary / GOLDEN_NAME).open("w", encoding="utf-8") as file:
             for row, probability in zip(rows, scores, strict=True):
@@ -90,21 +90,21 @@ def export(run: Run, output: Path, golden_input: str | None = None) -> Predictor
     return Predictor.load(output)
 
 
-def golden_rows(dataset: Dataset, config: dict[str, Any], golden_input: str | None) -> list[dict[str, Any]]:
-    """Well-formed raw rows, cut to the columns that scoring needs.
+def golden_rows(predictor: Predictor, dataset: Dataset, golden_input: str | None) -> list[dict[str, Any]]:
+    """The first well-formed raw rows, cut to the columns that scoring needs.
 
     Raises:
         RunError: the raw files are gone, or hold no well-formed row.
     """
-    schema = dataset.manifest.schema
+    columns, input_config = predictor.schema.feature_columns, predictor.config["pipeline"]["input"]
     splits = [dataset.manifest.inputs[name] for name in ("test", "valid", "train") if name in dataset.manifest.inputs]
     patterns = (golden_input,) if golden_input else tuple(splits[0])
-    log_format = TypeAdapter(LogFormat).validate_python(config["pipeline"]["input"]["format"])
-    lookups = TypeAdapter(tuple[Lookup, ...]).validate_python(config["pipeline"]["input"]["lookups"])
+    log_format = TypeAdapter(LogFormat).validate_python(input_config["format"])
+    lookups = TypeAdapter(tuple[Lookup, ...]).validate_python(input_config["lookups"])
     try:
         lines = read_lines(expand_paths(patterns)[0], log_format, lookups)
-        well_formed = (row for _, row in lines if isinstance(row, dict))
-        rows = [{c: row[c] for c in schema.feature_columns} for row in islice(well_formed, NUM_GOLDEN_ROWS)]
+        well_formed = (row for _, row in lines if isinstance(row, dict) and not predictor.find_error(row))
+        rows = [{c: row[c] for c in columns} for row in islice(well_formed, NUM_GOLDEN_ROWS)]
     except LogError as error:
         raise RunError(f"golden rows need a raw log of this dataset: {error}; give one with --golden-input") from error
     if not rows:
