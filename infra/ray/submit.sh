@@ -3,9 +3,9 @@
 #
 #   infra/ray/submit.sh python -m jobs.train --config jobs/configs/demo.toml --run "$PWD/runs/demo"
 #
-# All paths must be absolute: the job runs in Ray's own copy of the project. Several can run at once: every port is
-# a free one. Output and exit code are the job's. On failure Ray's logs are kept and their folder is named.
-# RAY_NUM_CPUS gives the cluster another number of CPUs than the machine has.
+# All paths must be absolute: the job runs in Ray's own copy of the project. Several can run at once: every port is a
+# free one. The output is the job's, and the exit code is not 0 if it fails; then Ray's logs are kept and their folder
+# is named. RAY_NUM_CPUS gives the cluster another number of CPUs than the machine has; KEEP_LOGS=1 keeps logs always.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -30,7 +30,7 @@ clean_up() {
         kill -TERM "$head" 2>/dev/null || true
         wait "$head" 2>/dev/null || true
     fi
-    if [ "$code" = 0 ]; then
+    if [ "$code" = 0 ] && [ -z "${KEEP_LOGS:-}" ]; then
         rm -rf "$scratch"
     else
         echo "Ray's logs are in $scratch/session_latest/logs" >&2
@@ -56,4 +56,4 @@ if ! python infra/wait_for_url.py "$dashboard_url/api/jobs/" "$head"; then
     exit 1
 fi
 echo "Ray cluster at 127.0.0.1:$port, jobs at $dashboard_url"
-ray job submit --address "$dashboard_url" --working-dir . -- "$@"
+ray job submit --address "$dashboard_url" --log-color=false --working-dir . -- "$@"

@@ -3,9 +3,9 @@
 #
 #   infra/spark/standalone.sh --config jobs/configs/demo.toml pipeline.output=runs/demo-dataset
 #
-# The arguments go to jobs/build_dataset.py; paths are relative to the project. Several can run at once: every port is
-# a free one. Output and exit code are the job's. On failure Spark's logs are kept and their folder is named.
-# WORKER_CORES, WORKER_MEMORY (4g) and DRIVER_MEMORY (2g) size it.
+# The arguments go to jobs/build_dataset.py; paths are relative to the project. Several can run at once: every port is a
+# free one. Output and exit code are the job's; if it fails, Spark's logs are kept and their folder is named.
+# WORKER_CORES, WORKER_MEMORY (4g) and DRIVER_MEMORY (2g) size it; KEEP_LOGS=1 keeps the logs always.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -28,7 +28,7 @@ clean_up() {
         kill -TERM "${processes[@]}" 2>/dev/null || true
         wait "${processes[@]}" 2>/dev/null || true
     fi
-    if [ "$code" = 0 ]; then
+    if [ "$code" = 0 ] && [ -z "${KEEP_LOGS:-}" ]; then
         rm -rf "$scratch"
     else
         echo "Spark's logs are in $scratch" >&2
