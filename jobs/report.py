@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from features.dataset import DatasetManifest
+from features.dataset import SPLITS, DatasetManifest
 from features.schema import DenseFeature, SparseFeature
 from jobs import figures
 from jobs.command import plain_parser, run_program
@@ -120,6 +120,7 @@ def _dataset(run: RunFiles) -> str:
     if run.manifest is None:
         return note(run.notes["dataset"])
     manifest = run.manifest
+    in_order = {name: manifest.splits[name] for name in SPLITS if name in manifest.splits}
     splits = table(
         ("split", "rows", "files", "row groups", "MB", "label rate"),
         (
@@ -131,7 +132,7 @@ def _dataset(run: RunFiles) -> str:
                 sum(f.num_bytes for f in split.files) / 1e6,
                 split.label_rate,
             ]
-            for name, split in manifest.splits.items()
+            for name, split in in_order.items()
         ),
     )
     reasons = "; ".join(f"{count:,} {reason}" for reason, count in manifest.rejected.reasons.items())
@@ -156,7 +157,7 @@ def _sparse_table(manifest: DatasetManifest, plan: Sequence[Mapping[str, Any]]) 
         "head share",
         "collisions",
     )
-    others = [name for name in manifest.splits if name != "train"]
+    others = [name for name in SPLITS if name in manifest.splits and name != "train"]
     rows = []
     for feature in manifest.schema.sparse:
         per_split = {n: s.sparse[feature.name] for n, s in manifest.splits.items() if feature.name in s.sparse}
