@@ -43,7 +43,7 @@ def main() -> int:
     arguments, config = parse_config_arguments(parser)
     check(config)
     plan = plan_sources(config.pipeline, config.features)
-    spark = start_spark(config.pipeline.spark, arguments.verbose)
+    spark = start_spark(config.pipeline.spark, arguments.verbose, plan.num_bytes())
     try:
         summary = build(spark, config, plan)
     finally:

@@ -6,6 +6,7 @@ encoding looks at (a hash, a token, a number); ``encode`` turns that into an id 
 
 import json
 import math
+from collections.abc import Callable
 
 import pyarrow
 from pyspark.sql import Column, DataFrame, SparkSession, Window
@@ -33,6 +34,8 @@ DUPLICATE = "row:duplicate"
 _DEDUPE = "row:dedupe"
 _TIE = "row:hash"
 _TOKENS_PER_BUCKET = 4
+_MAX_LITERAL_TOKENS = 10_000
+"""A larger vocabulary of a single-valued feature is joined; a smaller one is looked up without a join of its own."""
 
 
 def sparse(name: str) -> str:
@@ -208,7 +211,7 @@ def _mark_duplicates(rows: DataFrame, has_time: bool) -> DataFrame:
 def encode(spark: SparkSession, rows: DataFrame, schema: FeatureSchema, learnt: Learnt) -> DataFrame:
     """Turn prepared rows into the columns of the Parquet files; ``row:id`` and ``row:split`` stay."""
     for feature in schema.sparse:
-        if feature.name in learnt.vocabularies and not feature.is_multi_valued:
+        if not feature.is_multi_valued and len(learnt.vocabularies.get(feature.name, ())) > _MAX_LITERAL_TOKENS:
             rows = _join_vocabulary(spark, rows, feature, learnt.vocabularies[feature.name])
     columns = [F.col(ROW_ID), F.col(SPLIT)]
     for feature in schema.sparse:
@@ -237,16 +240,22 @@ def _single_id(feature: SparseFeature, learnt: Learnt) -> Column:
     if feature.encoding.kind in BUCKET_KINDS:
         index = count_at_or_below(value, learnt.boundaries_of(feature))
         return F.when(value.isNull(), F.lit(MISSING_ID)).otherwise(index + 1)
-    return F.coalesce(F.col(f"id:{feature.name}"), F.lit(len(learnt.vocabularies[feature.name]) + 1))
+    tokens = learnt.vocabularies[feature.name]
+    if len(tokens) > _MAX_LITERAL_TOKENS:
+        return F.coalesce(F.col(f"id:{feature.name}"), F.lit(len(tokens) + 1))
+    return _lookup(tokens)(_token(feature))
+
+
+def _token(feature: SparseFeature) -> Column:
+    value = F.col(sparse(feature.name))
+    return log_squared_token(value) if feature.encoding.kind == "log_squared" else value
 
 
 def _join_vocabulary(spark: SparkSession, rows: DataFrame, feature: SparseFeature, tokens: list[str]) -> DataFrame:
     table = pyarrow.table({"token": pyarrow.array(tokens, pyarrow.string()), "id": range(1, len(tokens) + 1)})
     side = spark.createDataFrame(table)  # pyright: ignore[reportArgumentType]
     side = F.broadcast(side.select("token", F.col("id").cast("int").alias(f"id:{feature.name}")))
-    value = F.col(sparse(feature.name))
-    token = log_squared_token(value) if feature.encoding.kind == "log_squared" else value
-    return rows.join(side, token == side["token"], "left").drop("token")
+    return rows.join(side, _token(feature) == side["token"], "left").drop("token")
 
 
 def log_squared_token(number: Column) -> Column:
@@ -275,31 +284,30 @@ def _list_ids(feature: SparseFeature, learnt: Learnt) -> Column:
     if isinstance(feature.encoding, HashEncoding):
         num_buckets = feature.encoding.num_buckets
         return F.transform(values, lambda hashed: _hash_id(hashed, num_buckets).cast("int"))
-    tokens = learnt.vocabularies[feature.name]
+    return F.transform(values, _lookup(learnt.vocabularies[feature.name]))
+
+
+def _lookup(tokens: list[str]) -> Callable[[Column], Column]:
+    """A function token -> id (int) whose vocabulary is one literal: an array of small maps, a hash table.
+
+    The tokens of an array cannot be joined, and a lookup in one large map would walk through all of it.
+    """
     unknown = F.lit(len(tokens) + 1)
     if not tokens:
-        return F.transform(values, lambda _: unknown)
-    table, num_buckets = _token_table(tokens)
-
-    def id_of(token: Column) -> Column:
-        bucket = F.get(table, F.pmod(F.xxhash64(token), F.lit(num_buckets)).cast("int"))
-        return F.coalesce(F.try_element_at(bucket, token), unknown)
-
-    return F.transform(values, id_of)
-
-
-def _token_table(tokens: list[str]) -> tuple[Column, int]:
-    """A hash table as one literal: an array of small maps token -> id.
-
-    An array of tokens cannot be joined, and a lookup in one large map walks through all of it.
-    """
+        return lambda _: unknown
     num_buckets = math.ceil(len(tokens) / _TOKENS_PER_BUCKET)
     buckets: list[dict[str, int]] = [{} for _ in range(num_buckets)]
     for number, token in enumerate(tokens, start=1):
         buckets[hash_text([token]) % num_buckets][token] = number
     # from_json of a literal is folded into a literal before the job runs.
     text = json.dumps(buckets, ensure_ascii=False, separators=(",", ":"))
-    return F.from_json(F.lit(text), "array<map<string,int>>"), num_buckets
+    table = F.from_json(F.lit(text), "array<map<string,int>>")
+
+    def id_of(token: Column) -> Column:
+        bucket = F.get(table, F.pmod(F.xxhash64(token), F.lit(num_buckets)).cast("int"))
+        return F.coalesce(F.try_element_at(bucket, token), unknown)
+
+    return id_of
 
 
 def transformed(feature: DenseFeature) -> Column:

@@ -1,8 +1,11 @@
 """The Spark session: settings that the rows' values and order depend on are pinned, so that no cluster changes them."""
 
+import atexit
 import os
 import re
 import sys
+import tempfile
+from pathlib import Path
 
 from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
@@ -17,18 +20,20 @@ SPARK_ERRORS = (Py4JJavaError, PySparkException)
 MIN_PARTITIONS = 16
 """Tasks a splittable input is cut into at least. A constant, and not the number of cores, because row ids follow it."""
 
+_SMALL_JOB = 64 << 20
 _BYTES_PER_SHUFFLE_PARTITION = 4 << 20
 
 _READ_ERROR = re.compile(r"(?:reading|read) file:? (?:file:)?/*(/\S+?)[.]?(?:\s|$)")
 _CAUSE = re.compile(r"Caused by: (.+)")
 
 
-def start_spark(config: SparkConfig, verbose: bool = False) -> SparkSession:
+def start_spark(config: SparkConfig, verbose: bool = False, num_bytes: int = 0) -> SparkSession:
     """Start a session, or join the one spark-submit has made ready.
 
     Args:
         config: master and driver memory count only where spark-submit has not decided already.
         verbose: keep Spark's own warnings; otherwise only this program speaks.
+        num_bytes: size of the input; a small job does not wait for Java's optimising compiler.
     """
     builder = SparkSession.builder.appName("twinfocus-build-dataset")
     under_spark_submit = "PYSPARK_GATEWAY_PORT" in os.environ
@@ -36,6 +41,9 @@ def start_spark(config: SparkConfig, verbose: bool = False) -> SparkSession:
         builder = builder.master(config.master or "local[*]")
     if not under_spark_submit:
         builder = builder.config("spark.driver.memory", config.driver_memory).config("spark.ui.enabled", "false")
+        options = ["-XX:TieredStopAtLevel=1"] if num_bytes < _SMALL_JOB else []
+        options += [] if verbose else [f"-Dlog4j2.configurationFile=file:{_quiet_log()}"]
+        builder = builder.config("spark.driver.extraJavaOptions", " ".join(options))
         # A machine whose host name does not resolve can still run a local session.
         builder = builder.config("spark.driver.host", "127.0.0.1") if _is_local(config.master) else builder
     builder = builder.config("spark.ui.showConsoleProgress", str(sys.stderr.isatty()).lower())
@@ -43,6 +51,16 @@ def start_spark(config: SparkConfig, verbose: bool = False) -> SparkSession:
     spark.sparkContext.setLogLevel("WARN" if verbose else "OFF")
     configure(spark, config)
     return spark
+
+
+def _quiet_log() -> str:
+    """A Log4j configuration that says nothing, for the lines Spark logs before its level can be set."""
+    handle, path = tempfile.mkstemp(prefix="twinfocus-", suffix=".properties", text=True)
+    with os.fdopen(handle, "w") as file:
+        file.write("appender.none.type = Null\nappender.none.name = none\n")  # without one, Spark puts its own back
+        file.write("rootLogger.level = off\nrootLogger.appenderRef.none.ref = none\n")
+    atexit.register(Path(path).unlink, missing_ok=True)
+    return path
 
 
 def _is_local(master: str | None) -> bool:

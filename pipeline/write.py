@@ -21,6 +21,7 @@ from pyspark.sql import functions as F
 from features.dataset import MANIFEST_NAME, DataFile, DatasetError, DatasetManifest
 from features.schema import FeatureSchema
 from pipeline.config import WriteConfig
+from pipeline.footer import sort_encodings
 from pipeline.ingest import ROW_ID, SPLIT
 
 _VERSION = re.compile(r"^version-[0-9a-f]{32}$")
@@ -158,6 +159,7 @@ def _place(paths: list[Path], version: Path, split: str) -> tuple[DataFile, ...]
     for number, path in enumerate(paths):
         target = folder / f"part-{number:05d}.parquet"
         path.rename(target)
+        sort_encodings(target)
         metadata = pyarrow.parquet.read_metadata(target)
         groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
         with target.open("rb") as file:
