@@ -18,10 +18,10 @@ def main() -> int:
     arguments = parser.parse_args()
 
     import torch
-    from training.metrics import curves, evaluate
 
     from training.export import load_best
     from training.loop import score
+    from training.metrics import curves, evaluate
     from training.run import Dataset, Run
 
     run = Run(Path(arguments.run))

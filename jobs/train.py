@@ -138,11 +138,12 @@ def _train(run_path: Path, config: Config) -> None:
     training = config.training
     use_gpu = training.device == "cuda"
     own_cluster = not ray.is_initialized()
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if own_cluster and "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(**quiet)
     elif own_cluster:
         cores = max(os.cpu_count() or 1, training.num_workers)
-        ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
     trainer = TorchTrainer(
         _work,
         train_loop_config={"run": str(run_path), "config": config.to_dict()},

@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+pytest_plugins = ("tests.tiny_dataset",)
+
 # Tests run small jobs in young JVMs: the optimising compiler costs more than it saves.
 os.environ.setdefault("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1")
 
