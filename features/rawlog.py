@@ -98,11 +98,12 @@ def find_lookup(lookup: Lookup, log_file: str) -> str:
     raise LogError(f"lookup {lookup.path!r} (key {lookup.key!r}) is neither there nor beside the log at {beside}")
 
 
-def open_text(path: str, encoding: str):
+def open_text(path: str, encoding: str, errors: str = "strict"):
     """Open a plain, gzip or bzip2 text file for reading; both ``\\n`` and ``\\r\\n`` end a line."""
     opener = {".gz": gzip.open, ".bz2": bz2.open}.get(Path(path).suffix, open)
     # A byte order mark is no part of the first column's name.
-    return opener(path, "rt", encoding="utf-8-sig" if encoding == "UTF-8" else encoding, newline=None)
+    codec = "utf-8-sig" if encoding == "UTF-8" else encoding
+    return opener(path, "rt", encoding=codec, errors=errors, newline=None)
 
 
 def read_rows(path: str, log_format: LogFormat, lookups: tuple[Lookup, ...] = ()) -> Iterator[dict[str, Any]]:

@@ -28,6 +28,11 @@ NOT_UTF8 = "not UTF-8 text"
 
 _SOURCE_BITS = 48
 """Row ids: number of the source above, Spark's partition and row number (33 bits) below."""
+_JSON_NUMBER = (
+    r'\G((?:[^"\d-]|"(?:[^"\\]|\\.)*+")*+)'  # from the last match on, anything else: strings as a whole
+    r"(-?(?:0|[1-9]\d*+)(?:\.\d++)?+(?:[eE][+-]?\d++)?+)(?![\w.+-]|\s*+:)"
+)
+"""A bare number, quoted before Spark sees it, because Spark would write 1.50 as 1.5 and its id would change."""
 _JSON_OPTIONS = {
     "mode": "PERMISSIVE",
     "columnNameOfCorruptRecord": "corrupt",
@@ -160,7 +165,7 @@ def _parse_json(lines: DataFrame, source: Source, lists: set[str], log_format: L
     _require_keys(lines, source)
     names = list(source.columns)
     # Inside an object of ours, text after the line's own object is an error instead of being skipped.
-    wrapped = F.concat(F.lit('{"row":'), F.col(LINE), F.lit("}"))
+    wrapped = F.concat(F.lit('{"row":'), F.regexp_replace(LINE, _JSON_NUMBER, '$1"$2"'), F.lit("}"))
 
     def parsed(kinds: dict[str, ArrayType | MapType | StringType], corrupt: bool = False) -> Column:
         row = StructType([StructField(name, kind) for name, kind in kinds.items()])

@@ -74,7 +74,6 @@ def configure(spark: SparkSession, config: SparkConfig) -> None:
         "spark.sql.ansi.enabled": "true",
         "spark.sql.caseSensitive": "true",
         "spark.sql.legacy.timeParserPolicy": "CORRECTED",
-        "spark.sql.json.enableExactStringParsing": "true",
         "spark.sql.files.maxPartitionBytes": str(config.max_partition_bytes),
         "spark.sql.files.minPartitionNum": str(MIN_PARTITIONS),
         "spark.sql.files.openCostInBytes": str(1 << 20),

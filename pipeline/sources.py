@@ -132,7 +132,7 @@ def _look_into(file: str, log_format: LogFormat, needed: tuple[str, ...]) -> tup
             columns, header = _read_header(file, log_format)
         _require(file, needed, columns)
         return columns, header, (), ()
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error, pyarrow.ArrowInvalid) as error:
+    except (OSError, EOFError, zlib.error, pyarrow.ArrowInvalid) as error:
         raise LogError(f"{file} cannot be read: {error}") from error
 
 
@@ -147,7 +147,7 @@ def _require(file: str, needed: tuple[str, ...], present) -> None:
 
 
 def _read_header(file: str, log_format: LogFormat) -> tuple[tuple[str, ...], str]:
-    with open_text(file, log_format.encoding) as lines:
+    with open_text(file, log_format.encoding, errors="replace") as lines:
         # As the reader of the rows does, skip empty lines before the header.
         line = next((line.rstrip("\n") for line in lines if line.rstrip("\n")), None)
     if line is None:
@@ -157,7 +157,7 @@ def _read_header(file: str, log_format: LogFormat) -> tuple[tuple[str, ...], str
 
 def _unseen_keys(file: str, log_format: LogFormat, needed: tuple[str, ...]) -> tuple[str, ...]:
     seen: set[str] = set()
-    with open_text(file, log_format.encoding) as lines:
+    with open_text(file, log_format.encoding, errors="replace") as lines:
         for line in islice(lines, _JSON_SAMPLE):
             try:
                 row = json.loads(line)
@@ -172,10 +172,10 @@ def find_line(file: str, log_format: LogFormat, text: str, limit: int = 200_000)
     if log_format.kind == "parquet":
         return None
     try:
-        with open_text(file, log_format.encoding) as lines:
+        with open_text(file, log_format.encoding, errors="replace") as lines:
             for number, line in enumerate(islice(lines, limit), start=1):
                 if line.rstrip("\n") == text:
                     return number
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error):
+    except (OSError, EOFError, zlib.error):
         return None
     return None

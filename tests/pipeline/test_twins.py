@@ -45,7 +45,7 @@ DENSE = [
 ]
 FEATURES = {"label": "click", "sparse": SPARSE, "dense": DENSE, "carry": ["row"]}
 
-USERS = ["u1", "u2", " u1", "ü", "日本語", "a,b", 'quo"te', '"', "x" * 100, "-", "0", "00", "true", "NaN"]
+USERS = ["u1", "u2", " u1", "ü", "日本語", "a,b", 'quo"te', '"', "x" * 100, "-", "0", "00", "true", "NaN", "1.50", "2.0"]
 PRICES = ["", "0", "-0", "1", "2", "3", "2.5", " 4 ", "+.5", "1e3", "-1.5", "-1.50", "1E-3", "7.", "123456789", "1000"]
 TAGS = ["", "a", "a|b", "|", "a||b|", "c|c|c|c|c", "a|b|c|d|é", "b"]
 
@@ -92,6 +92,8 @@ def write_jsonl(rows, path):
             text = json.dumps(row, ensure_ascii=rng.random() < 0.5)
             if row["price"].strip(" ").replace("-", "", 1).isdigit() and not row["price"].startswith(" "):
                 text = text.replace(f'"price": "{row["price"]}"', f'"price": {row["price"]}')  # a bare number
+            if row["user"] in ("1.50", "2.0"):  # a bare number as a category keeps its digits
+                text = text.replace(f'"user": "{row["user"]}"', f'"user": {row["user"]}')
             file.write(text + "\n")
 
 
