@@ -124,8 +124,11 @@ def write_files(
     folder = version / "unsorted"
     options = {
         "compression": {"lz4": "lz4_raw"}.get(config.compression, config.compression),
-        "parquet.block.row.count.limit": str(config.row_group_rows),
-        "parquet.block.size": str(1 << 30),  # rows alone decide where a row group ends
+        # Parquet-mr ends a row group by its bytes alone, and looks at them every so many rows: with one byte allowed,
+        # each look ends the group.
+        "parquet.block.size": "1",
+        "parquet.page.size.row.check.min": str(config.row_group_rows),
+        "parquet.page.size.row.check.max": str(config.row_group_rows),
     }
     ordered.drop(ROW_ID, SPLIT, "file:key").write.options(**options).parquet(f"file://{folder}")
     written = {int(p.name.split("-")[1]): p for p in folder.glob("part-*.parquet")}

@@ -1,0 +1,221 @@
+"""The program as a user runs it: in a process of its own, killed, repeated, given bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from features.dataset import DatasetManifest
+from jobs.config import load_config
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT.parent / "shared" / "data"
+
+CONFIG = """
+[features]
+label = "click"
+group_id = "user"
+timestamp = {{ column = "t" }}
+
+[[features.sparse]]
+name = "user"
+encoding = {{ kind = "vocabulary", min_count = 2 }}
+
+[[features.sparse]]
+name = "tags"
+separator = "|"
+encoding = {{ kind = "hash", num_buckets = 50 }}
+
+[[features.dense]]
+name = "price"
+standardise = true
+
+[pipeline]
+output = "{output}"
+input.train = "{train}"
+split = {{ kind = "hash", valid = 0.2, test = 0.0 }}
+write.min_files = 3
+
+[training]
+dataset = "{output}"
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A config and a small log; returns the config's path."""
+    lines = [f"u{i % 97},a|b{i % 7},{i % 13 / 8},{i % 3 // 2},{1_700_000_000 + i}" for i in range(3_000)]
+    (tmp_path / "log.csv").write_text("\n".join(["user,tags,price,click,t", *lines]) + "\n")
+    path = tmp_path / "config.toml"
+    path.write_text(CONFIG.format(output=tmp_path / "dataset", train=tmp_path / "log.csv"))
+    return path
+
+
+def command(config: Path, *overrides: str) -> list[str]:
+    spark = ["pipeline.spark.master=local[2]", "pipeline.spark.driver_memory=1g"]
+    return [sys.executable, "-m", "jobs.build_dataset", "--config", str(config), *spark, *overrides]
+
+
+def run(config: Path, *overrides: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command(config, *overrides), cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+
+def contents(dataset: Path) -> dict:
+    """What a dataset is, whatever its version folder is called; checked against the disk."""
+    manifest = DatasetManifest.load(dataset)
+    manifest.load_learnt(dataset)
+    for split in manifest.splits:
+        manifest.check_files(dataset, split)
+    files = [file for split in manifest.splits.values() for file in split.files]
+    return {
+        "files": {file.path.split("/", 1)[1]: file.sha256 for file in files},
+        "learnt": manifest.learnt_fingerprint,
+        "splits": {name: (split.sparse, split.dense, split.label_rate) for name, split in manifest.splits.items()},
+    }
+
+
+def wait_for(process: subprocess.Popen, happened) -> bool:
+    """Wait until ``happened()`` while the process runs; False if it ended before."""
+    while process.poll() is None:
+        if happened():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_killed_at_any_moment_then_repeated(project):
+    """kill -9 of real builds leaves the old dataset whole; the next build removes the debris and repeats every byte."""
+    dataset = project.parent / "dataset"
+    done = run(project)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((dataset / "build.json").read_text())
+    assert summary["rows"] == 3_000 == sum(split["rows"] for split in summary["splits"].values())
+    assert summary["rows_per_second"] > 0
+    assert "3,000 rows read" in done.stdout and "rejected 0" in done.stdout
+    before, old = contents(dataset), {path.name for path in dataset.glob("version-*")}
+    assert len(old) == 1
+
+    moments = {
+        "begun": lambda: {path.name for path in dataset.glob("version-*")} - old,
+        "learnt": lambda: [p for p in dataset.glob("version-*/learnt/moments.json") if p.parts[-3] not in old],
+        "written": lambda: [p for p in dataset.glob("version-*/train/part-*") if p.parts[-3] not in old],
+    }
+    reached = []
+    for name, happened in moments.items():
+        process = subprocess.Popen(
+            command(project),
+            cwd=ROOT,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            if wait_for(process, happened):
+                reached.append(name)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        after = contents(dataset)
+        assert after == before, f"killed when {name}"
+        old |= {path.name for path in dataset.glob("version-*")}
+    assert reached[:2] == ["begun", "learnt"]
+    assert len(list(dataset.glob("version-*"))) > 1
+
+    assert run(project, "pipeline.spark.master=local[1]").returncode == 0
+    assert contents(dataset) == before
+    assert len(list(dataset.glob("version-*"))) == 1
+
+
+def test_spark_submit_with_a_zip(project, tmp_path):
+    package = tmp_path / "twinfocus.zip"
+    with zipfile.ZipFile(package, "w") as archive:
+        for folder in ("features", "pipeline", "training", "jobs"):
+            for path in sorted((ROOT / folder).rglob("*.py")):
+                archive.write(path, path.relative_to(ROOT))
+    submit = Path(sysconfig.get_path("scripts")) / "spark-submit"
+    words = [submit, "--master=local[2]", "--driver-memory=1g", "--py-files", package, ROOT / "jobs/build_dataset.py"]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYSPARK_PYTHON": sys.executable}
+    environment["PYSPARK_DRIVER_PYTHON"] = sys.executable
+    done = subprocess.run(
+        [*map(str, words), "--config", str(project), "pipeline.write.min_files=2"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "3,000 rows read" in done.stdout
+    assert len(DatasetManifest.load(project.parent / "dataset").split("train").files) == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "message"),
+    [
+        (["pipeline.write.min_fils=2"], 2, "unknown config key 'pipeline.write.min_fils'; did you mean 'min_files'?"),
+        (["pipeline.input.train="], 2, "'pipeline.input.train' is empty"),
+        (["pipeline.input.train=/no/such/*.csv"], 1, "no input file matches '/no/such/*.csv'"),
+        (["features.label=clicks"], 1, "has no column 'clicks'; it has: user, tags, price, click, t"),
+    ],
+)
+def test_bad_input_is_one_sentence_before_spark_starts(project, overrides, code, message):
+    done = run(project, *overrides)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert not (project.parent / "dataset").exists()
+
+
+def test_bad_rows_fail_in_one_sentence_and_leave_the_old_dataset(spark, project, tmp_path, monkeypatch):
+    from features.dataset import DatasetError
+    from jobs.build_dataset import build
+
+    config = load_config([str(project)])
+    build(spark, config)
+    before = contents(tmp_path / "dataset")
+    log = tmp_path / "log.csv"
+    log.write_text(log.read_text().replace(",0,17", ",2,17"))
+    with pytest.raises(DatasetError, match=r"malformed, more than.*log\.csv line 2: label 'click' is not 0 or 1"):
+        build(spark, config)
+    assert contents(tmp_path / "dataset") == before
+    assert len(list((tmp_path / "dataset").glob("version-*"))) == 1
+
+
+def test_help_has_an_example():
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.build_dataset", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0
+    assert "spark-submit --py-files dist/twinfocus.zip jobs/build_dataset.py --config" in done.stdout
+
+
+@pytest.mark.skipif(not (DATA / "frappe").is_dir(), reason="needs ../shared/data/frappe, which is not distributed")
+def test_frappe_has_the_papers_vocabularies(spark, tmp_path):
+    """specs: tf4ctr 1.6."""
+    from jobs.build_dataset import build
+
+    overrides = [f"pipeline.output={tmp_path / 'frappe'}"]
+    overrides += [f"pipeline.input.{name}={DATA / 'frappe' / f'{name}.csv.gz'}" for name in ("train", "valid")]
+    build(spark, load_config([str(ROOT / "jobs/configs/frappe.toml")], overrides))
+    manifest = DatasetManifest.load(tmp_path / "frappe")
+    learnt = manifest.load_learnt(tmp_path / "frappe")
+    sizes = [learnt.num_embeddings(feature) for feature in manifest.schema.sparse]
+    assert sizes == [942, 4084, 9, 9, 4, 5, 4, 11, 82, 233]
+    assert (manifest.split("train").num_rows, manifest.split("valid").num_rows) == (202_027, 57_722)
+    assert manifest.rejected.num_rows == 0
+
+
+@pytest.mark.parametrize("name", ["frappe", "movielens_1m", "criteo", "avazu"])
+def test_configs_load_and_say_what_to_expect(name):
+    path = ROOT / "jobs" / "configs" / f"{name}.toml"
+    load_config([str(path)])
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert f"# python -m jobs.build_dataset --config jobs/configs/{name}.toml" in header
+    assert any(line.startswith("# Cost:") and "Expect" in "".join(header) for line in header)
