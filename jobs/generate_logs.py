@@ -77,7 +77,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=1_000_000, metavar="N", help="rows in all (default: %(default)s)")
     parser.add_argument("--days", type=int, default=10, metavar="D", help="from 2024-01-01 on (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="same seed, same files (default: %(default)s)")
-    parser.add_argument("--click-rate", type=float, default=0.18, metavar="P", help="mean click probability")
+    parser.add_argument("--click-rate", type=float, default=0.24, metavar="P", help="mean click probability")
     return parser.parse_args()
 
 

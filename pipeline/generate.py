@@ -31,7 +31,7 @@ class LogSpec:
     rows: int
     days: int = 10
     seed: int = 0
-    click_rate: float = 0.18
+    click_rate: float = 0.24
     rows_per_file: int = 50_000
 
     def __post_init__(self) -> None:

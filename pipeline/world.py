@@ -124,10 +124,9 @@ class World:
         # Tastes and appeals are arrows in one plane; their dot product is the low-rank user x item interaction. Arrows
         # of one kind point all around the circle, so none of them tells anything without the other side.
         self.category_appeal = _arrows(rng, categories)
-        self.campaign_appeal = rng.normal(0, 0.15, (NUM_CAMPAIGNS, 2))
-        self.interest_taste = _arrows(rng, NUM_INTERESTS) * 1.9
-        self.place_taste = _arrows(rng, places) * 0.9
-        self.age_taste = _arrows(rng, NUM_AGE_GROUPS) * 0.5
+        self.interest_taste = _arrows(rng, NUM_INTERESTS) * 2.0
+        self.place_taste = _arrows(rng, places) * 1.0
+        self.age_taste = _arrows(rng, NUM_AGE_GROUPS) * 0.6
         self.gender_taste = _arrows(rng, len(GENDERS)) * 0.3
         self.device_creative = np.outer(_levels(rng, len(DEVICE_TYPES)), _levels(rng, creatives)) * 0.6
         self.daypart_place = np.outer(_levels(rng, NUM_DAYPARTS), _levels(rng, places)) * 0.3
@@ -138,10 +137,10 @@ class World:
         self.country_effect = _levels(rng, len(COUNTRIES)) * 0.3
         self.advertiser_effect = rng.normal(0, 0.3, NUM_ADVERTISERS)
         # Effects of single ids are small: with a handful of rows each, no model could learn large ones.
-        self.campaign_effect = rng.normal(0, 0.1, NUM_CAMPAIGNS)
-        self.profile_effect = rng.normal(0, 0.05, NUM_PROFILES)
-        self.ad_effect = rng.normal(0, 0.05, NUM_ADS)
-        self.place_effect = rng.normal(0, 0.1, self.num_places)
+        self.campaign_effect = rng.normal(0, 0.05, NUM_CAMPAIGNS)
+        self.profile_effect = rng.normal(0, 0.04, NUM_PROFILES)
+        self.ad_effect = rng.normal(0, 0.04, NUM_ADS)
+        self.place_effect = rng.normal(0, 0.05, self.num_places)
 
     def _bias_for(self, click_rate: float, rng: np.random.Generator) -> float:
         """The bias at which a sample of rows clicks at the wanted rate (bisection)."""
@@ -181,10 +180,9 @@ class World:
     def logits(self, row: dict[str, Ints]) -> Floats:
         """Log-odds of a click, (n,), for what ``draw`` returned."""
         profile, place, creative = row["profile"], row["place_category"], row["creative"]
-        appeal = self.category_appeal[row["category"]] + self.campaign_appeal[row["campaign"]]
         return (
             self.bias
-            + (self._tastes(row) * appeal).sum(axis=1)
+            + (self._tastes(row) * self.category_appeal[row["category"]]).sum(axis=1)
             + self.device_creative[row["device"], creative]
             + self.daypart_place[row["hour"] // 6, place]
             + self.category_effect[row["category"]]

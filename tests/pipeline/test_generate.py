@@ -39,7 +39,7 @@ def naive_logit(world: World, row: dict[str, int]) -> float:
             taste[axis] += world.age_taste[sum(row["age"] >= limit for limit in AGE_LIMITS)][axis]
         if has_gender:
             taste[axis] += world.gender_taste[row["gender"]][axis]
-    appeal = [world.category_appeal[category][a] + world.campaign_appeal[row["campaign"]][a] for a in range(2)]
+    appeal = world.category_appeal[category]
     logit = world.bias + taste[0] * appeal[0] + taste[1] * appeal[1]
     logit += world.device_creative[row["device"]][row["creative"]]
     logit += world.daypart_place[row["hour"] // 6][place_category]
@@ -63,7 +63,7 @@ def test_probability_is_the_sum_of_its_terms(world: World):
 
 def test_labels_are_drawn_with_the_probability(logs):
     clicks, probability = joined(logs, "click"), joined(logs, "click_probability")
-    assert abs(probability.mean() - 0.18) < 0.01
+    assert abs(probability.mean() - 0.24) < 0.01
     for bin_rows in np.array_split(np.argsort(probability, kind="stable"), 20):
         p = probability[bin_rows]
         standard_error = np.sqrt((p * (1 - p)).sum()) / len(p)
