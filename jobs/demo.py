@@ -57,7 +57,7 @@ class Demo:
     def run(self) -> dict[str, Any]:
         """Run every step; returns what ``metrics.json`` holds at the end."""
         _clear(self.folder)
-        python = [sys.executable, "-m"]
+        python = ["python", "-m"]
         _step("generate logs", [*python, "jobs.generate_logs", "--output", str(self.logs), "--rows", str(self.rows)])
         _step("build the dataset (spark-submit)", self._spark_submit())
         config = ["--config", self.config]
@@ -81,7 +81,7 @@ class Demo:
 
     def _spark_submit(self) -> list[str]:
         return [
-            str(Path(sysconfig.get_path("scripts")) / "spark-submit"),
+            "spark-submit",
             "--master=local[*]",
             "--driver-memory=4g",
             "--py-files=dist/twinfocus.zip",
@@ -123,7 +123,9 @@ def _step(title: str, command: list[str]) -> str:
     """
     print(f"\n== {title}\n$ {' '.join(command)}", flush=True)
     started = time.perf_counter()
-    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    # spark-submit looks for pyspark in the first python3 of the path.
+    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
+    environment = {**os.environ, "PATH": path, "PYSPARK_PYTHON": sys.executable}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)  # noqa: S603
     print(done.stdout, end="")
     print(f"({time.perf_counter() - started:.0f} s)", flush=True)
