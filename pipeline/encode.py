@@ -30,6 +30,9 @@ from pipeline.values import (
     tokens_of,
 )
 
+RawValue = Callable[[str], tuple[Column, DataType]]
+"""Name of a raw column -> its values and their type."""
+
 DUPLICATE = "row:duplicate"
 _DEDUPE = "row:dedupe"
 _TIE = "row:hash"
@@ -117,14 +120,14 @@ def _prepare(frame: DataFrame, schema: FeatureSchema, config: PipelineConfig) ->
     return rows.withColumns({name: F.when(rejected, F.col(name)) for name in (FILE, LINE)})
 
 
-def _split(schema: FeatureSchema, config: PipelineConfig, value) -> Column:
+def _split(schema: FeatureSchema, config: PipelineConfig, value: RawValue) -> Column:
     whole_row = F.col(LINE)
     if isinstance(config.split, HashSplit) and config.split.column:
         whole_row = loose_text_of(*value(config.split.column))
     return split_of(config, F.col(SPLIT), F.col("seconds"), whole_row)
 
 
-def _bad_texts(schema: FeatureSchema, value) -> list[tuple[str, Column]]:
+def _bad_texts(schema: FeatureSchema, value: RawValue) -> list[tuple[str, Column]]:
     lists = {f.columns[0] for f in schema.sparse if f.is_multi_valued}
     texts = {c for f in schema.sparse if prepared_kind(f) in ("hash", "text") for c in f.columns}
     texts |= {schema.group_id} if schema.group_id else set()
@@ -148,7 +151,7 @@ def _bad_row(schema: FeatureSchema) -> list[Column]:
     return reasons
 
 
-def _row_columns(schema: FeatureSchema, value) -> list[Column]:
+def _row_columns(schema: FeatureSchema, value: RawValue) -> list[Column]:
     rule = schema.label_rule
     label = F.col(f"number:{rule.column}")
     if rule.op is not None:
@@ -173,7 +176,9 @@ def _row_columns(schema: FeatureSchema, value) -> list[Column]:
     return columns + [loose_text_of(*value(name)).alias(name) for name in schema.carry]
 
 
-def _prepare_sparse(feature: SparseFeature, value, list_name: str, types: dict[str, DataType]) -> list[Column]:
+def _prepare_sparse(
+    feature: SparseFeature, value: RawValue, list_name: str, types: dict[str, DataType]
+) -> list[Column]:
     kind = prepared_kind(feature)
     if kind == "number":
         return [F.col(f"number:{feature.columns[0]}").alias(sparse(feature.name))]
@@ -191,7 +196,8 @@ def _prepare_sparse(feature: SparseFeature, value, list_name: str, types: dict[s
     texts: list[Column] = [text_of(*value(name)) for name in feature.columns]
     if salt is None:
         return [texts[0].alias(sparse(feature.name))]
-    known = F.xxhash64(salt, *[F.coalesce(text, F.lit("")) for text in texts])
+    filled: list[Column] = [F.coalesce(text, F.lit("")) for text in texts]
+    known = F.xxhash64(salt, *filled)
     return [F.when(F.coalesce(*texts).isNotNull(), known).alias(sparse(feature.name))]
 
 

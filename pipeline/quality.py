@@ -5,6 +5,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -166,8 +167,6 @@ def sparse_statistics(
 
 
 def _vocabulary_table(spark: SparkSession, schema: FeatureSchema, learnt: Learnt) -> DataFrame:
-    import pyarrow
-
     numbers = {f.name: n for n, f in enumerate(schema.sparse)}
     features = [numbers[name] for name, tokens in learnt.vocabularies.items() for _ in tokens]
     tokens = [token for tokens in learnt.vocabularies.values() for token in tokens]
