@@ -47,7 +47,7 @@ max_epochs = 2
 global_batch_size = 32
 evaluation_batch_size = 32
 reader.num_streams = 4
-checkpoint.every_steps = 10
+checkpoint.every_steps = 20
 optimizer.embedding_learning_rate = 0.05
 [training.model]
 embedding_dim = 8
@@ -92,7 +92,7 @@ def killed_in_mid_epoch(config: Path, run: Path) -> None:
 
 
 def test_killed_worker_changes_nothing_but_the_time(make_dataset, tmp_path: Path) -> None:
-    dataset = make_dataset(train=((3000,),) * 4, valid=((512,),)).path
+    dataset = make_dataset(train=((800,),) * 4, valid=((512,),)).path
     config = write_config(tmp_path, dataset, num_workers=2)
     done = call(config, tmp_path / "quiet")
     assert done.returncode == 0, done.stderr
@@ -103,7 +103,7 @@ def test_killed_worker_changes_nothing_but_the_time(make_dataset, tmp_path: Path
     quiet, killed = weights(tmp_path / "quiet"), weights(tmp_path / "killed")
     assert all(torch.equal(quiet[name], killed[name]) for name in quiet)
     for run in ("quiet", "killed"):
-        assert Run(tmp_path / run).read("metrics.json")["train"]["rows"] == 2 * 12_000
+        assert Run(tmp_path / run).read("metrics.json")["train"]["rows"] == 2 * 3_200
     steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / "history.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)
 
