@@ -17,7 +17,7 @@ from features.hashing import MISSING_ID, hash_text
 from features.learnt import Learnt
 from features.schema import BUCKET_KINDS, DenseFeature, FeatureSchema, HashEncoding, SparseFeature
 from pipeline.config import HashSplit, PipelineConfig
-from pipeline.ingest import FILE, LINE, REASON, ROW_ID, SPLIT, listed, raw
+from pipeline.ingest import FILE, LINE, REASON, ROW_ID, SPLIT, listed, plain_path, raw
 from pipeline.split import split_of
 from pipeline.values import (
     is_bad_list,
@@ -117,7 +117,7 @@ def _prepare(frame: DataFrame, schema: FeatureSchema, config: PipelineConfig) ->
         columns += [key.alias(_DEDUPE), F.xxhash64(LINE).alias(_TIE)]
     rows = parsed.select(*columns)
     rejected = F.col(REASON).isNotNull()
-    return rows.withColumns({name: F.when(rejected, F.col(name)) for name in (FILE, LINE)})
+    return rows.withColumns({FILE: F.when(rejected, plain_path(F.col(FILE))), LINE: F.when(rejected, F.col(LINE))})
 
 
 def _split(schema: FeatureSchema, config: PipelineConfig, value: RawValue) -> Column:

@@ -55,8 +55,8 @@ def read_logs(spark: SparkSession, config: PipelineConfig, schema: FeatureSchema
     """Read every source.
 
     Returns:
-        One DataFrame a source with ``row:id`` (bigint, the same in every run), ``row:split``, ``row:file``,
-        ``row:line`` (the raw text), ``row:reason`` (why the line is malformed, else null) and ``raw:NAME`` for each raw
+        One DataFrame a source with ``row:id`` (bigint, the same in every run), ``row:split``, ``row:file``
+        (a URI), ``row:line`` (the raw text), ``row:reason`` (why the line is malformed, else null) and ``raw:NAME`` for each raw
         column.
 
     Raises:
@@ -77,7 +77,7 @@ def read_logs(spark: SparkSession, config: PipelineConfig, schema: FeatureSchema
 
 def _read_source(spark: SparkSession, source: Source, log_format: LogFormat, lists: set[str], number: int) -> DataFrame:
     row_id = F.lit(number << _SOURCE_BITS) + F.monotonically_increasing_id()
-    common = [row_id.alias(ROW_ID), F.lit(source.split).alias(SPLIT), _file_path().alias(FILE)]
+    common = [row_id.alias(ROW_ID), F.lit(source.split).alias(SPLIT), F.col("_metadata.file_path").alias(FILE)]
     uris = [_uri(file) for file in source.files]
     if log_format.kind == "parquet":
         return _read_parquet(spark.read.parquet(*uris), common, log_format, source)
@@ -96,8 +96,9 @@ def _uri(file: str) -> str:
     return "file://" + "".join(f"\\{c}" if c in "\\{}[]*?" else c for c in file)
 
 
-def _file_path() -> Column:
-    path = F.regexp_replace(F.col("_metadata.file_path"), "^file:/*", "/")
+def plain_path(uri: Column) -> Column:
+    """The path that a file's URI, as Spark gives it, stands for."""
+    path = F.regexp_replace(uri, "^file:/*", "/")
     return F.url_decode(F.replace(path, F.lit("+"), F.lit("%2B")))
 
 
@@ -119,38 +120,46 @@ def _spread(spark: SparkSession, lines: DataFrame, source: Source) -> DataFrame:
 
 def _parse_delimited(lines: DataFrame, source: Source, log_format: LogFormat, invalid: Column) -> DataFrame:
     quote, separator = log_format.quote_character, log_format.delimiter
-    fields = F.split(LINE, regex_literal(separator), -1)
-    if quote and len(separator) == 1:
-        quoted = _split_quoted(F.col(LINE), separator, quote)
-        fields = F.when(F.contains(F.col(LINE), F.lit(quote)), quoted).otherwise(fields)
-    elif quote:
-        # As in features.rawlog.split_line: such a line has no clear meaning.
-        fields = F.when(~F.contains(F.col(LINE), F.lit(quote)), fields)
-    cut = lines.withColumn("fields", fields)
-    reason = F.coalesce(
-        invalid,
-        F.when(F.col("fields").isNull(), BADLY_QUOTED),
-        F.when(F.size("fields") != len(source.columns), WRONG_COLUMNS),
-    )
-    values = [
-        _without_nulls(F.get("fields", F.lit(i)), log_format).alias(raw(name)) for i, name in enumerate(source.columns)
-    ]
-    return cut.select(ROW_ID, SPLIT, FILE, LINE, reason.alias(REASON), *values)
+    quoted = F.contains(F.col(LINE), F.lit(quote)) if quote else F.lit(False)
+    cut = lines.withColumn("fields", F.when(~quoted, F.split(LINE, regex_literal(separator), -1)))
+    wrong_columns = F.size("fields") != len(source.columns)
+    values = [F.get("fields", F.lit(i)) for i in range(len(source.columns))]
+    if quote:
+        well_quoted = F.col(LINE).rlike(_well_quoted(separator, quote))
+        cut = cut.withColumn("quoted", quoted)
+        cut = cut.withColumn("csv", F.when(F.col("quoted") & well_quoted, _from_csv(source, log_format)))
+        badly_quoted = F.col("quoted") & F.col("csv").isNull()
+        csv_wrong = F.col("csv").getField("corrupt").isNotNull()
+        values = [F.when(F.col("quoted"), F.col("csv").getField(f"c{i}")).otherwise(v) for i, v in enumerate(values)]
+        wrong_columns = F.when(F.col("quoted"), csv_wrong).otherwise(wrong_columns)
+        invalid = F.coalesce(invalid, F.when(badly_quoted, BADLY_QUOTED))
+    reason = F.coalesce(invalid, F.when(wrong_columns, WRONG_COLUMNS))
+    named = [_without_nulls(v, log_format).alias(raw(name)) for v, name in zip(values, source.columns, strict=True)]
+    return cut.select(ROW_ID, SPLIT, FILE, LINE, reason.alias(REASON), *named)
 
 
-def _split_quoted(line: Column, separator: str, quote: str) -> Column:
-    """Cut a line with quotes as Python's strict ``csv.reader`` does; null if it is badly quoted."""
+def _well_quoted(separator: str, quote: str) -> str:
+    """A pattern of the lines that Python's strict ``csv.reader`` takes; where quotes mean anything else, it differs."""
+    if len(separator) > 1:
+        return r"\z\A."  # nothing: as in features.rawlog.split_line, such a line has no clear meaning
     s, q = regex_literal(separator), regex_literal(quote)
-    # \G chains the matches; possessive quantifiers keep Java's matcher off the stack.
-    field = rf"\G{s}(?:{q}[^{q}]*+(?:{q}{q}[^{q}]*+)*+{q}(?={s}|\z)|(?!{q})[^{s}]*+)"
-    pieces = F.regexp_extract_all(F.concat(F.lit(separator), line), F.lit(field), F.lit(0))
-    complete = F.length(F.array_join(pieces, "")) == F.length(line) + 1
-    return F.when(complete, F.transform(pieces, lambda piece: _unquoted(F.substr(piece, F.lit(2)), quote)))
+    # Possessive quantifiers keep Java's matcher off the stack.
+    field = f"(?:{q}[^{q}]*+(?:{q}{q}[^{q}]*+)*+{q}|(?!{q})[^{s}]*+)"
+    return rf"\A{field}(?:{s}{field})*+\z"
 
 
-def _unquoted(field: Column, quote: str) -> Column:
-    inner = F.substr(field, F.lit(2), F.length(field) - 2)
-    return F.when(F.startswith(field, F.lit(quote)), F.replace(inner, F.lit(quote * 2), F.lit(quote))).otherwise(field)
+def _from_csv(source: Source, log_format: LogFormat) -> Column:
+    fields = [f"c{i} string" for i in range(len(source.columns))]
+    options = {
+        "sep": log_format.delimiter if len(log_format.delimiter) == 1 else ",",
+        "quote": log_format.quote_character,
+        "escape": log_format.quote_character,
+        "mode": "PERMISSIVE",
+        "columnNameOfCorruptRecord": "corrupt",
+        "maxCharsPerColumn": "-1",
+        "maxColumns": str(max(20_480, 2 * len(fields))),
+    }
+    return F.from_csv(F.col(LINE), ", ".join([*fields, "corrupt string"]), options)
 
 
 def _without_nulls(value: Column, log_format: LogFormat) -> Column:

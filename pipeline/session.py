@@ -79,6 +79,9 @@ def configure(spark: SparkSession, config: SparkConfig) -> None:
         "spark.sql.files.openCostInBytes": str(1 << 20),
         "spark.sql.files.ignoreCorruptFiles": "false",
         "spark.sql.files.ignoreMissingFiles": "false",
+        # A parsed line is used for all its columns: Spark must not parse it once for each.
+        "spark.sql.optimizer.enableCsvExpressionOptimization": "false",
+        "spark.sql.optimizer.enableJsonExpressionOptimization": "false",
         # Vocabularies travel as literals or broadcast tables: keep them out of the plan's printed form.
         "spark.sql.maxPlanStringLength": "10000",
         "spark.sql.execution.arrow.pyspark.enabled": "true",

@@ -40,7 +40,6 @@ class Progress:
         rows: real rows in all, over every rank.
         loss_sum: sum over the epoch's steps of the step loss.
         seconds: time spent in steps, in evaluation and in checkpoints.
-        is_over: nothing is left to train.
     """
 
     epoch: int = 0
@@ -51,7 +50,10 @@ class Progress:
     schedule: Plateau = field(default_factory=Plateau)
     learning_rates: list[float] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "evaluate": 0.0, "checkpoint": 0.0})
-    is_over: bool = False
+
+    def is_over(self, config: TrainingConfig) -> bool:
+        """Whether nothing is left to train under this config, whatever limit an earlier start had."""
+        return self.epoch >= config.max_epochs or self.schedule.is_over(config.schedule)
 
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "schedule": self.schedule.state_dict(), "best_step": self.schedule.best_step}
@@ -87,12 +89,11 @@ def train(training: Training, progress: Progress) -> Iterator[Event]:
     if progress.learning_rates:
         parallel.learning_rates = progress.learning_rates
     step = make_step(training)
-    while not progress.is_over:
+    while not progress.is_over(config):
         yield from _train_epoch(training, progress, step)
         if training.valid_reader is not None:
             yield _evaluate_epoch(training, training.valid_reader, progress)
         progress.epoch, progress.step_in_epoch, progress.loss_sum = progress.epoch + 1, 0, 0.0
-        progress.is_over = progress.epoch >= config.max_epochs or progress.schedule.is_over(config.schedule)
         yield _save(training, progress)
 
 
