@@ -7,6 +7,7 @@ import math
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ NUMBER_PATTERN = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 
 MAX_CATEGORY = 2**63
 """A float as a category must be smaller than this in size: beyond it, whole numbers have no exact text in Spark."""
+
+_REMEMBERED_VALUES = 1 << 16
+"""Raw values of a feature that are kept with their ids, the most recently used ones."""
 
 _NUMBER = re.compile(NUMBER_PATTERN)
 
@@ -103,7 +107,24 @@ class RowEncoder:
         learnt.check(schema)
         self.schema = schema
         self.learnt = learnt
-        self._id_of = {f.name: self._make_id_of(f) for f in schema.sparse}
+        # Raw values repeat; typed, because 1, 1.0 and True have different texts.
+        remember = lru_cache(_REMEMBERED_VALUES, typed=True)
+        self._ids = {f.name: remember(self._make_ids(f)) for f in schema.sparse}
+        self._dense_value = {f.name: remember(partial(self._transform, f)) for f in schema.dense}
+
+    def _make_ids(self, feature: SparseFeature) -> Callable[..., tuple[int, ...]]:
+        id_of = self._make_id_of(feature)
+        kind = feature.encoding.kind
+        if feature.is_multi_valued:
+            one = (lambda token: id_of((token,))) if kind == "hash" else id_of
+            return lambda value: tuple(one(token) for token in _split(value, feature))
+        if kind == "hash":
+            return lambda *values: (id_of([to_text(v) for v in values]),)
+        if kind == "vocabulary":
+            return lambda value: (id_of(to_text(value)),)
+        if kind == "log_squared":
+            return lambda value: (id_of(log_squared_token(to_number(value))),)
+        return lambda value: (id_of(to_number(value)),)
 
     def _make_id_of(self, feature: SparseFeature) -> Callable[[Any], int]:
         encoding = feature.encoding
@@ -124,39 +145,8 @@ class RowEncoder:
         out_of_vocabulary = len(tokens) + 1
         return lambda token: ids.get(token, out_of_vocabulary)
 
-    def ids(self, feature: SparseFeature, row: RawRow) -> list[int]:
-        """Ids of one feature of one row: exactly one if single-valued, none or more if multi-valued.
-
-        Raises:
-            RowError: a column is absent or a value malformed; the message names it.
-        """
-        id_of = self._id_of[feature.name]
-        values = [_get(row, column) for column in feature.columns]
-        try:
-            if feature.is_multi_valued:
-                tokens = _split(values[0], feature)
-                is_hash = feature.encoding.kind == "hash"
-                return [id_of((token,)) if is_hash else id_of(token) for token in tokens]
-            if feature.encoding.kind == "hash":
-                return [id_of([to_text(v) for v in values])]
-            if feature.encoding.kind == "vocabulary":
-                return [id_of(to_text(values[0]))]
-            number = to_number(values[0])
-            return [id_of(log_squared_token(number) if feature.encoding.kind == "log_squared" else number)]
-        except RowError as error:
-            raise RowError(f"column {'+'.join(feature.columns)!r}: {error}") from error
-
-    def dense_value(self, feature: DenseFeature, row: RawRow) -> float:
-        """The float of one dense feature of one row.
-
-        Raises:
-            RowError: the column is absent or its value malformed.
-        """
-        raw = _get(row, feature.source)
-        try:
-            value = to_number(raw)
-        except RowError as error:
-            raise RowError(f"column {feature.source!r}: {error}") from error
+    def _transform(self, feature: DenseFeature, raw: Any) -> float:
+        value = to_number(raw)
         value = feature.fill if value is None else value
         if feature.clip is not None:
             value = min(max(value, feature.clip[0]), feature.clip[1])
@@ -166,6 +156,22 @@ class RowEncoder:
             mean, deviation = self.learnt.moments[feature.name]
             value = (value - mean) / deviation if deviation > 0 else 0.0
         return value
+
+    def ids(self, feature: SparseFeature, row: RawRow) -> tuple[int, ...]:
+        """Ids of one feature of one row: exactly one if single-valued, none or more if multi-valued.
+
+        Raises:
+            RowError: a column is absent or a value malformed; the message names it.
+        """
+        return _call(self._ids[feature.name], feature.columns, row)
+
+    def dense_value(self, feature: DenseFeature, row: RawRow) -> float:
+        """The float of one dense feature of one row.
+
+        Raises:
+            RowError: the column is absent or its value malformed.
+        """
+        return _call(self._dense_value[feature.name], (feature.source,), row)
 
     def check(self, row: RawRow) -> None:
         """Raise RowError unless ``row`` can be encoded."""
@@ -197,10 +203,20 @@ class RowEncoder:
         return columns
 
 
-def _get(row: RawRow, column: str) -> Any:
-    if column not in row:
-        raise MissingColumnError(f"column {column!r} is missing from the row; it has: {', '.join(map(str, row))}")
-    return row[column]
+def _call(encode: Any, columns: tuple[str, ...], row: RawRow) -> Any:
+    """``encode`` (remembered values) of some columns of a row, with errors that name the columns."""
+    try:
+        values = [row[column] for column in columns]
+    except KeyError as error:
+        shown = ", ".join(map(str, row))
+        raise MissingColumnError(f"column {error.args[0]!r} is missing from the row; it has: {shown}") from None
+    try:
+        try:
+            return encode(*values)
+        except TypeError:  # a list cannot be remembered
+            return encode.__wrapped__(*values)
+    except RowError as error:
+        raise RowError(f"column {'+'.join(columns)!r}: {error}") from error
 
 
 def _split(value: Any, feature: SparseFeature) -> list[str]:

@@ -3,17 +3,24 @@
 import csv
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from features.encoding import RawRow, RowError
 from features.rawlog import LogError, LogFormat, Lookup, expand_paths, read_lines
 from jobs.command import EXIT_DATA, plain_parser, run_program
 
+if TYPE_CHECKING:
+    from training.predict import Predictor
+
 CHUNK_ROWS = 16_384
+
+Scored = tuple[int, float | None, str]
+"""Line number, probability (None for a malformed row), and what is wrong with the row ("" if nothing)."""
 
 
 def main() -> int:
@@ -59,17 +66,19 @@ def main() -> int:
     return EXIT_DATA if num_errors > limit * num_rows else 0
 
 
-def _score(predictor: Any, lines: Any) -> Iterator[list[tuple[int, float | None, str]]]:
+def _score(predictor: Predictor, lines: Iterable[tuple[int, RawRow | LogError]]) -> Iterator[list[Scored]]:
     """Score chunk by chunk; a row that cannot be encoded keeps its place."""
     iterator = iter(lines)
     while chunk := list(islice(iterator, CHUNK_ROWS)):
         errors = {number: str(row) for number, row in chunk if isinstance(row, LogError)}
         good = {number: row for number, row in chunk if not isinstance(row, LogError)}
-        for number, row in good.items():
-            if error := predictor.find_error(row):
-                errors[number] = error
-        good = {number: row for number, row in good.items() if number not in errors}
-        scores = dict(zip(good, predictor.predict(list(good.values())), strict=True))
+        try:
+            probabilities = predictor.predict(list(good.values()))
+        except RowError:
+            errors |= {number: error for number, row in good.items() if (error := predictor.find_error(row))}
+            good = {number: row for number, row in good.items() if number not in errors}
+            probabilities = predictor.predict(list(good.values()))
+        scores = dict(zip(good, probabilities, strict=True))
         yield [(number, scores.get(number), errors.get(number, "")) for number, _ in chunk]
 
 

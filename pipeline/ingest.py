@@ -56,8 +56,8 @@ def read_logs(spark: SparkSession, config: PipelineConfig, schema: FeatureSchema
 
     Returns:
         One DataFrame a source with ``row:id`` (bigint, the same in every run), ``row:split``, ``row:file``
-        (a URI), ``row:line`` (the raw text), ``row:reason`` (why the line is malformed, else null) and ``raw:NAME`` for each raw
-        column.
+        (a URI), ``row:line`` (the raw text), ``row:reason`` (why the line is malformed, else null) and ``raw:NAME`` for
+        each raw column.
 
     Raises:
         LogError: a column is absent from every line, or has a type that no feature can be made of.

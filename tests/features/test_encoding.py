@@ -110,7 +110,7 @@ def row(**values):
 
 def ids(name, **values):
     encoder = RowEncoder(SCHEMA, LEARNT)
-    return encoder.ids(next(f for f in SCHEMA.sparse if f.name == name), row(**values))
+    return list(encoder.ids(next(f for f in SCHEMA.sparse if f.name == name), row(**values)))
 
 
 def test_hashed():

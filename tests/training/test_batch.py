@@ -53,7 +53,7 @@ def test_raw_rows_make_the_same_batch_as_columns(make_dataset):
     encoder = RowEncoder(dataset.schema, dataset.learnt)
     batch = to_batch(encoder.encode(raw), dataset.schema, 3)
     for i, row in enumerate(raw):
-        assert bags_of(batch, i) == {f.name: encoder.ids(f, row) for f in dataset.schema.sparse}
+        assert bags_of(batch, i) == {f.name: list(encoder.ids(f, row)) for f in dataset.schema.sparse}
     assert batch.dense_features.tolist() == [[4, 1.5], [5, 0], [0, 0]]
     assert batch.labels.tolist() == [0, 0, 0]
     assert batch.weights.tolist() == [1, 1, 0]
