@@ -146,7 +146,7 @@ def parallelize(model: CTRModel, config: TrainingConfig, device: torch.device) -
     wrapped = DistributedModelParallel(model, device=device, plan=plan, sharders=[sharder])  # pyright: ignore
 
     _initialize_tables(wrapped, tables)
-    parameters = dict(in_backward_optimizer_filter(wrapped.named_parameters()))
+    parameters = {n: p for n, p in in_backward_optimizer_filter(wrapped.named_parameters()) if p.requires_grad}
     table_parameters = {n: p for n, p in parameters.items() if _table_of(n, tables)}
     is_dense_lane = isinstance(lane, DenseOptimizer)
     embedding_names = set(model.embedding_parameter_names())

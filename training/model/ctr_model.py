@@ -68,6 +68,10 @@ class CTRModel(nn.Module):
                 config.fusion, self.easy_encoder.output_dim, self.hard_encoder.output_dim
             )
             self.apply(_initialize_linear)
+        if config.objective.kind == "bce" and not self.fusion.reads_branch_logits:
+            # Nothing trains these heads, and replication takes a parameter without a gradient for an error.
+            self.fusion.easy_head.requires_grad_(False)
+            self.fusion.hard_head.requires_grad_(False)
         if device.type != "meta":
             self.to(device)
 
@@ -88,7 +92,7 @@ class CTRModel(nn.Module):
     def num_parameters(self) -> int:
         """Numbers that training sets; a padded table counts without its pad."""
         pads = sum(table.num_embeddings * (table.padded_width - table.width) for table in self.tables)
-        return sum(parameter.numel() for parameter in self.parameters()) - pads
+        return sum(p.numel() for p in self.parameters() if p.requires_grad) - pads
 
     def embedding_parameter_names(self) -> list[str]:
         """Names, as in ``named_parameters``, of what the embedding L2 applies to (specs: tf4ctr 1.7)."""

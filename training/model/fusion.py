@@ -24,6 +24,9 @@ class TwinLogits(NamedTuple):
 class Fusion(nn.Module):
     """What fusions have in common: a linear head a branch; built from (config, easy width, hard width)."""
 
+    reads_branch_logits = True
+    """False: the fused logit is made from the encoders' outputs alone."""
+
     def __init__(self, config: Any, easy_dim: int, hard_dim: int) -> None:
         super().__init__()
         self.easy_head = nn.Linear(easy_dim, 1)
@@ -78,6 +81,8 @@ def to_gumbel(uniform: Tensor) -> Tensor:
 class Concat(Fusion):
     """ "CF": z = a third head on both encoders' outputs."""
 
+    reads_branch_logits = False
+
     def __init__(self, config: ConcatFusion, easy_dim: int, hard_dim: int) -> None:
         super().__init__(config, easy_dim, hard_dim)
         self.fused_head = nn.Linear(easy_dim + hard_dim, 1)
@@ -88,6 +93,8 @@ class Concat(Fusion):
 
 class MixtureOfHeads(Fusion):
     """ "MoEF": z = sum of two heads on both encoders' outputs, each times its share of a softmax gate."""
+
+    reads_branch_logits = False
 
     def __init__(self, config: MoEFusion, easy_dim: int, hard_dim: int) -> None:
         super().__init__(config, easy_dim, hard_dim)
