@@ -100,7 +100,7 @@ class LogSquaredEncoding:
     """The Criteo rule: floor(ln(v)^2) for v > 2, else v truncated, then a vocabulary of these tokens.
 
     A missing value counts as 0, and 0 is kept out of the vocabulary: both take the out-of-vocabulary id
-    (specs: tf4ctr 1.3 and 1.4).
+    (FuxiCTR's tokenizer, which TF4CTR's Criteo runs used).
     """
 
     min_count: Annotated[int, Field(ge=1)] = 1

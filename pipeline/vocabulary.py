@@ -101,7 +101,7 @@ def _fit_vocabularies(train: DataFrame, schema: FeatureSchema) -> dict[str, list
     for number, encoding in encodings.items():
         kept = (F.col("feature") == number) & (F.col("count") >= encoding.min_count)
         if isinstance(encoding, LogSquaredEncoding):
-            kept &= F.col("token") != "0"  # the fill value stays out (specs: tf4ctr 1.3)
+            kept &= F.col("token") != "0"  # the fill value stays out
         enough |= kept
     tokens = train.filter(F.col("feature").isin(list(encodings))).select(
         "feature", token_of(schema).alias("token"), "count"

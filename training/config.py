@@ -133,7 +133,7 @@ Fusion = Annotated[WeightedSumFusion | VotingFusion | ConcatFusion | MoEFusion |
 
 @dataclass(frozen=True, config=STRICT)
 class TwinFocusObjective:
-    """BCE of the fused logit plus the twin focus loss of the branches (specs: tf4ctr 5)."""
+    """BCE of the fused logit plus the twin focus loss of the branches (TF4CTR, arXiv 2405.03167)."""
 
     c: Annotated[float, Field(ge=0, le=1)] = 0.7
     gamma: Annotated[float, Field(ge=0)] = 1.0

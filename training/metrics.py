@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 PROBABILITY_CLIP = 1e-7
-"""Probabilities are kept this far from 0 and 1 in the logloss (specs: tf4ctr 10, item 21)."""
+"""Probabilities are kept this far from 0 and 1 in the logloss (FuxiCTR's clip)."""
 _LOGIT_CLIP = float(np.log1p(-PROBABILITY_CLIP) - np.log(PROBABILITY_CLIP))
 
 NUM_ROC_POINTS = 500
@@ -61,7 +61,7 @@ def auc(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) 
 def gauc(scores: ArrayLike, labels: ArrayLike, group_ids: ArrayLike, weights: ArrayLike | None = None) -> float | None:
     """sum_g n_g AUC_g / sum_g n_g over the groups g with both classes; None if there is none.
 
-    n_g is the group's weight: its rows, where every row weighs 1 (specs: bars_ctr 7).
+    n_g is the group's weight: its rows, where every row weighs 1 (BARS-CTR, arXiv 2009.05794).
     """
     scores, labels, weights, groups = _rows(scores, labels, weights, group_ids)
     if groups is None or not len(scores):

@@ -193,7 +193,7 @@ def test_help_has_an_example():
 
 @pytest.mark.skipif(not (DATA / "frappe").is_dir(), reason="needs ../shared/data/frappe, which is not distributed")
 def test_frappe_has_the_papers_vocabularies(spark, tmp_path):
-    """specs: tf4ctr 1.6."""
+    """As the benchmark's published feature maps."""
     from jobs.build_dataset import build
 
     overrides = [f"pipeline.output={tmp_path / 'frappe'}"]

@@ -198,7 +198,7 @@ def test_log_squared_agrees_on_every_small_number(spark):
 
 
 def test_spec_values_of_the_criteo_rule(build, read_split, tmp_path):
-    """specs: tf4ctr 10, item 19: values and strings of the toy, with codes found by running the official code."""
+    """Values and strings of the toy, with codes found by running the official code."""
     numbers = ["", "0", "0", "1", "2", "3", "1000", "-1"]
     texts = ["a", "a", "b", "", "", "a", "b", "c"]
     lines = [f"{i},{n},{t},1" for i, (n, t) in enumerate(zip(numbers, texts, strict=True))]

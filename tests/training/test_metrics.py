@@ -9,7 +9,7 @@ from training.metrics import auc, calibration, curves, evaluate, gauc, logloss, 
 
 LABELS = np.array([1, 0, 1, 0, 0])
 PROBS = np.array([0.9, 0.6, 0.6, 0.2, 0.1])
-# specs: bars_ctr 7
+# As BARS-CTR, arXiv 2009.05794, counts.
 GROUPS = np.array([*"aaabbccdddd"])
 GROUP_LABELS = np.array([1, 0, 0, 1, 0, 1, 1, 0, 1, 1, 0])
 GROUP_PROBS = np.array([0.8, 0.3, 0.9, 0.4, 0.2, 0.7, 0.6, 0.5, 0.5, 0.9, 0.1])
@@ -61,7 +61,7 @@ def test_published_constants():
 
 
 def test_gauc_ignores_single_class_groups():
-    """specs: tf4ctr 10, item 21. Group c has positives only; AUC is .5 on a, 1 on b, .875 on d."""
+    """Group c has positives only; AUC is .5 on a, 1 on b, .875 on d."""
     rows_of = [np.flatnonzero(np.equal(GROUPS, g)) for g in "abcd"]
     per_group = [auc(GROUP_PROBS[rows], GROUP_LABELS[rows]) for rows in rows_of]
     assert per_group == [0.5, 1.0, None, 0.875]
@@ -71,7 +71,7 @@ def test_gauc_ignores_single_class_groups():
 
 
 def test_logloss_clips_at_1e_7():
-    """specs: tf4ctr 10, item 21."""
+    """As FuxiCTR clips."""
     assert logloss([1000.0], [0]) == pytest.approx(-np.log(1e-7), rel=1e-9)
     assert logloss([-1000.0], [1]) == pytest.approx(-np.log(1e-7), rel=1e-9)
     assert logloss([-np.inf, np.inf], [0, 1]) == pytest.approx(1e-7, rel=1e-6)

@@ -21,7 +21,7 @@ EMBEDDING = "embedding"
 
 
 class CTRModel(nn.Module):
-    """Embeddings -> selection -> two encoders -> fusion (specs: tf4ctr 1 to 4).
+    """Embeddings -> selection -> two encoders -> fusion (TF4CTR, arXiv 2405.03167).
 
     Args:
         schema: the fields.
@@ -95,7 +95,7 @@ class CTRModel(nn.Module):
         return sum(p.numel() for p in self.parameters() if p.requires_grad) - pads
 
     def embedding_parameter_names(self) -> list[str]:
-        """Names, as in ``named_parameters``, of what the embedding L2 applies to (specs: tf4ctr 1.7)."""
+        """Names, as in ``named_parameters``, of what the embedding L2 applies to."""
         return [name for name, _ in self.named_parameters() if name.split(".")[0] == EMBEDDING]
 
     def embedding_parameters(self) -> list[nn.Parameter]:

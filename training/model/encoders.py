@@ -39,7 +39,7 @@ class Encoder(nn.Module):
 
 
 def hidden_layers(widths: list[int], dropout: float, batch_norm: bool) -> nn.Sequential:
-    """Linear, BatchNorm, ReLU, Dropout for each pair of neighbouring widths (specs: tf4ctr 3.1)."""
+    """Linear, BatchNorm, ReLU, Dropout for each pair of neighbouring widths."""
     layers: list[nn.Module] = []
     for i, o in pairwise(widths):
         layers += [nn.Linear(i, o), *([GlobalBatchNorm(o)] if batch_norm else []), nn.ReLU(), nn.Dropout(dropout)]
@@ -47,7 +47,7 @@ def hidden_layers(widths: list[int], dropout: float, batch_norm: bool) -> nn.Seq
 
 
 class MLP(Encoder):
-    """h = the last hidden layer's activation after dropout (specs: tf4ctr 3.1)."""
+    """h = the last hidden layer's activation after dropout."""
 
     def __init__(self, config: MLPEncoder, num_fields: int, dim: int) -> None:
         super().__init__(config, num_fields, dim)
@@ -74,7 +74,7 @@ class CrossNetwork(Encoder):
 
 
 class FactorizationMachine(Encoder):
-    """h = sum_f w_f + b + sum_{f < g} <x_f, x_g>, one number a row (specs: tf4ctr 3.2, with the per-row pair term)."""
+    """h = sum_f w_f + b + sum_{f < g} <x_f, x_g>, one number a row."""
 
     reads_first_order = True
 
@@ -95,7 +95,7 @@ def pairwise_products(x_BFD: Tensor) -> Tensor:
 
 
 class LinearModel(Encoder):
-    """h = sum_f w_f, one number a row, without a bias (specs: tf4ctr 3.2, the wide part of Wide & Deep)."""
+    """h = sum_f w_f, one number a row, without a bias (the wide part of Wide & Deep, arXiv 1606.07792)."""
 
     reads_embeddings = False
     reads_first_order = True

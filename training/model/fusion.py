@@ -1,6 +1,6 @@
 """DFM, dynamic fusion module: the two encoders' outputs -> the fused logit, beside each branch's own.
 
-Only the fused logit predicts; the branch logits are what the twin focus loss supervises (specs: tf4ctr 4).
+Only the fused logit predicts; the branch logits are what the twin focus loss supervises (TF4CTR, arXiv 2405.03167).
 
 Shapes: B rows, H width of an encoder's output.
 """
@@ -56,7 +56,7 @@ class WeightedSum(Fusion):
 class Voting(Fusion):
     """ "VF": z = q_1 z_easy + q_2 z_hard with q = softmax((votes + Gumbel noise) / temperature).
 
-    The noise is drawn in training only, so that a prediction is a function of its row (specs: tf4ctr 8, item 5).
+    The noise is drawn in training only, so that a prediction is a function of its row.
     """
 
     def __init__(self, config: VotingFusion, easy_dim: int, hard_dim: int) -> None:

@@ -1,7 +1,6 @@
 """Objectives: logits and labels -> the share of the loss that this rank's rows make up.
 
-Everything is computed from logits: going through probabilities would lose the gradient of a badly wrong row
-(specs: tf4ctr 5.5).
+Everything is computed from logits: going through probabilities would lose the gradient of a badly wrong row.
 
 Shapes: B rows.
 """
@@ -43,7 +42,7 @@ class BCE:
 
 
 class TwinFocus:
-    """BCE(fused) + alpha * L_easy + (1 - alpha) * L_hard (specs: tf4ctr 5.1).
+    """BCE(fused) + alpha * L_easy + (1 - alpha) * L_hard: the twin focus loss (TF4CTR, arXiv 2405.03167).
 
     Warns:
         UserWarning: c and gamma let the easy branch gain by lowering the probability of the right class.
@@ -72,7 +71,7 @@ class TwinFocus:
 def twin_focus_losses(
     easy_B: Tensor, hard_B: Tensor, labels_B: Tensor, c: float, gamma: float, detach_focus: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Per-row losses of the branches (specs: tf4ctr 5.1).
+    """Per-row losses of the branches.
 
     With p the probability that a branch gives the row's own class::
 
@@ -97,7 +96,7 @@ def twin_focus_losses(
 
 
 def least_monotone_c(gamma: float) -> float:
-    """Least c for which L_easy falls wherever p rises: gamma * exp(-(1 + 1 / gamma)) (specs: tf4ctr 5.3)."""
+    """Least c for which L_easy falls wherever p rises: gamma * exp(-(1 + 1 / gamma))."""
     return gamma * math.exp(-(1 + 1 / gamma)) if gamma > 0 else 0.0
 
 

@@ -1,6 +1,6 @@
 """SSEM, sample selection embedding module: what each of the two encoders gets to see of a row.
 
-All variants are soft: every row goes through both encoders (specs: tf4ctr 2).
+All variants are soft: every row goes through both encoders (TF4CTR, arXiv 2405.03167).
 
 Shapes: B rows, F fields, D width of a field, K = F * D, E experts.
 """

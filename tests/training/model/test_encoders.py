@@ -1,4 +1,4 @@
-"""Encoders against naive ones (specs: tf4ctr 3 and 10, item 16)."""
+"""Encoders against naive ones."""
 
 import itertools
 from typing import Any

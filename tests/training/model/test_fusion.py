@@ -1,4 +1,4 @@
-"""DFM: constants, gradients and parameter counts of every fusion (specs: tf4ctr 4 and 10, items 12 to 15)."""
+"""DFM: constants, gradients and parameter counts of every fusion."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Twin focus loss against the specification's worked batch, closed forms and special cases (specs: tf4ctr 5 and 10)."""
+"""Twin focus loss against a worked batch, closed forms and special cases."""
 
 import itertools
 import math
@@ -120,7 +120,7 @@ def test_branch_gradients_for_gamma_2(detach: bool, easy: list[float], hard: lis
 
 
 def closed_form_gradients(u: Tensor, c: float, gamma: float, detach: bool) -> tuple[Tensor, Tensor]:
-    """dL_easy/du and dL_hard/du of the signed logit u (specs: tf4ctr 5.3)."""
+    """dL_easy/du and dL_hard/du of the signed logit u."""
     p, a = torch.sigmoid(u), 2 - c
     through = 0 if detach else gamma * p * -p.log()
     easy = -(1 - p) * (c + p) ** (gamma - 1) * ((c + p) - through)

@@ -1,4 +1,4 @@
-"""SSEM: what each variant shows the two encoders (specs: tf4ctr 2 and 10, item 11)."""
+"""SSEM: what each variant shows the two encoders."""
 
 from typing import Any
 
