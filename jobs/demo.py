@@ -84,6 +84,7 @@ class Demo:
             "spark-submit",
             "--master=local[*]",
             "--driver-memory=4g",
+            "--conf=spark.log.level=WARN",
             "--py-files=dist/twinfocus.zip",
             "jobs/build_dataset.py",
             f"--config={self.config}",

@@ -66,7 +66,7 @@ def main() -> int:
     return EXIT_DATA if num_errors > limit * num_rows else 0
 
 
-def _score(predictor: Predictor, lines: Iterable[tuple[int, RawRow | LogError]]) -> Iterator[list[Scored]]:
+def _score(predictor: "Predictor", lines: Iterable[tuple[int, RawRow | LogError]]) -> Iterator[list[Scored]]:
     """Score chunk by chunk; a row that cannot be encoded keeps its place."""
     iterator = iter(lines)
     while chunk := list(islice(iterator, CHUNK_ROWS)):
