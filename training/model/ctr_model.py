@@ -4,13 +4,14 @@ Shapes: B rows, F fields, D width of a field, H width of an encoder's output.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
 from features.schema import FeatureSchema
 from training.batch import Batch
-from training.config import ModelConfig
+from training.config import ModelConfig, StreamGatesSelection
 from training.model.embedding import EmbeddingTable, FieldEmbedding, ModelError, Stream, stable_seed
 from training.model.encoders import ENCODERS
 from training.model.fusion import FUSIONS, TwinLogits
@@ -54,6 +55,7 @@ class CTRModel(nn.Module):
                 schema,
                 num_embeddings,
                 widths,
+                features=context_features(config),
                 init_std=config.embedding_init_std,
                 seed=seed,
                 pad_tables=pad_tables,
@@ -107,28 +109,47 @@ def stream_widths(config: ModelConfig) -> dict[Stream, int]:
     """Which streams of embeddings the model reads, and how wide a field is in each.
 
     Raises:
-        ModelError: a selection splits one embedding between two encoders of which one reads none.
+        ModelError: a selection splits one embedding between two encoders of which one reads none, or two views.
     """
-    easy, hard = ENCODERS[config.easy.kind], ENCODERS[config.hard.kind]
+    sides: tuple[tuple[str, Any], ...] = (("easy", config.easy), ("hard", config.hard))
+    easy, hard = (ENCODERS[encoder.kind].reads(encoder) for _, encoder in sides)
     kind = config.selection.kind
     widths: dict[Stream, int] = {}
     if kind == "separate":
-        widths["easy"] = config.easy_dim * easy.reads_embeddings
-        widths["hard"] = config.embedding_dim * hard.reads_embeddings
+        widths["easy"] = config.easy_dim * easy.views
+        widths["hard"] = config.embedding_dim * hard.views
     else:
-        widths["shared"] = config.embedding_dim * (easy.reads_embeddings or hard.reads_embeddings)
-    for side, encoder in (("easy", easy), ("hard", hard)):
-        if kind in ("gate", "moe") and not encoder.reads_embeddings:
+        widths["shared"] = config.embedding_dim * max(easy.views, hard.views)
+    for (side, encoder), reads in zip(sides, (easy, hard), strict=True):
+        if kind in ("gate", "moe", "stream_gates") and not reads.views:
             raise ModelError(
                 f"selection {kind!r} shares an embedding out between both encoders, but the {side} encoder "
-                f"({getattr(config, side).kind}) reads none: use selection separate or shared"
+                f"({encoder.kind}) reads none: use selection separate or shared"
             )
-    widths["first_order_easy"] = int(easy.reads_first_order)
-    widths["first_order_hard"] = int(hard.reads_first_order)
+        if kind != "separate" and reads.views > 1 and config.easy.kind != "none":
+            raise ModelError(
+                f"the {side} encoder ({encoder.kind}) has a second view of its own, which selection {kind!r} cannot "
+                "share: use selection separate or share_embedding = true"
+            )
+    widths["first_order_easy"] = int(easy.first_order)
+    widths["first_order_hard"] = int(hard.first_order)
+    widths |= dict.fromkeys(context_features(config), config.embedding_dim)
     return {stream: width for stream, width in widths.items() if width}
+
+
+def context_features(config: ModelConfig) -> dict[Stream, tuple[str, ...]]:
+    """Which features the gates' context streams have."""
+    if not isinstance(config.selection, StreamGatesSelection):
+        return {}
+    contexts: dict[Stream, tuple[str, ...]] = {
+        "context_easy": config.selection.easy_context,
+        "context_hard": config.selection.hard_context,
+    }
+    return {stream: names for stream, names in contexts.items() if names}
 
 
 def _initialize_linear(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.xavier_normal_(module.weight)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -9,7 +9,7 @@ Shapes: B rows, F fields (sparse features, then dense ones), D width of a field,
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,10 @@ from torchrec.modules.embedding_modules import get_embedding_names_by_table
 
 from features.schema import FeatureSchema
 
-Stream = Literal["easy", "hard", "shared", "first_order_easy", "first_order_hard"]
-STREAMS: tuple[Stream, ...] = ("easy", "hard", "shared", "first_order_easy", "first_order_hard")
-"""What an embedding is for: one encoder's vectors, both encoders' vectors, or one encoder's first-order weights."""
+Stream = Literal["easy", "hard", "shared", "first_order_easy", "first_order_hard", "context_easy", "context_hard"]
+STREAMS: tuple[Stream, ...] = get_args(Stream)
+"""What an embedding is for: one encoder's vectors, both encoders' vectors, one encoder's first-order weights, or the
+context that one encoder's gate reads (of some sparse features only)."""
 
 Streams = dict[Stream, Tensor]
 """Stream -> (B, F, D) vectors; a stream the model does not use has D = 0."""
@@ -98,6 +99,7 @@ def declare_tables(
     schema: FeatureSchema,
     num_embeddings: Mapping[str, int],
     widths: Mapping[Stream, int],
+    features: Mapping[Stream, tuple[str, ...]],
     *,
     init_std: float,
     seed: int,
@@ -111,6 +113,9 @@ def declare_tables(
     missing = [name for name in schema.sparse_names if num_embeddings.get(name, 0) < 1]
     if missing:
         raise ModelError(f"num_embeddings has no rows for: {', '.join(missing)}")
+    unknown = sorted({name for names in features.values() for name in names} - set(schema.sparse_names))
+    if unknown:
+        raise ModelError(f"a gate's context names features that are not sparse ones: {', '.join(unknown)}")
     multiple = PAD_MULTIPLE if pad_tables else 1
     return tuple(
         EmbeddingTable(
@@ -127,6 +132,7 @@ def declare_tables(
         for stream, width in widths.items()
         if width
         for feature in schema.sparse
+        if feature.name in features.get(stream, schema.sparse_names)
     )
 
 
@@ -143,6 +149,7 @@ class FieldEmbedding(nn.Module):
         schema: fields and their order.
         num_embeddings: sparse feature -> rows of each of its tables.
         widths: stream -> width of a field; streams that are absent or 0 get no table.
+        features: stream -> the sparse features it is of, without dense ones; a stream that is absent has all fields.
         init_std: standard deviation of a table's rows at the start.
         seed: the tables' start is a function of it.
         pad_tables: store tables in widths that are multiples of PAD_MULTIPLE; the pad stays 0 and is cut off.
@@ -158,6 +165,7 @@ class FieldEmbedding(nn.Module):
         num_embeddings: Mapping[str, int],
         widths: Mapping[Stream, int],
         *,
+        features: Mapping[Stream, tuple[str, ...]] | None = None,
         init_std: float,
         seed: int = 0,
         pad_tables: bool = False,
@@ -165,9 +173,9 @@ class FieldEmbedding(nn.Module):
     ) -> None:
         super().__init__()
         self.widths: dict[Stream, int] = {stream: widths.get(stream, 0) for stream in STREAMS}
-        self.num_sparse, self.num_fields = len(schema.sparse), len(schema.sparse) + len(schema.dense)
+        self.num_fields = len(schema.sparse) + len(schema.dense)
         self.tables = declare_tables(
-            schema, num_embeddings, self.widths, init_std=init_std, seed=seed, pad_tables=pad_tables
+            schema, num_embeddings, self.widths, features or {}, init_std=init_std, seed=seed, pad_tables=pad_tables
         )
         configs = [_bag_config(table) for table in self.tables]
         self.bags = EmbeddingBagCollection(tables=configs, device=device)
@@ -177,7 +185,7 @@ class FieldEmbedding(nn.Module):
             self._groups.setdefault(table.stream, []).append(key)
         self.dense_vectors = nn.ParameterDict()
         if schema.dense:
-            for stream in self._groups:
+            for stream in (s for s in self._groups if s not in (features or {})):
                 self.dense_vectors[stream] = _dense_vectors(len(schema.dense), self.widths[stream], seed, stream)
 
     def forward(self, sparse_features: KeyedJaggedTensor, dense_features_BN: Tensor, num_rows: int) -> Streams:
@@ -185,7 +193,9 @@ class FieldEmbedding(nn.Module):
         pooled = KeyedTensor.regroup([self.bags(sparse_features)], list(self._groups.values()))
         streams: Streams = {s: dense_features_BN.new_zeros(num_rows, self.num_fields, 0) for s in STREAMS}
         for stream, vectors_BK in zip(self._groups, pooled, strict=True):
-            vectors_BFD = vectors_BK[:num_rows].unflatten(1, (self.num_sparse, -1))[..., : self.widths[stream]]
+            vectors_BFD = vectors_BK[:num_rows].unflatten(1, (len(self._groups[stream]), -1))[
+                ..., : self.widths[stream]
+            ]
             if stream in self.dense_vectors:
                 dense_BND = dense_features_BN[:num_rows, :, None] * self.dense_vectors[stream]
                 vectors_BFD = torch.cat([vectors_BFD, dense_BND], dim=1)

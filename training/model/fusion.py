@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from training.config import ConcatFusion, MoEFusion, VotingFusion, WeightedSumFusion
+from training.config import BilinearFusion, ConcatFusion, MoEFusion, SingleFusion, VotingFusion, WeightedSumFusion
+from training.model.embedding import ModelError
 
 
 class TwinLogits(NamedTuple):
@@ -113,10 +114,46 @@ class Sum(Fusion):
         return easy_B + hard_B
 
 
-FUSIONS: dict[str, type[Fusion]] = {
+class Bilinear(Fusion):
+    """z = z_easy + z_hard + sum_j h_easy_j W_j h_hard_j, j one head's part of the outputs (arXiv 2304.00902)."""
+
+    def __init__(self, config: BilinearFusion, easy_dim: int, hard_dim: int) -> None:
+        super().__init__(config, easy_dim, hard_dim)
+        k = config.num_heads
+        if easy_dim % k or hard_dim % k:
+            raise ModelError(
+                f"fusion bilinear: num_heads ({k}) must divide both output widths: easy {easy_dim}, hard {hard_dim}"
+            )
+        self.num_heads = k
+        self.weight = nn.Parameter(torch.empty(k, easy_dim // k, hard_dim // k))
+        nn.init.normal_(self.weight, std=(2 / (self.weight.numel() + 1)) ** 0.5)  # as Xavier-normal of (all, 1)
+
+    def fuse(self, easy_BH: Tensor, hard_BH: Tensor, easy_B: Tensor, hard_B: Tensor) -> Tensor:
+        easy_BKI, hard_BKJ = (x_BH.unflatten(1, (self.num_heads, -1)) for x_BH in (easy_BH, hard_BH))
+        return easy_B + hard_B + torch.einsum("bki,kij,bkj->b", easy_BKI, self.weight, hard_BKJ)
+
+
+class Single(nn.Module):
+    """z = z_hard, for a model of one stream; there is no easy branch, so all three logits are this one."""
+
+    reads_branch_logits = True
+
+    def __init__(self, config: SingleFusion, easy_dim: int, hard_dim: int) -> None:
+        super().__init__()
+        self.hard_head = nn.Linear(hard_dim, 1)
+
+    def forward(self, easy_BH: Tensor, hard_BH: Tensor) -> TwinLogits:
+        """See the class."""
+        hard_B = self.hard_head(hard_BH).squeeze(1)
+        return TwinLogits(hard_B, hard_B, hard_B)
+
+
+FUSIONS: dict[str, type[Fusion] | type[Single]] = {
     "weighted_sum": WeightedSum,
     "voting": Voting,
     "concat": Concat,
     "moe": MixtureOfHeads,
     "sum": Sum,
+    "bilinear": Bilinear,
+    "single": Single,
 }

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.config import GateSelection, MoESelection
+from training.config import GateSelection, MoESelection, StreamGatesSelection
 from training.model.embedding import Streams
 from training.model.encoders import hidden_layers
 
@@ -77,6 +77,42 @@ class MixtureOfExperts(Selection):
         return easy_BK.view_as(x_BFD), hard_BK.view_as(x_BFD)
 
 
+class StreamGates(Selection):
+    """FinalMLP's: each stream sees x times its own gate 2 sigmoid(MLP(context)), coordinate by coordinate.
+
+    Without context fields the context is a learnt vector, the same for all rows (arXiv 2304.00902).
+    """
+
+    def __init__(self, config: StreamGatesSelection, num_fields: int, dim: int) -> None:
+        super().__init__(config, num_fields, dim)
+        self.easy_gate = ContextGate(len(config.easy_context), config, num_fields, dim)
+        self.hard_gate = ContextGate(len(config.hard_context), config, num_fields, dim)
+
+    def forward(self, streams: Streams) -> tuple[Tensor, Tensor]:
+        x_BFD = streams["shared"]
+        return (
+            x_BFD * self.easy_gate(streams["context_easy"]).view_as(x_BFD),
+            x_BFD * self.hard_gate(streams["context_hard"]).view_as(x_BFD),
+        )
+
+
+class ContextGate(nn.Module):
+    """Context vectors of C fields -> a factor in (0, 2) for each of K coordinates; C = 0: the same for all rows."""
+
+    def __init__(self, num_context: int, config: StreamGatesSelection, num_fields: int, dim: int) -> None:
+        super().__init__()
+        self.vector = None if num_context else nn.Parameter(torch.zeros(1, dim))
+        widths = [max(1, num_context) * dim, *config.hidden_units]
+        self.layers = nn.Sequential(
+            *hidden_layers(widths, dropout=0.0, batch_norm=False), nn.Linear(widths[-1], num_fields * dim)
+        )
+
+    def forward(self, context_BCD: Tensor) -> Tensor:
+        """(B, C, D) -> (B, K)."""
+        context_BK = context_BCD.flatten(1) if self.vector is None else self.vector.expand(len(context_BCD), -1)
+        return 2 * torch.sigmoid(self.layers(context_BK))
+
+
 def _gate(k: int, num_outputs: int, config: GateSelection | MoESelection) -> nn.Sequential:
     hidden = max(1, k // 4)
     return nn.Sequential(*hidden_layers([k, hidden], config.dropout, config.batch_norm), nn.Linear(hidden, num_outputs))
@@ -86,5 +122,6 @@ SELECTIONS: dict[str, type[Selection]] = {
     "separate": Separate,
     "gate": Gate,
     "moe": MixtureOfExperts,
+    "stream_gates": StreamGates,
     "shared": Shared,
 }

@@ -35,6 +35,8 @@ def test_streams_are_what_numpy_looks_up(
         "shared": (9, 5, 0),
         "first_order_easy": (9, 5, 1),
         "first_order_hard": (9, 5, 0),
+        "context_easy": (9, 5, 0),
+        "context_hard": (9, 5, 0),
     }
     bags = {name: jagged.to_dense() for name, jagged in batch.sparse_features.to_dict().items()}
     for stream, width in WIDTHS.items():

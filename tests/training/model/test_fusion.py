@@ -7,12 +7,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.config import BCEObjective, ConcatFusion, MoEFusion, SumFusion, VotingFusion, WeightedSumFusion
+from training.config import (
+    BCEObjective,
+    BilinearFusion,
+    ConcatFusion,
+    MoEFusion,
+    SingleFusion,
+    SumFusion,
+    VotingFusion,
+    WeightedSumFusion,
+)
+from training.model.embedding import ModelError
 from training.model.fusion import (
     FUSIONS,
+    Bilinear,
     Concat,
     Fusion,
     MixtureOfHeads,
+    Single,
     Sum,
     TwinLogits,
     Voting,
@@ -27,13 +39,16 @@ CONFIGS: dict[str, Any] = {
     "concat": ConcatFusion(),
     "moe": MoEFusion(),
     "sum": SumFusion(),
+    "bilinear": BilinearFusion(),
 }
 EASY_DIM, HARD_DIM, NUM_ROWS = 5, 3, 6
 
 
 def make(kind: str) -> Fusion:
     torch.manual_seed(1)
-    return FUSIONS[kind](CONFIGS[kind], EASY_DIM, HARD_DIM)
+    fusion = FUSIONS[kind](CONFIGS[kind], EASY_DIM, HARD_DIM)
+    assert isinstance(fusion, Fusion)
+    return fusion
 
 
 @pytest.fixture
@@ -42,7 +57,7 @@ def inputs() -> tuple[Tensor, Tensor]:
     return torch.randn(NUM_ROWS, EASY_DIM, generator=random), torch.randn(NUM_ROWS, HARD_DIM, generator=random)
 
 
-@pytest.mark.parametrize("kind", FUSIONS)
+@pytest.mark.parametrize("kind", CONFIGS)
 def test_every_fusion(kind: str, inputs: tuple[Tensor, Tensor]) -> None:
     fusion, (easy_BH, hard_BH) = make(kind), inputs
     easy_BH.requires_grad_()
@@ -61,7 +76,7 @@ def test_every_fusion(kind: str, inputs: tuple[Tensor, Tensor]) -> None:
     assert [z.shape for z in fusion(easy_BH[:0], hard_BH[:0])] == [(0,)] * 3
 
 
-@pytest.mark.parametrize("kind", FUSIONS)
+@pytest.mark.parametrize("kind", CONFIGS)
 def test_number_of_parameters(kind: str) -> None:
     e, h = EASY_DIM, HARD_DIM
     expected = {
@@ -70,6 +85,7 @@ def test_number_of_parameters(kind: str) -> None:
         "concat": (e + h + 1) + (e + 1) + (h + 1),
         "moe": 2 * (2 * (e + h) + 2) + (e + 1) + (h + 1),
         "sum": e + h + 2,
+        "bilinear": e + h + 2 + e * h,
     }
     assert sum(p.numel() for p in make(kind).parameters()) == expected[kind]
 
@@ -156,3 +172,41 @@ def test_sum_gives_every_logit_the_same_gradient(inputs: tuple[Tensor, Tensor]) 
     torch.testing.assert_close(easy, fused)
     torch.testing.assert_close(hard, fused)
     assert (fused != 0).all()
+
+
+@pytest.mark.parametrize(
+    ("num_heads", "weight", "expected"),
+    [
+        (1, [[[0.1, 0.2], [0.3, 0.4], [0.5, 0.6], [0.7, 0.8]]], 0.2),
+        (2, [[[0.1], [0.2]], [[0.3], [0.4]]], -0.8),
+        (1, [[[0.1, 0.0], [0.2, 0.0], [0.0, 0.3], [0.0, 0.4]]], -0.8),  # two heads are a block-diagonal matrix
+    ],
+)
+def test_bilinear_constants(num_heads: int, weight: Any, expected: float) -> None:
+    fusion = Bilinear(BilinearFusion(num_heads=num_heads), 4, 2)
+    with torch.no_grad():
+        fusion.weight.copy_(torch.tensor(weight))
+        for head, value, bias in ((fusion.easy_head, 0.1, 0.2), (fusion.hard_head, 0.5, 0.0)):
+            head.weight.fill_(value)
+            head.bias.fill_(bias)
+    logits = fusion(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([[1.0, -1.0]]))
+    torch.testing.assert_close(logits.fused, torch.tensor([expected]))
+    torch.testing.assert_close(logits.easy, torch.tensor([1.2]))
+
+
+@pytest.mark.parametrize(("num_heads", "expected"), [(1, 500_000), (10, 50_000), (50, 10_000)])
+def test_bilinear_size(num_heads: int, expected: int) -> None:
+    assert Bilinear(BilinearFusion(num_heads=num_heads), 1000, 500).weight.numel() == expected
+
+
+def test_bilinear_heads_divide_both_widths() -> None:
+    for widths in ((4, 3), (3, 4)):
+        with pytest.raises(ModelError, match=r"num_heads \(2\) must divide both"):
+            Bilinear(BilinearFusion(num_heads=2), *widths)
+
+
+def test_single_is_the_hard_branch(inputs: tuple[Tensor, Tensor]) -> None:
+    fusion = Single(SingleFusion(), 0, HARD_DIM)
+    logits = fusion(inputs[0][:, :0], inputs[1])
+    assert all(torch.equal(z, fusion.hard_head(inputs[1])[:, 0]) for z in logits)
+    assert sum(p.numel() for p in fusion.parameters()) == HARD_DIM + 1

@@ -6,14 +6,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.config import GateSelection, MoESelection, SeparateSelection, SharedSelection
+from training.config import (
+    GateSelection,
+    MoESelection,
+    SeparateSelection,
+    SharedSelection,
+    StreamGatesSelection,
+)
 from training.model.embedding import Streams
-from training.model.selection import SELECTIONS, Gate, MixtureOfExperts, Selection
+from training.model.selection import SELECTIONS, Gate, MixtureOfExperts, Selection, StreamGates
 
 CONFIGS: dict[str, Any] = {
     "separate": SeparateSelection(),
     "gate": GateSelection(),
     "moe": MoESelection(),
+    "stream_gates": StreamGatesSelection(easy_context=("user", "item"), hidden_units=(6,)),
     "shared": SharedSelection(),
 }
 B, F, D = 32, 3, 4
@@ -32,6 +39,8 @@ def streams() -> Streams:
         "easy": torch.randn(B, F, D // 2, generator=random),
         "hard": torch.randn(B, F, D, generator=random),
         "shared": torch.randn(B, F, D, generator=random),
+        "context_easy": torch.randn(B, 2, D, generator=random),
+        "context_hard": torch.randn(B, F, 0, generator=random),
     }
 
 
@@ -44,7 +53,7 @@ def test_every_selection(kind: str, streams: Streams) -> None:
     assert hard.shape == (B, F, D)
     assert easy.shape == ((B, F, D // 2) if kind == "separate" else (B, F, D))
     (easy.square().sum() + hard.square().sum()).backward()
-    used = ("easy", "hard") if kind == "separate" else ("shared",)
+    used = {"separate": ("easy", "hard"), "stream_gates": ("shared", "context_easy")}.get(kind, ("shared",))
     for name, stream in streams.items():
         assert (stream.grad is not None and stream.grad.abs().sum() > 0) == (name in used)
     assert all(p.grad is not None for p in selection.parameters())
@@ -108,3 +117,19 @@ def test_mixture_is_convex_and_not_negative(streams: Streams) -> None:
 
 def count(module: torch.nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
+
+
+def test_stream_gates_constants() -> None:
+    """Zero logits leave x as it is; 2 sigmoid of (1, -1) on (1, -2)."""
+    selection = StreamGates(StreamGatesSelection(hidden_units=()), 2, 1)
+    x_BFD = torch.tensor([[[1.0], [-2.0]]])
+    streams: Streams = {"shared": x_BFD, "context_easy": x_BFD[..., :0], "context_hard": x_BFD[..., :0]}
+    with torch.no_grad():
+        for parameter in selection.parameters():
+            parameter.zero_()
+        bias = selection.hard_gate.layers[0].bias
+        assert isinstance(bias, Tensor)
+        bias.copy_(torch.tensor([1.0, -1.0]))
+    easy, hard = selection(streams)
+    assert torch.equal(easy, x_BFD)
+    torch.testing.assert_close(hard.flatten(), torch.tensor([1.46211716, -1.07576569]))
