@@ -99,7 +99,6 @@ def test_killed_worker_changes_nothing_but_the_time(make_dataset, tmp_path: Path
     assert "trained 2 epochs" in done.stdout and "valid (best" in done.stdout
 
     killed_in_mid_epoch(config, tmp_path / "killed")
-    assert (tmp_path / "killed" / "errors" / "rank=0.txt").exists(), "the survivor noticed the dead peer"
     quiet, killed = weights(tmp_path / "quiet"), weights(tmp_path / "killed")
     assert all(torch.equal(quiet[name], killed[name]) for name in quiet)
     for run in ("quiet", "killed"):

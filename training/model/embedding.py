@@ -184,8 +184,8 @@ class FieldEmbedding(nn.Module):
         for key, table in zip(keys, self.tables, strict=True):
             self._groups.setdefault(table.stream, []).append(key)
         self.dense_vectors = nn.ParameterDict()
-        if schema.dense:
-            for stream in (s for s in self._groups if s not in (features or {})):
+        for stream in self._groups:
+            if schema.dense and stream not in (features or {}):
                 self.dense_vectors[stream] = _dense_vectors(len(schema.dense), self.widths[stream], seed, stream)
 
     def forward(self, sparse_features: KeyedJaggedTensor, dense_features_BN: Tensor, num_rows: int) -> Streams:

@@ -225,6 +225,9 @@ class FGCNN(Encoder):
     what is left (arXiv 1904.04447). The generator reads the second view, the classifier the first.
     """
 
+    pairs: Tensor
+    """Where the products of two different fields lie in the flattened (N, N) matrix of all products."""
+
     def __init__(self, config: FGCNNEncoder, num_fields: int, dim: int) -> None:
         super().__init__(config, num_fields, dim)
         self.dim = dim

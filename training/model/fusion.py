@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from training.config import BilinearFusion, ConcatFusion, MoEFusion, SingleFusion, VotingFusion, WeightedSumFusion
+from training.config import BilinearFusion, ConcatFusion, MoEFusion, VotingFusion, WeightedSumFusion
 from training.model.embedding import ModelError
 
 
@@ -138,7 +138,7 @@ class Single(nn.Module):
 
     reads_branch_logits = True
 
-    def __init__(self, config: SingleFusion, easy_dim: int, hard_dim: int) -> None:
+    def __init__(self, config: Any, easy_dim: int, hard_dim: int) -> None:
         super().__init__()
         self.hard_head = nn.Linear(hard_dim, 1)
 
