@@ -205,12 +205,3 @@ def test_frappe_has_the_papers_vocabularies(spark, tmp_path):
     assert sizes == [942, 4084, 9, 9, 4, 5, 4, 11, 82, 233]
     assert (manifest.split("train").num_rows, manifest.split("valid").num_rows) == (202_027, 57_722)
     assert manifest.rejected.num_rows == 0
-
-
-@pytest.mark.parametrize("name", ["frappe", "movielens_1m", "criteo", "avazu"])
-def test_configs_load_and_say_what_to_expect(name):
-    path = ROOT / "jobs" / "configs" / f"{name}.toml"
-    load_config([str(path)])
-    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    assert f"# python -m jobs.build_dataset --config jobs/configs/{name}.toml" in header
-    assert any(line.startswith("# Cost:") and "Expect" in "".join(header) for line in header)
