@@ -3,6 +3,7 @@
 ``manifest.json`` is replaced in one step, so it is also the commit: files it does not name are not part of the dataset.
 """
 
+import hashlib
 import json
 import os
 from dataclasses import asdict, field
@@ -109,6 +110,14 @@ class DatasetManifest:
     config: dict[str, Any]
     """The resolved config tree of the job that wrote the dataset."""
     version: int = 1
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the schema, of what was learnt and of every file's content: equal if and only if the data are."""
+        files = [f.sha256 for _, split in sorted(self.splits.items()) for f in split.files]
+        return hashlib.sha256(
+            "\n".join([self.schema_fingerprint, self.learnt_fingerprint, *files]).encode()
+        ).hexdigest()
 
     def write(self, dataset: Path) -> None:
         """Replace ``dataset/manifest.json`` in one step, after everything it names is on disk."""

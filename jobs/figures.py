@@ -148,6 +148,21 @@ def seconds_by_stage(seconds: Mapping[str, float]) -> go.Figure:
     return figure
 
 
+def deviations(rows: Sequence[Mapping[str, Any]], metric: str) -> go.Figure:
+    """Mean of a metric by model, best row on top, with its standard deviation over seeds."""
+    rows = [row for row in reversed(rows) if row.get(metric) is not None]
+    figure = _figure(metric.replace("_", " "), "")
+    figure.add_scatter(
+        x=_column(rows, metric),
+        y=_column(rows, "model"),
+        error_x={"type": "data", "array": [row.get(f"{metric}_std") or 0 for row in rows]},
+        mode="markers",
+        marker={"size": 9, "color": BLUE},
+        showlegend=False,
+    )
+    return figure
+
+
 def _figure(x: str, y: str) -> go.Figure:
     figure = go.Figure()
     _style(figure, x, y)

@@ -86,15 +86,18 @@ def gauc(scores: ArrayLike, labels: ArrayLike, group_ids: ArrayLike, weights: Ar
 
 
 def logloss(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float | None:
-    """Mean binary cross entropy in nats, of probabilities clipped at 1e-7; None without rows.
+    """Mean binary cross entropy in nats, of probabilities clipped at 1e-7; None without rows."""
+    logits, labels, weights, _ = _rows(logits, labels, weights)
+    return float(np.average(row_logloss(logits, labels), weights=weights)) if len(logits) else None
+
+
+def row_logloss(logits: Floats, labels: Floats) -> Floats:
+    """(n,) binary cross entropy of each row, of probabilities clipped at 1e-7.
 
     Clipping the probability is clipping the logit, and -y log p - (1 - y) log(1 - p) = log(1 + e^z) - y z.
     """
-    logits, labels, weights, _ = _rows(logits, labels, weights)
-    if not len(logits):
-        return None
     clipped = np.clip(logits, -_LOGIT_CLIP, _LOGIT_CLIP)
-    return float(np.average(np.logaddexp(0, clipped) - labels * clipped, weights=weights))
+    return np.logaddexp(0, clipped) - labels * clipped
 
 
 def ne(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float | None:

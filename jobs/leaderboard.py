@@ -1,0 +1,429 @@
+"""Models x datasets x seeds: train each, choose on validation, report test once, and say what is better than what.
+
+Every cell goes through the programs a user would call. A finished cell is one JSON file, so a killed leaderboard goes
+on where it was, and a finished one is only read again.
+"""
+
+import csv
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked
+from tqdm import tqdm
+
+from features.dataset import MANIFEST_NAME, DatasetManifest
+from features.schema import STRICT
+from jobs import figures
+from jobs.command import plain_parser, run_program
+from jobs.config import Config, ConfigError, load_config
+from jobs.doctor import installed_versions
+from jobs.markup import document, grid, note, table
+
+SPLITS = ("valid", "test")
+METRICS = ("auc", "logloss", "gauc", "ne", "calibration")
+VERSIONS = ("torch", "torchrec", "fbgemm-gpu", "petastorm", "ray", "numpy", "pyarrow")
+Texts = tuple[str, ...]
+
+
+@checked(frozen=True, config=STRICT)
+class Entry:
+    """A dataset or a model of the matrix: config files laid over each other, then overrides."""
+
+    name: str
+    configs: Texts = ()
+    overrides: Texts = ()
+    seeds: tuple[int, ...] | None = None
+    """Models only; None: the leaderboard's."""
+
+    @property
+    def folder(self) -> str:
+        """The name as part of a path."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+
+@checked(frozen=True, config=STRICT)
+class Leaderboard:
+    """A leaderboard's TOML file."""
+
+    output: str
+    datasets: Annotated[tuple[Entry, ...], Field(min_length=1)]
+    models: Annotated[tuple[Entry, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
+    reference: str
+    """Model that every other one is compared with, over the seeds that both have."""
+    overrides: Texts = ()
+    """For every cell."""
+    parallel: Annotated[int, Field(ge=1)] = 1
+    """Cells trained at the same time; give each its share of the cores with training.threads_per_worker."""
+    num_resamples: Annotated[int, Field(ge=1)] = 500
+    """Of the bootstrap."""
+
+    def __post_init__(self) -> None:
+        for kind, entries in (("datasets", self.datasets), ("models", self.models)):
+            folders = [entry.folder for entry in entries]
+            if len(set(folders)) < len(folders) or not all(folders):
+                raise ValueError(f"{kind} need names that differ in letters or digits: {', '.join(folders)}")
+        if self.reference not in {model.name for model in self.models}:
+            raise ValueError(f"reference {self.reference!r} is not the name of a model")
+
+    def cells(self) -> Iterator["Cell"]:
+        """Every run of the matrix, seed by seed, so that all models have a first result early."""
+        most = max(len(model.seeds or self.seeds) for model in self.models)
+        for i in range(most):
+            for dataset in self.datasets:
+                for model in self.models:
+                    seeds = model.seeds or self.seeds
+                    if i < len(seeds):
+                        yield Cell(Path(self.output), dataset, model, seeds[i], self.overrides)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run."""
+
+    output: Path
+    dataset: Entry
+    model: Entry
+    seed: int
+    shared: Texts
+
+    @property
+    def run(self) -> Path:
+        return self.output / "runs" / self.dataset.folder / self.model.folder / f"seed={self.seed}"
+
+    @property
+    def result(self) -> Path:
+        return self.output / "results" / f"{self.dataset.folder}--{self.model.folder}--seed={self.seed}.json"
+
+    @property
+    def scores(self) -> Path:
+        return self.result.with_suffix(".npz")
+
+    @property
+    def configs(self) -> Texts:
+        return (*self.dataset.configs, *self.model.configs)
+
+    @property
+    def overrides(self) -> Texts:
+        seed = f"training.seed={self.seed}"
+        return (*self.shared, *self.dataset.overrides, *self.model.overrides, seed)
+
+    def config(self) -> Config:
+        """The resolved config.
+
+        Raises:
+            ConfigError: names the model beside the key.
+        """
+        try:
+            return load_config(list(self.configs), list(self.overrides))
+        except ConfigError as error:
+            raise ConfigError(f"{self.model.name} on {self.dataset.name}: {error}") from error
+
+
+def main() -> int:
+    parser = plain_parser(
+        "jobs.leaderboard",
+        "Train a matrix of models, datasets and seeds; compare them on validation and, once, on test.",
+        "python -m jobs.leaderboard --config jobs/configs/leaderboards/frappe.toml",
+    )
+    parser.add_argument("--config", required=True, metavar="FILE")
+    parser.add_argument("--output", metavar="DIR", help="instead of the config's")
+    arguments = parser.parse_args()
+    leaderboard = load_leaderboard(arguments.config, arguments.output)
+    cells = list(leaderboard.cells())
+    configs = {cell.run: cell.config().to_dict() for cell in cells}  # a wrong key is told before hours are spent
+    for dataset in leaderboard.datasets:
+        _build(dataset, leaderboard.overrides)
+    started = time.perf_counter()
+    with ThreadPoolExecutor(leaderboard.parallel) as pool, tqdm(total=len(cells), disable=None, unit="run") as bar:
+        for result in pool.map(lambda cell: _run(cell, configs[cell.run]), cells):
+            bar.set_description(f"{result['dataset']} {result['model']}", refresh=False)
+            bar.update()
+    results = [json.loads(cell.result.read_text(encoding="utf-8")) for cell in cells]
+    rows = summarise(leaderboard, cells, results)
+    _write(Path(leaderboard.output), leaderboard, rows)
+    _print(rows, Path(leaderboard.output), len(cells), time.perf_counter() - started)
+    return 0
+
+
+def load_leaderboard(path: str, output: str | None = None) -> Leaderboard:
+    """Read a leaderboard's file.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    try:
+        tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        leaderboard = TypeAdapter(Leaderboard).validate_python(tree)
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {path} cannot be read: {error}") from error
+    except ValidationError as error:
+        lines = (f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
+        raise ConfigError(f"{path}: {'; '.join(lines)}") from error
+    return dataclasses.replace(leaderboard, output=output) if output else leaderboard
+
+
+# ------------------------------------------------------------------------------------------------------------- running
+
+
+def _build(dataset: Entry, shared: Texts) -> None:
+    config = load_config(list(dataset.configs), [*shared, *dataset.overrides])
+    if not (Path(config.training.dataset) / MANIFEST_NAME).exists():
+        output = f"pipeline.output={config.training.dataset}"
+        arguments = [*_config_arguments(dataset.configs), *shared, *dataset.overrides, output]
+        _call("jobs.build_dataset", arguments, Path(config.training.dataset).with_suffix(".log"))
+
+
+def _run(cell: Cell, config: dict[str, Any]) -> dict[str, Any]:
+    """Train and evaluate one cell, or read what an earlier call found."""
+    request = {"config": config, "data": _fingerprint(config)}
+    if cell.result.exists():
+        result = json.loads(cell.result.read_text(encoding="utf-8"))
+        if result["request"] != request:
+            raise ValueError(
+                f"{cell.result} is of another config or dataset: delete it and {cell.run} to run that cell again, or "
+                "choose another --output"
+            )
+        return result
+    cell.run.mkdir(parents=True, exist_ok=True)
+    cell.result.parent.mkdir(parents=True, exist_ok=True)
+    arguments = [*_config_arguments(cell.configs), "--run", str(cell.run), "--resume", *cell.overrides]
+    _call("jobs.train", arguments, cell.run / "train.log")
+    result = {
+        "dataset": cell.dataset.name,
+        "model": cell.model.name,
+        "seed": cell.seed,
+        "request": request,
+        "versions": {"python": sys.version.split()[0], **_versions()},
+        **_evaluate(cell),
+    }
+    temporary = cell.result.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, cell.result)
+    return result
+
+
+def _evaluate(cell: Cell) -> dict[str, Any]:
+    """Metrics of the best checkpoint on validation and, where there is one, test; per-row logits beside the result."""
+    import torch
+
+    from training.export import load_best
+    from training.loop import score
+    from training.metrics import evaluate
+    from training.run import Run
+
+    run = Run(cell.run)
+    model, dataset, config = load_best(run)
+    metrics, arrays = {}, {}
+    for split in filter(dataset.has_split, SPLITS):
+        logits, labels, weights, group_ids = score(model, dataset.reader(split, config), torch.device("cpu"))
+        metrics[split] = evaluate(logits, labels, weights, group_ids)
+        named = {"logits": logits, "labels": labels, "weights": weights, "group_ids": group_ids}
+        arrays |= {f"{split}.{name}": array for name, array in named.items() if array is not None}
+    with cell.scores.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    train = run.read("metrics.json")
+    return {
+        "parameters": model.num_parameters,
+        "epochs": train["train"]["epochs"],
+        "best_step": train["best_step"],
+        "seconds": train["seconds"],
+        **metrics,
+    }
+
+
+def _fingerprint(config: dict[str, Any]) -> str:
+    return DatasetManifest.load(config["training"]["dataset"]).fingerprint
+
+
+def _versions() -> dict[str, str]:
+    installed = installed_versions()
+    return {name: installed[name] for name in VERSIONS if name in installed}
+
+
+def _config_arguments(configs: Texts) -> list[str]:
+    return [word for path in configs for word in ("--config", path)]
+
+
+def _call(module: str, arguments: Sequence[str], log: Path) -> None:
+    """Run a program, its output in ``log``.
+
+    Raises:
+        ValueError: it failed; ends with its own last line.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file:
+        done = subprocess.run([sys.executable, "-m", module, *arguments], stdout=file, stderr=file, check=False)  # noqa: S603
+    if done.returncode:
+        lines = log.read_text(encoding="utf-8").splitlines()
+        last = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "")
+        raise ValueError(f"{module} failed with exit code {done.returncode} (see {log}): {last}")
+
+
+# ----------------------------------------------------------------------------------------------------------- reporting
+
+Row = dict[str, Any]
+
+
+def summarise(leaderboard: Leaderboard, cells: Sequence[Cell], results: Sequence[dict[str, Any]]) -> list[Row]:
+    """One row a dataset and model, best validation AUC first: means, deviations and the difference to the reference."""
+    rows = []
+    for dataset in leaderboard.datasets:
+        of: dict[str, dict[int, tuple[Cell, dict[str, Any]]]] = {}
+        for cell, result in zip(cells, results, strict=True):
+            if cell.dataset is dataset:
+                of.setdefault(cell.model.name, {})[cell.seed] = (cell, result)
+        found = []
+        for model, by_seed in of.items():
+            of_model = [result for _, result in by_seed.values()]
+            row = {"dataset": dataset.name, "model": model, **_statistics(of_model)}
+            if model != leaderboard.reference:
+                row |= _compare(by_seed, of[leaderboard.reference], leaderboard.num_resamples)
+            found.append(row)
+        rows += sorted(found, key=lambda row: -row["valid_auc"])
+    return rows
+
+
+def _statistics(results: Sequence[dict[str, Any]]) -> Row:
+    row: Row = {"seeds": len(results), "parameters": results[0]["parameters"]}
+    for split in SPLITS:
+        for metric in METRICS:
+            values = [result[split][metric] for result in results if split in result]
+            if values and None not in values:
+                row[f"{split}_{metric}"] = float(np.mean(values))
+                row[f"{split}_{metric}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    row["epochs"] = float(np.mean([result["epochs"] for result in results]))
+    row["train_seconds"] = float(np.mean([result["seconds"]["train"] for result in results]))
+    return row
+
+
+def _compare(model: dict[int, Any], reference: dict[int, Any], num_resamples: int) -> Row:
+    """The model minus the reference on the last split there is, over the seeds that both have."""
+    from training.comparison import paired_bootstrap
+
+    seeds = sorted(set(model) & set(reference))
+    if not seeds:
+        return {}
+    split = SPLITS[-1] if SPLITS[-1] in model[seeds[0]][1] else SPLITS[0]
+    ours, theirs = ([_load(by_seed[seed][0].scores, split) for seed in seeds] for by_seed in (model, reference))
+    rows = ours[0]
+    for other in (*ours, *theirs):
+        if not all(np.array_equal(other[name], rows[name]) for name in rows if name != "logits"):
+            raise ValueError("two runs of one dataset scored other rows: delete the results and run them again")
+    differences = paired_bootstrap(
+        [o["logits"] for o in ours],
+        [t["logits"] for t in theirs],
+        rows["labels"],
+        rows["weights"],
+        rows.get("group_ids"),
+        num_resamples=num_resamples,
+    )
+    row: Row = {"compared_on": split, "compared_seeds": len(seeds)}
+    for metric, difference in differences.items():
+        row |= {f"{metric}_{part}": getattr(difference, part) for part in ("mean", "low", "high")}
+    return {key.replace("_mean", "_difference"): value for key, value in row.items()}
+
+
+def _load(path: Path, split: str) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        prefix = f"{split}."
+        return {name.removeprefix(prefix): file[name] for name in file.files if name.startswith(prefix)}
+
+
+def _write(output: Path, leaderboard: Leaderboard, rows: Sequence[Row]) -> None:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with (output / "leaderboard.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    (output / "leaderboard.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    sections = {}
+    for dataset in leaderboard.datasets:
+        of_dataset = [row for row in rows if row["dataset"] == dataset.name]
+        sections[dataset.folder] = (dataset.name, _section(of_dataset, leaderboard.reference))
+    page = document("Leaderboard", f"reference: {leaderboard.reference}", "", sections)
+    (output / "leaderboard.html").write_text(page, encoding="utf-8")
+
+
+def _section(rows: Sequence[Row], reference: str) -> str:
+    split = "test" if "test_auc" in rows[0] else "valid"
+    metrics = [
+        f"{s}_{m}" for s in SPLITS for m in ("auc", "logloss", "gauc", "ne", "calibration") if f"{s}_{m}" in rows[0]
+    ]
+    header = ["model", "seeds", "parameters", *(name.replace("_", " ") for name in metrics), "epochs", "s of training"]
+    lines = [
+        [
+            row["model"],
+            row["seeds"],
+            row["parameters"],
+            *(_with_deviation(row, name) for name in metrics),
+            row["epochs"],
+            row["train_seconds"],
+        ]
+        for row in rows
+    ]
+    compared = [
+        [row["model"], row["compared_seeds"], _interval(row, "auc"), _interval(row, "logloss"), _verdict(row)]
+        for row in rows
+        if "compared_on" in row
+    ]
+    plots = {
+        f"{split} AUC, mean and deviation over seeds": figures.deviations(rows, f"{split}_auc"),
+        f"{split} logloss, mean and deviation over seeds": figures.deviations(rows, f"{split}_logloss"),
+    }
+    return (
+        table(header, lines)
+        + grid(plots)
+        + f"<h3>Minus {reference}, same seeds and rows ({split})</h3>"
+        + (
+            table(["model", "seeds", "AUC, 95 % interval", "logloss, 95 % interval", "verdict"], compared)
+            if compared
+            else note("Only one model: nothing to compare.")
+        )
+    )
+
+
+def _with_deviation(row: Row, name: str) -> str:
+    deviation = row.get(f"{name}_std")
+    return f"{row[name]:.6f}" + ("" if deviation is None else f" ± {deviation:.6f}")
+
+
+def _interval(row: Row, metric: str) -> str:
+    return f"{row[f'{metric}_difference']:+.6f} ({row[f'{metric}_low']:+.6f} to {row[f'{metric}_high']:+.6f})"
+
+
+def _verdict(row: Row) -> str:
+    words = []
+    for metric, better in (("auc", 1), ("logloss", -1)):
+        is_clear = row[f"{metric}_low"] > 0 or row[f"{metric}_high"] < 0
+        sign = better * row[f"{metric}_difference"]
+        words.append(f"{metric} {'no clear difference' if not is_clear else 'better' if sign > 0 else 'worse'}")
+    return ", ".join(words)
+
+
+def _print(rows: Iterable[Row], output: Path, num_runs: int, seconds: float) -> None:
+    for row in rows:
+        split = "test" if "test_auc" in row else "valid"
+        verdict = f"  {_verdict(row)}" if "compared_on" in row else "  reference"
+        print(
+            f"{row['dataset']:<14} {row['model']:<16} {row['seeds']} seeds  {split} auc "
+            f"{_with_deviation(row, f'{split}_auc')}  logloss {_with_deviation(row, f'{split}_logloss')}{verdict}"
+        )
+    print(f"{num_runs} runs, {seconds:.0f} s; {output}/leaderboard.html, .csv and .json")
+
+
+if __name__ == "__main__":
+    run_program(main)
