@@ -19,6 +19,7 @@ from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # also how late the end of a run is noticed
 os.environ.setdefault("RAY_worker_niceness", "0")  # a training is what its machine is for
 
 from tqdm import tqdm
