@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from features.encoding import RawRow, RowError
-from features.rawlog import LogError, LogFormat, Lookup, expand_paths, read_lines
+from features.rawlog import LogError, expand_paths
 from jobs.command import EXIT_DATA, plain_parser, run_program
 
 if TYPE_CHECKING:
@@ -34,14 +34,9 @@ def main() -> int:
     parser.add_argument("--output", required=True, metavar="FILE", help="CSV; with .json beside it for the summary")
     arguments = parser.parse_args()
 
-    from pydantic import TypeAdapter
-
     from training.predict import Predictor
 
     predictor = Predictor.load(arguments.artifact)
-    input_config = predictor.config["pipeline"]["input"]
-    log_format = TypeAdapter(LogFormat).validate_python(input_config["format"])
-    lookups = TypeAdapter(tuple[Lookup, ...]).validate_python(input_config["lookups"])
     output = Path(arguments.output)
     temporary = output.with_name(f".{output.name}.{os.getpid()}")
     num_rows = num_errors = 0
@@ -50,7 +45,7 @@ def main() -> int:
             writer = csv.writer(file)
             writer.writerow(["file", "line", "probability", "error"])
             for path in expand_paths(tuple(arguments.input)):
-                lines = tqdm(read_lines(path, log_format, lookups), disable=None, unit="row", desc=Path(path).name)
+                lines = tqdm(predictor.read_log(path), disable=None, unit="row", desc=Path(path).name)
                 for scored in _score(predictor, lines):
                     for number, probability, error in scored:
                         writer.writerow([path, number, "" if probability is None else f"{probability:.9g}", error])

@@ -16,7 +16,7 @@ import torch
 from pydantic import TypeAdapter
 from safetensors.torch import save_file
 
-from features.rawlog import LogError, LogFormat, Lookup, expand_paths, read_lines
+from features.rawlog import LogError, expand_paths
 from training import checkpoint
 from training.config import TrainingConfig
 from training.model.ctr_model import CTRModel
@@ -96,13 +96,11 @@ def golden_rows(predictor: Predictor, dataset: Dataset, golden_input: str | None
     Raises:
         RunError: the raw files are gone, or hold no well-formed row.
     """
-    columns, input_config = predictor.schema.feature_columns, predictor.config["pipeline"]["input"]
+    columns = predictor.schema.feature_columns
     splits = [dataset.manifest.inputs[name] for name in ("test", "valid", "train") if name in dataset.manifest.inputs]
     patterns = (golden_input,) if golden_input else tuple(splits[0])
-    log_format = TypeAdapter(LogFormat).validate_python(input_config["format"])
-    lookups = TypeAdapter(tuple[Lookup, ...]).validate_python(input_config["lookups"])
     try:
-        lines = read_lines(expand_paths(patterns)[0], log_format, lookups)
+        lines = predictor.read_log(expand_paths(patterns)[0])
         well_formed = (row for _, row in lines if isinstance(row, dict) and not predictor.find_error(row))
         rows = [{c: row[c] for c in columns} for row in islice(well_formed, NUM_GOLDEN_ROWS)]
     except LogError as error:

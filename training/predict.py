@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from features.encoding import MissingColumnError, RawRow, RowEncoder, RowError
 from features.learnt import Learnt
+from features.rawlog import LogError, LogFormat, Lookup, read_lines
 from features.schema import FeatureSchema
 from training.batch import to_batch
 from training.config import TrainingConfig
@@ -92,6 +93,17 @@ class Predictor:
                 logits = self.model(to_batch(columns, self.schema)).fused
             scores.append(torch.sigmoid(logits.double()).numpy())
         return np.concatenate(scores)
+
+    def read_log(self, path: str) -> Iterator[tuple[int, dict[str, Any] | LogError]]:
+        """Lines of a raw log of the kind the model was trained on, as ``features.rawlog.read_lines`` gives them.
+
+        Raises:
+            LogError: as ``read_lines``.
+        """
+        input_config = self.config["pipeline"]["input"]
+        log_format = TypeAdapter(LogFormat).validate_python(input_config["format"])
+        lookups = TypeAdapter(tuple[Lookup, ...]).validate_python(input_config["lookups"])
+        return read_lines(path, log_format, lookups)
 
     def find_error(self, row: RawRow) -> str | None:
         """Why one raw row cannot be scored; None if it can.
