@@ -3,14 +3,12 @@
 The work is ``pipeline.dataset``; here are the command line, the checks of the whole config and the summary.
 """
 
-import json
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from features.dataset import DatasetManifest
-from jobs.command import config_parser, parse_config_arguments, run_program
+from jobs.command import config_parser, parse_config_arguments, run_program, write_json
 from jobs.config import Config, ConfigError
 from pipeline.config import TimeSplit
 from pipeline.dataset import build_dataset
@@ -91,9 +89,7 @@ def build(spark: "SparkSession", config: Config, plan: Plan | None = None) -> di
     plan = plan or plan_sources(config.pipeline, config.features)
     manifest, warnings = build_dataset(spark, config.features, config.pipeline, config.to_dict(), plan)
     summary = _summarise(manifest, warnings, output, time.perf_counter() - started)
-    temporary = output / f".{SUMMARY_NAME}.{os.getpid()}"
-    temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(output / SUMMARY_NAME)
+    write_json(output / SUMMARY_NAME, summary)
     return summary
 
 

@@ -1,10 +1,12 @@
-"""What every program does the same way: read its config, say what went wrong in one sentence, exit with a code."""
+"""What every program does the same way: read its config, write its JSON, say what went wrong in one sentence, exit."""
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from jobs.config import Config, ConfigError, load_config
 
@@ -70,6 +72,13 @@ def _complain(error: object, code: int) -> int:
         raise
     print(f"error: {error}", file=sys.stderr)
     return code
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file in one step: a reader finds the old one or the new one, never half."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def absolute(path: str) -> Path:

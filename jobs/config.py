@@ -47,13 +47,22 @@ def load_config(paths: list[str], overrides: list[str] = ()) -> Config:  # pyrig
     """
     tree: dict[str, Any] = {}
     for path in paths:
-        try:
-            _merge(tree, tomllib.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"config {path} cannot be read: {error}") from error
+        _merge(tree, read_toml(path))
     for override in overrides:
         _override(tree, override)
     return parse_config(tree)
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """Read one TOML file.
+
+    Raises:
+        ConfigError: it is absent or no TOML.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {path} cannot be read: {error}") from error
 
 
 def parse_config(tree: dict[str, Any]) -> Config:
@@ -69,7 +78,7 @@ def parse_config(tree: dict[str, Any]) -> Config:
     try:
         return TypeAdapter(Config).validate_python(tree)
     except ValidationError as error:
-        raise ConfigError(_explain(error, tree)) from error
+        raise ConfigError(_explain(error)) from error
 
 
 def _defaults() -> dict[str, Any]:
@@ -133,7 +142,7 @@ def _expand_features(features: dict[str, Any]) -> dict[str, Any]:
     return expanded
 
 
-def _explain(error: ValidationError, tree: dict[str, Any]) -> str:
+def _explain(error: ValidationError) -> str:
     lines = []
     for detail in error.errors():
         key = ".".join(str(part) for part in detail["loc"])

@@ -7,12 +7,10 @@ on where it was, and a finished one is only read again.
 import csv
 import dataclasses
 import json
-import os
 import re
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,10 +25,11 @@ from tqdm import tqdm
 from features.dataset import MANIFEST_NAME, DatasetManifest
 from features.schema import STRICT
 from jobs import figures
-from jobs.command import plain_parser, run_program
-from jobs.config import Config, ConfigError, load_config
+from jobs.command import plain_parser, run_program, write_json
+from jobs.config import Config, ConfigError, load_config, read_toml
 from jobs.doctor import installed_versions
 from jobs.markup import document, grid, note, table
+from training.comparison import Difference, paired_bootstrap
 
 SPLITS = ("valid", "test")
 METRICS = ("auc", "logloss", "gauc", "ne", "calibration")
@@ -149,10 +148,11 @@ def main() -> int:
         _build(dataset, leaderboard.overrides)
     started = time.perf_counter()
     with ThreadPoolExecutor(leaderboard.parallel) as pool, tqdm(total=len(cells), disable=None, unit="run") as bar:
+        results = []
         for result in pool.map(lambda cell: _run(cell, configs[cell.run]), cells):
             bar.set_description(f"{result['dataset']} {result['model']}", refresh=False)
             bar.update()
-    results = [json.loads(cell.result.read_text(encoding="utf-8")) for cell in cells]
+            results.append(result)
     rows = summarise(leaderboard, cells, results)
     _write(Path(leaderboard.output), leaderboard, rows)
     _print(rows, Path(leaderboard.output), len(cells), time.perf_counter() - started)
@@ -166,10 +166,7 @@ def load_leaderboard(path: str, output: str | None = None) -> Leaderboard:
         ConfigError: names the key.
     """
     try:
-        tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        leaderboard = TypeAdapter(Leaderboard).validate_python(tree)
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config {path} cannot be read: {error}") from error
+        leaderboard = TypeAdapter(Leaderboard).validate_python(read_toml(path))
     except ValidationError as error:
         lines = (f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
         raise ConfigError(f"{path}: {'; '.join(lines)}") from error
@@ -210,9 +207,7 @@ def _run(cell: Cell, config: dict[str, Any]) -> dict[str, Any]:
         "versions": {"python": sys.version.split()[0], **_versions()},
         **_evaluate(cell),
     }
-    temporary = cell.result.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, cell.result)
+    write_json(cell.result, result)
     return result
 
 
@@ -291,7 +286,7 @@ def summarise(leaderboard: Leaderboard, cells: Sequence[Cell], results: Sequence
             of_model = [result for _, result in by_seed.values()]
             row = {"dataset": dataset.name, "model": model, **_statistics(of_model)}
             if model != leaderboard.reference:
-                row |= _compare(by_seed, of[leaderboard.reference], leaderboard.num_resamples)
+                row |= _compare(by_seed, of[leaderboard.reference], _last_split(row), leaderboard.num_resamples)
             found.append(row)
         rows += sorted(found, key=lambda row: -row["valid_auc"])
     return rows
@@ -310,14 +305,16 @@ def _statistics(results: Sequence[dict[str, Any]]) -> Row:
     return row
 
 
-def _compare(model: dict[int, Any], reference: dict[int, Any], num_resamples: int) -> Row:
-    """The model minus the reference on the last split there is, over the seeds that both have."""
-    from training.comparison import paired_bootstrap
+def _last_split(row: Row) -> str:
+    """The split that models are judged by: test where there is one."""
+    return next(split for split in reversed(SPLITS) if f"{split}_auc" in row)
 
+
+def _compare(model: dict[int, Any], reference: dict[int, Any], split: str, num_resamples: int) -> Row:
+    """The model minus the reference on one split, over the seeds that both have."""
     seeds = sorted(set(model) & set(reference))
     if not seeds:
         return {}
-    split = SPLITS[-1] if SPLITS[-1] in model[seeds[0]][1] else SPLITS[0]
     ours, theirs = ([_load(by_seed[seed][0].scores, split) for seed in seeds] for by_seed in (model, reference))
     rows = ours[0]
     for other in (*ours, *theirs):
@@ -333,8 +330,17 @@ def _compare(model: dict[int, Any], reference: dict[int, Any], num_resamples: in
     )
     row: Row = {"compared_on": split, "compared_seeds": len(seeds)}
     for metric, difference in differences.items():
-        row |= {f"{metric}_{part}": getattr(difference, part) for part in ("mean", "low", "high")}
-    return {key.replace("_mean", "_difference"): value for key, value in row.items()}
+        row |= {
+            f"{metric}_difference": difference.mean,
+            f"{metric}_low": difference.low,
+            f"{metric}_high": difference.high,
+        }
+    return row
+
+
+def _difference(row: Row, metric: str) -> Difference:
+    """What ``_compare`` put into a row."""
+    return Difference(row[f"{metric}_difference"], row[f"{metric}_low"], row[f"{metric}_high"])
 
 
 def _load(path: Path, split: str) -> dict[str, np.ndarray]:
@@ -349,7 +355,7 @@ def _write(output: Path, leaderboard: Leaderboard, rows: Sequence[Row]) -> None:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
-    (output / "leaderboard.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    write_json(output / "leaderboard.json", rows)
     sections = {}
     for dataset in leaderboard.datasets:
         of_dataset = [row for row in rows if row["dataset"] == dataset.name]
@@ -359,10 +365,8 @@ def _write(output: Path, leaderboard: Leaderboard, rows: Sequence[Row]) -> None:
 
 
 def _section(rows: Sequence[Row], reference: str) -> str:
-    split = "test" if "test_auc" in rows[0] else "valid"
-    metrics = [
-        f"{s}_{m}" for s in SPLITS for m in ("auc", "logloss", "gauc", "ne", "calibration") if f"{s}_{m}" in rows[0]
-    ]
+    split = _last_split(rows[0])
+    metrics = [f"{s}_{m}" for s in SPLITS for m in METRICS if f"{s}_{m}" in rows[0]]
     header = ["model", "seeds", "parameters", *(name.replace("_", " ") for name in metrics), "epochs", "s of training"]
     lines = [
         [
@@ -402,21 +406,22 @@ def _with_deviation(row: Row, name: str) -> str:
 
 
 def _interval(row: Row, metric: str) -> str:
-    return f"{row[f'{metric}_difference']:+.6f} ({row[f'{metric}_low']:+.6f} to {row[f'{metric}_high']:+.6f})"
+    difference = _difference(row, metric)
+    return f"{difference.mean:+.6f} ({difference.low:+.6f} to {difference.high:+.6f})"
 
 
 def _verdict(row: Row) -> str:
     words = []
     for metric, better in (("auc", 1), ("logloss", -1)):
-        is_clear = row[f"{metric}_low"] > 0 or row[f"{metric}_high"] < 0
-        sign = better * row[f"{metric}_difference"]
-        words.append(f"{metric} {'no clear difference' if not is_clear else 'better' if sign > 0 else 'worse'}")
+        difference = _difference(row, metric)
+        verdict = "better" if better * difference.mean > 0 else "worse"
+        words.append(f"{metric} {verdict if difference.is_clear else 'no clear difference'}")
     return ", ".join(words)
 
 
 def _print(rows: Iterable[Row], output: Path, num_runs: int, seconds: float) -> None:
     for row in rows:
-        split = "test" if "test_auc" in row else "valid"
+        split = _last_split(row)
         verdict = f"  {_verdict(row)}" if "compared_on" in row else "  reference"
         print(
             f"{row['dataset']:<14} {row['model']:<16} {row['seeds']} seeds  {split} auc "
