@@ -17,17 +17,12 @@ def main() -> int:
     parser.add_argument("--split", default="test", choices=["train", "valid", "test"])
     arguments = parser.parse_args()
 
-    import torch
-
     from training.export import load_best
-    from training.loop import score
     from training.metrics import curves, evaluate
     from training.run import Dataset, Run
 
     run = Run(Path(arguments.run))
-    model, dataset, config = load_best(run, Dataset.open(arguments.dataset) if arguments.dataset else None)
-    # The split is read as it lies, each row once; the shuffle of the train split would change nothing but the order.
-    scores = score(model, dataset.reader(arguments.split, config), torch.device("cpu"))
+    scores = load_best(run, Dataset.open(arguments.dataset) if arguments.dataset else None).score(arguments.split)
     metrics = evaluate(*scores)
     run.write(f"evaluation/{arguments.split}.json", {"metrics": metrics, "curves": curves(*scores[:3])})
     print(json.dumps({"split": arguments.split, **metrics}))

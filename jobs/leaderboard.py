@@ -32,7 +32,7 @@ from jobs.markup import document, grid, note, table
 from training.comparison import Difference, paired_bootstrap
 
 SPLITS = ("valid", "test")
-METRICS = ("auc", "logloss", "gauc", "ne", "calibration")
+METRICS = ("auc", "logloss", "gauc", "ne", "calibration", "ece")
 VERSIONS = ("torch", "torchrec", "fbgemm-gpu", "petastorm", "ray", "numpy", "pyarrow")
 Texts = tuple[str, ...]
 
@@ -213,18 +213,15 @@ def _run(cell: Cell, config: dict[str, Any]) -> dict[str, Any]:
 
 def _evaluate(cell: Cell) -> dict[str, Any]:
     """Metrics of the best checkpoint on validation and, where there is one, test; per-row logits beside the result."""
-    import torch
-
     from training.export import load_best
-    from training.loop import score
     from training.metrics import evaluate
     from training.run import Run
 
     run = Run(cell.run)
-    model, dataset, config = load_best(run)
+    best = load_best(run)
     metrics, arrays = {}, {}
-    for split in filter(dataset.has_split, SPLITS):
-        logits, labels, weights, group_ids = score(model, dataset.reader(split, config), torch.device("cpu"))
+    for split in filter(best.dataset.has_split, SPLITS):
+        logits, labels, weights, group_ids = best.score(split)
         metrics[split] = evaluate(logits, labels, weights, group_ids)
         named = {"logits": logits, "labels": labels, "weights": weights, "group_ids": group_ids}
         arrays |= {f"{split}.{name}": array for name, array in named.items() if array is not None}
@@ -232,7 +229,7 @@ def _evaluate(cell: Cell) -> dict[str, Any]:
         np.savez_compressed(file, **arrays)
     train = run.read("metrics.json")
     return {
-        "parameters": model.num_parameters,
+        "parameters": best.model.num_parameters,
         "epochs": train["train"]["epochs"],
         "best_step": train["best_step"],
         "seconds": train["seconds"],

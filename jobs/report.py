@@ -16,7 +16,7 @@ from jobs.command import plain_parser, run_program
 from jobs.markup import document, grid, note, percent, shown, table, text
 from jobs.runfiles import RunFiles
 
-METRICS = ("rows", "auc", "gauc", "logloss", "ne", "calibration")
+METRICS = ("rows", "auc", "gauc", "logloss", "ne", "calibration", "ece")
 
 
 def main() -> int:
@@ -84,6 +84,7 @@ def _results(run: RunFiles) -> str:
         (f"this model, {name}", entry["metrics"]) for name, entry in run.evaluations.items()
     ]
     others = {
+        "valid_uncalibrated": "this model, valid, before calibration",
         "oracle": "oracle (the true probability), test",
         "linear": "linear model, test",
         "constant": "constant, test",
@@ -91,7 +92,15 @@ def _results(run: RunFiles) -> str:
     rows += [(title, run.metrics[name]) for name, title in others.items() if name in run.metrics]
     if not rows:
         return note("No split has been evaluated yet: jobs.evaluate does that.")
-    return table(("", *METRICS), ([title, *(values.get(m) for m in METRICS)] for title, values in rows))
+    found = table(("", *METRICS), ([title, *(values.get(m) for m in METRICS)] for title, values in rows))
+    return found + _calibration(run)
+
+
+def _calibration(run: RunFiles) -> str:
+    if "calibration" not in run.metrics:
+        return ""
+    scale, offset = (text(run.metrics["calibration"][name]) for name in ("scale", "offset"))
+    return f"<p>Calibrated: sigmoid(scale * logit + offset), scale {scale} and offset {offset} fitted on valid.</p>"
 
 
 def _training(run: RunFiles) -> str:

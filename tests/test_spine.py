@@ -15,8 +15,12 @@ import pytest
 import torch
 
 from features.encoding import MissingColumnError, RowError
+from jobs.report import render
+from jobs.runfiles import RunFiles
 from training.batch import to_batch
-from training.export import load_best
+from training.calibration import Calibration
+from training.export import export, load_best
+from training.metrics import evaluate
 from training.predict import ArtifactError, Predictor
 from training.run import Run
 
@@ -119,7 +123,7 @@ def spine(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dic
 
 def test_served_equals_trained(spine) -> None:
     folder, rows = spine
-    model, dataset, _ = load_best(Run(folder / "run"))
+    model, dataset, *_ = load_best(Run(folder / "run"))
     predictor = Predictor.load(folder / "artifact")
     manifest = dataset.manifest
     assert manifest.num_input_rows == 1000 and manifest.rejected.num_rows == 10
@@ -162,12 +166,52 @@ def test_scoring_a_log_keeps_every_row(spine) -> None:
 def test_evaluate_prints_one_json_object_last(spine) -> None:
     folder, _ = spine
     result = json.loads(call("jobs.evaluate", "--run", str(folder / "run"), "--split", "test").splitlines()[-1])
-    assert set(result) == {"split", "rows", "auc", "logloss", "ne", "calibration", "gauc"}
+    assert set(result) == {"split", "rows", "auc", "logloss", "ne", "calibration", "ece", "gauc"}
     assert result["split"] == "test" and result["rows"] == 198
     valid = json.loads(call("jobs.evaluate", "--run", str(folder / "run"), "--split", "valid").splitlines()[-1])
     trained = Run(folder / "run").read("metrics.json")["valid"]
     assert valid["auc"] == pytest.approx(trained["auc"], abs=1e-6)
     assert valid["logloss"] == pytest.approx(trained["logloss"], abs=1e-6)
+
+
+def test_calibrated_served_equals_calibrated_trained(spine, tmp_path: Path) -> None:
+    """Scale and offset are set by hand: this log's labels are noise, and nothing can be fitted to them."""
+    folder, rows = spine
+    raw = Predictor.load(folder / "artifact")  # made without a calibration, as older ones were
+    assert not (folder / "artifact" / "calibration.json").exists() and raw.calibration == Calibration()
+    shutil.copytree(folder / "run", tmp_path / "run")
+    run = Run(tmp_path / "run")
+    config = run.read("config.json")
+    config["training"]["calibration"] = {"kind": "platt"}
+    run.write("config.json", config)
+    numbers = {"scale": 0.3, "offset": -1.7}
+    run.write("calibration.json", {"step": run.read("metrics.json")["best_step"], **numbers})
+    run.write("metrics.json", {**run.read("metrics.json"), "calibration": numbers})
+
+    predictor = export(run, tmp_path / "artifact")
+    with torch.no_grad():
+        z = load_best(run).model(to_batch(predictor._encoder.encode(list(rows.values())), predictor.schema)).fused
+    expected = 1 / (1 + np.exp(-(0.3 * z.double().numpy() - 1.7)))
+    served, before = (p.predict(list(rows.values())) for p in (predictor, raw))
+    np.testing.assert_allclose(served, expected, rtol=0, atol=1e-7)
+    assert np.array_equal(np.argsort(served, kind="stable"), np.argsort(before, kind="stable"))
+    assert json.loads((tmp_path / "artifact" / "calibration.json").read_text()) == numbers
+    golden = [json.loads(line) for line in (tmp_path / "artifact" / "golden.jsonl").read_text().splitlines()]
+    np.testing.assert_allclose([g["probability"] for g in golden], predictor.predict([g["row"] for g in golden]))
+
+    result = json.loads(call("jobs.evaluate", "--run", str(run.path), "--split", "test").splitlines()[-1])
+    logits, labels, weights, groups = load_best(Run(folder / "run")).score("test")
+    expected = evaluate(0.3 * logits - 1.7, labels, weights, groups)
+    assert result == {"split": "test", **expected}
+    assert run.read("evaluation/test.json")["metrics"] == expected
+    page = render(RunFiles.load(run.path))
+    assert "Calibrated: sigmoid(scale * logit + offset), scale 0.3 and offset -1.7 fitted on valid." in page
+    assert f'<td class="number">{expected["ece"]:.6g}</td>' in page
+
+    stored = tmp_path / "artifact" / "calibration.json"
+    stored.write_text(stored.read_text().replace("0.3", "0.4"))
+    with pytest.raises(ArtifactError, match=r"calibration\.json is missing or was changed after export"):
+        Predictor.load(tmp_path / "artifact")
 
 
 def test_unseen_values_score_and_missing_columns_do_not(spine) -> None:

@@ -370,6 +370,26 @@ class CheckpointConfig:
     """Newest checkpoints kept, besides the best."""
 
 
+# --------------------------------------------------------------------------------------------------------- calibration
+
+
+@dataclass(frozen=True, config=STRICT)
+class NoCalibration:
+    """The model's own probabilities are served."""
+
+    kind: Literal["none"] = "none"
+
+
+@dataclass(frozen=True, config=STRICT)
+class PlattCalibration:
+    """sigmoid(scale * logit + offset) is served; both numbers are fitted on validation when training ends."""
+
+    kind: Literal["platt"] = "platt"
+
+
+CalibrationConfig = Annotated[NoCalibration | PlattCalibration, Field(discriminator="kind")]
+
+
 @dataclass(frozen=True, config=STRICT)
 class TrainingConfig:
     """Everything ``jobs.train`` needs besides the dataset's own schema."""
@@ -388,7 +408,7 @@ class TrainingConfig:
     evaluation_batch_size: Positive = 16_384
     clip_gradient_norm: Annotated[float, Field(gt=0)] | None = 10.0
     """Norm over every gradient of the dense net, and of the tables in the dense lane; None: no clipping."""
-    monitor: dict[Literal["auc", "gauc", "logloss", "ne"], float] = field(default_factory=lambda: {"auc": 1.0})
+    monitor: dict[Literal["auc", "gauc", "logloss", "ne", "ece"], float] = field(default_factory=lambda: {"auc": 1.0})
     """Weighted sum of validation metrics to maximise (a negative weight minimises)."""
     num_workers: Positive = 1
     threads_per_worker: Positive | None = None
@@ -396,6 +416,7 @@ class TrainingConfig:
     device: Literal["cpu", "cuda"] = "cpu"
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Worker crashes Ray Train recovers from before giving up."""
+    calibration: CalibrationConfig = field(default_factory=NoCalibration)
 
     def __post_init__(self) -> None:
         streams = self.reader.num_streams

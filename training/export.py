@@ -1,7 +1,8 @@
 """A run's best checkpoint -> ``artifact/``: everything a scorer needs, and rows to prove that it scores the same.
 
-Files: ``weights.safetensors``, ``learnt/``, ``config.json`` (resolved), ``metrics.json``, ``golden.jsonl`` (raw rows
-with their probabilities), and ``artifact.json``, written last, with the fingerprints and every other file's sha256.
+Files: ``weights.safetensors``, ``learnt/``, ``config.json`` (resolved), ``metrics.json``, ``calibration.json`` (where
+the run has one), ``golden.jsonl`` (raw rows with their probabilities), and ``artifact.json``, written last, with the
+fingerprints and every other file's sha256.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import os
 import shutil
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import TypeAdapter
@@ -18,7 +19,9 @@ from safetensors.torch import save_file
 
 from features.rawlog import LogError, expand_paths
 from training import checkpoint
+from training.calibration import CALIBRATION_NAME, Calibration
 from training.config import TrainingConfig
+from training.loop import Scores, score
 from training.model.ctr_model import CTRModel
 from training.predict import ARTIFACT_NAME, GOLDEN_NAME, WEIGHTS_NAME, Predictor
 from training.run import Dataset, Run, RunError, build_model
@@ -26,8 +29,27 @@ from training.run import Dataset, Run, RunError, build_model
 NUM_GOLDEN_ROWS = 64
 
 
-def load_best(run: Run, dataset: Dataset | None = None) -> tuple[CTRModel, Dataset, TrainingConfig]:
-    """The unsharded model of a run's best checkpoint, its dataset and its training config.
+class Best(NamedTuple):
+    """A run's best checkpoint, unsharded, and what belongs to it."""
+
+    model: CTRModel
+    dataset: Dataset
+    config: TrainingConfig
+    calibration: Calibration
+
+    def score(self, split: str) -> Scores:
+        """A split's rows as they lie, each once, with the calibrated logits that an artifact would serve.
+
+        Raises:
+            DatasetError, ReaderError: the dataset has no such split, or a row of it is missing or damaged.
+        """
+        reader = self.dataset.reader(split, self.config)
+        logits, labels, weights, group_ids = score(self.model, reader, torch.device("cpu"))
+        return self.calibration.apply(logits), labels, weights, group_ids
+
+
+def load_best(run: Run, dataset: Dataset | None = None) -> Best:
+    """The unsharded model of a run's best checkpoint with its dataset, training config and calibration.
 
     Args:
         dataset: score on this dataset instead; None: the run's own.
@@ -45,8 +67,20 @@ def load_best(run: Run, dataset: Dataset | None = None) -> tuple[CTRModel, Datas
             "with: its ids mean something else"
         )
     model = build_model(dataset, config, torch.device("cpu"))
-    checkpoint.restore_model(checkpoint.best(run.checkpoints), model)
-    return model.eval(), dataset, config
+    best = checkpoint.best(run.checkpoints)
+    checkpoint.restore_model(best, model)
+    return Best(model.eval(), dataset, config, _calibration(run, config, best.step))
+
+
+def _calibration(run: Run, config: TrainingConfig, step: int) -> Calibration:
+    if config.calibration.kind == "none":
+        return Calibration()
+    if not (run.path / CALIBRATION_NAME).is_file() or (values := run.read(CALIBRATION_NAME)).get("step") != step:
+        raise RunError(
+            f"{run.path} has no calibration of its best checkpoint, step {step}: it is fitted when training ends, so "
+            "go on with jobs.train --resume"
+        )
+    return Calibration.from_json(values)
 
 
 def export(run: Run, output: Path, golden_input: str | None = None) -> Predictor:
@@ -65,7 +99,7 @@ def export(run: Run, output: Path, golden_input: str | None = None) -> Predictor
     """
     if output.exists() and any(output.iterdir()) and not (output / ARTIFACT_NAME).is_file():
         raise RunError(f"{output} exists and is not an artifact: choose another --output")
-    model, dataset, _ = load_best(run)
+    model, dataset, training, calibration = load_best(run)
     config = run.read("config.json")
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -75,7 +109,9 @@ def export(run: Run, output: Path, golden_input: str | None = None) -> Predictor
         dataset.learnt.save(temporary / "learnt")
         _write(temporary / "config.json", config)
         _write(temporary / "metrics.json", run.read("metrics.json"))
-        predictor = Predictor(model, dataset.manifest.schema, dataset.learnt, config)
+        if training.calibration.kind != "none":
+            _write(temporary / CALIBRATION_NAME, calibration.to_json())
+        predictor = Predictor(model, dataset.manifest.schema, dataset.learnt, config, calibration)
         rows = golden_rows(predictor, dataset, golden_input)
         scores = predictor.predict(rows)
         with (temporary / GOLDEN_NAME).open("w", encoding="utf-8") as file:

@@ -15,6 +15,7 @@ _LOGIT_CLIP = float(np.log1p(-PROBABILITY_CLIP) - np.log(PROBABILITY_CLIP))
 
 NUM_ROC_POINTS = 500
 NUM_CALIBRATION_BINS = 20
+"""Bins of equal weight, by score."""
 NUM_HISTOGRAM_BINS = 50
 
 Floats = NDArray[np.float64]
@@ -32,18 +33,19 @@ def evaluate(
         group_ids: (n,) for GAUC; None: no GAUC.
 
     Returns:
-        rows, auc, logloss, ne, calibration, gauc; None where the data does not define one.
+        rows, auc, logloss, ne, calibration, ece, gauc; None where the data does not define one.
 
     Raises:
         ValueError: logits hold NaN, labels other than 0 and 1, weights below 0, or the lengths differ.
     """
-    logits, labels, weights, groups = _rows(logits, labels, weights, group_ids)
+    logits, labels, weights, groups = check_rows(logits, labels, weights, group_ids)
     return {
         "rows": len(logits),
         "auc": auc(logits, labels, weights),
         "logloss": logloss(logits, labels, weights),
         "ne": ne(logits, labels, weights),
         "calibration": calibration(logits, labels, weights),
+        "ece": ece(logits, labels, weights),
         "gauc": None if groups is None else gauc(logits, labels, groups, weights),
     }
 
@@ -54,7 +56,7 @@ def auc(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) 
     Args:
         scores: (n,) any increasing function of the probability.
     """
-    scores, labels, weights, _ = _rows(scores, labels, weights)
+    scores, labels, weights, _ = check_rows(scores, labels, weights)
     return gauc(scores, labels, np.zeros(len(scores), np.int64), weights)
 
 
@@ -63,7 +65,7 @@ def gauc(scores: ArrayLike, labels: ArrayLike, group_ids: ArrayLike, weights: Ar
 
     n_g is the group's weight: its rows, where every row weighs 1 (BARS-CTR, arXiv 2009.05794).
     """
-    scores, labels, weights, groups = _rows(scores, labels, weights, group_ids)
+    scores, labels, weights, groups = check_rows(scores, labels, weights, group_ids)
     if groups is None or not len(scores):
         return None
     order = np.lexsort((scores, groups))
@@ -87,7 +89,7 @@ def gauc(scores: ArrayLike, labels: ArrayLike, group_ids: ArrayLike, weights: Ar
 
 def logloss(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float | None:
     """Mean binary cross entropy in nats, of probabilities clipped at 1e-7; None without rows."""
-    logits, labels, weights, _ = _rows(logits, labels, weights)
+    logits, labels, weights, _ = check_rows(logits, labels, weights)
     return float(np.average(row_logloss(logits, labels), weights=weights)) if len(logits) else None
 
 
@@ -102,7 +104,7 @@ def row_logloss(logits: Floats, labels: Floats) -> Floats:
 
 def ne(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float | None:
     """Normalised entropy: logloss over that of always predicting the label rate; None with one class only."""
-    logits, labels, weights, _ = _rows(logits, labels, weights)
+    logits, labels, weights, _ = check_rows(logits, labels, weights)
     rate = np.average(labels, weights=weights) if len(labels) else 0.0
     loss = logloss(logits, labels, weights)
     if loss is None or not 0 < rate < 1:
@@ -112,9 +114,31 @@ def ne(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -
 
 def calibration(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float | None:
     """Sum of the predicted probabilities over the sum of the labels, both weighted; None without a positive row."""
-    logits, labels, weights, _ = _rows(logits, labels, weights)
+    logits, labels, weights, _ = check_rows(logits, labels, weights)
     positive = float(weights @ labels)
     return float(weights @ to_probs(logits)) / positive if positive else None
+
+
+def ece(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float | None:
+    """Expected calibration error: mean over 20 bins of |mean probability - label rate|; None without rows.
+
+    The bins have equal weight (Nixon et al. 2019, arXiv 1904.01685): at click rates of a few per cent, bins of equal
+    width would put nearly all rows into one.
+    """
+    logits, labels, weights, _ = check_rows(logits, labels, weights)
+    if not len(logits):
+        return None
+    surplus = np.bincount(_calibration_bins(logits, weights), weights * (to_probs(logits) - labels))
+    return float(np.abs(surplus).sum() / weights.sum())
+
+
+def _calibration_bins(logits: Floats, weights: Floats) -> NDArray[np.int64]:
+    """(n,) bin of each row. Rows of one score share the bin that their middle falls in, so no order of rows matters."""
+    _, score = np.unique(logits, return_inverse=True)
+    mass = np.bincount(score, weights)
+    above = np.cumsum(mass)
+    middle = (above - mass / 2) / above[-1:]
+    return np.minimum(NUM_CALIBRATION_BINS * middle, NUM_CALIBRATION_BINS - 1).astype(np.int64)[score]
 
 
 def curves(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> dict[str, Any]:
@@ -122,13 +146,14 @@ def curves(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = Non
 
     Returns:
         roc: fpr and tpr, at most 500 points from (0, 0) to (1, 1), empty with one class only.
-        calibration: 20 bins of equally many rows by score, with weighted mean_score and label_rate, and rows.
+        calibration: the bins of ``ece``, with weighted mean_score and label_rate, and rows; empty ones left out.
         histogram: 51 edges over the range of the probabilities, weight of positives and negatives in each bin.
     """
-    logits, labels, weights, _ = _rows(logits, labels, weights)
+    logits, labels, weights, _ = check_rows(logits, labels, weights)
     order = np.argsort(logits, kind="stable")
     logits, labels, weights = logits[order], labels[order], weights[order]
     probs = to_probs(logits)
+    bins = _calibration_bins(logits, weights)
     edges = np.histogram_bin_edges(probs, NUM_HISTOGRAM_BINS) if len(probs) else np.linspace(0, 1, 51)
     histograms = [np.histogram(probs, edges, weights=weights * y)[0].tolist() for y in (labels, 1 - labels)]
     return {
@@ -139,7 +164,7 @@ def curves(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = Non
                 "label_rate": float(np.average(labels[rows], weights=weights[rows])),
                 "rows": len(rows),
             }
-            for rows in np.array_split(np.arange(len(probs)), NUM_CALIBRATION_BINS)
+            for rows in np.split(np.arange(len(probs)), np.flatnonzero(np.diff(bins)) + 1)
             if len(rows)
         ],
         "histogram": {"edges": edges.tolist(), "positives": histograms[0], "negatives": histograms[1]},
@@ -166,7 +191,7 @@ def to_probs(logits: Floats) -> Floats:
     return np.where(logits >= 0, 1, small) / (1 + small)
 
 
-def _rows(
+def check_rows(
     scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None, group_ids: ArrayLike | None = None
 ) -> tuple[Floats, Floats, Floats, NDArray[Any] | None]:
     """Checked arrays of the rows that weigh something."""

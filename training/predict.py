@@ -18,6 +18,7 @@ from features.learnt import Learnt
 from features.rawlog import LogError, LogFormat, Lookup, read_lines
 from features.schema import FeatureSchema
 from training.batch import to_batch
+from training.calibration import CALIBRATION_NAME, Calibration
 from training.config import TrainingConfig
 from training.model.ctr_model import CTRModel
 from training.parallelize import needs_padded_tables
@@ -37,10 +38,13 @@ class ArtifactError(ValueError):
 class Predictor:
     """Scores raw rows with one model."""
 
-    def __init__(self, model: CTRModel, schema: FeatureSchema, learnt: Learnt, config: dict[str, Any]) -> None:
+    def __init__(
+        self, model: CTRModel, schema: FeatureSchema, learnt: Learnt, config: dict[str, Any], calibration: Calibration
+    ) -> None:
         self.model = model.eval()
         self.schema = schema
         self.config = config
+        self.calibration = calibration
         self._encoder = RowEncoder(schema, learnt)
 
     @classmethod
@@ -70,12 +74,14 @@ class Predictor:
             model.load_state_dict(load_file(folder / WEIGHTS_NAME))
         except (SafetensorError, RuntimeError) as error:
             raise ArtifactError(f"{folder / WEIGHTS_NAME} does not fit the artifact's config: {error}") from error
-        predictor = cls(model, schema, learnt, config)
+        is_calibrated = CALIBRATION_NAME in description["files"]  # older artifacts know no calibration
+        calibration = Calibration.from_json(_read_json(folder / CALIBRATION_NAME)) if is_calibrated else Calibration()
+        predictor = cls(model, schema, learnt, config, calibration)
         predictor._replay(folder / GOLDEN_NAME)
         return predictor
 
     def predict(self, rows: Sequence[RawRow]) -> NDArray[np.float64]:
-        """Click probabilities of raw rows.
+        """Calibrated click probabilities of raw rows.
 
         Args:
             rows: raw column -> value; columns that no feature uses are ignored, an unseen value is out-of-vocabulary.
@@ -91,7 +97,7 @@ class Predictor:
             columns = self._encoder.encode(rows[start : start + BATCH_SIZE])
             with torch.no_grad():
                 logits = self.model(to_batch(columns, self.schema)).fused
-            scores.append(torch.sigmoid(logits.double()).numpy())
+            scores.append(torch.sigmoid(self.calibration.apply(logits.double())).numpy())
         return np.concatenate(scores)
 
     def read_log(self, path: str) -> Iterator[tuple[int, dict[str, Any] | LogError]]:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from features.dataset import DatasetManifest
 from features.learnt import Learnt
 from training import checkpoint
+from training.calibration import CALIBRATION_NAME, fit_platt
 from training.config import TrainingConfig
 from training.loop import Event, Progress, Training, gather_scores, score, train
 from training.metrics import curves, evaluate
@@ -166,6 +167,8 @@ def fit(run: Run, config: TrainingConfig, on_event: Callable[[Event], None] = la
     dataset = Dataset.open(config.dataset)
     parallel = parallelize(build_model(dataset, config, torch.device("meta")), config, device)
     has_valid = dataset.has_split("valid")
+    if config.calibration.kind != "none" and not (has_valid and 0 < dataset.manifest.split("valid").label_rate < 1):
+        raise RunError(f"training.calibration needs a validation split with both labels, and {dataset.path} has none")
     training = Training(
         parallel,
         config,
@@ -192,7 +195,7 @@ def fit(run: Run, config: TrainingConfig, on_event: Callable[[Event], None] = la
         on_event(event)
     metrics = _summarise(progress, loss, startup)
     if has_valid:
-        metrics["valid"] = _evaluate_best(run, training)
+        metrics |= _evaluate_best(run, training)
     if rank == 0:
         run.write("metrics.json", metrics)
     dist.barrier()
@@ -214,11 +217,24 @@ def _summarise(progress: Progress, loss: float | None, startup: float) -> dict[s
 
 
 def _evaluate_best(run: Run, training: Training) -> dict[str, Any]:
-    """Metrics of the best checkpoint on the validation split; rank 0 keeps them with their curves."""
+    """Metrics of the best checkpoint on the validation split, as it will be served; rank 0 keeps them and their curves.
+
+    Calibrated metrics are in sample by the two fitted numbers, so the raw ones stand beside them.
+    """
     assert training.valid_reader is not None
-    checkpoint.restore(checkpoint.best(run.checkpoints), training.parallel)
+    best = checkpoint.best(run.checkpoints)
+    checkpoint.restore(best, training.parallel)
     scores = gather_scores(score(training.parallel.model, training.valid_reader, training.device))
-    metrics = evaluate(*scores)
+    logits, labels, weights, group_ids = scores
+    summary: dict[str, Any] = {}
+    if training.config.calibration.kind == "platt":
+        summary["valid_uncalibrated"] = evaluate(logits, labels, weights, group_ids)
+        calibration = fit_platt(logits, labels, weights)
+        summary["calibration"] = calibration.to_json()
+        logits = calibration.apply(logits)
+    summary["valid"] = evaluate(logits, labels, weights, group_ids)
     if dist.get_rank() == 0:
-        run.write("evaluation/valid.json", {"metrics": metrics, "curves": curves(*scores[:3])})
-    return metrics
+        if "calibration" in summary:
+            run.write(CALIBRATION_NAME, {"step": best.step, **summary["calibration"]})
+        run.write("evaluation/valid.json", {"metrics": summary["valid"], "curves": curves(logits, labels, weights)})
+    return summary

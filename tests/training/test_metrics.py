@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from training.metrics import auc, calibration, curves, evaluate, gauc, logloss, ne, to_probs
+from training.metrics import NUM_CALIBRATION_BINS, auc, calibration, curves, ece, evaluate, gauc, logloss, ne, to_probs
 
 LABELS = np.array([1, 0, 1, 0, 0])
 PROBS = np.array([0.9, 0.6, 0.6, 0.2, 0.1])
@@ -44,6 +44,16 @@ def naive_logloss(logits, labels, weights) -> float:
     p = np.clip([1 / (1 + np.exp(-z)) for z in logits], 1e-7, 1 - 1e-7)
     losses = [-np.log(q) if y else -np.log(1 - q) for q, y in zip(p, labels, strict=True)]
     return sum(w * x for w, x in zip(weights, losses, strict=True)) / sum(weights)
+
+
+def naive_ece(logits, labels, weights) -> float:
+    """Bins of equal weight; all rows of one score go where the middle of their weight lies."""
+    logits, labels, weights = (a[weights > 0] for a in (logits, labels, weights))
+    surplus = [0.0] * NUM_CALIBRATION_BINS
+    for z, y, w in zip(logits, labels, weights, strict=True):
+        middle = weights[logits < z].sum() + weights[logits == z].sum() / 2
+        surplus[int(NUM_CALIBRATION_BINS * (middle / weights.sum()))] += w * (1 / (1 + np.exp(-z)) - y)
+    return sum(map(abs, surplus)) / weights.sum()
 
 
 def random_rows(seed: int, n: int = 60):
@@ -89,6 +99,7 @@ def test_equals_naive(seed):
         "logloss": naive_logloss(logits, labels, weights),
         "ne": naive_logloss(logits, labels, weights) / entropy,
         "calibration": (weights / (1 + np.exp(-logits))).sum() / (weights * labels).sum(),
+        "ece": naive_ece(logits, labels, weights),
         "gauc": naive_gauc(logits, labels, groups, weights),
     }
     assert metrics == pytest.approx(expected, rel=1e-12)
@@ -119,6 +130,36 @@ def test_one_class_is_none_not_a_number():
     assert metrics["calibration"] == pytest.approx((to_probs(np.array([0.5, -1.0]))).mean())
     assert evaluate([], [], [], [])["rows"] == 0
     assert json.loads(json.dumps(evaluate([], [])))["auc"] is None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ece_of_distinct_scores_and_of_shuffled_rows(seed):
+    rng = np.random.default_rng(seed)
+    logits, weights = rng.normal(-2, 2, 333), rng.choice([0.5, 1.0, 2.0], 333)
+    labels = (rng.random(333) < to_probs(logits)).astype(float)
+    value = ece(logits, labels, weights)
+    assert value == pytest.approx(naive_ece(logits, labels, weights), rel=1e-12)
+    order = rng.permutation(333)
+    assert ece(logits[order], labels[order], weights[order]) == pytest.approx(value, rel=1e-12)
+
+
+def test_ece_by_hand():
+    """40 rows of probability one half fill the 20 bins two by two."""
+    logits = np.arange(40) * 1e-9
+    assert ece(logits, [0, 1] * 20) == pytest.approx(0.0, abs=1e-8)
+    assert ece(logits, [1] * 20 + [0] * 20) == pytest.approx(0.5, abs=1e-8)
+    assert calibration(logits, [1] * 20 + [0] * 20) == pytest.approx(1.0, abs=1e-7), "a mean that hides it"
+    assert ece([0.0] * 4, [0, 0, 1, 1]) == 0.0, "one score, one bin"
+    assert ece([], []) is None and ece([0.0], [1]) == 0.5
+
+
+def test_curves_draw_the_bins_of_the_ece():
+    logits, labels, weights, _ = random_rows(6, 400)
+    logits += np.random.default_rng(6).normal(size=400)
+    weights[weights > 0] = 1
+    bins = curves(logits, labels, weights)["calibration"]
+    gaps = [b["rows"] * abs(b["mean_score"] - b["label_rate"]) for b in bins]
+    assert sum(gaps) / weights.sum() == pytest.approx(ece(logits, labels, weights), rel=1e-12)
 
 
 def test_base_rate_has_ne_1_and_calibration_1():
@@ -160,7 +201,7 @@ def test_curves_of_many_rows():
     assert (np.diff(fpr) >= 0).all() and (np.diff(tpr) >= 0).all()
     assert np.trapz(tpr, fpr) == pytest.approx(auc(logits, labels, weights), abs=1e-4)
     bins = drawn["calibration"]
-    assert [b["rows"] for b in bins] == [1000] * 10 + [999] * 10
+    assert [b["rows"] for b in bins] == [999, 1000] * 10
     assert sum(b["rows"] for b in bins) == 19_990
     assert max(abs(b["mean_score"] - b["label_rate"]) for b in bins) < 0.06
     assert [b["mean_score"] for b in bins] == sorted(b["mean_score"] for b in bins)
@@ -173,5 +214,5 @@ def test_curves_of_many_rows():
 def test_curves_of_few_rows_and_of_one_class():
     drawn = curves([0.0, 1.0, 1.0], [0, 0, 0])
     assert drawn["roc"] == {"fpr": [], "tpr": []}
-    assert [b["rows"] for b in drawn["calibration"]] == [1, 1, 1]
+    assert [b["rows"] for b in drawn["calibration"]] == [1, 2]
     assert curves([], [])["calibration"] == []
