@@ -1,0 +1,550 @@
+"""Hyper-parameter search: random samples of any training keys, bad ones stopped early, the same budget for each model.
+
+Only validation is looked at. A finished trial is one JSON file, so a killed search goes on where it was; the best trial
+of a model is a TOML file to lay over its configs.
+"""
+
+import csv
+import dataclasses
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import tempfile
+import time
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_worker_niceness", "0")
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the other one has a banner that verbose=0 leaves
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the results are our own files
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the search, not one model of it
+
+import ray
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+from tqdm import tqdm
+
+from features.dataset import DatasetManifest
+from features.schema import STRICT
+from jobs.command import plain_parser, run_program, write_json
+from jobs.config import Config, ConfigError, load_config, parse_config, read_toml
+
+METRICS = ("auc", "logloss", "gauc", "ne", "calibration")
+THE_SAME_FOR_ALL = ("training.dataset", "training.max_epochs")
+Texts = tuple[str, ...]
+Scalar = bool | int | float | str
+Value = Scalar | list[Scalar]
+Positive = Annotated[int, Field(ge=1)]
+
+
+@checked(frozen=True, config=STRICT)
+class Range:
+    """Where one key's values are drawn from: exactly one of the four."""
+
+    choice: Annotated[tuple[Value, ...], Field(min_length=1)] | None = None
+    uniform: tuple[float, float] | None = None
+    log_uniform: tuple[float, float] | None = None
+    integer: tuple[int, int] | None = None
+    """Both ends may be drawn."""
+
+    def __post_init__(self) -> None:
+        given = [name for name, value in vars(self).items() if value is not None]
+        if len(given) != 1:
+            raise ValueError(f"give one of choice, uniform, log_uniform, integer (got {', '.join(given) or 'none'})")
+        low, high = self.uniform or self.log_uniform or self.integer or (0, 1)
+        if not (low < high and math.isfinite(low) and math.isfinite(high)):
+            raise ValueError(f"{given[0]} = [{low}, {high}] is empty: the first number must be below the second")
+        if self.log_uniform and low <= 0:
+            raise ValueError(f"log_uniform = [{low}, {high}] must be above 0")
+
+    def at(self, position: float) -> Value:
+        """The value at a position in [0, 1); numbers that are not whole get four digits, as a person would write."""
+        if self.choice:
+            return self.choice[int(position * len(self.choice))]
+        if self.integer:
+            low, high = self.integer
+            return low + int(position * (high - low + 1))
+        low, high = self.uniform or self.log_uniform or (0.0, 1.0)
+        value = low + position * (high - low) if self.uniform else low * (high / low) ** position
+        return min(max(float(f"{value:.4g}"), low), high)
+
+
+Space = dict[str, Range]
+
+
+@checked(frozen=True, config=STRICT)
+class Model:
+    """Config files laid over the dataset's, then overrides, then a space of its own over the common one."""
+
+    name: str
+    configs: Texts = ()
+    overrides: Texts = ()
+    space: Space = dataclasses.field(default_factory=dict)
+
+    @property
+    def stem(self) -> str:
+        """The name as part of a path."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+
+@checked(frozen=True, config=STRICT)
+class Search:
+    """A search's TOML file."""
+
+    output: str
+    configs: Annotated[Texts, Field(min_length=1)]
+    """The dataset's."""
+    models: Annotated[tuple[Model, ...], Field(min_length=1)]
+    space: Space = dataclasses.field(default_factory=dict)
+    """Dotted config key -> where its values are drawn from, for every model."""
+    overrides: Texts = ()
+    """For every model."""
+    num_trials: Positive = 12
+    """Of each model."""
+    max_epochs: Positive = 20
+    grace_epochs: Positive = 2
+    """No trial is stopped before."""
+    reduction_factor: Annotated[float, Field(gt=1)] = 3.0
+    """At grace_epochs times each power of it, about this fraction of the trials goes on: 1 / reduction_factor."""
+    parallel: Positive = 1
+    """Trials at once; they share out the cores."""
+    seed: Annotated[int, Field(ge=0)] = 2023
+
+    def __post_init__(self) -> None:
+        stems = [model.stem for model in self.models]
+        if len(set(stems)) < len(stems) or not all(stems):
+            raise ValueError(f"models need names that differ in letters or digits: {', '.join(stems)}")
+        if self.grace_epochs > self.max_epochs:
+            raise ValueError(f"grace_epochs ({self.grace_epochs}) must not be above max_epochs ({self.max_epochs})")
+        for model in self.models:
+            space = self.space_of(model)
+            if not space:
+                raise ValueError(f"{model.name} has no space: name at least one key")
+            for key in space:
+                if key in THE_SAME_FOR_ALL or not key.startswith("training."):
+                    raise ValueError(
+                        f"space: {key!r} cannot be searched: only keys of [training] can, but for "
+                        f"{' and '.join(THE_SAME_FOR_ALL)}"
+                    )
+
+    def space_of(self, model: Model) -> Space:
+        return {**self.space, **model.space}
+
+    def trials(self, model: Model) -> list["Trial"]:
+        """The model's trials, each with its checked config.
+
+        Raises:
+            ConfigError: names the model beside the key.
+        """
+        trials = []
+        for number, values in enumerate(sample(self.space_of(model), self.num_trials, self.seed), 1):
+            try:
+                departures = _departures((*self.overrides, *model.overrides), self.max_epochs, values)
+                config = _load((*self.configs, *model.configs), departures)
+            except ConfigError as error:
+                raise ConfigError(f"{model.name}, trial {number}: {error}") from error
+            trials.append(Trial(self, model, number, values, departures, config))
+        return trials
+
+
+def sample(space: Space, num_trials: int, seed: int) -> list[dict[str, Value]]:
+    """Draw the trials' values.
+
+    Each key has a stream of its own: two models draw the same values for a key they share, another key changes nothing,
+    and more trials only add to the list.
+    """
+    columns = {
+        key: [where.at(position) for position in np.random.default_rng([seed, *key.encode()]).random(num_trials)]
+        for key, where in space.items()
+    }
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One sample of a model's space."""
+
+    search: Search
+    model: Model
+    number: int
+    """From 1."""
+    values: dict[str, Value]
+    departures: str
+    """TOML: all that sets this trial apart from the config files."""
+    config: Config
+
+    @property
+    def folder(self) -> Path:
+        """There only while the trial runs."""
+        return Path(self.search.output) / "trials" / f"{self.model.stem}-{self.number:03d}"
+
+    @property
+    def result(self) -> Path:
+        return self.folder.with_suffix(".json")
+
+    def request(self) -> dict[str, Any]:
+        """What a result must agree with to be kept."""
+        return {
+            "config": self.config.to_dict(),
+            "data": DatasetManifest.load(self.config.training.dataset).fingerprint,
+            "grace_epochs": self.search.grace_epochs,
+            "reduction_factor": self.search.reduction_factor,
+        }
+
+
+def _departures(overrides: Texts, max_epochs: int, values: dict[str, Value]) -> str:
+    """TOML of all that sets a trial apart: one dotted key a line, later ones instead of earlier ones."""
+    lines = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"override {override!r} is not of the form section.key=value")
+        if key == "training.max_epochs":
+            raise ConfigError(f"override {override!r}: max_epochs of the search sets it, for every model alike")
+        lines[key] = text if _is_toml(f"value = {text}") else json.dumps(text)
+    lines["training.max_epochs"] = str(max_epochs)
+    lines |= {key: json.dumps(value) for key, value in values.items()}  # TOML writes these values as JSON does
+    text = "".join(f"{key} = {value}\n" for key, value in lines.items())
+    if not _is_toml(text):
+        raise ConfigError(f"these keys do not fit together, one sets a table that another reaches into:\n{text}")
+    return text
+
+
+def _is_toml(text: str) -> bool:
+    try:
+        tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return False
+    return True
+
+
+def _load(configs: Texts, departures: str) -> Config:
+    """The config as whoever lays the departures over the files as one more file gets it."""
+    with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as file:
+        file.write(departures)
+        file.flush()
+        return load_config([*configs, file.name])
+
+
+def main() -> int:
+    parser = plain_parser(
+        "jobs.tune",
+        "Search hyper-parameters on validation, with the same budget for each model.",
+        "python -m jobs.tune --config jobs/configs/tune/frappe.toml",
+    )
+    parser.add_argument("--config", required=True, metavar="FILE")
+    parser.add_argument("--output", metavar="DIR", help="instead of the config's")
+    arguments = parser.parse_args()
+    search = load_search(arguments.config, arguments.output)
+    trials = {model.name: search.trials(model) for model in search.models}  # a wrong key is told before hours are spent
+    for of_model in trials.values():
+        _check_dataset(of_model[0].config)
+    kept = {trial.result: _kept(trial) for of_model in trials.values() for trial in of_model}
+    output = Path(search.output)
+    (output / "trials").mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    results = []
+    try:
+        with tqdm(total=len(kept), disable=None, unit="trial", dynamic_ncols=True) as bar:
+            for of_model in trials.values():
+                results.append(_run(search, of_model, [kept[trial.result] for trial in of_model], bar))
+    finally:
+        ray.shutdown()
+    models = [
+        _conclude(arguments.config, of_model, rows) for of_model, rows in zip(trials.values(), results, strict=True)
+    ]
+    _write(output, search, models, [row for rows in results for row in rows])
+    _print(output, search, models, time.perf_counter() - started)
+    return 0
+
+
+def load_search(path: str, output: str | None = None) -> Search:
+    """Read a search's file.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    try:
+        search = TypeAdapter(Search).validate_python(read_toml(path))
+    except ValidationError as error:
+        lines = []
+        for detail in error.errors():
+            key, words = ".".join(map(str, detail["loc"])), detail["msg"].removeprefix("Value error, ")
+            lines.append(f"{key}: {words}" if key else words)
+        raise ConfigError(f"{path}: {'; '.join(lines)}") from error
+    return dataclasses.replace(search, output=output) if output else search
+
+
+def _check_dataset(config: Config) -> None:
+    """Refuse what would fail every trial.
+
+    Raises:
+        ValueError: the dataset does not fit the config, or there is nothing to choose by.
+    """
+    manifest = DatasetManifest.load(config.training.dataset)
+    if manifest.schema_fingerprint != config.features.fingerprint:
+        raise ValueError(
+            f"{config.training.dataset} was built from another feature schema than the config's: build it again"
+        )
+    if "valid" not in manifest.splits or not manifest.splits["valid"].num_rows:
+        raise ValueError(f"{config.training.dataset} has no validation rows, and a search chooses by them")
+    if "gauc" in config.training.monitor and not manifest.schema.group_id:
+        raise ConfigError("training.monitor uses gauc, which needs features.group_id")
+
+
+# ------------------------------------------------------------------------------------------------------------- running
+
+Row = dict[str, Any]
+
+
+def _kept(trial: Trial) -> Row | None:
+    """What an earlier call found.
+
+    Raises:
+        ValueError: it is of another config, dataset or ASHA setting.
+    """
+    if not trial.result.exists():
+        return None
+    result = json.loads(trial.result.read_text(encoding="utf-8"))
+    if result["request"] != trial.request():
+        raise ValueError(
+            f"{trial.result} is of another config, dataset or budget: delete it to run that trial again, or choose "
+            "another --output"
+        )
+    return result
+
+
+def _run(search: Search, trials: Sequence[Trial], kept: Sequence[Row | None], bar: Any) -> list[Row]:
+    """Run a model's trials that are not kept; one result a trial, in their order.
+
+    Raises:
+        RuntimeError: the process of a trial died.
+    """
+    record = _Record(trials, kept, bar)
+    if None in kept:
+        if not ray.is_initialized():
+            _start_ray(search.parallel)
+        _tune(search, trials, kept, record)
+    else:
+        bar.update(len(kept))
+    return record.results()
+
+
+def _start_ray(parallel: int) -> None:
+    ray.init(
+        address="local",
+        num_cpus=parallel,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _node_ip_address="127.0.0.1",
+    )
+
+
+def _tune(search: Search, trials: Sequence[Trial], kept: Sequence[Row | None], record: "_Record") -> None:
+    tasks = [
+        {
+            "config": trial.config.to_dict(),
+            "dataset": str(Path(trial.config.training.dataset).absolute()),
+            "folder": str(trial.folder.absolute()),
+            "num_threads": max(1, (os.cpu_count() or 1) // search.parallel),
+            "evaluations": result["evaluations"] if result else [],
+        }
+        for trial, result in zip(trials, kept, strict=True)
+    ]
+    # Kept trials first: they only tell ASHA what it knew, and new ones are then judged beside all of them.
+    order = sorted(range(len(tasks)), key=lambda index: not tasks[index]["evaluations"])
+    scheduler = ASHAScheduler(
+        time_attr="epochs",
+        metric="monitor",
+        mode="max",
+        max_t=search.max_epochs,
+        grace_period=search.grace_epochs,
+        reduction_factor=search.reduction_factor,
+    )
+    gpus = 1 if trials[0].config.training.device == "cuda" else 0
+    with tempfile.TemporaryDirectory() as storage:
+        tuner = tune.Tuner(
+            tune.with_resources(tune.with_parameters(_work, tasks=tasks), {"cpu": 1, "gpu": gpus}),
+            param_space={"index": tune.grid_search(order)},
+            tune_config=tune.TuneConfig(scheduler=scheduler, max_concurrent_trials=search.parallel),
+            run_config=tune.RunConfig(storage_path=storage, name="search", callbacks=[record], verbose=0),
+        )
+        errors = tuner.fit().errors
+    if errors:
+        raise RuntimeError(
+            f"{len(errors)} trials of {trials[0].model.name} died; the finished ones are kept, so start it again"
+        ) from errors[0]
+
+
+def _work(sampled: dict[str, Any], tasks: list[dict[str, Any]]) -> None:
+    """One trial in a process of its own. ASHA stops it inside a report, when an epoch is over and no reader runs."""
+    task = tasks[sampled["index"]]
+    for evaluation in task["evaluations"]:
+        tune.report(evaluation)
+    if task["evaluations"]:
+        return
+    started = time.perf_counter()
+    import torch
+    import torch.distributed as dist
+
+    from training.run import Run, fit
+
+    run = Run(Path(task["folder"]))
+    shutil.rmtree(run.path, ignore_errors=True)
+    run.path.mkdir()
+    config = dataclasses.replace(parse_config(task["config"]).training, dataset=task["dataset"])
+    torch.set_num_threads(task["num_threads"])
+    backend = "nccl" if config.device == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+    def report(event: dict[str, Any]) -> None:
+        if event["event"] == "evaluation":
+            metrics = {name: event[name] for name in ("monitor", *METRICS)}
+            tune.report({"epochs": event["epoch"] + 1, "seconds": time.perf_counter() - started, **metrics})
+
+    try:
+        fit(run, config, report)
+    except ValueError as error:  # a rate that is too high ends a trial, not the search; at epoch 0 ASHA ignores it
+        tune.report({"epochs": 0, "monitor": -math.inf, "error": str(error)})
+
+
+class _Record(tune.Callback):
+    """Keeps what the trials report; a trial that is over becomes its file and its folder goes."""
+
+    def __init__(self, trials: Sequence[Trial], kept: Sequence[Row | None], bar: Any) -> None:
+        self._trials, self._bar = trials, bar
+        self._found: dict[int, Row] = {index: row for index, row in enumerate(kept) if row}
+        self._evaluations: dict[int, list[Row]] = {}
+        self._errors: dict[int, str] = {}
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Row, **info: Any) -> None:
+        index = trial.config["index"]
+        if "error" in result:
+            self._errors[index] = result["error"]
+        else:
+            kept = {name: result[name] for name in ("epochs", "seconds", "monitor", *METRICS)}
+            self._evaluations.setdefault(index, []).append(kept)
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        index = trial.config["index"]
+        ours, evaluations = self._trials[index], self._evaluations.get(index, [])
+        if index not in self._found:
+            self._found[index] = _describe(ours, evaluations, self._errors.get(index))
+            if index not in self._errors:
+                write_json(ours.result, {"request": ours.request(), **self._found[index], "evaluations": evaluations})
+            shutil.rmtree(ours.folder)
+        best = max((e["monitor"] for found in self._evaluations.values() for e in found), default=math.nan)
+        self._bar.set_description(f"{ours.model.name} {best:.5f}", refresh=False)
+        self._bar.update()
+
+    def results(self) -> list[Row]:
+        return [
+            {name: value for name, value in self._found[index].items() if name not in ("request", "evaluations")}
+            for index in range(len(self._trials))
+        ]
+
+
+def _describe(trial: Trial, evaluations: Sequence[Row], error: str | None) -> Row:
+    """A trial's result: the metrics are those of its best epoch; seconds run to its last evaluation, start included."""
+    best = max(evaluations, key=lambda e: e["monitor"], default=None)
+    ended_itself = error is not None or (trial.folder / "metrics.json").exists()
+    return {
+        "model": trial.model.name,
+        "trial": trial.number,
+        "overrides": trial.values,
+        **{name: best and best[name] for name in ("monitor", *METRICS)},
+        "best_epoch": best and best["epochs"],
+        "epochs": len(evaluations),
+        "seconds": evaluations[-1]["seconds"] if evaluations else 0.0,
+        "stopped_early": not ended_itself and len(evaluations) < trial.search.max_epochs,
+        "error": error,
+    }
+
+
+# ----------------------------------------------------------------------------------------------------------- reporting
+
+
+def _conclude(path: str, trials: Sequence[Trial], rows: Sequence[Row]) -> Row:
+    """Write a model's best config; returns what the model cost and what it found.
+
+    Raises:
+        ValueError: every trial failed.
+    """
+    finished = [row for row in rows if row["error"] is None]
+    if not finished:
+        raise ValueError(f"every trial of {trials[0].model.name} failed; the first: {rows[0]['error']}")
+    best = max(finished, key=lambda row: row["monitor"])
+    trial = trials[best["trial"] - 1]
+    search, model = trial.search, trial.model
+    file = Path(search.output) / f"best-{model.stem}.toml"
+    words = " ".join(f"--config {config}" for config in (*search.configs, *model.configs, str(file)))
+    header = (
+        f"{model.name}: trial {trial.number} of {len(rows)} of {path}",
+        f"(at most {search.max_epochs} epochs each, ASHA after {search.grace_epochs} with factor "
+        f"{search.reduction_factor:g}, seed {search.seed}).",
+        f"Validation at epoch {best['best_epoch']}: {_numbers(best)}",
+        "",
+        f"  python -m jobs.train {words} --run runs/{model.stem}-best",
+    )
+    lines = [f"# {line}".rstrip() for line in header]
+    file.write_text("\n".join(lines) + "\n\n" + trial.departures, encoding="utf-8")
+    return {
+        "model": model.name,
+        "trials": len(rows),
+        "failed": len(rows) - len(finished),
+        "stopped_early": sum(row["stopped_early"] for row in rows),
+        "epochs": sum(row["epochs"] for row in rows),
+        "seconds": sum(row["seconds"] for row in rows),
+        "best": best,
+        "config": file.name,
+    }
+
+
+def _numbers(row: Row) -> str:
+    return "  ".join(f"{name} {row[name]:.6f}" for name in ("monitor", *METRICS) if row[name] is not None)
+
+
+def _write(output: Path, search: Search, models: Sequence[Row], rows: Sequence[Row]) -> None:
+    names = ("seed", "num_trials", "max_epochs", "grace_epochs", "reduction_factor", "parallel")
+    budget = {name: getattr(search, name) for name in names}
+    write_json(output / "tune.json", {"budget": budget, "models": models, "trials": rows})
+    flat = [{**{k: v for k, v in row.items() if k != "overrides"}, **row["overrides"]} for row in rows]
+    with (output / "trials.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in flat for key in row)))
+        writer.writeheader()
+        writer.writerows(flat)
+
+
+def _print(output: Path, search: Search, models: Sequence[Row], seconds: float) -> None:
+    width = max(len(row["model"]) for row in models)
+    print(
+        f"each model: {search.num_trials} trials of at most {search.max_epochs} epochs, ASHA after "
+        f"{search.grace_epochs} with factor {search.reduction_factor:g}; best on validation:"
+    )
+    for row in sorted(models, key=lambda row: -row["best"]["monitor"]):
+        best = row["best"]
+        print(
+            f"{row['model']:{width}}  monitor {best['monitor']:.6f}  auc {best['auc']:.6f}  "
+            f"logloss {best['logloss']:.6f}  (trial {best['trial']}; {row['stopped_early']} stopped early, "
+            f"{row['failed']} failed, {row['epochs']} epochs, {row['seconds']:.0f} s)"
+        )
+        print(f"{'':{width}}  {output / row['config']}")
+    print(f"{seconds:.0f} s in all; trials: {output / 'trials.csv'}")
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,201 @@
+"""jobs.tune as a user runs it: trials on real Ray Tune, resumed and refused; and how values are drawn."""
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from jobs.config import ConfigError, load_config
+from jobs.tune import Range, load_search, sample
+from tests.jobs.test_train import write_config
+
+ROOT = Path(__file__).parents[2]
+MARK = "TWINFOCUS_TEST_TUNE"
+RATE = "training.optimizer.embedding_learning_rate"
+SEARCH = """
+output = "{output}"
+configs = ["{config}"]
+num_trials = 3
+max_epochs = 3
+grace_epochs = 1
+reduction_factor = 2
+seed = 153
+overrides = ["training.checkpoint.keep=1", 'training.schedule={{patience=9}}']
+[space]
+"training.optimizer.embedding_learning_rate" = {{ log_uniform = [1e-4, 0.5] }}
+[[models]]
+name = "Twin Focus"
+[models.space]
+"training.model.hard.hidden_units" = {{ choice = [[8], [8, 8]] }}
+"training.model.selection.kind" = {{ choice = ["gate", "shared"] }}
+[[models]]
+name = "FM"
+configs = ["jobs/configs/models/fm.toml"]
+overrides = ["training.optimizer.embedding_optimizer=sgd"]
+space."training.optimizer.embedding_learning_rate" = {{ choice = [0.01, 1e30, 0.5] }}
+"""
+
+
+def call(path: Path) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "jobs.tune", "--config", str(path)]
+    environment = os.environ | {MARK: str(path)}
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+
+
+def left_running(path: Path) -> list[psutil.Process]:
+    """Processes that a call has started and that are still there some seconds after it."""
+    deadline, left = time.monotonic() + 10, []
+    while time.monotonic() < deadline:
+        left = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(MARK) == str(path) and process.status() != psutil.STATUS_ZOMBIE:
+                    left.append(process)
+            except psutil.Error:
+                continue
+        if not left:
+            break
+        time.sleep(0.2)
+    return left
+
+
+def asha(histories: list[list[float]], grace: int, factor: float, max_epochs: int) -> list[int]:
+    """Epochs of trials that run one after the other: at each rung a trial must reach the quantile of those before."""
+    rungs: dict[int, list[float]] = {}
+    epochs = []
+    for history in histories:
+        for epoch, value in enumerate(history, 1):
+            if epoch == max_epochs:
+                break
+            if math.log(epoch / grace, factor).is_integer():
+                before = rungs.setdefault(epoch, [])
+                stopped = bool(before) and value < np.percentile(before, 100 * (1 - 1 / factor))
+                before.append(value)
+                if stopped:
+                    break
+        epochs.append(epoch)
+    return epochs
+
+
+def test_search(make_dataset, tmp_path: Path) -> None:
+    dataset = make_dataset(valid=((64,),)).path
+    for file in (dataset / "v1" / "test").iterdir():
+        file.write_bytes(b"x" * file.stat().st_size)  # whoever reads a test row fails
+    path, output, tiny = tmp_path / "search.toml", tmp_path / "found", write_config(tmp_path, dataset)
+    text = SEARCH.format(output=output, config=tiny)
+    path.write_text(text)
+    done = call(path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "" and left_running(path) == []
+    assert done.stdout.startswith("each model: 3 trials of at most 3 epochs") and "best-fm.toml" in done.stdout
+
+    found = json.loads((output / "tune.json").read_text())
+    twin, fm = found["models"]
+    assert found["budget"]["num_trials"] == twin["trials"] == fm["trials"] == 3
+    of = {name: [row for row in found["trials"] if row["model"] == name] for name in ("Twin Focus", "FM")}
+    results = {p.stem: json.loads(p.read_text()) for p in (output / "trials").iterdir()}  # and no folder is left
+    failed = [row["trial"] for row in of["FM"] if row["overrides"][RATE] == 1e30]
+    assert failed and fm["failed"] == len(failed)
+    assert all("the loss became" in row["error"] for row in of["FM"] if row["trial"] in failed)
+    assert len(results) == 6 - len(failed)
+    for name, stem, model in (("Twin Focus", "twin-focus", twin), ("FM", "fm", fm)):
+        finished = [row for row in of[name] if row["error"] is None]
+        histories = [results[f"{stem}-{row['trial']:03d}"]["evaluations"] for row in finished]
+        monitors = [[evaluation["monitor"] for evaluation in history] for history in histories]
+        assert [row["epochs"] for row in finished] == asha(monitors, 1, 2, 3) == [len(m) for m in monitors]
+        assert [row["stopped_early"] for row in finished] == [len(m) < 3 for m in monitors]
+        assert [row["monitor"] for row in finished] == [max(m) for m in monitors]
+        assert model["best"]["monitor"] == max(map(max, monitors)) and model["seconds"] > 0
+        best = output / model["config"]
+        layers = [str(tiny), *(["jobs/configs/models/fm.toml"] if name == "FM" else []), str(best)]
+        result = results[f"{stem}-{model['best']['trial']:03d}"]
+        config = load_config(layers)
+        assert config.to_dict() == result["request"]["config"]
+        assert config.training.max_epochs == 3 and config.training.schedule.patience == 9
+        assert config.training.optimizer.embedding_learning_rate == result["overrides"][RATE]
+        assert " ".join(f"--config {layer}" for layer in layers) in best.read_text()
+    assert of["FM"][2]["stopped_early"]
+    with (output / "trials.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row[RATE] for row in rows] == [str(row["overrides"][RATE]) for row in found["trials"]]
+
+    # Killed before a trial that ASHA stops: it is stopped again, beside the kept ones, which are not run again.
+    again = output / "trials" / "fm-003.json"
+    again.unlink()
+    before = {p: p.stat().st_mtime_ns for p in (output / "trials").iterdir()}
+    assert call(path).returncode == 0
+    assert {p: p.stat().st_mtime_ns for p in (output / "trials").iterdir() if p != again} == before
+    repeated = json.loads((output / "tune.json").read_text())
+    for row in (*found["trials"], *repeated["trials"]):
+        row.pop("seconds")
+    assert repeated["trials"] == found["trials"]
+
+    path.write_text(text.replace("max_epochs = 3", "max_epochs = 2"))
+    changed = call(path)
+    assert changed.returncode == 1 and "is of another config, dataset or budget" in changed.stderr
+
+
+def test_values_are_spread_over_their_range_and_repeat() -> None:
+    space = {
+        "a": Range(choice=("x", True, 2, [3, 4])),
+        "b": Range(integer=(1, 3)),
+        "c": Range(uniform=(-1.0, 3.0)),
+        "d": Range(log_uniform=(1e-4, 1e-2)),
+    }
+    samples = sample(space, 2_000, seed=5)
+    assert samples[:20] == sample(space, 20, seed=5) != sample(space, 20, seed=6)
+    alone = sample({"d": space["d"]}, 20, seed=5)
+    assert [values["d"] for values in alone] == [values["d"] for values in samples[:20]]
+    columns = {key: [values[key] for values in samples] for key in space}
+    for value in ("x", True, 2, [3, 4]):
+        assert columns["a"].count(value) == pytest.approx(500, abs=80)
+    assert {type(value) for value in columns["a"]} == {str, bool, int, list}
+    for value in (1, 2, 3):
+        assert columns["b"].count(value) == pytest.approx(667, abs=90)
+    assert np.quantile(columns["c"], [0, 0.5, 1]) == pytest.approx([-1, 1, 3], abs=0.2)
+    assert np.quantile(columns["d"], [0, 0.5, 1]) == pytest.approx([1e-4, 1e-3, 1e-2], rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("num_trials", "num_trial", "num_trial"),
+        ("grace_epochs = 1", "grace_epochs = 4", r"grace_epochs \(4\) must not be above max_epochs"),
+        ("log_uniform = [1e-4, 0.5]", "uniform = [2, 1]", "embedding_learning_rate: uniform .* is empty"),
+        ("log_uniform = [1e-4, 0.5]", "log_uniform = [0, 1]", "embedding_learning_rate: log_uniform .* above 0"),
+        ("log_uniform = [1e-4, 0.5]", "integer = [0, 1], choice = [1]", "give one of .*got choice, integer"),
+        ("log_uniform = [1e-4, 0.5]", "normal = [0, 1]", "embedding_learning_rate.normal"),
+        ('name = "FM"', 'name = "twin focus!"', "need names that differ"),
+        ("selection.kind", "selection.kinds", "Twin Focus, trial 1: unknown config key .*kinds"),
+        ("training.model.selection.kind", "features.label", "'features.label' cannot be searched"),
+        ("training.model.selection.kind", "training.max_epochs", "'training.max_epochs' cannot be searched"),
+        ('"gate", "shared"', '"gat", "gat"', "Twin Focus, trial 1: config key .*selection"),
+        ("checkpoint.keep=1", "max_epochs=9", "max_epochs of the search sets it"),
+        ("checkpoint.keep=1", "optimizer={}", "keys do not fit together"),
+    ],
+)
+def test_wrong_searches_are_refused(tmp_path: Path, old: str, new: str, words: str) -> None:
+    path = tmp_path / "search.toml"
+    text = SEARCH.format(output=tmp_path, config=write_config(tmp_path, tmp_path))
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(ConfigError, match=words):
+        search = load_search(str(path))
+        for model in search.models:
+            search.trials(model)
+
+
+def test_shipped_searches_load() -> None:
+    for path in sorted(Path("jobs/configs/tune").glob("*.toml")):
+        search = load_search(str(path))
+        assert all(len(search.trials(model)) == search.num_trials for model in search.models)
+        header = path.read_text().split("output =")[0]
+        assert f"jobs.tune          --config {path}" in header and "Cost" in header and "Expect" in header
