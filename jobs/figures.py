@@ -3,6 +3,7 @@
 Kept apart from the page so that each plot can be read, and checked, as the few lines it is.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -12,6 +13,7 @@ from plotly.subplots import make_subplots
 
 BLUE, ORANGE, GREEN, GREY = "#1f5fa8", "#c8591a", "#2e7d4f", "#9aa3ad"
 SPLIT_COLOURS = {"train": GREEN, "valid": BLUE, "test": ORANGE}
+SERIES_COLOURS = (BLUE, ORANGE, GREEN)
 MAX_POINTS = 1_500
 """Points of a curve beyond which it is thinned: no screen shows more."""
 
@@ -160,6 +162,82 @@ def deviations(rows: Sequence[Mapping[str, Any]], metric: str) -> go.Figure:
         marker={"size": 9, "color": BLUE},
         showlegend=False,
     )
+    return figure
+
+
+def importance(entries: Events, measure: str, title: str) -> go.Figure:
+    """A bar a feature or branch, in the order given, first on top, with its standard deviation over repeats."""
+    deviations = _column(entries, f"{measure}_std")
+    return _bars(_column(entries, "name"), _column(entries, measure), None if None in deviations else deviations, title)
+
+
+def variance_shares(parts: Mapping[str, float]) -> go.Figure:
+    """A bar a part of the fused logit: its share of the variance."""
+    return _bars(list(parts), list(parts.values()), None, "share of the fused logit's variance")
+
+
+def gate_means(gate: Mapping[str, Any]) -> go.Figure:
+    """A bar a series of a gate, from 1 to its mean, with its standard deviation over rows and coordinates."""
+    series = gate["series"]
+    deviations = [s["deviation"] for s in series.values()]
+    figure = _bars(list(series), [s["mean"] - 1 for s in series.values()], deviations, "factor")
+    figure.update_traces(base=1)
+    figure.update_xaxes(range=[0, gate["top"]])
+    return figure
+
+
+def gate_histogram(gate: Mapping[str, Any]) -> go.Figure:
+    """Distribution of a gate over rows, a colour a series, each summing to one; of many series, of all together."""
+    series = {name: s["histogram"] for name, s in gate["series"].items()}
+    if len(series) > len(SERIES_COLOURS):
+        series = {
+            f"all {len(series)} fields": [sum(counts) / len(series) for counts in zip(*series.values(), strict=True)]
+        }
+    figure = _figure("gate", "share of rows")
+    for (name, shares), colour in zip(series.items(), SERIES_COLOURS, strict=False):
+        width = gate["top"] / len(shares)
+        figure.add_bar(
+            x=[(i + 0.5) * width for i in range(len(shares))],
+            y=shares,
+            width=width,
+            name=name,
+            marker={"color": colour, "line": {"width": 0}},
+            opacity=0.6,
+        )
+    figure.update_layout(barmode="overlay", bargap=0, showlegend=True)
+    figure.update_xaxes(range=[0, gate["top"]])
+    return figure
+
+
+def branch_agreement(p_t: Sequence[Sequence[float]]) -> go.Figure:
+    """Share of rows by the probability that each branch gives the row's own class, on a logarithmic colour scale."""
+    figure = _figure("easy branch: p of the right class", "hard branch: p of the right class")
+    centres = [(i + 0.5) / len(p_t) for i in range(len(p_t))]
+    ticks = range(-5, 1)
+    figure.add_heatmap(
+        x=centres,
+        y=centres,
+        z=[[math.log10(row[j]) if row[j] else None for row in p_t] for j in range(len(p_t))],
+        customdata=[[100 * row[j] for row in p_t] for j in range(len(p_t))],
+        hovertemplate="easy %{x:.3f}<br>hard %{y:.3f}<br>%{customdata:.3f} % of rows<extra></extra>",
+        colorscale="Blues",
+        zmin=ticks[0],
+        zmax=0,
+        colorbar={"title": "rows", "tickvals": list(ticks), "ticktext": [f"{100 * 10**t:g} %" for t in ticks]},
+    )
+    figure.update_xaxes(range=[0, 1])
+    figure.update_yaxes(range=[0, 1])
+    return figure
+
+
+def _bars(names: Sequence[str], values: Sequence[float], deviations: Sequence[float] | None, title: str) -> go.Figure:
+    """Horizontal bars, first on top; the more, the taller the figure."""
+    figure = _figure(title, "")
+    error = None if deviations is None else {"type": "data", "array": deviations, "color": "#1d2733", "thickness": 1}
+    figure.add_bar(x=values, y=names, orientation="h", marker={"color": BLUE}, error_x=error)
+    figure.update_yaxes(autorange="reversed", type="category", dtick=1, ticksuffix="  ")
+    figure.update_xaxes(exponentformat="none")
+    figure.update_layout(showlegend=False, bargap=0.35, height=max(320, 80 + 20 * len(names)))
     return figure
 
 

@@ -44,6 +44,7 @@ def render(run: RunFiles) -> str:
         "results": ("Results", _results(run)),
         "training": ("Training", _training(run)),
         "scores": ("Scores", _scores(run)),
+        "attribution": ("What predictions rest on", _attribution(run)),
         "dataset": ("Dataset", _dataset(run)),
         "sharding": ("Sharding plan", _sharding(run)),
         "speed": ("Time and throughput", _speed(run)),
@@ -123,6 +124,58 @@ def _scores(run: RunFiles) -> str:
     plots = {"ROC": figures.roc(curves), "Calibration": figures.calibration(curves)}
     plots |= {f"Scores by label, {name}": figures.score_histogram(curve) for name, curve in curves.items()}
     return grid(plots)
+
+
+def _attribution(run: RunFiles) -> str:
+    found = run.attribution
+    if not found:
+        return note(f"No attribution yet: python -m jobs.attribute --run {run.path} makes it.")
+    features, branches = found["features"], found["branches"]
+    shares = {part["name"]: part["variance_share"] for part in _parts(found)}
+    sample = "" if found["rows"] == found["split_rows"] else f" of {found['split_rows']:,} (evenly spaced)"
+    about = (
+        f"{found['rows']:,} rows{sample} of the split {found['split']}. Permutations over all rows, of each feature "
+        f"and of each branch's output: {found['repeats']}; bars show mean and deviation over them. A feature that "
+        "another one can stand in for loses little."
+    )
+    plots = {
+        "AUC lost when a feature is permuted": figures.importance(features, "auc_drop", "fall of auc"),
+        "Logloss gained when a feature is permuted": figures.importance(features, "logloss_rise", "rise of logloss"),
+        "AUC lost when a branch's output is permuted": figures.importance(branches, "auc_drop", "fall of auc"),
+    }
+    if None not in shares.values():
+        plots["Parts of the fused logit"] = figures.variance_shares(shares)
+    if found["p_t"]:
+        plots["Where the branches are right"] = figures.branch_agreement(found["p_t"])
+    gates = {}
+    for gate in found["gates"]:
+        gates[f"Gate: {gate['name']}"] = figures.gate_histogram(gate)
+        if len(gate["series"]) > len(figures.SERIES_COLOURS):
+            gates[f"Gate: {gate['name']}, by field"] = figures.gate_means(gate)
+    return f"<p>{escape(about)}</p>{grid(plots)}{_branch_table(found)}{grid(gates)}"
+
+
+def _parts(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What the fused logit is made of: each branch's part and, where there is one, the joint part."""
+    return [*found["branches"], *([{"name": "joint", **found["joint"]}] if found["joint"] else [])]
+
+
+def _branch_table(found: Mapping[str, Any]) -> str:
+    columns = {
+        "own auc": "auc",
+        "own logloss": "logloss",
+        "mean logit of positives": "mean_logit_positives",
+        "mean logit of negatives": "mean_logit_negatives",
+        "mean |part|": "mean_abs_part",
+    }
+    rows = [[part["name"], *map(part.get, columns.values()), percent(part["variance_share"])] for part in _parts(found)]
+    meaning = (
+        "A branch's part of the fused logit is what changes when that branch alone has its own output and the other "
+        "its mean one; a joint part is what is left. The variance shares, cov(part, fused) / var(fused), add up to 1."
+    )
+    weights = " + ".join(f"{weight:.4f} {name}" for name, weight in (found["fusion_weights"] or {}).items())
+    learnt = f" Learnt weights: fused = {weights}." if weights else ""
+    return table(("branch", *columns, "variance share"), rows) + f"<p>{escape(meaning + learnt)}</p>"
 
 
 def _dataset(run: RunFiles) -> str:

@@ -17,6 +17,7 @@ class RunFiles:
         progress: history lines of training steps, in order.
         checks: history lines of evaluations, in order.
         evaluations: split -> {"metrics", "curves"}.
+        attribution: of ``jobs.attribute``.
         build: what the last ``jobs.build_dataset`` said of itself.
         notes: why a part is missing, for the reader of the report.
     """
@@ -28,6 +29,7 @@ class RunFiles:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     plan: list[dict[str, Any]] = field(default_factory=list)
     evaluations: Mapping[str, Any] = field(default_factory=dict)
+    attribution: Mapping[str, Any] = field(default_factory=dict)
     dataset_path: str | None = None
     manifest: DatasetManifest | None = None
     build: Mapping[str, Any] = field(default_factory=dict)
@@ -55,6 +57,7 @@ class RunFiles:
             metrics=_read(path / "metrics.json", {}),
             plan=_read(path / "plan.json", []),
             evaluations={name: _read(path / "evaluation" / f"{name}.json", {}) for name in splits},
+            attribution=_read(path / "attribution.json", {}),
             dataset_path=folder,
             manifest=manifest,
             build=_read(Path(folder) / "build.json", {}) if manifest is not None and folder else {},

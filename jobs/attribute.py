@@ -1,0 +1,101 @@
+"""Attribute a run's predictions to features, branches and gates; the last line of stdout is one JSON object.
+
+Every feature is permuted over all rows of the split and the split scored again, so the cost is features x repeats
+evaluations.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from jobs.command import plain_parser, run_program
+
+MAX_ROWS = 200_000
+
+
+def main() -> int:
+    parser = plain_parser(
+        "jobs.attribute",
+        "Say which features, branches and gates the best checkpoint's predictions rest on.",
+        "python -m jobs.attribute --run runs/demo --split valid",
+    )
+    parser.add_argument("--run", required=True, metavar="DIR")
+    parser.add_argument("--dataset", metavar="DIR", help="another dataset built with the same vocabularies")
+    parser.add_argument("--split", default="valid", choices=["train", "valid", "test"])
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="permutations of each feature (default: 3)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the permutations (default: 0)")
+    parser.add_argument(
+        "--max-rows", type=int, default=MAX_ROWS, metavar="N", help=f"evenly spaced rows of a longer split ({MAX_ROWS})"
+    )
+    arguments = parser.parse_args()
+    for name in ("repeats", "max_rows"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be 1 or more")
+    if arguments.seed < 0:
+        parser.error("--seed must be 0 or more")
+
+    from training.attribution import attribute, num_passes, read_columns
+    from training.export import load_best
+    from training.run import Dataset, Run
+
+    run = Run(Path(arguments.run))
+    best = load_best(run, Dataset.open(arguments.dataset) if arguments.dataset else None)
+    reader, schema = best.dataset.reader(arguments.split, best.config), best.dataset.manifest.schema
+    columns = read_columns(reader, arguments.max_rows)
+    split_rows, rows = reader.num_rows, len(columns["label"])
+    if rows < split_rows:
+        print(f"{rows:,} evenly spaced rows of {split_rows:,}; --max-rows takes more", file=sys.stderr)
+    with tqdm(total=num_passes(schema, arguments.repeats), unit="pass", disable=None) as bar:
+        found = attribute(
+            best.model,
+            columns,
+            schema,
+            best.calibration,
+            num_repeats=arguments.repeats,
+            seed=arguments.seed,
+            batch_size=best.config.evaluation_batch_size,
+            on_pass=bar.update,
+        )
+    settings = {"split": arguments.split, "split_rows": split_rows, "repeats": arguments.repeats}
+    run.write("attribution.json", {**settings, "seed": arguments.seed, **found})
+    print(summary(found))
+    drops = {kind: {e["name"]: e["auc_drop"] for e in found[kind]} for kind in ("features", "branches")}
+    print(json.dumps({**settings, **{name: found[name] for name in ("rows", "auc", "logloss")}, "auc_drop": drops}))
+    return 0
+
+
+def summary(found: Mapping[str, Any]) -> str:
+    """What a person wants to see at once."""
+    lines = [f"{found['rows']:,} rows, auc {found['auc']:.5f}, logloss {found['logloss']:.5f}", ""]
+    for title, kind in (("feature permuted", "features"), ("branch permuted", "branches")):
+        width = max(len(title), *(len(entry["name"]) for entry in found[kind]))
+        lines.append(f"{title:{width}}      auc falls by   logloss rises by")
+        for entry in found[kind]:
+            auc, rise = _with_deviation(entry, "auc_drop"), _with_deviation(entry, "logloss_rise")
+            lines.append(f"{entry['name']:{width}}  {auc}  {rise}")
+        lines.append("")
+    for part in (*found["branches"], *([{"name": "joint", **found["joint"]}] if found["joint"] else [])):
+        share = part["variance_share"]
+        known = "" if share is None else f" and {100 * share:z.1f} % of its variance"
+        own = f"; its own auc {part['auc']:.5f}" if part.get("auc") is not None else ""
+        lines.append(f"{part['name']}: moves the fused logit by {part['mean_abs_part']:.3f}{known}{own}")
+    if found["fusion_weights"]:
+        weights = (f"{weight:.3f} {branch}" for branch, weight in found["fusion_weights"].items())
+        lines.append(f"the fused logit is {' + '.join(weights)}")
+    for gate in found["gates"]:
+        series = (f"{key} {s['mean']:.3f} +- {s['deviation']:.3f}" for key, s in gate["series"].items())
+        lines.append(f"gate, {gate['name']} (0 to {gate['top']}): {', '.join(series)}")
+    return "\n".join(lines)
+
+
+def _with_deviation(entry: Mapping[str, Any], name: str) -> str:
+    deviation = entry[f"{name}_std"]
+    return f"{entry[name]:z8.5f}" + (" " * 10 if deviation is None else f" +- {deviation:.4f} ")
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,115 @@
+"""jobs.attribute on a trained run, and what jobs.report makes of it."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from jobs.report import render
+from jobs.runfiles import RunFiles
+from training.config import MLPEncoder, ModelConfig, MoEFusion, StreamGatesSelection, TrainingConfig
+from training.export import load_best
+from training.metrics import auc, logloss
+from training.run import Dataset, Run, fit
+
+ROOT = Path(__file__).parents[2]
+FIELDS = {"user", "genres", "device", "age", "row", "price"}
+
+
+@pytest.fixture
+def run(tmp_path: Path, make_dataset: Callable[..., Any]) -> Iterator[Run]:
+    """A run of two epochs with gates in its selection and in its fusion."""
+    dataset = Dataset.open(make_dataset(valid=((60, 40), (20,))).path)
+    model = ModelConfig(
+        embedding_dim=8,
+        embedding_init_std=0.05,
+        selection=StreamGatesSelection(easy_context=("user",), hidden_units=(8,)),
+        easy=MLPEncoder((8,)),
+        hard=MLPEncoder((8,)),
+        fusion=MoEFusion(),
+    )
+    config = TrainingConfig(str(dataset.path), model, max_epochs=2, global_batch_size=32, evaluation_batch_size=32)
+    made = Run(tmp_path / "run")
+    made.write("config.json", {"training": asdict(config)})
+    manifest = dataset.manifest
+    fingerprints = {
+        "schema_fingerprint": manifest.schema_fingerprint,
+        "learnt_fingerprint": manifest.learnt_fingerprint,
+    }
+    made.write("dataset.json", {"dataset": str(dataset.path), **fingerprints})
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    fit(made, config)
+    yield made
+    dist.destroy_process_group()
+
+
+def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "jobs.attribute", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def test_the_program_and_the_report(run: Run):
+    before = render(RunFiles.load(run.path))
+    assert f"python -m jobs.attribute --run {run.path} makes it" in before
+
+    done = call("--run", str(run.path), "--repeats", "2")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # no progress bar where nobody looks
+    *summary, last = done.stdout.splitlines()
+    line, found = json.loads(last), run.read("attribution.json")
+    logits, labels, weights, _ = load_best(run).score("valid")
+    assert found["auc"] == pytest.approx(auc(logits, labels, weights), abs=1e-9)
+    assert found["logloss"] == pytest.approx(logloss(logits, labels, weights), abs=1e-6)
+    assert (found["split"], found["rows"], found["split_rows"], found["repeats"]) == ("valid", 120, 120, 2)
+    assert (line["rows"], line["auc"]) == (120, found["auc"])
+    assert line["auc_drop"]["features"] == {entry["name"]: entry["auc_drop"] for entry in found["features"]}
+    assert line["auc_drop"]["features"].keys() == FIELDS
+    assert all(any(text.startswith(f"{name} ") for text in summary) for name in FIELDS)
+
+    page = render(RunFiles.load(run.path))
+    titles = (
+        "AUC lost when a feature is permuted",
+        "AUC lost when a branch&#x27;s output is permuted",
+        "Parts of the fused logit",
+        "Where the branches are right",
+        "Gate: selection, easy stream, by field",
+        "Gate: selection, hard stream, by field",
+        "Gate: fusion",
+    )
+    for title in titles:
+        assert f"<h3>{title}</h3>" in page
+    bars = json.dumps([entry["auc_drop"] for entry in found["features"]], separators=(",", ":"))
+    assert bars in page
+    assert "120 rows of the split valid" in page
+
+    # A longer split is sampled, and says so; a model whose branch logits are not trained has no picture of them.
+    done = call("--run", str(run.path), "--split", "train", "--max-rows", "50", "--repeats", "1")
+    assert "50 evenly spaced rows of 192; --max-rows takes more" in done.stderr
+    assert "50 rows of 192 (evenly spaced) of the split train" in render(RunFiles.load(run.path))
+    files = RunFiles.load(run.path)
+    bare = {**files.attribution, "p_t": None, "gates": []}
+    page = render(replace(files, attribution=bare))
+    assert "Where the branches are right" not in page
+    assert "Gate:" not in page
+
+
+def test_what_it_refuses(tmp_path: Path):
+    done = call("--run", str(tmp_path))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"error: {tmp_path} is not a usable run" in done.stderr
+    done = call("--run", str(tmp_path), "--repeats", "0")
+    assert done.returncode == 2
+    assert "--repeats must be 1 or more" in done.stderr
