@@ -44,8 +44,6 @@ class Entry:
     name: str
     configs: Texts = ()
     overrides: Texts = ()
-    seeds: tuple[int, ...] | None = None
-    """Models only; None: the leaderboard's."""
 
     @property
     def folder(self) -> str:
@@ -54,12 +52,20 @@ class Entry:
 
 
 @checked(frozen=True, config=STRICT)
+class Model(Entry):
+    """A model of the matrix."""
+
+    seeds: tuple[int, ...] | None = None
+    """None: the leaderboard's."""
+
+
+@checked(frozen=True, config=STRICT)
 class Leaderboard:
     """A leaderboard's TOML file."""
 
     output: str
     datasets: Annotated[tuple[Entry, ...], Field(min_length=1)]
-    models: Annotated[tuple[Entry, ...], Field(min_length=1)]
+    models: Annotated[tuple[Model, ...], Field(min_length=1)]
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
     reference: str
     """Model that every other one is compared with, over the seeds that both have."""
@@ -95,7 +101,7 @@ class Cell:
 
     output: Path
     dataset: Entry
-    model: Entry
+    model: Model
     seed: int
     shared: Texts
 

@@ -26,8 +26,21 @@ from tqdm import tqdm
 
 from jobs.command import absolute, config_parser, parse_config_arguments, run_program
 from jobs.config import Config, ConfigError, parse_config
+from training.allocator import HUGE_PAGES, keep_freed_memory
 
-COMPARED_ON_RESUME = ("model", "optimizer", "global_batch_size", "seed", "clip_gradient_norm", "schedule", "monitor")
+os.environ.setdefault(HUGE_PAGES, "1")  # workers started from here have it before they load torch
+
+COMPARED_ON_RESUME = (
+    "model",
+    "optimizer",
+    "global_batch_size",
+    "seed",
+    "clip_gradient_norm",
+    "precision",
+    "ema_decay",
+    "schedule",
+    "monitor",
+)
 """Training keys that must not change when a run goes on: the weights already depend on them."""
 
 
@@ -189,6 +202,7 @@ def _work(arguments: dict[str, Any]) -> None:
     run = Run(Path(arguments["run"]))
     if run.failure.exists():
         return  # an error that a restart cannot mend: leave quietly, the driver tells it
+    keep_freed_memory()
     torch.set_num_threads(config.threads_per_worker or max(1, (os.cpu_count() or 1) // config.num_workers))
     rank = ray.train.get_context().get_world_rank()
 

@@ -21,6 +21,8 @@ from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from training.parallelize import ParallelModel
 
 META_NAME = "checkpoint.json"
+AVERAGE = "average"
+"""Key of the averaged weights beside "model" and "optimizer"; absent where nothing is averaged."""
 _NAME = re.compile(r"^step=(\d{9})$")
 
 
@@ -84,17 +86,24 @@ def restore(checkpoint: Checkpoint, parallel: ParallelModel) -> None:
     _load(checkpoint, _without_empty(state))
     parallel.model.load_state_dict(state["model"])
     parallel.optimizer.load_state_dict(state["optimizer"])
+    # The average was filled in place.
 
 
 def restore_model(checkpoint: Checkpoint, model: nn.Module) -> None:
-    """Load the weights alone into an unsharded model on one process, without a process group.
+    """Load the weights that are shipped into an unsharded model on one process, without a process group.
 
     Raises:
         CheckpointError: as ``restore``.
     """
-    state = {"model": model.state_dict()}
+    saved = FileSystemReader(checkpoint.path).read_metadata().state_dict_metadata
+    weights = model.state_dict()
+    averaged = {name for name in weights if f"{AVERAGE}.{name}" in saved}
+    state = {
+        "model": {name: weight for name, weight in weights.items() if name not in averaged},
+        AVERAGE: {name: weights[name] for name in averaged},
+    }
     _load(checkpoint, state)
-    model.load_state_dict(state["model"])
+    model.load_state_dict(state["model"] | state[AVERAGE])
 
 
 def newest(folder: Path) -> Checkpoint | None:
@@ -150,7 +159,8 @@ def prune(folder: Path, keep: int, best_step: int | None) -> None:
 
 
 def _state(parallel: ParallelModel) -> dict[str, Any]:
-    return {"model": parallel.model.state_dict(), "optimizer": parallel.optimizer.state_dict()}
+    state = {"model": parallel.model.state_dict(), "optimizer": parallel.optimizer.state_dict()}
+    return state if parallel.average is None else {**state, AVERAGE: parallel.average.values}
 
 
 def _without_empty(state: dict[str, Any]) -> dict[str, Any]:

@@ -109,7 +109,8 @@ def make_step(training: Training) -> Callable[[Batch, int], tuple[Tensor, Tensor
         weights = batch.weights[: batch.num_rows]
         totals = torch.stack([weights.sum().double(), torch.tensor(batch.num_rows, device=weights.device).double()])
         dist.all_reduce(totals)
-        logits = parallel.model(batch)
+        with torch.autocast(training.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            logits = parallel.model(batch)
         loss = objective(logits, batch.labels[: batch.num_rows], weights, totals[0].float())
         parallel.optimizer.zero_grad()
         # Both DDP and TorchRec divide gradients by the world size; this loss is already a share of the whole.
@@ -139,6 +140,8 @@ def _train_epoch(
         if not np.isfinite(value):
             raise ValueError(f"the loss became {value} at step {progress.step + 1}: lower the learning rates")
         progress.step, progress.step_in_epoch = progress.step + 1, progress.step_in_epoch + 1
+        if parallel.average is not None:
+            parallel.average.update(progress.step)
         progress.rows, progress.loss_sum = progress.rows + int(rows), progress.loss_sum + value
         now = time.perf_counter()
         is_last = progress.step_in_epoch == training.train_reader.num_steps
@@ -178,8 +181,7 @@ def _progress_event(
 def _evaluate_epoch(training: Training, reader: Reader, progress: Progress) -> Event:
     started = time.perf_counter()
     config, parallel = training.config, training.parallel
-    scores = gather_scores(score(parallel.model, reader, training.device))
-    metrics = compute_metrics(*scores)
+    metrics = compute_metrics(*score_all(parallel, reader, training.device))
     value = monitor_value(metrics, config.monitor)
     is_best = progress.schedule.update(value, progress.step, config.schedule)
     event = {
@@ -228,6 +230,12 @@ def score(model: nn.Module, reader: Reader, device: torch.device) -> Scores:
                 group_ids.append(batch.group_ids[rows])
     parts = [torch.cat(part).numpy() if part else None for part in (logits, labels, weights, group_ids)]
     return parts[0], parts[1], parts[2], parts[3]  # pyright: ignore[reportReturnType]
+
+
+def score_all(parallel: ParallelModel, reader: Reader, device: torch.device) -> Scores:
+    """Score every rank's rows of a split with the weights that would be shipped, on every rank, in rank order."""
+    with parallel.shipped_weights():
+        return gather_scores(score(parallel.model, reader, device))
 
 
 def gather_scores(scores: Scores) -> Scores:

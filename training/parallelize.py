@@ -4,7 +4,9 @@ The model is built on the meta device, TorchRec's planner places its tables, and
 net) is replicated. The same function serves one CPU rank and many CUDA ones.
 """
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +27,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimiz
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad as ReplicatedRowWiseAdagrad
 
+from training.average import WeightAverage
 from training.config import DenseOptimizer, FusedOptimizer, TrainingConfig
 from training.model.ctr_model import CTRModel
 from training.model.embedding import EmbeddingTable
@@ -75,11 +78,13 @@ class ParallelModel:
     Attributes:
         model: the wrapped CTRModel.
         optimizer: every optimizer, as one; its state and the model's make a checkpoint.
+        average: moving average of the replicated weights, or None.
         plan: one readable row a table (see plan.json).
     """
 
     model: DistributedModelParallel
     optimizer: CombinedOptimizer
+    average: WeightAverage | None
     plan: list[dict[str, Any]]
     _embedding_parameters: list[nn.Parameter]
     """Those with gradients: in the dense lane, every table."""
@@ -108,6 +113,12 @@ class ParallelModel:
     def clip_gradients(self, max_norm: float) -> None:
         """Scale the gradients so that their common norm is at most ``max_norm``."""
         nn.utils.clip_grad_norm_(self._clipped_parameters, max_norm, foreach=True)
+
+    @contextlib.contextmanager
+    def shipped_weights(self) -> Iterator[None]:
+        """Within this context the model has the weights that are evaluated and shipped."""
+        with self.average.swapped() if self.average is not None else contextlib.nullcontext():
+            yield
 
     @property
     def learning_rates(self) -> list[float]:
@@ -154,6 +165,7 @@ def parallelize(model: CTRModel, config: TrainingConfig, device: torch.device) -
     return ParallelModel(
         model=wrapped,
         optimizer=_make_optimizer(wrapped, parameters, table_parameters, lane),
+        average=WeightAverage(_replicated(wrapped), config.ema_decay) if config.ema_decay else None,
         plan=[_describe(tables[name], placement) for name, placement in placements.items()],
         _embedding_parameters=[p for n, p in parameters.items() if n in embedding_names],
         _clipped_parameters=[p for n, p in parameters.items() if is_dense_lane or n not in table_parameters],
@@ -176,6 +188,11 @@ def _initialize_tables(wrapped: DistributedModelParallel, tables: dict[str, Embe
                 tables[table].initialize(shard.tensor, *shard.metadata.shard_offsets)
         else:
             tables[table].initialize(value)
+
+
+def _replicated(wrapped: DistributedModelParallel) -> dict[str, torch.Tensor]:
+    """Every parameter and buffer that each rank holds whole, sharing its memory."""
+    return {n: v for n, v in wrapped.state_dict().items() if not isinstance(v, ShardedTensor)}
 
 
 def _check_lane(config: TrainingConfig, device: torch.device) -> None:

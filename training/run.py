@@ -19,7 +19,7 @@ from features.learnt import Learnt
 from training import checkpoint
 from training.calibration import CALIBRATION_NAME, fit_platt
 from training.config import TrainingConfig
-from training.loop import Event, Progress, Training, gather_scores, score, train
+from training.loop import Event, Progress, Training, score_all, train
 from training.metrics import curves, evaluate
 from training.model.ctr_model import CTRModel
 from training.parallelize import needs_padded_tables, parallelize
@@ -224,8 +224,7 @@ def _evaluate_best(run: Run, training: Training) -> dict[str, Any]:
     assert training.valid_reader is not None
     best = checkpoint.best(run.checkpoints)
     checkpoint.restore(best, training.parallel)
-    scores = gather_scores(score(training.parallel.model, training.valid_reader, training.device))
-    logits, labels, weights, group_ids = scores
+    logits, labels, weights, group_ids = score_all(training.parallel, training.valid_reader, training.device)
     summary: dict[str, Any] = {}
     if training.config.calibration.kind == "platt":
         summary["valid_uncalibrated"] = evaluate(logits, labels, weights, group_ids)

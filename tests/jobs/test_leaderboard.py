@@ -80,6 +80,7 @@ def test_leaderboard(make_dataset, tmp_path: Path) -> None:
         ('reference = "TF4CTR"', 'reference = "LR"', "'LR' is not the name of a model"),
         ('name = "FM"', 'name = "tf4ctr!"', "need names that differ"),
         ("num_resamples", "num_resample", "num_resample"),
+        ('name = "Tiny"', 'name = "Tiny"\nseeds = [1]', "datasets.0.seeds"),
     ],
 )
 def test_wrong_leaderboards_are_refused(tmp_path: Path, old: str, new: str, words: str) -> None:

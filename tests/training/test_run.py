@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 import torch.multiprocessing as mp
 
 from training import checkpoint
@@ -38,7 +39,8 @@ from training.config import (
     StreamGatesSelection,
     TrainingConfig,
 )
-from training.loop import Event, Training, make_step
+from training.loop import Event, Training, make_step, score
+from training.metrics import evaluate
 from training.model.ctr_model import CTRModel
 from training.parallelize import parallelize
 from training.run import Dataset, Run, build_model, fit
@@ -80,6 +82,8 @@ LANES: dict[str, dict[str, Any]] = {
     "replicated": {"sharding": ShardingConfig("data_parallel")},
     "mixed": {"sharding": ShardingConfig("table_wise", {"user": "row_wise", "age": "data_parallel"})},
     "dense": {"optimizer": DenseOptimizer(learning_rate=0.01, embedding_l2=0.01)},
+    "averaged": {"sharding": ShardingConfig("row_wise", {"age": "data_parallel"}), "ema_decay": 0.9},
+    "averaged dense": {"optimizer": DenseOptimizer(learning_rate=0.01), "ema_decay": 0.9},
     "unused heads": {  # a concat fusion without twin focus reads neither branch's logit
         "model": replace(
             MODEL,
@@ -97,7 +101,7 @@ PLANNED = {
     "dense": "data_parallel",
 }
 """Lane -> how every one of its tables must be sharded."""
-INTERRUPTED = ("row_wise", "dense", "unused heads")
+INTERRUPTED = ("row_wise", "dense", "averaged", "unused heads")
 
 
 @pytest.fixture
@@ -232,12 +236,12 @@ def losses(run: Run) -> list[float]:
     return [e["train_loss"] for e in events if e["event"] == "evaluation"]
 
 
-@pytest.mark.parametrize("lane", ["auto", "dense"])
+@pytest.mark.parametrize("lane", ["auto", "dense", "averaged", "averaged dense"])
 def test_interrupted_equals_undisturbed_bit_for_bit(make_dataset, tmp_path: Path, one_rank, lane: str) -> None:
     dataset = make_dataset().path
     config = make_config(dataset, **LANES[lane])
     dropout = replace(config.model, easy=MLPEncoder((8,), dropout=0.3), hard=CrossNetEncoder(2))
-    config = replace(config, model=dropout)
+    config = replace(config, model=dropout, precision="bfloat16" if lane == "averaged dense" else "float32")
     undisturbed, interrupted = Run(tmp_path / "undisturbed"), Run(tmp_path / "interrupted")
     fit(undisturbed, config)
     for step in (4, STEPS_PER_EPOCH, 8):
@@ -247,6 +251,24 @@ def test_interrupted_equals_undisturbed_bit_for_bit(make_dataset, tmp_path: Path
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert interrupted.read("metrics.json")["train"]["rows"] == undisturbed.read("metrics.json")["train"]["rows"]
     assert losses(interrupted) == losses(undisturbed)
+
+
+def test_what_is_evaluated_is_what_is_shipped(make_dataset, tmp_path: Path, one_rank) -> None:
+    """Replicated weights are the averaged ones; those of sharded tables are the last."""
+    dataset = make_dataset().path
+    config = make_config(dataset, ema_decay=0.9, max_epochs=1)
+    run = Run(tmp_path / "run")
+    metrics = fit(run, config)
+    model, opened = final_model(run, config).eval(), Dataset.open(dataset)
+    scores = score(model, opened.reader("valid", config), torch.device("cpu"))
+    assert evaluate(*scores)["logloss"] == pytest.approx(metrics["valid"]["logloss"], abs=1e-6)
+    raw = build_model(opened, config, torch.device("cpu"))
+    state = {"model": raw.state_dict()}
+    dcp.load(state, checkpoint_id=checkpoint.newest(run.checkpoints).path, no_dist=True)  # pyright: ignore
+    raw.load_state_dict(state["model"])
+    assert not torch.equal(raw.fusion.hard_head.weight, model.fusion.hard_head.weight)
+    tables = (m.embedding.bags.embedding_bags["user__hard"].weight for m in (raw, model))  # sharded: not averaged
+    assert torch.equal(*tables)
 
 
 def make_training(dataset: Path, config: TrainingConfig) -> Training:

@@ -83,7 +83,9 @@ class CTRModel(nn.Module):
         easy_BFD, hard_BFD = self.selection(streams)
         easy_BH = self.easy_encoder(easy_BFD, streams["first_order_easy"])
         hard_BH = self.hard_encoder(hard_BFD, streams["first_order_hard"])
-        return self.fusion(easy_BH, hard_BH)
+        # A bfloat16 logit has three digits: ties among rows, and a coarse gradient. The fusion costs next to nothing.
+        with torch.autocast(easy_BH.device.type, enabled=False):
+            return self.fusion(*(h_BH.to(torch.promote_types(h_BH.dtype, torch.float32)) for h_BH in (easy_BH, hard_BH)))
 
     @property
     def tables(self) -> tuple[EmbeddingTable, ...]:

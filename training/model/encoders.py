@@ -25,6 +25,7 @@ from training.config import (
     NoEncoder,
 )
 from training.model.embedding import ModelError
+from training.model.hidden import hidden_layers
 from training.model.normalization import GlobalBatchNorm
 
 
@@ -56,14 +57,6 @@ class Encoder(nn.Module):
     def forward(self, x_BFD: Tensor, first_order_BF1: Tensor) -> Tensor:
         """Encode to (B, H). What the encoder does not read may have no columns; two views lie side by side in x."""
         raise NotImplementedError
-
-
-def hidden_layers(widths: list[int], dropout: float, batch_norm: bool) -> nn.Sequential:
-    """Linear, BatchNorm, ReLU, Dropout for each pair of neighbouring widths."""
-    layers: list[nn.Module] = []
-    for i, o in pairwise(widths):
-        layers += [nn.Linear(i, o), *([GlobalBatchNorm(o)] if batch_norm else []), nn.ReLU(), nn.Dropout(dropout)]
-    return nn.Sequential(*layers)
 
 
 class MLP(Encoder):

@@ -96,7 +96,7 @@ def test_every_encoder(kind: str, config: Any, inputs: tuple[Tensor, Tensor]) ->
 
 def test_mlp_layers_are_in_the_right_order() -> None:
     kinds = [type(m).__name__ for m in make("mlp", CONFIGS["mlp"][0]).layers]  # pyright: ignore
-    assert kinds == ["Linear", "GlobalBatchNorm", "ReLU", "Dropout"] * 2
+    assert kinds == ["Linear", "GlobalBatchNorm", "ReLUDropout"] * 2
 
 
 @pytest.mark.parametrize("low_rank", [None, 3])
