@@ -64,6 +64,7 @@ class Leaderboard:
     """A leaderboard's TOML file."""
 
     output: str
+    """Folder of the page and its tables."""
     datasets: Annotated[tuple[Entry, ...], Field(min_length=1)]
     models: Annotated[tuple[Model, ...], Field(min_length=1)]
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
@@ -75,6 +76,8 @@ class Leaderboard:
     """Cells trained at the same time; give each its share of the cores with training.threads_per_worker."""
     num_resamples: Annotated[int, Field(ge=1)] = 500
     """Of the bootstrap."""
+    cells_folder: str | None = None
+    """Folder of the finished runs, which several leaderboards may share; None: ``output``."""
 
     def __post_init__(self) -> None:
         for kind, entries in (("datasets", self.datasets), ("models", self.models)):
@@ -86,20 +89,21 @@ class Leaderboard:
 
     def cells(self) -> Iterator["Cell"]:
         """Every run of the matrix, seed by seed, so that all models have a first result early."""
+        folder = Path(self.cells_folder or self.output)
         most = max(len(model.seeds or self.seeds) for model in self.models)
         for i in range(most):
             for dataset in self.datasets:
                 for model in self.models:
                     seeds = model.seeds or self.seeds
                     if i < len(seeds):
-                        yield Cell(Path(self.output), dataset, model, seeds[i], self.overrides)
+                        yield Cell(folder, dataset, model, seeds[i], self.overrides)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run."""
+    """One run; ``folder`` is where it and its result are kept."""
 
-    output: Path
+    folder: Path
     dataset: Entry
     model: Model
     seed: int
@@ -107,11 +111,11 @@ class Cell:
 
     @property
     def run(self) -> Path:
-        return self.output / "runs" / self.dataset.folder / self.model.folder / f"seed={self.seed}"
+        return self.folder / "runs" / self.dataset.folder / self.model.folder / f"seed={self.seed}"
 
     @property
     def result(self) -> Path:
-        return self.output / "results" / f"{self.dataset.folder}--{self.model.folder}--seed={self.seed}.json"
+        return self.folder / "results" / f"{self.dataset.folder}--{self.model.folder}--seed={self.seed}.json"
 
     @property
     def scores(self) -> Path:
@@ -219,10 +223,13 @@ def _run(cell: Cell, config: dict[str, Any]) -> dict[str, Any]:
 
 def _evaluate(cell: Cell) -> dict[str, Any]:
     """Metrics of the best checkpoint on validation and, where there is one, test; per-row logits beside the result."""
+    import torch
+
     from training.export import load_best
     from training.metrics import evaluate
     from training.run import Run
 
+    torch.set_num_threads(1)  # other cells are training
     run = Run(cell.run)
     best = load_best(run)
     metrics, arrays = {}, {}
@@ -353,6 +360,7 @@ def _load(path: Path, split: str) -> dict[str, np.ndarray]:
 
 
 def _write(output: Path, leaderboard: Leaderboard, rows: Sequence[Row]) -> None:
+    output.mkdir(parents=True, exist_ok=True)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with (output / "leaderboard.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns)

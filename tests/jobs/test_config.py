@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import ConfigError, load_config
+from jobs.config import load_config
 from training.model.ctr_model import CTRModel
 
 CONFIGS = Path("jobs/configs")
 DATASETS = sorted(CONFIGS.glob("*.toml"))
 MODELS = sorted((CONFIGS / "models").glob("*.toml"))
-TWIN_FOCUS = 'training.model.objective={kind="twin_focus"}'
+TWIN_FOCUS = CONFIGS / "models" / "twin_focus"
 
 
 @pytest.mark.parametrize("dataset", DATASETS, ids=lambda p: p.stem)
@@ -22,14 +22,13 @@ def test_dataset_configs_load_and_say_what_they_cost(dataset: Path) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda p: p.stem)
-def test_models_lie_over_a_dataset_and_take_twin_focus_in_one_line(model: Path) -> None:
+def test_models_lie_over_a_dataset_and_twin_focus_over_any_of_them(model: Path) -> None:
     layers = ["jobs/configs/frappe.toml", str(model)]
-    config = load_config(layers)
-    assert config.training.model.objective.kind == "bce"
-    rows = dict.fromkeys(config.features.sparse_names, 10)
-    assert CTRModel(config.features, rows, config.training.model, device="meta").num_parameters > 0
-    if config.training.model.easy.kind == "none":
-        with pytest.raises(ConfigError, match="a model of one stream takes"):
-            load_config(layers, [TWIN_FOCUS])
-    else:
-        assert load_config(layers, [TWIN_FOCUS]).training.model.objective.kind == "twin_focus"
+    alone = load_config(layers).training.model
+    assert alone.objective.kind == "bce"
+    streams = "one_stream" if alone.easy.kind == "none" else "two_streams"
+    twin = load_config([*layers, str(TWIN_FOCUS / f"{streams}.toml")])
+    assert twin.training.model.objective.kind == "twin_focus" and twin.training.model.hard == alone.hard
+    rows = dict.fromkeys(twin.features.sparse_names, 10)
+    for config in (alone, twin.training.model):
+        assert CTRModel(twin.features, rows, config, device="meta").num_parameters > 0

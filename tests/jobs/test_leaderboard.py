@@ -16,6 +16,7 @@ from tests.jobs.test_train import write_config
 ROOT = Path(__file__).parents[2]
 LEADERBOARD = """
 output = "{output}"
+cells_folder = "{output}/cells"
 reference = "TF4CTR"
 seeds = [1]
 num_resamples = 20
@@ -51,7 +52,7 @@ def test_leaderboard(make_dataset, tmp_path: Path) -> None:
     fm = rows["FM"]
     assert (fm["compared_on"], fm["compared_seeds"]) == ("test", "1")
     assert float(fm["auc_low"]) <= float(fm["auc_high"])
-    results = {p.stem: json.loads(p.read_text()) for p in (output / "results").glob("*.json")}
+    results = {p.stem: json.loads(p.read_text()) for p in (output / "cells" / "results").glob("*.json")}
     assert sorted(results) == ["tiny--fm--seed=1", "tiny--tf4ctr--seed=1", "tiny--tf4ctr--seed=2"]
     one = results["tiny--tf4ctr--seed=1"]
     expected = float(fm["test_auc"]) - one["test"]["auc"]
@@ -61,8 +62,8 @@ def test_leaderboard(make_dataset, tmp_path: Path) -> None:
     assert "Minus TF4CTR" in page and "src=" not in page.split("</script>")[-1]
 
     # Killed after two cells: the third is made again, and everything comes out the same.
-    shutil.rmtree(output / "runs" / "tiny" / "fm")
-    (output / "results" / "tiny--fm--seed=1.json").unlink()
+    shutil.rmtree(output / "cells" / "runs" / "tiny" / "fm")
+    (output / "cells" / "results" / "tiny--fm--seed=1.json").unlink()
     assert call(path).returncode == 0
     again = {row["model"]: row for row in csv.DictReader((output / "leaderboard.csv").read_text().splitlines())}
     for row in (*rows.values(), *again.values()):

@@ -85,7 +85,7 @@ class CTRModel(nn.Module):
         hard_BH = self.hard_encoder(hard_BFD, streams["first_order_hard"])
         # A bfloat16 logit has three digits: ties among rows, and a coarse gradient. The fusion costs next to nothing.
         with torch.autocast(easy_BH.device.type, enabled=False):
-            return self.fusion(*(h_BH.to(torch.promote_types(h_BH.dtype, torch.float32)) for h_BH in (easy_BH, hard_BH)))
+            return self.fusion(_full_precision(easy_BH), _full_precision(hard_BH))
 
     @property
     def tables(self) -> tuple[EmbeddingTable, ...]:
@@ -148,6 +148,10 @@ def context_features(config: ModelConfig) -> dict[Stream, tuple[str, ...]]:
         "context_hard": config.selection.hard_context,
     }
     return {stream: names for stream, names in contexts.items() if names}
+
+
+def _full_precision(x: torch.Tensor) -> torch.Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _initialize_linear(module: nn.Module) -> None:
