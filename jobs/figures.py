@@ -90,7 +90,7 @@ def roc(curves: Mapping[str, Any]) -> go.Figure:
 
 
 def calibration(curves: Mapping[str, Any]) -> go.Figure:
-    """Label rate against mean score over bins of equally many rows; on the diagonal, scores are probabilities."""
+    """Label rate against mean score over bins of equal weight; on the diagonal, scores are probabilities."""
     figure = _figure("mean score of the bin", "label rate of the bin")
     top = 0.0
     for split, curve in curves.items():

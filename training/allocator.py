@@ -1,29 +1,27 @@
 """The C allocator, set up for steps that take and give back the same few hundred megabytes again and again.
 
-By default glibc returns a large tensor's memory to the system as soon as it is freed, so every step pays for the
-kernel's zeroing of the same pages: a third of a step on a CPU.
+By default glibc returns a large tensor's memory to the system as soon as it is freed, and the kernel zeroes the same
+pages anew at every step. Below a moving threshold it keeps it, but in pieces that the next tensor of the same size does
+not fit into, so that a worker grows from step to step.
 """
 
 import ctypes
-import os
 import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
-_NEVER = 2**31 - 1
+_NEVER = -1
 
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
-"""PyTorch reads it at its first allocation: large tensors lie in huge pages."""
+"""Environment variable that PyTorch reads when it is loaded; with 1, large tensors are laid in huge pages, which also
+keeps the pieces of freed ones fit for the next."""
 
 
 def keep_freed_memory() -> None:
-    """Keep this process's freed memory for its next allocation, and let large tensors lie in huge pages.
+    """Keep this process's freed memory for its next allocation; what it needs at its peak stays with it to its end.
 
-    What the process needs at its peak stays with it to its end. Does nothing where the C library is not glibc, and no
-    huge pages where PyTorch has allocated before.
+    Does nothing where the C library is not glibc.
     """
-    os.environ.setdefault(HUGE_PAGES, "1")
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:
-            mallopt(_M_MMAP_MAX, 0)
-            mallopt(_M_TRIM_THRESHOLD, _NEVER)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, _NEVER)

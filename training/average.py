@@ -1,6 +1,6 @@
-"""WeightAverage: an exponential moving average of weights, which scores better than the last step's weights do.
+"""WeightAverage: an exponential moving average of weights over training steps.
 
-It stands in for much of what lowering the learning rate does: the noise of single steps cancels out.
+It stands in for lowering the learning rate: the noise of single steps cancels out (docs/results.md says by how much).
 """
 
 import contextlib

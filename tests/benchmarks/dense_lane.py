@@ -9,12 +9,17 @@ time the pass over every row of every table that each step of this lane makes, a
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from training.allocator import HUGE_PAGES, keep_freed_memory
+
+os.environ.setdefault(HUGE_PAGES, "1")  # as jobs.train does, before PyTorch is loaded
 
 import torch
 import torch.distributed as dist
@@ -23,7 +28,6 @@ from tqdm import tqdm
 
 from jobs.command import write_json
 from jobs.config import load_config
-from training.allocator import keep_freed_memory
 from training.config import TrainingConfig
 from training.loop import Training, make_step
 from training.parallelize import parallelize
@@ -54,7 +58,6 @@ def main() -> None:
 
 def measure(config_path: str, repeats: int) -> dict[str, Any]:
     configs = {p: load_config([config_path], [f"training.precision={p}"]).training for p in ("float32", "bfloat16")}
-    config = configs["float32"]
     trainings = {precision: prepare(c) for precision, c in configs.items()}
     batch_sizes = [batch.num_rows for batch in trainings["float32"].train_reader.batches(0)]
     linears = [m for m in trainings["float32"].parallel.model.modules() if isinstance(m, nn.Linear)]

@@ -1,7 +1,6 @@
-"""Hidden layers: Linear, BatchNorm, ReLU and Dropout, as exact as PyTorch's and, on a CPU, several times faster.
+"""Hidden layers: Linear, BatchNorm, ReLU and Dropout, with dropout masks drawn in bulk on a CPU.
 
-Once the matrix products are fast, PyTorch's own ReLU and dropout take longer than they do: it draws a CPU's dropout
-masks one number at a time.
+PyTorch draws them one number at a time there, which takes as long as half of the matrix products (docs/results.md).
 """
 
 from itertools import pairwise
