@@ -410,9 +410,9 @@ class TrainingConfig:
     """Norm over every gradient of the dense net, and of the tables in the dense lane; None: no clipping."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: autocast of selection and encoders in training. Fusion, loss, weights and scoring stay float32."""
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Evaluate and ship an exponential moving average of the replicated weights, over about 1 / (1 - decay) steps;
-    None: the last weights. Sharded tables are not averaged."""
+    0: the last weights. Sharded tables are not averaged."""
     monitor: dict[Literal["auc", "gauc", "logloss", "ne", "ece"], float] = field(default_factory=lambda: {"auc": 1.0})
     """Weighted sum of validation metrics to maximise (a negative weight minimises)."""
     num_workers: Positive = 1

@@ -32,3 +32,11 @@ def test_models_lie_over_a_dataset_and_twin_focus_over_any_of_them(model: Path) 
     rows = dict.fromkeys(twin.features.sparse_names, 10)
     for config in (alone, twin.training.model):
         assert CTRModel(twin.features, rows, config, device="meta").num_parameters > 0
+
+
+@pytest.mark.parametrize("name", ["frappe", "movielens_1m"])
+def test_the_papers_schedule_lies_over_the_dataset(name: str) -> None:
+    training = load_config([f"jobs/configs/{name}.toml", "jobs/configs/schedules/paper.toml"]).training
+    assert (training.precision, training.ema_decay, training.optimizer.learning_rate) == ("float32", 0.0, 1e-3)
+    assert (training.schedule.factor, training.schedule.patience, training.clip_gradient_norm) == (0.1, 2, 10.0)
+    assert training.optimizer.kind == "dense" and training.monitor == {"auc": 1.0, "gauc": 1.0}
