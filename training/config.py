@@ -307,6 +307,9 @@ class FusedOptimizer:
 
     embedding_optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
     embedding_learning_rate: Annotated[float, Field(gt=0)] = 0.02
+    embedding_l2: Annotated[float, Field(ge=0)] = 0.0
+    """Adds (embedding_l2 / 2) * |row|^2 / (its id's occurrences in the training split) to the loss for each row that
+    the batch looks up, once, whatever the batch and world size; costs a reading pass over the split at the start."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
     kind: Literal["fused"] = "fused"

@@ -18,9 +18,11 @@ from training import checkpoint
 from training.batch import Batch
 from training.config import DenseOptimizer, TrainingConfig
 from training.metrics import evaluate as compute_metrics
+from training.model.embedding import FieldEmbedding
 from training.model.objective import OBJECTIVES
-from training.parallelize import ParallelModel
+from training.parallelize import ParallelModel, gather
 from training.reader import Reader
+from training.regularization import EmbeddingL2
 from training.schedule import Plateau, lower, monitor_value
 
 PROGRESS_SECONDS = 1.0
@@ -76,8 +78,12 @@ class Training:
     checkpoints: Path
 
 
-def train(training: Training, progress: Progress) -> Iterator[Event]:
-    """Train from ``progress`` to the end.
+Step = Callable[[Batch, int], tuple[Tensor, Tensor]]
+"""One optimizer step as a function of (batch, seed): returns (data loss, real rows) over all ranks."""
+
+
+def train(training: Training, progress: Progress, step: Step) -> Iterator[Event]:
+    """Train from ``progress`` to the end; ``step`` is what ``make_step`` made.
 
     Yields evaluation and checkpoint events on every rank alike, and progress events by each rank's own clock.
 
@@ -88,7 +94,6 @@ def train(training: Training, progress: Progress) -> Iterator[Event]:
     config, parallel = training.config, training.parallel
     if progress.learning_rates:
         parallel.learning_rates = progress.learning_rates
-    step = make_step(training)
     while not progress.is_over(config):
         yield from _train_epoch(training, progress, step)
         if training.valid_reader is not None:
@@ -97,11 +102,15 @@ def train(training: Training, progress: Progress) -> Iterator[Event]:
         yield _save(training, progress)
 
 
-def make_step(training: Training) -> Callable[[Batch, int], tuple[Tensor, Tensor]]:
-    """One optimizer step as a function of (batch, seed): returns (loss, real rows) over all ranks."""
+def make_step(training: Training) -> Step:
+    """Make the step; where looked-up rows are regularised, this reads the training split once.
+
+    The loss that a step returns leaves the embedding L2 out, in both lanes.
+    """
     parallel, config = training.parallel, training.config
     objective = OBJECTIVES[config.model.objective.kind](config.model.objective)
-    embedding_l2 = config.optimizer.embedding_l2 if isinstance(config.optimizer, DenseOptimizer) else 0.0
+    is_dense_lane, embedding_l2 = isinstance(config.optimizer, DenseOptimizer), config.optimizer.embedding_l2
+    looked_up_l2 = _watch_look_ups(training, embedding_l2) if embedding_l2 and not is_dense_lane else None
     world_size = dist.get_world_size()
 
     def step(batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
@@ -113,9 +122,11 @@ def make_step(training: Training) -> Callable[[Batch, int], tuple[Tensor, Tensor
             logits = parallel.model(batch)
         loss = objective(logits, batch.labels[: batch.num_rows], weights, totals[0].float())
         parallel.optimizer.zero_grad()
+        total = loss if looked_up_l2 is None else loss + looked_up_l2.loss(batch)
         # Both DDP and TorchRec divide gradients by the world size; this loss is already a share of the whole.
-        (loss * world_size).backward()
-        parallel.add_l2_gradients(embedding_l2)
+        (total * world_size).backward()
+        if is_dense_lane:
+            parallel.add_l2_gradients(embedding_l2)
         if config.clip_gradient_norm is not None:
             parallel.clip_gradients(config.clip_gradient_norm)
         parallel.optimizer.step()
@@ -124,9 +135,13 @@ def make_step(training: Training) -> Callable[[Batch, int], tuple[Tensor, Tensor
     return step
 
 
-def _train_epoch(
-    training: Training, progress: Progress, step: Callable[[Batch, int], tuple[Tensor, Tensor]]
-) -> Iterator[Event]:
+def _watch_look_ups(training: Training, strength: float) -> EmbeddingL2:
+    (embedding,) = (part for part in training.parallel.model.modules() if isinstance(part, FieldEmbedding))
+    batches = (batch.to(training.device) for batch in training.train_reader.batches(epoch=0))
+    return EmbeddingL2(embedding, batches, strength)
+
+
+def _train_epoch(training: Training, progress: Progress, step: Step) -> Iterator[Event]:
     config, parallel = training.config, training.parallel
     parallel.model.train()
     rank = dist.get_rank()
@@ -250,12 +265,4 @@ def _gather(part: np.ndarray | None) -> np.ndarray | None:
     if part is None:
         return None
     device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
-    size = torch.tensor([len(part)], device=device)
-    sizes = [torch.zeros_like(size) for _ in range(dist.get_world_size())]
-    dist.all_gather(sizes, size)
-    longest = max(int(s) for s in sizes)
-    mine = torch.zeros(longest, dtype=torch.from_numpy(part).dtype, device=device)
-    mine[: len(part)] = torch.from_numpy(part)
-    everyone = [torch.zeros_like(mine) for _ in sizes]
-    dist.all_gather(everyone, mine)
-    return np.concatenate([tensor[: int(s)].cpu().numpy() for tensor, s in zip(everyone, sizes, strict=True)])
+    return gather(torch.from_numpy(part).to(device)).cpu().numpy()

@@ -172,6 +172,21 @@ def parallelize(model: CTRModel, config: TrainingConfig, device: torch.device) -
     )
 
 
+def gather(values: torch.Tensor) -> torch.Tensor:
+    """Lay all ranks' tensors end to end in rank order, on every rank; their first dimensions may differ."""
+    if dist.get_world_size() == 1:
+        return values
+    size = torch.tensor([len(values)], device=values.device)
+    sizes = [torch.zeros_like(size) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, size)
+    longest = max(int(s) for s in sizes)
+    mine = values.new_zeros(longest, *values.shape[1:])
+    mine[: len(values)] = values
+    everyone = [torch.zeros_like(mine) for _ in sizes]
+    dist.all_gather(everyone, mine)
+    return torch.cat([part[: int(s)] for part, s in zip(everyone, sizes, strict=True)])
+
+
 def needs_padded_tables(config: TrainingConfig) -> bool:
     """FBGEMM's fused kernels accept only table widths that are multiples of 4."""
     return isinstance(config.optimizer, FusedOptimizer)

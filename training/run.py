@@ -19,7 +19,7 @@ from features.learnt import Learnt
 from training import checkpoint
 from training.calibration import CALIBRATION_NAME, fit_platt
 from training.config import TrainingConfig
-from training.loop import Event, Progress, Training, score_all, train
+from training.loop import Event, Progress, Training, make_step, score_all, train
 from training.metrics import curves, evaluate
 from training.model.ctr_model import CTRModel
 from training.parallelize import needs_padded_tables, parallelize
@@ -185,10 +185,11 @@ def fit(run: Run, config: TrainingConfig, on_event: Callable[[Event], None] = la
     if rank == 0:
         run.rewind(progress.step)
         run.write("plan.json", parallel.plan)
+    step = make_step(training)
     startup = time.perf_counter() - started
 
     loss = None
-    for event in train(training, progress):
+    for event in train(training, progress, step):
         loss = event.get("train_loss", loss)
         if rank == 0:
             run.append(event)
