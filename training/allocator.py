@@ -1,27 +1,33 @@
 """The C allocator, set up for steps that take and give back the same few hundred megabytes again and again.
 
 By default glibc returns a large tensor's memory to the system as soon as it is freed, and the kernel zeroes the same
-pages anew at every step. Below a moving threshold it keeps it, but in pieces that the next tensor of the same size does
-not fit into, so that a worker grows from step to step.
+pages anew at every step. What it keeps, it keeps in pieces that the next tensor of the same size often does not fit
+into, so that a worker grows from step to step.
 """
 
 import ctypes
 import sys
 
+HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+"""Environment variable that PyTorch reads when it is loaded; with 1, large tensors lie in huge pages."""
+
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 _NEVER = -1
-
-HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
-"""Environment variable that PyTorch reads when it is loaded; with 1, large tensors are laid in huge pages, which also
-keeps the pieces of freed ones fit for the next."""
+_libc = ctypes.CDLL(None)
 
 
 def keep_freed_memory() -> None:
-    """Keep this process's freed memory for its next allocation; what it needs at its peak stays with it to its end.
+    """Keep this process's freed memory for its next allocation. Does nothing where the C library is not glibc."""
+    if _is_glibc():
+        _libc.mallopt(_M_MMAP_MAX, 0)
+        _libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
 
-    Does nothing where the C library is not glibc.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, _NEVER)
+
+def return_unused_pages() -> None:
+    """Give back the pages that lie unused between tensors; in milliseconds, so that a worker stops growing."""
+    if _is_glibc():
+        _libc.malloc_trim(0)
+
+
+def _is_glibc() -> bool:
+    return sys.platform == "linux" and hasattr(_libc, "mallopt")
