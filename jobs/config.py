@@ -2,10 +2,12 @@
 
 import difflib
 import json
+import re
 import tomllib
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -16,6 +18,9 @@ from training.config import TrainingConfig
 
 REPLACED_WHOLE = ("monitor",)
 """Tables that a later layer replaces instead of adding to."""
+
+Texts = tuple[str, ...]
+T = TypeVar("T")
 
 
 class ConfigError(ValueError):
@@ -33,6 +38,31 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """The resolved tree as plain JSON values."""
         return json.loads(json.dumps(asdict(self)))
+
+
+@dataclass(frozen=True, config=STRICT)
+class Entry:
+    """What a leaderboard or a search names: config files laid over each other, then overrides."""
+
+    name: str
+    configs: Texts = ()
+    overrides: Texts = ()
+
+    @property
+    def folder(self) -> str:
+        """The name as part of a path."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+
+def check_names(kind: str, entries: Sequence[Entry]) -> None:
+    """Refuse entries that would share a folder.
+
+    Raises:
+        ValueError: names the folders.
+    """
+    folders = [entry.folder for entry in entries]
+    if len(set(folders)) < len(folders) or not all(folders):
+        raise ValueError(f"{kind} need names that differ in letters or digits: {', '.join(folders)}")
 
 
 def load_config(paths: list[str], overrides: list[str] = ()) -> Config:  # pyright: ignore[reportArgumentType]
@@ -65,6 +95,22 @@ def read_toml(path: str) -> dict[str, Any]:
         raise ConfigError(f"config {path} cannot be read: {error}") from error
 
 
+def read_checked(path: str, type_: type[T]) -> T:
+    """Read one TOML file into a checked dataclass.
+
+    Raises:
+        ConfigError: names the file and the key.
+    """
+    try:
+        return TypeAdapter(type_).validate_python(read_toml(path))
+    except ValidationError as error:
+        lines = []
+        for detail in error.errors():
+            key, words = ".".join(map(str, detail["loc"])), detail["msg"].removeprefix("Value error, ")
+            lines.append(f"{key}: {words}" if key else words)
+        raise ConfigError(f"{path}: {'; '.join(lines)}") from error
+
+
 def parse_config(tree: dict[str, Any]) -> Config:
     """Check a config tree, as read from TOML or from a saved resolved config.
 
@@ -79,6 +125,14 @@ def parse_config(tree: dict[str, Any]) -> Config:
         return TypeAdapter(Config).validate_python(tree)
     except ValidationError as error:
         raise ConfigError(_explain(error)) from error
+
+
+def is_saved_config(tree: dict[str, Any], config: Config) -> bool:
+    """Whether a saved resolved config is this one, where keys that are younger than it have their defaults."""
+    try:
+        return parse_config(tree) == config
+    except ConfigError:  # a key or a value that is no more
+        return False
 
 
 def _defaults() -> dict[str, Any]:

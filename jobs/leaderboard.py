@@ -7,7 +7,6 @@ on where it was, and a finished one is only read again.
 import csv
 import dataclasses
 import json
-import re
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 from pydantic.dataclasses import dataclass as checked
 from tqdm import tqdm
 
@@ -26,29 +25,14 @@ from features.dataset import MANIFEST_NAME, DatasetManifest
 from features.schema import STRICT
 from jobs import figures
 from jobs.command import plain_parser, run_program, write_json
-from jobs.config import Config, ConfigError, load_config, read_toml
+from jobs.config import Config, ConfigError, Entry, Texts, check_names, is_saved_config, load_config, read_checked
 from jobs.doctor import installed_versions
 from jobs.markup import document, grid, note, table
 from training.comparison import Difference, paired_bootstrap
+from training.metrics import METRICS
 
 SPLITS = ("valid", "test")
-METRICS = ("auc", "logloss", "gauc", "ne", "calibration", "ece")
 VERSIONS = ("torch", "torchrec", "fbgemm-gpu", "petastorm", "ray", "numpy", "pyarrow")
-Texts = tuple[str, ...]
-
-
-@checked(frozen=True, config=STRICT)
-class Entry:
-    """A dataset or a model of the matrix: config files laid over each other, then overrides."""
-
-    name: str
-    configs: Texts = ()
-    overrides: Texts = ()
-
-    @property
-    def folder(self) -> str:
-        """The name as part of a path."""
-        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
 
 @checked(frozen=True, config=STRICT)
@@ -80,10 +64,8 @@ class Leaderboard:
     """Folder of the finished runs, which several leaderboards may share; None: ``output``."""
 
     def __post_init__(self) -> None:
-        for kind, entries in (("datasets", self.datasets), ("models", self.models)):
-            folders = [entry.folder for entry in entries]
-            if len(set(folders)) < len(folders) or not all(folders):
-                raise ValueError(f"{kind} need names that differ in letters or digits: {', '.join(folders)}")
+        check_names("datasets", self.datasets)
+        check_names("models", self.models)
         if self.reference not in {model.name for model in self.models}:
             raise ValueError(f"reference {self.reference!r} is not the name of a model")
 
@@ -151,9 +133,11 @@ def main() -> int:
     parser.add_argument("--config", required=True, metavar="FILE")
     parser.add_argument("--output", metavar="DIR", help="instead of the config's")
     arguments = parser.parse_args()
-    leaderboard = load_leaderboard(arguments.config, arguments.output)
+    leaderboard = read_checked(arguments.config, Leaderboard)
+    if arguments.output:
+        leaderboard = dataclasses.replace(leaderboard, output=arguments.output)
     cells = list(leaderboard.cells())
-    configs = {cell.run: cell.config().to_dict() for cell in cells}  # a wrong key is told before hours are spent
+    configs = {cell.run: cell.config() for cell in cells}  # a wrong key is told before hours are spent
     for dataset in leaderboard.datasets:
         _build(dataset, leaderboard.overrides)
     started = time.perf_counter()
@@ -169,20 +153,6 @@ def main() -> int:
     return 0
 
 
-def load_leaderboard(path: str, output: str | None = None) -> Leaderboard:
-    """Read a leaderboard's file.
-
-    Raises:
-        ConfigError: names the key.
-    """
-    try:
-        leaderboard = TypeAdapter(Leaderboard).validate_python(read_toml(path))
-    except ValidationError as error:
-        lines = (f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
-        raise ConfigError(f"{path}: {'; '.join(lines)}") from error
-    return dataclasses.replace(leaderboard, output=output) if output else leaderboard
-
-
 # ------------------------------------------------------------------------------------------------------------- running
 
 
@@ -194,12 +164,12 @@ def _build(dataset: Entry, shared: Texts) -> None:
         _call("jobs.build_dataset", arguments, Path(config.training.dataset).with_suffix(".log"))
 
 
-def _run(cell: Cell, config: dict[str, Any]) -> dict[str, Any]:
+def _run(cell: Cell, config: Config) -> dict[str, Any]:
     """Train and evaluate one cell, or read what an earlier call found."""
-    request = {"config": config, "data": _fingerprint(config)}
+    data = DatasetManifest.load(config.training.dataset).fingerprint
     if cell.result.exists():
         result = json.loads(cell.result.read_text(encoding="utf-8"))
-        if result["request"] != request:
+        if result["request"]["data"] != data or not is_saved_config(result["request"]["config"], config):
             raise ValueError(
                 f"{cell.result} is of another config or dataset: delete it and {cell.run} to run that cell again, or "
                 "choose another --output"
@@ -213,7 +183,7 @@ def _run(cell: Cell, config: dict[str, Any]) -> dict[str, Any]:
         "dataset": cell.dataset.name,
         "model": cell.model.name,
         "seed": cell.seed,
-        "request": request,
+        "request": {"config": config.to_dict(), "data": data},
         "versions": {"python": sys.version.split()[0], **_versions()},
         **_evaluate(cell),
     }
@@ -248,10 +218,6 @@ def _evaluate(cell: Cell) -> dict[str, Any]:
         "seconds": train["seconds"],
         **metrics,
     }
-
-
-def _fingerprint(config: dict[str, Any]) -> str:
-    return DatasetManifest.load(config["training"]["dataset"]).fingerprint
 
 
 def _versions() -> dict[str, str]:
@@ -306,7 +272,7 @@ def _statistics(results: Sequence[dict[str, Any]]) -> Row:
     row: Row = {"seeds": len(results), "parameters": results[0]["parameters"]}
     for split in SPLITS:
         for metric in METRICS:
-            values = [result[split][metric] for result in results if split in result]
+            values = [result[split].get(metric) for result in results if split in result]
             if values and None not in values:
                 row[f"{split}_{metric}"] = float(np.mean(values))
                 row[f"{split}_{metric}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
@@ -377,7 +343,7 @@ def _write(output: Path, leaderboard: Leaderboard, rows: Sequence[Row]) -> None:
 
 def _section(rows: Sequence[Row], reference: str) -> str:
     split = _last_split(rows[0])
-    metrics = [f"{s}_{m}" for s in SPLITS for m in METRICS if f"{s}_{m}" in rows[0]]
+    metrics = [f"{s}_{m}" for s in SPLITS for m in METRICS if any(f"{s}_{m}" in row for row in rows)]
     header = ["model", "seeds", "parameters", *(name.replace("_", " ") for name in metrics), "epochs", "s of training"]
     lines = [
         [
@@ -412,6 +378,8 @@ def _section(rows: Sequence[Row], reference: str) -> str:
 
 
 def _with_deviation(row: Row, name: str) -> str:
+    if name not in row:  # undefined, or a result is older than the metric
+        return ""
     deviation = row.get(f"{name}_std")
     return f"{row[name]:.6f}" + ("" if deviation is None else f" ± {deviation:.6f}")
 

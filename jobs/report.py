@@ -15,8 +15,7 @@ from jobs import figures
 from jobs.command import plain_parser, run_program
 from jobs.markup import document, grid, note, percent, shown, table, text
 from jobs.runfiles import RunFiles
-
-METRICS = ("rows", "auc", "gauc", "logloss", "ne", "calibration", "ece")
+from training.metrics import METRICS
 
 
 def main() -> int:
@@ -93,7 +92,7 @@ def _results(run: RunFiles) -> str:
     rows += [(title, run.metrics[name]) for name, title in others.items() if name in run.metrics]
     if not rows:
         return note("No split has been evaluated yet: jobs.evaluate does that.")
-    found = table(("", *METRICS), ([title, *(values.get(m) for m in METRICS)] for title, values in rows))
+    found = table(("", "rows", *METRICS), ([title, *map(values.get, ("rows", *METRICS))] for title, values in rows))
     return found + _calibration(run)
 
 
@@ -111,7 +110,7 @@ def _training(run: RunFiles) -> str:
     if run.checks:
         plots["Validation metrics"] = figures.metric_curves(run.checks)
     plots["Learning rate"] = figures.learning_rate_curve(run.progress)
-    columns = ("epoch", "step", "train_loss", *METRICS[1:], "monitor", "best")
+    columns = ("epoch", "step", "train_loss", *METRICS, "monitor", "best")
     if not run.checks:
         return grid(plots) + note("The dataset has no validation split, so there are no metric curves.")
     return grid(plots) + table(columns, ([check.get(c) for c in columns] for check in run.checks))

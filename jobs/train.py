@@ -17,18 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # also how late the end of a run is noticed
-os.environ.setdefault("RAY_worker_niceness", "0")  # a training is what its machine is for
 
 from tqdm import tqdm
 
 from jobs.command import absolute, config_parser, parse_config_arguments, run_program
 from jobs.config import Config, ConfigError, parse_config
-from training.allocator import HUGE_PAGES, keep_freed_memory
-
-os.environ.setdefault(HUGE_PAGES, "1")  # workers started from here have it before they load torch
+from jobs.worker import set_up_worker
 
 COMPARED_ON_RESUME = (
     "model",
@@ -194,7 +189,6 @@ def _raise_failure(run_path: Path) -> None:
 def _work(arguments: dict[str, Any]) -> None:
     """One Ray Train worker."""
     import ray.train
-    import torch
 
     from training.run import Run, fit
 
@@ -202,8 +196,7 @@ def _work(arguments: dict[str, Any]) -> None:
     run = Run(Path(arguments["run"]))
     if run.failure.exists():
         return  # an error that a restart cannot mend: leave quietly, the driver tells it
-    keep_freed_memory()
-    torch.set_num_threads(config.threads_per_worker or max(1, (os.cpu_count() or 1) // config.num_workers))
+    set_up_worker(config.num_workers, config.threads_per_worker)
     rank = ray.train.get_context().get_world_rank()
 
     def report(event: dict[str, Any]) -> None:

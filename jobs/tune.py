@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -21,12 +20,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 from pydantic.dataclasses import dataclass as checked
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("RAY_worker_niceness", "0")
+from jobs.worker import set_up_worker
+
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the other one has a banner that verbose=0 leaves
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the results are our own files
@@ -40,11 +38,23 @@ from tqdm import tqdm
 from features.dataset import DatasetManifest
 from features.schema import STRICT
 from jobs.command import plain_parser, run_program, write_json
-from jobs.config import Config, ConfigError, load_config, parse_config, read_toml
+from jobs.config import (
+    Config,
+    ConfigError,
+    Entry,
+    Texts,
+    check_names,
+    is_saved_config,
+    load_config,
+    parse_config,
+    read_checked,
+)
+from training.metrics import METRICS
 
-METRICS = ("auc", "logloss", "gauc", "ne", "calibration")
-THE_SAME_FOR_ALL = ("training.dataset", "training.max_epochs")
-Texts = tuple[str, ...]
+THE_SAME_FOR_ALL = ("dataset", "monitor", "max_epochs", "device")
+"""Training keys by which trials can be ranked beside each other."""
+NOT_SEARCHED = (*THE_SAME_FOR_ALL, "num_workers", "threads_per_worker")
+"""A trial is one worker, and its threads decide nothing but time."""
 Scalar = bool | int | float | str
 Value = Scalar | list[Scalar]
 Positive = Annotated[int, Field(ge=1)]
@@ -86,18 +96,10 @@ Space = dict[str, Range]
 
 
 @checked(frozen=True, config=STRICT)
-class Model:
+class Model(Entry):
     """Config files laid over the dataset's, then overrides, then a space of its own over the common one."""
 
-    name: str
-    configs: Texts = ()
-    overrides: Texts = ()
     space: Space = dataclasses.field(default_factory=dict)
-
-    @property
-    def stem(self) -> str:
-        """The name as part of a path."""
-        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
 
 @checked(frozen=True, config=STRICT)
@@ -124,9 +126,7 @@ class Search:
     seed: Annotated[int, Field(ge=0)] = 2023
 
     def __post_init__(self) -> None:
-        stems = [model.stem for model in self.models]
-        if len(set(stems)) < len(stems) or not all(stems):
-            raise ValueError(f"models need names that differ in letters or digits: {', '.join(stems)}")
+        check_names("models", self.models)
         if self.grace_epochs > self.max_epochs:
             raise ValueError(f"grace_epochs ({self.grace_epochs}) must not be above max_epochs ({self.max_epochs})")
         for model in self.models:
@@ -134,21 +134,35 @@ class Search:
             if not space:
                 raise ValueError(f"{model.name} has no space: name at least one key")
             for key in space:
-                if key in THE_SAME_FOR_ALL or not key.startswith("training."):
+                section, _, rest = key.partition(".")
+                if section != "training" or rest.partition(".")[0] in NOT_SEARCHED:
                     raise ValueError(
                         f"space: {key!r} cannot be searched: only keys of [training] can, but for "
-                        f"{' and '.join(THE_SAME_FOR_ALL)}"
+                        f"{', '.join(NOT_SEARCHED)}"
                     )
 
     def space_of(self, model: Model) -> Space:
         return {**self.space, **model.space}
 
-    def trials(self, model: Model) -> list["Trial"]:
-        """The model's trials, each with its checked config.
+    def trials(self) -> dict[str, list["Trial"]]:
+        """Model -> its trials, each with its checked config.
 
         Raises:
-            ConfigError: names the model beside the key.
+            ConfigError: names the model beside the key; or the trials cannot be ranked beside each other.
         """
+        trials = {model.name: self._trials(model) for model in self.models}
+        first, *others = (trial for of_model in trials.values() for trial in of_model)
+        for trial in others:
+            for key in THE_SAME_FOR_ALL:
+                ours, theirs = (getattr(t.config.training, key) for t in (trial, first))
+                if ours != theirs:
+                    raise ConfigError(
+                        f"training.{key} must be the same for every trial, but it is {ours!r} for {trial.name} and "
+                        f"{theirs!r} for {first.name}"
+                    )
+        return trials
+
+    def _trials(self, model: Model) -> list["Trial"]:
         trials = []
         for number, values in enumerate(sample(self.space_of(model), self.num_trials, self.seed), 1):
             try:
@@ -187,9 +201,13 @@ class Trial:
     config: Config
 
     @property
+    def name(self) -> str:
+        return f"{self.model.name}, trial {self.number}"
+
+    @property
     def folder(self) -> Path:
         """There only while the trial runs."""
-        return Path(self.search.output) / "trials" / f"{self.model.stem}-{self.number:03d}"
+        return Path(self.search.output) / "trials" / f"{self.model.folder}-{self.number:03d}"
 
     @property
     def result(self) -> Path:
@@ -248,8 +266,10 @@ def main() -> int:
     parser.add_argument("--config", required=True, metavar="FILE")
     parser.add_argument("--output", metavar="DIR", help="instead of the config's")
     arguments = parser.parse_args()
-    search = load_search(arguments.config, arguments.output)
-    trials = {model.name: search.trials(model) for model in search.models}  # a wrong key is told before hours are spent
+    search = read_checked(arguments.config, Search)
+    if arguments.output:
+        search = dataclasses.replace(search, output=arguments.output)
+    trials = search.trials()  # a wrong key is told before hours are spent
     for of_model in trials.values():
         _check_dataset(of_model[0].config)
     kept = {trial.result: _kept(trial) for of_model in trials.values() for trial in of_model}
@@ -267,25 +287,8 @@ def main() -> int:
         _conclude(arguments.config, of_model, rows) for of_model, rows in zip(trials.values(), results, strict=True)
     ]
     _write(output, search, models, [row for rows in results for row in rows])
-    _print(output, search, models, time.perf_counter() - started)
+    _print(output, search, models, results, time.perf_counter() - started)
     return 0
-
-
-def load_search(path: str, output: str | None = None) -> Search:
-    """Read a search's file.
-
-    Raises:
-        ConfigError: names the key.
-    """
-    try:
-        search = TypeAdapter(Search).validate_python(read_toml(path))
-    except ValidationError as error:
-        lines = []
-        for detail in error.errors():
-            key, words = ".".join(map(str, detail["loc"])), detail["msg"].removeprefix("Value error, ")
-            lines.append(f"{key}: {words}" if key else words)
-        raise ConfigError(f"{path}: {'; '.join(lines)}") from error
-    return dataclasses.replace(search, output=output) if output else search
 
 
 def _check_dataset(config: Config) -> None:
@@ -319,7 +322,8 @@ def _kept(trial: Trial) -> Row | None:
     if not trial.result.exists():
         return None
     result = json.loads(trial.result.read_text(encoding="utf-8"))
-    if result["request"] != trial.request():
+    tree, request = result["request"]["config"], trial.request()
+    if result["request"] != {**request, "config": tree} or not is_saved_config(tree, trial.config):
         raise ValueError(
             f"{trial.result} is of another config, dataset or budget: delete it to run that trial again, or choose "
             "another --output"
@@ -331,6 +335,7 @@ def _run(search: Search, trials: Sequence[Trial], kept: Sequence[Row | None], ba
     """Run a model's trials that are not kept; one result a trial, in their order.
 
     Raises:
+        ValueError: what a trial found wrong with data or config.
         RuntimeError: the process of a trial died.
     """
     record = _Record(trials, kept, bar)
@@ -344,6 +349,7 @@ def _run(search: Search, trials: Sequence[Trial], kept: Sequence[Row | None], ba
 
 
 def _start_ray(parallel: int) -> None:
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # ``_tune`` tells its errors
     ray.init(
         address="local",
         num_cpus=parallel,
@@ -360,13 +366,13 @@ def _tune(search: Search, trials: Sequence[Trial], kept: Sequence[Row | None], r
             "config": trial.config.to_dict(),
             "dataset": str(Path(trial.config.training.dataset).absolute()),
             "folder": str(trial.folder.absolute()),
-            "num_threads": max(1, (os.cpu_count() or 1) // search.parallel),
-            "evaluations": result["evaluations"] if result else [],
+            "parallel": search.parallel,
+            "reports": _reports(result) if result else [],
         }
         for trial, result in zip(trials, kept, strict=True)
     ]
     # Kept trials first: they only tell ASHA what it knew, and new ones are then judged beside all of them.
-    order = sorted(range(len(tasks)), key=lambda index: not tasks[index]["evaluations"])
+    order = sorted(range(len(tasks)), key=lambda index: not tasks[index]["reports"])
     scheduler = ASHAScheduler(
         time_attr="epochs",
         metric="monitor",
@@ -385,29 +391,40 @@ def _tune(search: Search, trials: Sequence[Trial], kept: Sequence[Row | None], r
         )
         errors = tuner.fit().errors
     if errors:
-        raise RuntimeError(
-            f"{len(errors)} trials of {trials[0].model.name} died; the finished ones are kept, so start it again"
-        ) from errors[0]
+        words = f"{len(errors)} trials of {trials[0].model.name} died; the finished ones are kept, so start it again"
+        cause = getattr(errors[0], "cause", None)
+        if isinstance(cause, ValueError):
+            raise ValueError(f"{words} when this is mended: {cause}") from cause
+        raise RuntimeError(words) from errors[0]
+
+
+def _reports(result: Row) -> list[Row]:
+    """What the trial of a kept result reported."""
+    return [*result["evaluations"], *([_divergence(result["error"])] if result["error"] else [])]
+
+
+def _divergence(error: str) -> Row:
+    return {"epochs": 0, "monitor": -math.inf, "error": error}  # at epoch 0 ASHA ignores it
 
 
 def _work(sampled: dict[str, Any], tasks: list[dict[str, Any]]) -> None:
     """One trial in a process of its own. ASHA stops it inside a report, when an epoch is over and no reader runs."""
     task = tasks[sampled["index"]]
-    for evaluation in task["evaluations"]:
-        tune.report(evaluation)
-    if task["evaluations"]:
+    for kept in task["reports"]:
+        tune.report(kept)
+    if task["reports"]:
         return
     started = time.perf_counter()
-    import torch
+    config = dataclasses.replace(parse_config(task["config"]).training, dataset=task["dataset"])
+    set_up_worker(task["parallel"], config.threads_per_worker)
     import torch.distributed as dist
 
+    from training.loop import DivergedError
     from training.run import Run, fit
 
     run = Run(Path(task["folder"]))
     shutil.rmtree(run.path, ignore_errors=True)
     run.path.mkdir()
-    config = dataclasses.replace(parse_config(task["config"]).training, dataset=task["dataset"])
-    torch.set_num_threads(task["num_threads"])
     backend = "nccl" if config.device == "cuda" else "gloo"
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
 
@@ -418,8 +435,8 @@ def _work(sampled: dict[str, Any], tasks: list[dict[str, Any]]) -> None:
 
     try:
         fit(run, config, report)
-    except ValueError as error:  # a rate that is too high ends a trial, not the search; at epoch 0 ASHA ignores it
-        tune.report({"epochs": 0, "monitor": -math.inf, "error": str(error)})
+    except DivergedError as error:  # a rate that is too high ends a trial, not the search
+        tune.report(_divergence(str(error)))
 
 
 class _Record(tune.Callback):
@@ -436,7 +453,7 @@ class _Record(tune.Callback):
         if "error" in result:
             self._errors[index] = result["error"]
         else:
-            kept = {name: result[name] for name in ("epochs", "seconds", "monitor", *METRICS)}
+            kept = {name: result.get(name) for name in ("epochs", "seconds", "monitor", *METRICS)}
             self._evaluations.setdefault(index, []).append(kept)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
@@ -444,8 +461,7 @@ class _Record(tune.Callback):
         ours, evaluations = self._trials[index], self._evaluations.get(index, [])
         if index not in self._found:
             self._found[index] = _describe(ours, evaluations, self._errors.get(index))
-            if index not in self._errors:
-                write_json(ours.result, {"request": ours.request(), **self._found[index], "evaluations": evaluations})
+            write_json(ours.result, {"request": ours.request(), **self._found[index], "evaluations": evaluations})
             shutil.rmtree(ours.folder)
         best = max((e["monitor"] for found in self._evaluations.values() for e in found), default=math.nan)
         self._bar.set_description(f"{ours.model.name} {best:.5f}", refresh=False)
@@ -482,15 +498,15 @@ def _conclude(path: str, trials: Sequence[Trial], rows: Sequence[Row]) -> Row:
     """Write a model's best config; returns what the model cost and what it found.
 
     Raises:
-        ValueError: every trial failed.
+        ValueError: every trial diverged.
     """
     finished = [row for row in rows if row["error"] is None]
     if not finished:
-        raise ValueError(f"every trial of {trials[0].model.name} failed; the first: {rows[0]['error']}")
+        raise ValueError(f"every trial of {trials[0].model.name} diverged; the first: {rows[0]['error']}")
     best = max(finished, key=lambda row: row["monitor"])
     trial = trials[best["trial"] - 1]
     search, model = trial.search, trial.model
-    file = Path(search.output) / f"best-{model.stem}.toml"
+    file = Path(search.output) / f"best-{model.folder}.toml"
     words = " ".join(f"--config {config}" for config in (*search.configs, *model.configs, str(file)))
     header = (
         f"{model.name}: trial {trial.number} of {len(rows)} of {path}",
@@ -498,7 +514,7 @@ def _conclude(path: str, trials: Sequence[Trial], rows: Sequence[Row]) -> Row:
         f"{search.reduction_factor:g}, seed {search.seed}).",
         f"Validation at epoch {best['best_epoch']}: {_numbers(best)}",
         "",
-        f"  python -m jobs.train {words} --run runs/{model.stem}-best",
+        f"  python -m jobs.train {words} --run runs/{model.folder}-best",
     )
     lines = [f"# {line}".rstrip() for line in header]
     file.write_text("\n".join(lines) + "\n\n" + trial.departures, encoding="utf-8")
@@ -515,7 +531,7 @@ def _conclude(path: str, trials: Sequence[Trial], rows: Sequence[Row]) -> Row:
 
 
 def _numbers(row: Row) -> str:
-    return "  ".join(f"{name} {row[name]:.6f}" for name in ("monitor", *METRICS) if row[name] is not None)
+    return "  ".join(f"{name} {row[name]:.6f}" for name in ("monitor", *METRICS) if row.get(name) is not None)
 
 
 def _write(output: Path, search: Search, models: Sequence[Row], rows: Sequence[Row]) -> None:
@@ -529,20 +545,22 @@ def _write(output: Path, search: Search, models: Sequence[Row], rows: Sequence[R
         writer.writerows(flat)
 
 
-def _print(output: Path, search: Search, models: Sequence[Row], seconds: float) -> None:
+def _print(
+    output: Path, search: Search, models: Sequence[Row], results: Sequence[Sequence[Row]], seconds: float
+) -> None:
     width = max(len(row["model"]) for row in models)
     print(
         f"each model: {search.num_trials} trials of at most {search.max_epochs} epochs, ASHA after "
         f"{search.grace_epochs} with factor {search.reduction_factor:g}; best on validation:"
     )
     for row in sorted(models, key=lambda row: -row["best"]["monitor"]):
-        best = row["best"]
         print(
-            f"{row['model']:{width}}  monitor {best['monitor']:.6f}  auc {best['auc']:.6f}  "
-            f"logloss {best['logloss']:.6f}  (trial {best['trial']}; {row['stopped_early']} stopped early, "
-            f"{row['failed']} failed, {row['epochs']} epochs, {row['seconds']:.0f} s)"
+            f"{row['model']:{width}}  {_numbers(row['best'])}  (trial {row['best']['trial']}; {row['stopped_early']} "
+            f"stopped early, {row['failed']} failed, {row['epochs']} epochs, {row['seconds']:.0f} s)"
         )
         print(f"{'':{width}}  {output / row['config']}")
+    for row in (row for rows in results for row in rows if row["error"]):
+        print(f"{row['model']}, trial {row['trial']} failed: {row['error']}")
     print(f"{seconds:.0f} s in all; trials: {output / 'trials.csv'}")
 
 

@@ -31,6 +31,10 @@ PROGRESS_SECONDS = 1.0
 Event = dict[str, Any]
 
 
+class DivergedError(ValueError):
+    """The loss is no longer finite; the message names the step."""
+
+
 @dataclass
 class Progress:
     """Where a run is: all a checkpoint needs besides tensors.
@@ -89,7 +93,7 @@ def train(training: Training, progress: Progress, step: Step) -> Iterator[Event]
 
     Raises:
         ReaderError: a row is missing, double or damaged.
-        ValueError: the loss is not finite; names the step.
+        DivergedError: the loss is not finite.
     """
     config, parallel = training.config, training.parallel
     if progress.learning_rates:
@@ -153,7 +157,7 @@ def _train_epoch(training: Training, progress: Progress, step: Step) -> Iterator
         dist.all_reduce(loss)
         value = float(loss)
         if not np.isfinite(value):
-            raise ValueError(f"the loss became {value} at step {progress.step + 1}: lower the learning rates")
+            raise DivergedError(f"the loss became {value} at step {progress.step + 1}: lower the learning rates")
         progress.step, progress.step_in_epoch = progress.step + 1, progress.step_in_epoch + 1
         if parallel.average is not None:
             parallel.average.update(progress.step)

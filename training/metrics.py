@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+METRICS = ("auc", "logloss", "gauc", "ne", "calibration", "ece")
+"""What ``evaluate`` tells beside the number of rows, in the order of the tables that people read."""
+
 PROBABILITY_CLIP = 1e-7
 """Probabilities are kept this far from 0 and 1 in the logloss (FuxiCTR's clip)."""
 _LOGIT_CLIP = float(np.log1p(-PROBABILITY_CLIP) - np.log(PROBABILITY_CLIP))

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import ConfigError
-from jobs.leaderboard import load_leaderboard
+from jobs.config import ConfigError, read_checked
+from jobs.leaderboard import Leaderboard
 from tests.jobs.test_train import write_config
+from training.metrics import METRICS
 
 ROOT = Path(__file__).parents[2]
 LEADERBOARD = """
@@ -58,16 +59,23 @@ def test_leaderboard(make_dataset, tmp_path: Path) -> None:
     expected = float(fm["test_auc"]) - one["test"]["auc"]
     assert float(fm["auc_difference"]) == pytest.approx(expected, abs=1e-12)
     assert one["versions"]["torch"] and one["parameters"] > 0 and one["request"]["config"]["training"]["seed"] == 1
+    assert {*METRICS, "rows"} == set(one["test"])
     page = (output / "leaderboard.html").read_text()
     assert "Minus TF4CTR" in page and "src=" not in page.split("</script>")[-1]
 
-    # Killed after two cells: the third is made again, and everything comes out the same.
+    # Killed after two cells: the third is made again, and everything comes out the same. A kept result from before a
+    # metric and a config key existed is read as it is.
+    del one["test"]["ece"], one["request"]["config"]["training"]["ema_decay"]
+    (output / "cells" / "results" / "tiny--tf4ctr--seed=1.json").write_text(json.dumps(one))
     shutil.rmtree(output / "cells" / "runs" / "tiny" / "fm")
     (output / "cells" / "results" / "tiny--fm--seed=1.json").unlink()
     assert call(path).returncode == 0
     again = {row["model"]: row for row in csv.DictReader((output / "leaderboard.csv").read_text().splitlines())}
     for row in (*rows.values(), *again.values()):
         row.pop("train_seconds")
+    assert fm["test_ece"] and rows["TF4CTR"]["test_ece"] and again["TF4CTR"]["test_ece"] == ""
+    for name in ("test_ece", "test_ece_std"):
+        again["TF4CTR"][name] = rows["TF4CTR"][name]
     assert again == rows
 
     path.write_text(text.replace("max_epochs=1", "max_epochs=2"))
@@ -88,4 +96,4 @@ def test_wrong_leaderboards_are_refused(tmp_path: Path, old: str, new: str, word
     path = tmp_path / "leaderboard.toml"
     path.write_text(LEADERBOARD.format(output="x", config="y").replace(old, new))
     with pytest.raises(ConfigError, match=words):
-        load_leaderboard(str(path))
+        read_checked(str(path), Leaderboard)

@@ -13,13 +13,14 @@ import numpy as np
 import psutil
 import pytest
 
-from jobs.config import ConfigError, load_config
-from jobs.tune import Range, load_search, sample
+from jobs.config import ConfigError, load_config, read_checked
+from jobs.tune import Range, Search, sample
 from tests.jobs.test_train import write_config
 
 ROOT = Path(__file__).parents[2]
 MARK = "TWINFOCUS_TEST_TUNE"
 RATE = "training.optimizer.embedding_learning_rate"
+SGD = "training.optimizer.embedding_optimizer=sgd"
 SEARCH = """
 output = "{output}"
 configs = ["{config}"]
@@ -105,7 +106,8 @@ def test_search(make_dataset, tmp_path: Path) -> None:
     failed = [row["trial"] for row in of["FM"] if row["overrides"][RATE] == 1e30]
     assert failed and fm["failed"] == len(failed)
     assert all("the loss became" in row["error"] for row in of["FM"] if row["trial"] in failed)
-    assert len(results) == 6 - len(failed)
+    assert all(f"FM, trial {number} failed: the loss became" in done.stdout for number in failed)
+    assert len(results) == 6 and {n for n in (1, 2, 3) if results[f"fm-{n:03d}"]["error"]} == set(failed)
     for name, stem, model in (("Twin Focus", "twin-focus", twin), ("FM", "fm", fm)):
         finished = [row for row in of[name] if row["error"] is None]
         histories = [results[f"{stem}-{row['trial']:03d}"]["evaluations"] for row in finished]
@@ -127,6 +129,13 @@ def test_search(make_dataset, tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [row[RATE] for row in rows] == [str(row["overrides"][RATE]) for row in found["trials"]]
 
+    # A result from before a metric and a config key existed is kept.
+    older = output / "trials" / "twin-focus-001.json"
+    result = json.loads(older.read_text())
+    for row in (result, *result["evaluations"]):
+        assert row.pop("ece") >= 0
+    del result["request"]["config"]["training"]["ema_decay"]
+    older.write_text(json.dumps(result))
     # Killed before a trial that ASHA stops: it is stopped again, beside the kept ones, which are not run again.
     again = output / "trials" / "fm-003.json"
     again.unlink()
@@ -136,11 +145,25 @@ def test_search(make_dataset, tmp_path: Path) -> None:
     repeated = json.loads((output / "tune.json").read_text())
     for row in (*found["trials"], *repeated["trials"]):
         row.pop("seconds")
+    assert found["trials"][0].pop("ece") is not None
     assert repeated["trials"] == found["trials"]
 
     path.write_text(text.replace("max_epochs = 3", "max_epochs = 2"))
     changed = call(path)
     assert changed.returncode == 1 and "is of another config, dataset or budget" in changed.stderr
+
+
+def test_what_is_wrong_with_the_data_ends_the_search(make_dataset, tmp_path: Path) -> None:
+    dataset = make_dataset(valid=((64,),)).path
+    for file in (dataset / "v1" / "train").iterdir():
+        file.write_bytes(b"x" * file.stat().st_size)
+    path, output = tmp_path / "search.toml", tmp_path / "found"
+    text = SEARCH.format(output=output, config=write_config(tmp_path, dataset))
+    path.write_text(text.replace("num_trials = 3", "num_trials = 1"))
+    done = call(path)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("error: 1 trials of Twin Focus died") and str(dataset) in done.stderr
+    assert not list((output / "trials").glob("*.json"))
 
 
 def test_values_are_spread_over_their_range_and_repeat() -> None:
@@ -177,6 +200,13 @@ def test_values_are_spread_over_their_range_and_repeat() -> None:
         ("selection.kind", "selection.kinds", "Twin Focus, trial 1: unknown config key .*kinds"),
         ("training.model.selection.kind", "features.label", "'features.label' cannot be searched"),
         ("training.model.selection.kind", "training.max_epochs", "'training.max_epochs' cannot be searched"),
+        ("training.model.selection.kind", "training.monitor.auc", "'training.monitor.auc' cannot be searched"),
+        ("training.model.selection.kind", "training.num_workers", "'training.num_workers' cannot be searched"),
+        ("training.model.selection.kind", "training.threads_per_worker", "'training.threads_per_worker' cannot be"),
+        ("training.model.selection.kind", "training.device", "'training.device' cannot be searched"),
+        (SGD, "training.monitor={gauc=1.0}", "training.monitor must be the same .* FM, trial 1 and .* Twin Focus"),
+        (SGD, "training.device=cuda", "training.device must be the same for every trial"),
+        (SGD, "training.dataset=other", "training.dataset must be the same .* 'other' for FM"),
         ('"gate", "shared"', '"gat", "gat"', "Twin Focus, trial 1: config key .*selection"),
         ("checkpoint.keep=1", "max_epochs=9", "max_epochs of the search sets it"),
         ("checkpoint.keep=1", "optimizer={}", "keys do not fit together"),
@@ -188,14 +218,14 @@ def test_wrong_searches_are_refused(tmp_path: Path, old: str, new: str, words: s
     assert old in text
     path.write_text(text.replace(old, new))
     with pytest.raises(ConfigError, match=words):
-        search = load_search(str(path))
-        for model in search.models:
-            search.trials(model)
+        read_checked(str(path), Search).trials()
 
 
 def test_shipped_searches_load() -> None:
     for path in sorted(Path("jobs/configs/tune").glob("*.toml")):
-        search = load_search(str(path))
-        assert all(len(search.trials(model)) == search.num_trials for model in search.models)
+        search = read_checked(str(path), Search)
+        trials = search.trials()
+        assert list(trials) == [model.name for model in search.models]
+        assert all(len(of_model) == search.num_trials for of_model in trials.values())
         header = path.read_text().split("output =")[0]
         assert f"jobs.tune          --config {path}" in header and "Cost" in header and "Expect" in header
