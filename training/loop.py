@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from training import checkpoint
+from training.allocator import return_unused_pages
 from training.batch import Batch
 from training.config import DenseOptimizer, TrainingConfig
 from training.metrics import evaluate as compute_metrics
@@ -227,6 +228,7 @@ def _save(training: Training, progress: Progress) -> Event:
     checkpoint.save(folder, progress.step, training.parallel, progress.to_json())
     if dist.get_rank() == 0:
         checkpoint.prune(folder, keep, progress.schedule.best_step)
+    return_unused_pages()
     progress.seconds["checkpoint"] += time.perf_counter() - started
     return {"event": "checkpoint", "epoch": progress.epoch, "step": progress.step}
 

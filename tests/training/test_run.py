@@ -39,7 +39,7 @@ from training.config import (
     StreamGatesSelection,
     TrainingConfig,
 )
-from training.loop import Event, Training, make_step, score
+from training.loop import Event, Progress, Training, make_step, score, train
 from training.metrics import evaluate
 from training.model.ctr_model import CTRModel
 from training.parallelize import parallelize
@@ -275,6 +275,62 @@ def make_training(dataset: Path, config: TrainingConfig) -> Training:
     opened, device = Dataset.open(dataset), torch.device("cpu")
     parallel = parallelize(build_model(opened, config, torch.device("meta")), config, device)
     return Training(parallel, config, opened.reader("train", config), None, device, dataset / "none")
+
+
+@pytest.mark.parametrize("lane", ["averaged", "averaged dense"])
+def test_the_average_is_of_the_weights_after_each_step(
+    make_dataset, one_rank, monkeypatch: pytest.MonkeyPatch, lane: str
+) -> None:
+    tiny = make_dataset()
+    config = make_config(tiny.path, **LANES[lane], max_epochs=1)
+    training = make_training(tiny.path, config)
+    model, average = training.parallel.model, training.parallel.average
+    assert average is not None
+    expected = {n: v.detach().clone() for n, v in model.named_parameters() if n in average.values}
+    is_dense = lane == "averaged dense"
+    assert any("user__hard" in name for name in expected) == is_dense  # sharded tables are not averaged
+    update, steps = average.update, []
+
+    def follow(step: int) -> None:
+        steps.append(step)
+        decay = min(0.9, (1 + step) / (10 + step))
+        for name, value in model.named_parameters():
+            if name in expected:
+                expected[name] = decay * expected[name] + (1 - decay) * value.detach()
+        update(step)
+
+    monkeypatch.setattr(average, "update", follow)
+    list(train(training, Progress(), make_step(training)))
+    assert steps == list(range(1, STEPS_PER_EPOCH + 1))
+    shipped = build_model(Dataset.open(tiny.path), config, torch.device("cpu"))
+    newest = checkpoint.newest(training.checkpoints)
+    assert newest is not None
+    checkpoint.restore_model(newest, shipped)
+    for name, weight in expected.items():
+        torch.testing.assert_close(shipped.state_dict()[name], weight)
+
+
+@pytest.mark.parametrize("block", ["mlp", *BLOCKS])
+def test_bfloat16_is_for_the_encoders_alone(make_dataset, one_rank, block: str) -> None:
+    tiny = make_dataset()
+    losses, types = {}, {}
+    for precision in ("float32", "bfloat16"):
+        config = make_config(tiny.path, model=BLOCKS.get(block, MODEL), precision=precision)
+        training = make_training(tiny.path, config)
+        model: Any = training.parallel.model.module
+        model = getattr(model, "module", model)
+        seen: list[torch.dtype] = []
+        model.hard_encoder.register_forward_hook(lambda m, i, o, s=seen: s.append(o.dtype))
+        model.fusion.register_forward_hook(lambda m, i, o, s=seen: s.extend((i[-1].dtype, o.fused.dtype)))
+        losses[precision] = float(make_step(training)(next(iter(training.train_reader.batches(0))), 0)[0])
+        types[precision] = seen
+    assert types["float32"] == [torch.float32] * 3
+    assert types["bfloat16"][1:] == [torch.float32] * 2
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05)
+    if block not in ("linear", "fm"):  # these have no matrix product
+        assert losses["bfloat16"] != losses["float32"]
+    if block == "mlp":
+        assert types["bfloat16"][0] == torch.bfloat16
 
 
 def test_l2_moves_rows_that_were_not_looked_up(make_dataset, one_rank) -> None:
