@@ -24,6 +24,7 @@ from tqdm import tqdm
 from jobs.command import absolute, config_parser, parse_config_arguments, run_program
 from jobs.config import Config, ConfigError, parse_config
 from jobs.worker import set_up_worker
+from training.allocator import HUGE_PAGES
 
 COMPARED_ON_RESUME = (
     "model",
@@ -162,6 +163,7 @@ def _train(run_path: Path, config: Config) -> None:
             name="ray",
             storage_path=str(run_path),
             failure_config=FailureConfig(max_failures=training.max_failures),
+            worker_runtime_env={"env_vars": {HUGE_PAGES: "1"}},  # a running cluster's workers do not inherit ours
         ),
     )
     finished = threading.Event()
