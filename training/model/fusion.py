@@ -23,18 +23,41 @@ class TwinLogits(NamedTuple):
 
 
 class Fusion(nn.Module):
-    """What fusions have in common: a linear head a branch; built from (config, easy width, hard width)."""
+    """What fusions have in common; built from (config, easy width, hard width)."""
 
+    branches: tuple[str, ...] = ("easy", "hard")
+    """Encoders whose outputs are fused."""
     reads_branch_logits = True
     """False: the fused logit is made from the encoders' outputs alone."""
+    is_additive = False
+    """True: the fused logit is a function of one output plus a function of the other."""
+    gate_series: tuple[str, ...] = ()
+    """What the equal parts of a row of each gate are of."""
+    gate_top = 1
+    """The largest value of a gate."""
 
     def __init__(self, config: Any, easy_dim: int, hard_dim: int) -> None:
         super().__init__()
+
+    def forward(self, easy_BH: Tensor, hard_BH: Tensor) -> TwinLogits:
+        """Fuse; a row's logits depend on that row alone."""
+        raise NotImplementedError
+
+    def gates(self, easy_BH: Tensor, hard_BH: Tensor) -> dict[str, Tensor]:
+        """Gate -> the shares it mixes each row with (B, 2); none where the mixture is the same for all rows."""
+        return {}
+
+
+class TwinFusion(Fusion):
+    """A linear head a branch."""
+
+    def __init__(self, config: Any, easy_dim: int, hard_dim: int) -> None:
+        super().__init__(config, easy_dim, hard_dim)
         self.easy_head = nn.Linear(easy_dim, 1)
         self.hard_head = nn.Linear(hard_dim, 1)
 
     def forward(self, easy_BH: Tensor, hard_BH: Tensor) -> TwinLogits:
-        """Fuse; a row's logits depend on that row alone."""
+        """Fuse; both branch logits come from their heads."""
         easy_B, hard_B = self.easy_head(easy_BH).squeeze(1), self.hard_head(hard_BH).squeeze(1)
         return TwinLogits(self.fuse(easy_BH, hard_BH, easy_B, hard_B), easy_B, hard_B)
 
@@ -43,8 +66,10 @@ class Fusion(nn.Module):
         raise NotImplementedError
 
 
-class WeightedSum(Fusion):
+class WeightedSum(TwinFusion):
     """ "WSF": z = w_1 z_easy + w_2 z_hard, with w free and started at one half each."""
+
+    is_additive = True
 
     def __init__(self, config: WeightedSumFusion, easy_dim: int, hard_dim: int) -> None:
         super().__init__(config, easy_dim, hard_dim)
@@ -54,11 +79,13 @@ class WeightedSum(Fusion):
         return self.weight[0] * easy_B + self.weight[1] * hard_B
 
 
-class Voting(Fusion):
+class Voting(TwinFusion):
     """ "VF": z = q_1 z_easy + q_2 z_hard with q = softmax((votes + Gumbel noise) / temperature).
 
     The noise is drawn in training only, so that a prediction is a function of its row.
     """
+
+    gate_series = ("easy", "hard")
 
     def __init__(self, config: VotingFusion, easy_dim: int, hard_dim: int) -> None:
         super().__init__(config, easy_dim, hard_dim)
@@ -67,11 +94,15 @@ class Voting(Fusion):
         self.temperature = config.temperature
 
     def fuse(self, easy_BH: Tensor, hard_BH: Tensor, easy_B: Tensor, hard_B: Tensor) -> Tensor:
+        shares_B2 = self.gates(easy_BH, hard_BH)["fusion"]
+        return shares_B2[:, 0] * easy_B + shares_B2[:, 1] * hard_B
+
+    def gates(self, easy_BH: Tensor, hard_BH: Tensor) -> dict[str, Tensor]:
+        """Each branch's share."""
         votes_B2 = torch.cat([self.easy_vote(easy_BH), self.hard_vote(hard_BH)], dim=1)
         if self.training:
             votes_B2 = votes_B2 + to_gumbel(torch.rand_like(votes_B2))
-        shares_B2 = (votes_B2 / self.temperature).softmax(dim=1)
-        return shares_B2[:, 0] * easy_B + shares_B2[:, 1] * hard_B
+        return {"fusion": (votes_B2 / self.temperature).softmax(dim=1)}
 
 
 def to_gumbel(uniform: Tensor) -> Tensor:
@@ -79,10 +110,11 @@ def to_gumbel(uniform: Tensor) -> Tensor:
     return -torch.log(-torch.log(uniform.clamp(min=torch.finfo(uniform.dtype).tiny)))
 
 
-class Concat(Fusion):
+class Concat(TwinFusion):
     """ "CF": z = a third head on both encoders' outputs."""
 
     reads_branch_logits = False
+    is_additive = True
 
     def __init__(self, config: ConcatFusion, easy_dim: int, hard_dim: int) -> None:
         super().__init__(config, easy_dim, hard_dim)
@@ -92,10 +124,11 @@ class Concat(Fusion):
         return self.fused_head(torch.cat([easy_BH, hard_BH], dim=1)).squeeze(1)
 
 
-class MixtureOfHeads(Fusion):
+class MixtureOfHeads(TwinFusion):
     """ "MoEF": z = sum of two heads on both encoders' outputs, each times its share of a softmax gate."""
 
     reads_branch_logits = False
+    gate_series = ("head 1", "head 2")
 
     def __init__(self, config: MoEFusion, easy_dim: int, hard_dim: int) -> None:
         super().__init__(config, easy_dim, hard_dim)
@@ -104,17 +137,26 @@ class MixtureOfHeads(Fusion):
 
     def fuse(self, easy_BH: Tensor, hard_BH: Tensor, easy_B: Tensor, hard_B: Tensor) -> Tensor:
         both_BH = torch.cat([easy_BH, hard_BH], dim=1)
-        return (self.gate(both_BH).softmax(dim=1) * self.heads(both_BH)).sum(dim=1)
+        return (self._shares(both_BH) * self.heads(both_BH)).sum(dim=1)
+
+    def gates(self, easy_BH: Tensor, hard_BH: Tensor) -> dict[str, Tensor]:
+        """Each head's share."""
+        return {"fusion": self._shares(torch.cat([easy_BH, hard_BH], dim=1))}
+
+    def _shares(self, both_BH: Tensor) -> Tensor:
+        return self.gate(both_BH).softmax(dim=1)
 
 
-class Sum(Fusion):
+class Sum(TwinFusion):
     """z = z_easy + z_hard."""
+
+    is_additive = True
 
     def fuse(self, easy_BH: Tensor, hard_BH: Tensor, easy_B: Tensor, hard_B: Tensor) -> Tensor:
         return easy_B + hard_B
 
 
-class Bilinear(Fusion):
+class Bilinear(TwinFusion):
     """z = z_easy + z_hard + sum_j h_easy_j W_j h_hard_j, j one head's part of the outputs (arXiv 2304.00902)."""
 
     def __init__(self, config: BilinearFusion, easy_dim: int, hard_dim: int) -> None:
@@ -133,13 +175,14 @@ class Bilinear(Fusion):
         return easy_B + hard_B + torch.einsum("bki,kij,bkj->b", easy_BKI, self.weight, hard_BKJ)
 
 
-class Single(nn.Module):
+class Single(Fusion):
     """z = z_hard, for a model of one stream; there is no easy branch, so all three logits are this one."""
 
-    reads_branch_logits = True
+    branches = ("hard",)
+    is_additive = True
 
     def __init__(self, config: Any, easy_dim: int, hard_dim: int) -> None:
-        super().__init__()
+        super().__init__(config, easy_dim, hard_dim)
         self.hard_head = nn.Linear(hard_dim, 1)
 
     def forward(self, easy_BH: Tensor, hard_BH: Tensor) -> TwinLogits:
@@ -148,7 +191,7 @@ class Single(nn.Module):
         return TwinLogits(hard_B, hard_B, hard_B)
 
 
-FUSIONS: dict[str, type[Fusion] | type[Single]] = {
+FUSIONS: dict[str, type[Fusion]] = {
     "weighted_sum": WeightedSum,
     "voting": Voting,
     "concat": Concat,

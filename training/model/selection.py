@@ -20,12 +20,21 @@ NUM_EXPERTS = 2
 class Selection(nn.Module):
     """What selections have in common; built from (config, number of fields F, width of a shared field D)."""
 
+    gate_series: tuple[str, ...] = ()
+    """What the equal parts of a row of each gate are of; empty: of the fields."""
+    gate_top = 1
+    """The largest value of a gate."""
+
     def __init__(self, config: Any, num_fields: int, dim: int) -> None:
         super().__init__()
 
     def forward(self, streams: Streams) -> tuple[Tensor, Tensor]:
         """Streams -> (easy_BFD, hard_BFD); the two widths may differ."""
         raise NotImplementedError
+
+    def gates(self, streams: Streams) -> dict[str, Tensor]:
+        """Gate -> what it lets through, a row of numbers for each row; none where nothing is chosen row by row."""
+        return {}
 
 
 class Separate(Selection):
@@ -45,18 +54,26 @@ class Shared(Selection):
 class Gate(Selection):
     """ "GM": easy = g x, hard = (1 - g) x, with one gate g = sigmoid(MLP(x)) in (0, 1) a row."""
 
+    gate_series = ("share of the easy stream",)
+
     def __init__(self, config: GateSelection, num_fields: int, dim: int) -> None:
         super().__init__(config, num_fields, dim)
         self.gate = _gate(num_fields * dim, 1, config)
 
     def forward(self, streams: Streams) -> tuple[Tensor, Tensor]:
         x_BFD = streams["shared"]
-        g_B11 = torch.sigmoid(self.gate(x_BFD.flatten(1))).unsqueeze(2)
+        g_B11 = self.gates(streams)["selection"].unsqueeze(2)
         return g_B11 * x_BFD, (1 - g_B11) * x_BFD
+
+    def gates(self, streams: Streams) -> dict[str, Tensor]:
+        """The easy stream's share (B, 1)."""
+        return {"selection": torch.sigmoid(self.gate(streams["shared"].flatten(1)))}
 
 
 class MixtureOfExperts(Selection):
     """ "MoE": each stream is its own softmax mixture of two experts of x (MMoE with two tasks)."""
+
+    gate_series = tuple(f"expert {i + 1}" for i in range(NUM_EXPERTS))
 
     def __init__(self, config: MoESelection, num_fields: int, dim: int) -> None:
         super().__init__(config, num_fields, dim)
@@ -72,9 +89,17 @@ class MixtureOfExperts(Selection):
         x_BFD = streams["shared"]
         x_BK = x_BFD.flatten(1)
         experts_BEK = torch.stack([expert(x_BK) for expert in self.experts], dim=1)
-        easy_BE, hard_BE = self.easy_gate(x_BK).softmax(dim=1), self.hard_gate(x_BK).softmax(dim=1)
-        easy_BK, hard_BK = ((share_BE.unsqueeze(2) * experts_BEK).sum(dim=1) for share_BE in (easy_BE, hard_BE))
+        shares = self._shares(x_BK)
+        easy_BK, hard_BK = ((share_BE.unsqueeze(2) * experts_BEK).sum(dim=1) for share_BE in shares)
         return easy_BK.view_as(x_BFD), hard_BK.view_as(x_BFD)
+
+    def gates(self, streams: Streams) -> dict[str, Tensor]:
+        """Each stream's shares of the experts (B, E)."""
+        easy_BE, hard_BE = self._shares(streams["shared"].flatten(1))
+        return {"selection, easy stream": easy_BE, "selection, hard stream": hard_BE}
+
+    def _shares(self, x_BK: Tensor) -> tuple[Tensor, Tensor]:
+        return self.easy_gate(x_BK).softmax(dim=1), self.hard_gate(x_BK).softmax(dim=1)
 
 
 class StreamGates(Selection):
@@ -83,6 +108,8 @@ class StreamGates(Selection):
     Without context fields the context is a learnt vector, the same for all rows (arXiv 2304.00902).
     """
 
+    gate_top = 2
+
     def __init__(self, config: StreamGatesSelection, num_fields: int, dim: int) -> None:
         super().__init__(config, num_fields, dim)
         self.easy_gate = ContextGate(len(config.easy_context), config, num_fields, dim)
@@ -90,10 +117,15 @@ class StreamGates(Selection):
 
     def forward(self, streams: Streams) -> tuple[Tensor, Tensor]:
         x_BFD = streams["shared"]
-        return (
-            x_BFD * self.easy_gate(streams["context_easy"]).view_as(x_BFD),
-            x_BFD * self.hard_gate(streams["context_hard"]).view_as(x_BFD),
-        )
+        easy_BK, hard_BK = self.gates(streams).values()
+        return x_BFD * easy_BK.view_as(x_BFD), x_BFD * hard_BK.view_as(x_BFD)
+
+    def gates(self, streams: Streams) -> dict[str, Tensor]:
+        """Each stream's factors (B, K), field by field."""
+        return {
+            "selection, easy stream": self.easy_gate(streams["context_easy"]),
+            "selection, hard stream": self.hard_gate(streams["context_hard"]),
+        }
 
 
 class ContextGate(nn.Module):

@@ -22,10 +22,10 @@ from training.model.fusion import (
     FUSIONS,
     Bilinear,
     Concat,
-    Fusion,
     MixtureOfHeads,
     Single,
     Sum,
+    TwinFusion,
     TwinLogits,
     Voting,
     WeightedSum,
@@ -44,10 +44,10 @@ CONFIGS: dict[str, Any] = {
 EASY_DIM, HARD_DIM, NUM_ROWS = 5, 3, 6
 
 
-def make(kind: str) -> Fusion:
+def make(kind: str) -> TwinFusion:
     torch.manual_seed(1)
     fusion = FUSIONS[kind](CONFIGS[kind], EASY_DIM, HARD_DIM)
-    assert isinstance(fusion, Fusion)
+    assert isinstance(fusion, TwinFusion)
     return fusion
 
 
@@ -160,6 +160,30 @@ def test_mixture_of_heads_is_a_convex_mixture(inputs: tuple[Tensor, Tensor]) -> 
     fused = fusion(*inputs).fused
     torch.testing.assert_close(fused, shares[:, 0] * heads[:, 0] + shares[:, 1] * heads[:, 1])
     assert (fused <= heads.max(1).values + 1e-6).all() and (fused >= heads.min(1).values - 1e-6).all()
+
+
+@pytest.mark.parametrize("kind", ["voting", "moe"])
+def test_gates_are_what_the_block_mixes_with(kind: str, inputs: tuple[Tensor, Tensor]) -> None:
+    fusion = make(kind).eval()
+    [(name, shares_B2)] = fusion.gates(*inputs).items()
+    fused, *mixed = fusion(*inputs)
+    if isinstance(fusion, MixtureOfHeads):
+        mixed = fusion.heads(torch.cat(inputs, dim=1)).unbind(dim=1)
+    torch.testing.assert_close((shares_B2 * torch.stack(list(mixed), dim=1)).sum(1), fused)
+    torch.testing.assert_close(shares_B2.sum(1), torch.ones(NUM_ROWS))
+    assert name == "fusion" and len(fusion.gate_series) == 2 and shares_B2[:, 0].std() > 0
+
+
+@pytest.mark.parametrize("kind", FUSIONS)
+def test_additive_is_what_has_no_joint_part(kind: str, inputs: tuple[Tensor, Tensor]) -> None:
+    """f(a, b) - f(a, b') - f(a', b) + f(a', b') is 0 for a sum of two functions, and for no other fusion here."""
+    torch.manual_seed(1)
+    fusion = FUSIONS[kind](CONFIGS.get(kind, SingleFusion()), EASY_DIM, HARD_DIM).eval()
+    (a, b), (c, d) = inputs, (x.flip(0) for x in inputs)
+    joint = fusion(a, b).fused - fusion(a, d).fused - fusion(c, b).fused + fusion(c, d).fused
+    assert (joint.abs().max() < 1e-5) == fusion.is_additive
+    moved = {"easy": fusion(c, b).fused, "hard": fusion(a, d).fused}
+    assert fusion.branches == tuple(name for name, z in moved.items() if not torch.equal(z, fusion(a, b).fused))
 
 
 def test_sum_gives_every_logit_the_same_gradient(inputs: tuple[Tensor, Tensor]) -> None:

@@ -119,6 +119,28 @@ def count(module: torch.nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+@pytest.mark.parametrize("kind", SELECTIONS)
+def test_gates_are_what_the_block_lets_through(kind: str, streams: Streams) -> None:
+    """As a reader of the gates takes them: equal parts of a row, named by ``gate_series`` or, without it, fields."""
+    selection = make(kind).eval()
+    gates, x_BFD = selection.gates(streams), streams["shared"]
+    parts = {name: g.unflatten(1, (len(selection.gate_series) or F, -1)) for name, g in gates.items()}
+    assert all(((g > 0) & (g < selection.gate_top)).all() and g.std() > 1e-3 for g in gates.values())
+    passed = dict(zip(("easy", "hard"), selection(streams), strict=True))
+    if isinstance(selection, Gate):
+        torch.testing.assert_close(parts["selection"] * x_BFD, passed["easy"])
+    elif isinstance(selection, MixtureOfExperts):
+        experts_BEK = torch.stack([expert(x_BFD.flatten(1)) for expert in selection.experts], dim=1)
+        for side, vectors_BFD in passed.items():
+            mixture = (parts[f"selection, {side} stream"] * experts_BEK).sum(dim=1)
+            torch.testing.assert_close(mixture, vectors_BFD.flatten(1))
+    elif isinstance(selection, StreamGates):
+        for side, vectors_BFD in passed.items():
+            torch.testing.assert_close(parts[f"selection, {side} stream"] * x_BFD, vectors_BFD)
+    else:
+        assert not gates
+
+
 def test_stream_gates_constants() -> None:
     """Zero logits leave x as it is; 2 sigmoid of (1, -1) on (1, -2)."""
     selection = StreamGates(StreamGatesSelection(hidden_units=()), 2, 1)
