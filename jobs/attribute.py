@@ -38,7 +38,8 @@ def main() -> int:
     if arguments.seed < 0:
         parser.error("--seed must be 0 or more")
 
-    from training.attribution import attribute, num_passes, read_columns
+    from training.attribution import attribute, num_passes
+    from training.columns import read_columns
     from training.export import load_best
     from training.run import Dataset, Run
 
@@ -54,13 +55,20 @@ def main() -> int:
             best.model,
             columns,
             schema,
+            best.config.model.objective,
             best.calibration,
             num_repeats=arguments.repeats,
             seed=arguments.seed,
             batch_size=best.config.evaluation_batch_size,
             on_pass=bar.update,
         )
-    settings = {"split": arguments.split, "split_rows": split_rows, "repeats": arguments.repeats}
+    settings = {
+        "step": best.step,
+        "dataset": str(best.dataset.path),
+        "split": arguments.split,
+        "split_rows": split_rows,
+        "repeats": arguments.repeats,
+    }
     run.write("attribution.json", {**settings, "seed": arguments.seed, **found})
     print(summary(found))
     drops = {kind: {e["name"]: e["auc_drop"] for e in found[kind]} for kind in ("features", "branches")}
@@ -78,7 +86,7 @@ def summary(found: Mapping[str, Any]) -> str:
             auc, rise = _with_deviation(entry, "auc_drop"), _with_deviation(entry, "logloss_rise")
             lines.append(f"{entry['name']:{width}}  {auc}  {rise}")
         lines.append("")
-    for part in (*found["branches"], *([{"name": "joint", **found["joint"]}] if found["joint"] else [])):
+    for part in found["parts"]:
         share = part["variance_share"]
         known = "" if share is None else f" and {100 * share:z.1f} % of its variance"
         own = f"; its own auc {part['auc']:.5f}" if part.get("auc") is not None else ""
@@ -87,8 +95,9 @@ def summary(found: Mapping[str, Any]) -> str:
         weights = (f"{weight:.3f} {branch}" for branch, weight in found["fusion_weights"].items())
         lines.append(f"the fused logit is {' + '.join(weights)}")
     for gate in found["gates"]:
-        series = (f"{key} {s['mean']:.3f} +- {s['deviation']:.3f}" for key, s in gate["series"].items())
-        lines.append(f"gate, {gate['name']} (0 to {gate['top']}): {', '.join(series)}")
+        width = max(map(len, gate["series"]))
+        lines += ["", f"gate, {gate['name']}: mean and deviation, from 0 to {gate['top']}"]
+        lines += [f"{name:{width}}  {s['mean']:.3f} +- {s['deviation']:.3f}" for name, s in gate["series"].items()]
     return "\n".join(lines)
 
 

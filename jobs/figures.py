@@ -89,16 +89,16 @@ def roc(curves: Mapping[str, Any]) -> go.Figure:
     return figure
 
 
-def calibration(curves: Mapping[str, Any]) -> go.Figure:
+def reliability(curves: Mapping[str, Any]) -> go.Figure:
     """Label rate against mean score over bins of equal weight; on the diagonal, scores are probabilities."""
     figure = _figure("mean score of the bin", "label rate of the bin")
     top = 0.0
     for split, curve in curves.items():
-        scores = [b["mean_score"] for b in curve["calibration"]]
-        rates = [b["label_rate"] for b in curve["calibration"]]
+        scores = [b["mean_score"] for b in curve["reliability"]]
+        rates = [b["label_rate"] for b in curve["reliability"]]
         top = max([top, *scores, *rates])
         line = {"color": SPLIT_COLOURS.get(split, GREY), "width": 1}
-        rows = [b["rows"] for b in curve["calibration"]]
+        rows = [b["rows"] for b in curve["reliability"]]
         figure.add_scatter(
             x=scores,
             y=rates,

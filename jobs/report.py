@@ -93,13 +93,13 @@ def _results(run: RunFiles) -> str:
     if not rows:
         return note("No split has been evaluated yet: jobs.evaluate does that.")
     found = table(("", "rows", *METRICS), ([title, *map(values.get, ("rows", *METRICS))] for title, values in rows))
-    return found + _calibration(run)
+    return found + _platt(run)
 
 
-def _calibration(run: RunFiles) -> str:
-    if "calibration" not in run.metrics:
+def _platt(run: RunFiles) -> str:
+    if "platt" not in run.metrics:
         return ""
-    scale, offset = (text(run.metrics["calibration"][name]) for name in ("scale", "offset"))
+    scale, offset = (text(run.metrics["platt"][name]) for name in ("scale", "offset"))
     return f"<p>Calibrated: sigmoid(scale * logit + offset), scale {scale} and offset {offset} fitted on valid.</p>"
 
 
@@ -120,7 +120,7 @@ def _scores(run: RunFiles) -> str:
     curves = {name: entry["curves"] for name, entry in run.evaluations.items()}
     if not curves:
         return note("No split has been evaluated yet, so there are no curves.")
-    plots = {"ROC": figures.roc(curves), "Calibration": figures.calibration(curves)}
+    plots = {"ROC": figures.roc(curves), "Reliability": figures.reliability(curves)}
     plots |= {f"Scores by label, {name}": figures.score_histogram(curve) for name, curve in curves.items()}
     return grid(plots)
 
@@ -130,13 +130,21 @@ def _attribution(run: RunFiles) -> str:
     if not found:
         return note(f"No attribution yet: python -m jobs.attribute --run {run.path} makes it.")
     features, branches = found["features"], found["branches"]
-    shares = {part["name"]: part["variance_share"] for part in _parts(found)}
+    shares = {part["name"]: part["variance_share"] for part in found["parts"]}
     sample = "" if found["rows"] == found["split_rows"] else f" of {found['split_rows']:,} (evenly spaced)"
+    is_own = Path(found["dataset"]).resolve() == Path(run.dataset_path or "").resolve()
+    dataset = "" if is_own else f" of another dataset, {found['dataset']}"
     about = (
-        f"{found['rows']:,} rows{sample} of the split {found['split']}. Permutations over all rows, of each feature "
-        f"and of each branch's output: {found['repeats']}; bars show mean and deviation over them. A feature that "
-        "another one can stand in for loses little."
+        f"{found['rows']:,} rows{sample} of the split {found['split']}{dataset}; checkpoint of step {found['step']:,}. "
+        f"Permutations over all rows, of each feature and of each branch's output: {found['repeats']}; bars show mean "
+        "and deviation over them. A feature that another one can stand in for loses little."
     )
+    outdated = ""
+    if run.best_step not in (None, found["step"]):
+        outdated = note(
+            f"This is of an older checkpoint, run it again (jobs.attribute --run {run.path}): the best one is "
+            f"of step {run.best_step:,} now."
+        )
     plots = {
         "AUC lost when a feature is permuted": figures.importance(features, "auc_drop", "fall of auc"),
         "Logloss gained when a feature is permuted": figures.importance(features, "logloss_rise", "rise of logloss"),
@@ -151,15 +159,10 @@ def _attribution(run: RunFiles) -> str:
         gates[f"Gate: {gate['name']}"] = figures.gate_histogram(gate)
         if len(gate["series"]) > len(figures.SERIES_COLOURS):
             gates[f"Gate: {gate['name']}, by field"] = figures.gate_means(gate)
-    return f"<p>{escape(about)}</p>{grid(plots)}{_branch_table(found)}{grid(gates)}"
+    return f"{outdated}<p>{escape(about)}</p>{grid(plots)}{_part_table(found)}{grid(gates)}"
 
 
-def _parts(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What the fused logit is made of: each branch's part and, where there is one, the joint part."""
-    return [*found["branches"], *([{"name": "joint", **found["joint"]}] if found["joint"] else [])]
-
-
-def _branch_table(found: Mapping[str, Any]) -> str:
+def _part_table(found: Mapping[str, Any]) -> str:
     columns = {
         "own auc": "auc",
         "own logloss": "logloss",
@@ -167,14 +170,14 @@ def _branch_table(found: Mapping[str, Any]) -> str:
         "mean logit of negatives": "mean_logit_negatives",
         "mean |part|": "mean_abs_part",
     }
-    rows = [[part["name"], *map(part.get, columns.values()), percent(part["variance_share"])] for part in _parts(found)]
+    rows = [[p["name"], *map(p.get, columns.values()), percent(p["variance_share"])] for p in found["parts"]]
     meaning = (
         "A branch's part of the fused logit is what changes when that branch alone has its own output and the other "
         "its mean one; a joint part is what is left. The variance shares, cov(part, fused) / var(fused), add up to 1."
     )
     weights = " + ".join(f"{weight:.4f} {name}" for name, weight in (found["fusion_weights"] or {}).items())
     learnt = f" Learnt weights: fused = {weights}." if weights else ""
-    return table(("branch", *columns, "variance share"), rows) + f"<p>{escape(meaning + learnt)}</p>"
+    return table(("part", *columns, "variance share"), rows) + f"<p>{escape(meaning + learnt)}</p>"
 
 
 def _dataset(run: RunFiles) -> str:

@@ -17,6 +17,7 @@ class RunFiles:
         progress: history lines of training steps, in order.
         checks: history lines of evaluations, in order.
         evaluations: split -> {"metrics", "curves"}.
+        best_step: step of the checkpoint that is served, as far as the history tells.
         attribution: of ``jobs.attribute``.
         build: what the last ``jobs.build_dataset`` said of itself.
         notes: why a part is missing, for the reader of the report.
@@ -29,6 +30,7 @@ class RunFiles:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     plan: list[dict[str, Any]] = field(default_factory=list)
     evaluations: Mapping[str, Any] = field(default_factory=dict)
+    best_step: int | None = None
     attribution: Mapping[str, Any] = field(default_factory=dict)
     dataset_path: str | None = None
     manifest: DatasetManifest | None = None
@@ -57,12 +59,20 @@ class RunFiles:
             metrics=_read(path / "metrics.json", {}),
             plan=_read(path / "plan.json", []),
             evaluations={name: _read(path / "evaluation" / f"{name}.json", {}) for name in splits},
+            best_step=_best_step(history),
             attribution=_read(path / "attribution.json", {}),
             dataset_path=folder,
             manifest=manifest,
             build=_read(Path(folder) / "build.json", {}) if manifest is not None and folder else {},
             notes={"dataset": note} if note else {},
         )
+
+
+def _best_step(history: list[dict[str, Any]]) -> int | None:
+    """Of the best evaluation; where nothing was evaluated, of the newest checkpoint."""
+    best = [e["step"] for e in history if e.get("event") == "evaluation" and e.get("best")]
+    steps = best or [e["step"] for e in history if e.get("event") == "checkpoint"]
+    return steps[-1] if steps else None
 
 
 def _load_manifest(dataset: Mapping[str, Any]) -> tuple[DatasetManifest | None, str]:

@@ -177,7 +177,7 @@ def test_evaluate_prints_one_json_object_last(spine) -> None:
 def test_calibrated_served_equals_calibrated_trained(spine, tmp_path: Path) -> None:
     """Scale and offset are set by hand: this log's labels are noise, and nothing can be fitted to them."""
     folder, rows = spine
-    raw = Predictor.load(folder / "artifact")  # made without a calibration, as older ones were
+    raw = Predictor.load(folder / "artifact")
     assert not (folder / "artifact" / "calibration.json").exists() and raw.calibration == Calibration()
     shutil.copytree(folder / "run", tmp_path / "run")
     run = Run(tmp_path / "run")
@@ -186,7 +186,7 @@ def test_calibrated_served_equals_calibrated_trained(spine, tmp_path: Path) -> N
     run.write("config.json", config)
     numbers = {"scale": 0.3, "offset": -1.7}
     run.write("calibration.json", {"step": run.read("metrics.json")["best_step"], **numbers})
-    run.write("metrics.json", {**run.read("metrics.json"), "calibration": numbers})
+    run.write("metrics.json", {**run.read("metrics.json"), "platt": numbers})
 
     predictor = export(run, tmp_path / "artifact")
     with torch.no_grad():
@@ -211,6 +211,18 @@ def test_calibrated_served_equals_calibrated_trained(spine, tmp_path: Path) -> N
     stored = tmp_path / "artifact" / "calibration.json"
     stored.write_text(stored.read_text().replace("0.3", "0.4"))
     with pytest.raises(ArtifactError, match=r"calibration\.json is missing or was changed after export"):
+        Predictor.load(tmp_path / "artifact")
+    listed = tmp_path / "artifact" / "artifact.json"
+    description = json.loads(listed.read_text())
+    stored.write_text('{"scale": -1, "offset": 0}')
+    description["files"]["calibration.json"] = hashlib.sha256(stored.read_bytes()).hexdigest()
+    listed.write_text(json.dumps(description))
+    with pytest.raises(ArtifactError, match=r"not a usable artifact: calibration\.json is not understood"):
+        Predictor.load(tmp_path / "artifact")
+    stored.unlink()
+    del description["files"]["calibration.json"]
+    listed.write_text(json.dumps(description))
+    with pytest.raises(ArtifactError, match=r"not a usable artifact: calibration\.json cannot be read"):
         Predictor.load(tmp_path / "artifact")
 
 

@@ -36,6 +36,8 @@ class Best(NamedTuple):
     dataset: Dataset
     config: TrainingConfig
     calibration: Calibration
+    step: int
+    """Optimizer steps the checkpoint has seen."""
 
     def score(self, split: str) -> Scores:
         """A split's rows as they lie, each once, with the calibrated logits that an artifact would serve.
@@ -69,7 +71,7 @@ def load_best(run: Run, dataset: Dataset | None = None) -> Best:
     model = build_model(dataset, config, torch.device("cpu"))
     best = checkpoint.best(run.checkpoints)
     checkpoint.restore_model(best, model)
-    return Best(model.eval(), dataset, config, _calibration(run, config, best.step))
+    return Best(model.eval(), dataset, config, _calibration(run, config, best.step), best.step)
 
 
 def _calibration(run: Run, config: TrainingConfig, step: int) -> Calibration:
@@ -99,7 +101,7 @@ def export(run: Run, output: Path, golden_input: str | None = None) -> Predictor
     """
     if output.exists() and any(output.iterdir()) and not (output / ARTIFACT_NAME).is_file():
         raise RunError(f"{output} exists and is not an artifact: choose another --output")
-    model, dataset, training, calibration = load_best(run)
+    model, dataset, training, calibration, _ = load_best(run)
     config = run.read("config.json")
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

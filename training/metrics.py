@@ -149,7 +149,7 @@ def curves(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = Non
 
     Returns:
         roc: fpr and tpr, at most 500 points from (0, 0) to (1, 1), empty with one class only.
-        calibration: the bins of ``ece``, with weighted mean_score and label_rate, and rows; empty ones left out.
+        reliability: the bins of ``ece``, with weighted mean_score and label_rate, and rows; empty ones left out.
         histogram: 51 edges over the range of the probabilities, weight of positives and negatives in each bin.
     """
     logits, labels, weights, _ = check_rows(logits, labels, weights)
@@ -161,7 +161,7 @@ def curves(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = Non
     histograms = [np.histogram(probs, edges, weights=weights * y)[0].tolist() for y in (labels, 1 - labels)]
     return {
         "roc": _roc(logits, labels, weights),
-        "calibration": [
+        "reliability": [
             {
                 "mean_score": float(np.average(probs[rows], weights=weights[rows])),
                 "label_rate": float(np.average(labels[rows], weights=weights[rows])),

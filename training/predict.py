@@ -18,7 +18,7 @@ from features.learnt import Learnt
 from features.rawlog import LogError, LogFormat, Lookup, read_lines
 from features.schema import FeatureSchema
 from training.batch import to_batch
-from training.calibration import CALIBRATION_NAME, Calibration
+from training.calibration import CALIBRATION_NAME, Calibration, CalibrationError
 from training.config import TrainingConfig
 from training.model.ctr_model import CTRModel
 from training.parallelize import needs_padded_tables
@@ -74,9 +74,7 @@ class Predictor:
             model.load_state_dict(load_file(folder / WEIGHTS_NAME))
         except (SafetensorError, RuntimeError) as error:
             raise ArtifactError(f"{folder / WEIGHTS_NAME} does not fit the artifact's config: {error}") from error
-        is_calibrated = CALIBRATION_NAME in description["files"]  # older artifacts know no calibration
-        calibration = Calibration.from_json(_read_json(folder / CALIBRATION_NAME)) if is_calibrated else Calibration()
-        predictor = cls(model, schema, learnt, config, calibration)
+        predictor = cls(model, schema, learnt, config, _read_calibration(folder, training))
         predictor._replay(folder / GOLDEN_NAME)
         return predictor
 
@@ -145,6 +143,15 @@ def _read_description(folder: Path) -> dict[str, Any]:
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             raise ArtifactError(f"{path} is missing or was changed after export: export the model again")
     return description
+
+
+def _read_calibration(folder: Path, config: TrainingConfig) -> Calibration:
+    if config.calibration.kind == "none":
+        return Calibration()
+    try:
+        return Calibration.from_json(_read_json(folder / CALIBRATION_NAME))
+    except CalibrationError as error:
+        raise ArtifactError(f"{folder} is not a usable artifact: {error}") from error
 
 
 def _read_json(path: Path) -> Any:

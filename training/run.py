@@ -17,7 +17,7 @@ import torch.distributed as dist
 from features.dataset import DatasetManifest
 from features.learnt import Learnt
 from training import checkpoint
-from training.calibration import CALIBRATION_NAME, fit_platt
+from training.calibration import CALIBRATION_NAME, CalibrationError, fit_platt
 from training.config import TrainingConfig
 from training.loop import Event, Progress, Training, make_step, score_all, train
 from training.metrics import curves, evaluate
@@ -160,6 +160,7 @@ def fit(run: Run, config: TrainingConfig, on_event: Callable[[Event], None] = la
 
     Raises:
         ValueError subclasses: data, config or checkpoint cannot be used; the message says which and why.
+        CalibrationError: nothing can be fitted; the metrics, of the model's own probabilities, are written before.
     """
     started = time.perf_counter()
     rank, world_size = dist.get_rank(), dist.get_world_size()
@@ -194,12 +195,15 @@ def fit(run: Run, config: TrainingConfig, on_event: Callable[[Event], None] = la
         if rank == 0:
             run.append(event)
         on_event(event)
-    metrics = _summarise(progress, loss, startup)
+    metrics, refusal = _summarise(progress, loss, startup), None
     if has_valid:
-        metrics |= _evaluate_best(run, training)
+        found, refusal = _evaluate_best(run, training)
+        metrics |= found
     if rank == 0:
         run.write("metrics.json", metrics)
     dist.barrier()
+    if refusal is not None:
+        raise refusal
     return metrics
 
 
@@ -217,24 +221,30 @@ def _summarise(progress: Progress, loss: float | None, startup: float) -> dict[s
     }
 
 
-def _evaluate_best(run: Run, training: Training) -> dict[str, Any]:
+def _evaluate_best(run: Run, training: Training) -> tuple[dict[str, Any], CalibrationError | None]:
     """Metrics of the best checkpoint on the validation split, as it will be served; rank 0 keeps them and their curves.
 
-    Calibrated metrics are in sample by the two fitted numbers, so the raw ones stand beside them.
+    Calibrated metrics are in sample by the two fitted numbers, so the raw ones stand beside them. The error says why
+    nothing could be fitted; it is returned, and the metrics are the raw ones, as a finished training must not be lost.
     """
     assert training.valid_reader is not None
     best = checkpoint.best(run.checkpoints)
     checkpoint.restore(best, training.parallel)
     logits, labels, weights, group_ids = score_all(training.parallel, training.valid_reader, training.device)
     summary: dict[str, Any] = {}
+    refusal = None
     if training.config.calibration.kind == "platt":
-        summary["valid_uncalibrated"] = evaluate(logits, labels, weights, group_ids)
-        calibration = fit_platt(logits, labels, weights)
-        summary["calibration"] = calibration.to_json()
-        logits = calibration.apply(logits)
+        try:
+            calibration = fit_platt(logits, labels, weights)
+        except CalibrationError as error:
+            refusal = error
+        else:
+            summary["valid_uncalibrated"] = evaluate(logits, labels, weights, group_ids)
+            summary["platt"] = calibration.to_json()
+            logits = calibration.apply(logits)
     summary["valid"] = evaluate(logits, labels, weights, group_ids)
     if dist.get_rank() == 0:
-        if "calibration" in summary:
-            run.write(CALIBRATION_NAME, {"step": best.step, **summary["calibration"]})
+        if "platt" in summary:
+            run.write(CALIBRATION_NAME, {"step": best.step, **summary["platt"]})
         run.write("evaluation/valid.json", {"metrics": summary["valid"], "curves": curves(logits, labels, weights)})
-    return summary
+    return summary, refusal

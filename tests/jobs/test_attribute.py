@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
+from jobs.attribute import summary
 from jobs.report import render
 from jobs.runfiles import RunFiles
 from training.config import MLPEncoder, ModelConfig, MoEFusion, StreamGatesSelection, TrainingConfig
@@ -68,7 +70,7 @@ def test_the_program_and_the_report(run: Run):
     done = call("--run", str(run.path), "--repeats", "2")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""  # no progress bar where nobody looks
-    *summary, last = done.stdout.splitlines()
+    *lines, last = done.stdout.splitlines()
     line, found = json.loads(last), run.read("attribution.json")
     logits, labels, weights, _ = load_best(run).score("valid")
     assert found["auc"] == pytest.approx(auc(logits, labels, weights), abs=1e-9)
@@ -77,7 +79,9 @@ def test_the_program_and_the_report(run: Run):
     assert (line["rows"], line["auc"]) == (120, found["auc"])
     assert line["auc_drop"]["features"] == {entry["name"]: entry["auc_drop"] for entry in found["features"]}
     assert line["auc_drop"]["features"].keys() == FIELDS
-    assert all(any(text.startswith(f"{name} ") for text in summary) for name in FIELDS)
+    assert all(any(text.startswith(f"{name} ") for text in lines) for name in FIELDS)
+    best_step, dataset = run.read("metrics.json")["best_step"], run.read("dataset.json")["dataset"]
+    assert (found["step"], found["dataset"]) == (line["step"], line["dataset"]) == (best_step, dataset)
 
     page = render(RunFiles.load(run.path))
     titles = (
@@ -93,17 +97,55 @@ def test_the_program_and_the_report(run: Run):
         assert f"<h3>{title}</h3>" in page
     bars = json.dumps([entry["auc_drop"] for entry in found["features"]], separators=(",", ":"))
     assert bars in page
-    assert "120 rows of the split valid" in page
+    assert f"120 rows of the split valid; checkpoint of step {best_step}." in page
+    assert "of an older checkpoint" not in page and "of another dataset" not in page
 
-    # A longer split is sampled, and says so; a model whose branch logits are not trained has no picture of them.
-    done = call("--run", str(run.path), "--split", "train", "--max-rows", "50", "--repeats", "1")
+    # The run went on and found a better checkpoint.
+    check = {"event": "evaluation", "step": best_step + 6, "best": True}
+    Run(run.path).append(check)
+    page = render(RunFiles.load(run.path))
+    assert "This is of an older checkpoint, run it again" in page and f"of step {best_step + 6} now." in page
+    run.rewind(best_step)
+
+    # A longer split is sampled, and a foreign dataset named; branch logits that no loss asks to predict are not drawn.
+    other = shutil.copytree(dataset, run.path.parent / "other")
+    foreign = ("--dataset", str(other), "--split", "train", "--max-rows", "50", "--repeats", "1")
+    done = call("--run", str(run.path), *foreign)
     assert "50 evenly spaced rows of 192; --max-rows takes more" in done.stderr
-    assert "50 rows of 192 (evenly spaced) of the split train" in render(RunFiles.load(run.path))
+    words = f"50 rows of 192 (evenly spaced) of the split train of another dataset, {other};"
+    assert words in render(RunFiles.load(run.path))
     files = RunFiles.load(run.path)
     bare = {**files.attribution, "p_t": None, "gates": []}
     page = render(replace(files, attribution=bare))
     assert "Where the branches are right" not in page
     assert "Gate:" not in page
+
+
+def test_the_summary_has_a_line_a_number():
+    series = {"user": {"mean": 1.01, "deviation": 0.2}, "genres": {"mean": 0.9, "deviation": 0.1}}
+    drop = {"auc_drop": 0.1, "auc_drop_std": None, "logloss_rise": 0.2, "logloss_rise_std": None}
+    found = {
+        "rows": 1_000,
+        "auc": 0.8,
+        "logloss": 0.4,
+        "features": [{"name": "user", **drop}],
+        "branches": [{"name": "easy", **drop}],
+        "parts": [
+            {"name": "easy", "mean_abs_part": 0.5, "variance_share": 0.9, "auc": 0.75},
+            {"name": "joint", "mean_abs_part": 0.25, "variance_share": 0.1},
+        ],
+        "fusion_weights": None,
+        "gates": [{"name": "selection, easy stream", "top": 2, "series": series}],
+    }
+    lines = summary(found).splitlines()
+    assert lines[-6:] == [
+        "easy: moves the fused logit by 0.500 and 90.0 % of its variance; its own auc 0.75000",
+        "joint: moves the fused logit by 0.250 and 10.0 % of its variance",
+        "",
+        "gate, selection, easy stream: mean and deviation, from 0 to 2",
+        "user    1.010 +- 0.200",
+        "genres  0.900 +- 0.100",
+    ]
 
 
 def test_what_it_refuses(tmp_path: Path):

@@ -213,9 +213,9 @@ def test_figures_show_the_files_numbers(tmp_path: Path):
     assert named("auc")[0]["x"] == [100, 200]
     assert named("auc")[0]["y"] == [0.82, 0.825]
     assert named("best")[0]["x"] == [200]
-    roc, calibration = named("test")
+    roc, reliability = named("test")
     assert roc["x"] == evaluations["test"]["curves"]["roc"]["fpr"]
-    assert calibration["y"] == [b["label_rate"] for b in evaluations["test"]["curves"]["calibration"]]
+    assert reliability["y"] == [b["label_rate"] for b in evaluations["test"]["curves"]["reliability"]]
     for bars in (*named("label 0"), *named("label 1")):
         assert sum(bars["y"]) == pytest.approx(1)
     stages = next(trace for trace in traces if trace.get("orientation") == "h")
@@ -232,10 +232,26 @@ def test_a_run_that_has_just_begun(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "history.jsonl").write_text('{"event": "progress", "epoch": 0, "step": 1, "loss"')
     files = RunFiles.load(tmp_path)
-    assert files.progress == []
+    assert files.progress == [] and files.best_step is None
     text = Page(render(files)).text
     for note in ("has no history yet", "No split has been evaluated yet", "has no plan.json", "names no dataset"):
         assert note in text
+
+
+@pytest.mark.parametrize(
+    ("events", "best_step"),
+    [
+        ([], None),
+        ([("checkpoint", 5, None), ("checkpoint", 9, None)], 9),  # no validation split, or no epoch is over yet
+        ([("evaluation", 6, True), ("checkpoint", 6, None), ("evaluation", 12, False), ("checkpoint", 12, None)], 6),
+        ([("evaluation", 6, True), ("evaluation", 12, True), ("checkpoint", 15, None)], 12),
+    ],
+)
+def test_the_best_step_is_that_of_the_history(tmp_path: Path, events: list[Any], best_step: int | None):
+    (tmp_path / "config.json").write_text("{}")
+    lines = (json.dumps({"event": kind, "step": step, "best": best}) + "\n" for kind, step, best in events)
+    (tmp_path / "history.jsonl").write_text("".join(lines))
+    assert RunFiles.load(tmp_path).best_step == best_step
 
 
 def test_a_dataset_built_anew_is_not_described(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Attribution against naive oracles: rows permuted by hand, parts by formula, gates by what blocks let through."""
+"""Attribution against naive oracles: rows permuted by hand, parts by formula, gates summed by hand."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,14 +8,7 @@ import pytest
 import torch
 
 from features.encoding import Columns
-from training.attribution import (
-    AttributionError,
-    attribute,
-    fusion_gates,
-    num_passes,
-    read_columns,
-    selection_gates,
-)
+from training.attribution import AttributionError, attribute, num_passes
 from training.batch import to_batch
 from training.calibration import Calibration
 from training.config import (
@@ -29,12 +22,12 @@ from training.config import (
     MoEFusion,
     MoESelection,
     NoEncoder,
-    ReaderConfig,
     SeparateSelection,
     SharedSelection,
     SingleFusion,
     StreamGatesSelection,
     SumFusion,
+    TwinFocusObjective,
     VotingFusion,
     WeightedSumFusion,
 )
@@ -42,7 +35,6 @@ from training.metrics import auc, logloss
 from training.model.ctr_model import CTRModel
 from training.model.fusion import FUSIONS
 from training.model.selection import SELECTIONS
-from training.reader import Reader
 
 EASY, HARD = MLPEncoder((8,), dropout=0.0), MLPEncoder((16, 8), dropout=0.0)
 SELECTION_CONFIGS = {
@@ -92,32 +84,13 @@ def make_model(tiny: Any, config: ModelConfig) -> CTRModel:
 
 
 def run(tiny: Any, model: CTRModel, columns: Columns | None = None, **changes: Any) -> dict[str, Any]:
-    settings: dict[str, Any] = {"num_repeats": 2, "seed": 5, "batch_size": 128, **changes}
-    calibration = settings.pop("calibration", Calibration())
-    return attribute(model, columns or tiny.columns["valid"], tiny.schema, calibration, **settings)
+    settings: dict[str, Any] = {"num_repeats": 2, "seed": 5, "batch_size": 128}
+    settings |= {"objective": TwinFocusObjective(), "calibration": Calibration(), **changes}
+    return attribute(model, columns or tiny.columns["valid"], tiny.schema, **settings)
 
 
 def orders(num_rows: int, num_repeats: int = 2, seed: int = 5) -> list[np.ndarray]:
     return [np.random.default_rng((seed, repeat)).permutation(num_rows) for repeat in range(num_repeats)]
-
-
-def test_columns_come_back_as_they_were_written(tiny: Any):
-    def reader() -> Reader:
-        config = ReaderConfig(num_streams=4)
-        return Reader(tiny.path, tiny.manifest, "valid", config, batch_size=64, seed=0, shuffle=False)
-
-    columns = read_columns(reader(), 300)
-    written = tiny.columns["valid"]
-    order = columns["row"].astype(int)
-    assert sorted(order) == list(range(300))
-    assert columns.keys() == written.keys() - {"group_id"}
-    for name, column in columns.items():
-        np.testing.assert_array_equal(column, written[name][order])
-
-    some = read_columns(reader(), 120)
-    kept = [i * 300 // 120 for i in range(120)]
-    for name, column in some.items():
-        np.testing.assert_array_equal(column, columns[name][kept])
 
 
 def test_importance_is_that_of_permuting_by_hand(tiny: Any):
@@ -147,7 +120,7 @@ def test_importance_is_that_of_permuting_by_hand(tiny: Any):
         before, after = (0.5 * z + 0.1 for z in (logits(), permuted))
         return auc(before, *rows) - auc(after, *rows), logloss(after, *rows) - logloss(before, *rows)  # pyright: ignore
 
-    found = run(tiny, model, calibration=calibration)
+    found = run(tiny, model, calibration=calibration, objective=BCEObjective())
     features = {entry["name"]: entry for entry in found["features"]}
     for name in ("user", "genres", "price"):
         group = ("genres", "genres__length") if name == "genres" else (name,)
@@ -161,7 +134,9 @@ def test_importance_is_that_of_permuting_by_hand(tiny: Any):
     assert found["features"][0]["name"] == "user"  # what the label depends on, used the right way round
     assert features["user"]["auc_drop"] > 0.1
     assert [branch["name"] for branch in found["branches"]] == ["hard"]
-    assert found["branches"][0]["variance_share"] == pytest.approx(1)
+    [part] = found["parts"]
+    assert part.keys() == {"name", "mean_abs_part", "variance_share"}
+    assert (part["name"], part["variance_share"]) == ("hard", pytest.approx(1))
 
 
 def test_a_branch_is_permuted_as_features_are(tiny: Any):
@@ -172,11 +147,13 @@ def test_a_branch_is_permuted_as_features_are(tiny: Any):
         logits = model(batch).fused.double().numpy()
         own_bias = float(model.get_parameter("fusion.hard_head.bias"))
     rows = tiny.columns["valid"]["label"], tiny.columns["valid"]["weight"]
-    easy, hard = run(tiny, model)["branches"]
+    found = run(tiny, model)
+    easy, hard = found["branches"]
     drops = [auc(logits, *rows) - auc(logits[order], *rows) for order in orders(300)]  # pyright: ignore
     assert easy["auc_drop"] == pytest.approx(np.mean(drops), abs=1e-6)
     assert easy["auc_drop"] != 0
-    assert hard["auc_drop"] == hard["variance_share"] == 0
+    easy, hard_part = found["parts"]
+    assert hard["auc_drop"] == hard_part["variance_share"] == 0
     assert easy["variance_share"] == pytest.approx(1)
     assert easy["auc"] == pytest.approx(auc(logits - own_bias, *rows))
 
@@ -208,9 +185,8 @@ def test_parts_of_the_fused_logit_by_formula(tiny: Any, fusion: str):
         expected["joint"] = ((easy @ matrix) * hard).sum(axis=1)  # pyright: ignore
 
     found = run(tiny, model)
-    parts = {part["name"]: part for part in found["branches"]}
-    assert (found["joint"] is not None) == ("joint" in expected)
-    parts |= {"joint": found["joint"]} if found["joint"] else {}
+    parts = {part["name"]: part for part in found["parts"]}
+    assert parts.keys() == expected.keys()
     mean = np.average(fused, weights=weights)
     for name, part in expected.items():
         assert parts[name]["mean_abs_part"] == pytest.approx(np.average(np.abs(part), weights=weights), rel=1e-4)
@@ -228,8 +204,10 @@ def test_every_selection_and_fusion(tiny: Any, selection: str, fusion: str):
     found = run(tiny, model, num_repeats=1, on_pass=lambda: passes.append(1))
     assert len(passes) == num_passes(tiny.schema, 1)
     assert [branch["name"] for branch in found["branches"]] == ["easy", "hard"]
-    shares = [part["variance_share"] for part in (*found["branches"], found["joint"]) if part]
-    assert sum(shares) == pytest.approx(1, abs=1e-4)
+    names = ["easy", "hard", *(["joint"] if fusion in ("voting", "moe", "bilinear") else [])]
+    assert [part["name"] for part in found["parts"]] == names
+    assert sum(part["variance_share"] for part in found["parts"]) == pytest.approx(1, abs=1e-4)
+    assert ["auc" in part for part in found["parts"]] == [name != "joint" for name in names]
     assert np.sum(found["p_t"]) == pytest.approx(1)
     assert (found["fusion_weights"] is not None) == (fusion == "weighted_sum")
 
@@ -252,49 +230,13 @@ def test_the_seed_decides(tiny: Any):
     assert run(tiny, model, seed=6)["features"] != run(tiny, model)["features"]
 
 
-@pytest.mark.parametrize("selection", ["gate", "moe", "stream_gates"])
-def test_selection_gates_are_what_the_block_lets_through(tiny: Any, selection: str):
-    model = make_model(tiny, two_streams(selection))
-    batch = to_batch(tiny.columns["valid"], tiny.schema)
-    fields = (*tiny.schema.sparse_names, *tiny.schema.dense_names)
-    with torch.no_grad():
-        streams = model.embedding(batch.sparse_features, batch.dense_features, batch.num_rows)
-        gates = selection_gates(model.selection, streams, fields)
-        passed = dict(zip(("easy", "hard"), model.selection(streams), strict=True))
-        x_BFD = streams["shared"]
-        if selection == "gate":
-            g_B1 = gates["selection"][1]["share of the easy stream"]
-            torch.testing.assert_close(g_B1[:, None] * x_BFD, passed["easy"])
-        for side in ("easy", "hard") if selection != "gate" else ():
-            series = gates[f"selection, {side} stream"][1]
-            if selection == "moe":
-                experts = [expert(x_BFD.flatten(1)) for expert in model.selection.experts]  # pyright: ignore
-                rebuilt = sum(share * expert for share, expert in zip(series.values(), experts, strict=True))
-                torch.testing.assert_close(rebuilt, passed[side].flatten(1))
-            else:
-                torch.testing.assert_close(torch.stack(list(series.values()), dim=1) * x_BFD, passed[side])
-
-
-@pytest.mark.parametrize("fusion", ["voting", "moe"])
-def test_fusion_gates_are_what_the_block_mixes_with(tiny: Any, fusion: str):
-    block = make_model(tiny, two_streams(fusion=fusion)).fusion
-    easy_BH, hard_BH = torch.randn(2, 30, 8, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        first, second = fusion_gates(block, easy_BH, hard_BH)["fusion"][1].values()
-        fused, *mixed = block(easy_BH, hard_BH)
-        if fusion == "moe":
-            mixed = block.heads(torch.cat([easy_BH, hard_BH], dim=1)).unbind(dim=1)  # pyright: ignore
-        torch.testing.assert_close(first[:, 0] * mixed[0] + second[:, 0] * mixed[1], fused)
-        assert first.std() > 0
-
-
 def test_gates_are_summarised_by_weight(tiny: Any):
     model = make_model(tiny, two_streams("gate"))
     columns = tiny.columns["valid"]
     batch = to_batch(columns, tiny.schema)
     with torch.no_grad():
         streams = model.embedding(batch.sparse_features, batch.dense_features, batch.num_rows)
-        g = selection_gates(model.selection, streams, ())["selection"][1]["share of the easy stream"][:, 0].numpy()
+        g = model.selection.gates(streams)["selection"][:, 0].numpy()
     [gate] = run(tiny, model)["gates"]
     series = gate["series"]["share of the easy stream"]
     weights = columns["weight"]
@@ -305,10 +247,37 @@ def test_gates_are_summarised_by_weight(tiny: Any):
     assert series["histogram"] == pytest.approx(histogram, abs=1e-6)
 
 
-def test_heads_that_nothing_trains_are_not_judged(tiny: Any):
-    found = run(tiny, make_model(tiny, two_streams(fusion="concat", objective=BCEObjective())))
-    assert found["p_t"] is None
-    assert all("auc" not in branch and branch["auc_drop"] for branch in found["branches"])
+def test_gates_of_coordinates_are_summarised_field_by_field(tiny: Any):
+    model = make_model(tiny, two_streams("stream_gates"))
+    columns = tiny.columns["valid"]
+    batch = to_batch(columns, tiny.schema)
+    with torch.no_grad():
+        streams = model.embedding(batch.sparse_features, batch.dense_features, batch.num_rows)
+        factors_BFD = model.selection.gates(streams)["selection, easy stream"].view_as(streams["shared"]).numpy()
+    gates = {gate["name"]: gate for gate in run(tiny, model)["gates"]}
+    for i, name in enumerate((*tiny.schema.sparse_names, *tiny.schema.dense_names)):
+        mean = np.average(factors_BFD[:, i].mean(axis=1), weights=columns["weight"])
+        assert gates["selection, easy stream"]["series"][name]["mean"] == pytest.approx(mean, abs=1e-6)
+    assert gates["selection, easy stream"]["top"] == 2
+
+
+@pytest.mark.parametrize(
+    ("fusion", "objective", "judged"),
+    [
+        ("sum", BCEObjective(), set()),  # a part of each logit may lie in either head
+        ("concat", BCEObjective(), set()),  # nothing trains the heads
+        ("sum", TwinFocusObjective(alpha=0.0), {"hard"}),
+        ("sum", TwinFocusObjective(alpha=1.0), {"easy"}),
+        ("concat", TwinFocusObjective(), {"easy", "hard"}),
+    ],
+)
+def test_only_logits_that_a_loss_asks_to_predict_are_judged(tiny: Any, fusion: str, objective: Any, judged: set[str]):
+    model = make_model(tiny, two_streams(fusion=fusion, objective=objective))
+    found = run(tiny, model, num_repeats=1, objective=objective)
+    own = {"auc", "logloss", "mean_logit_positives", "mean_logit_negatives"}
+    assert {part["name"] for part in found["parts"] if own & part.keys()} == judged
+    assert (found["p_t"] is not None) == (len(judged) == 2)
+    assert all(branch["auc_drop"] for branch in found["branches"])
 
 
 def test_one_repeat_has_no_deviation(tiny: Any):

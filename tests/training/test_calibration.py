@@ -147,7 +147,7 @@ def test_a_calibrated_run(make_dataset, tmp_path: Path, one_rank) -> None:
     config, metrics = train(run, dataset, calibration=PlattCalibration())
 
     # The run without it: nothing new on disk, and the loop's raw logits are what is scored.
-    assert not (plain.path / "calibration.json").exists() and not {"calibration", "valid_uncalibrated"} & set(raw)
+    assert not (plain.path / "calibration.json").exists() and not {"platt", "valid_uncalibrated"} & set(raw)
     uncalibrated = load_best(plain)
     assert uncalibrated.calibration == Calibration()
     reader = uncalibrated.dataset.reader("test", uncalibrated.config)
@@ -160,7 +160,7 @@ def test_a_calibrated_run(make_dataset, tmp_path: Path, one_rank) -> None:
     assert all(torch.equal(weights[k], v) for k, v in uncalibrated.model.state_dict().items())
     assert metrics["valid_uncalibrated"] == raw["valid"]
     stored = run.read("calibration.json")
-    assert stored == {"step": metrics["best_step"], **metrics["calibration"]}
+    assert stored == {"step": metrics["best_step"], **metrics["platt"]}
     scale, offset = stored["scale"], stored["offset"]
     assert (best.calibration.scale, best.calibration.offset) == (scale, offset) != (1.0, 0.0)
     for split in ("valid", "test"):
@@ -182,9 +182,23 @@ def test_a_calibrated_run(make_dataset, tmp_path: Path, one_rank) -> None:
     (run.path / "calibration.json").unlink()
     with pytest.raises(RunError, match="no calibration of its best checkpoint"):
         load_best(run)
-    assert fit(run, config)["calibration"] == metrics["calibration"]
+    assert fit(run, config)["platt"] == metrics["platt"]
     run.write("config.json", plain.read("config.json"))
     assert load_best(run).calibration == Calibration()
+
+
+def test_a_refused_fit_loses_no_result(make_dataset, tmp_path: Path, one_rank) -> None:
+    """Two validation rows, one of each label: the scores separate them or rank them the wrong way round."""
+    dataset = make_dataset(train=((600,),), valid=((2,),)).path
+    run = Run(tmp_path / "run")
+    with pytest.raises(CalibrationError, match=r'no "platt" fit.*--resume and kind = "none"'):
+        train(run, dataset, calibration=PlattCalibration())
+    metrics = run.read("metrics.json")
+    assert metrics["train"]["rows"] == 3 * 600 and metrics["valid"]["rows"] == 2
+    assert not {"platt", "valid_uncalibrated"} & set(metrics) and not (run.path / "calibration.json").exists()
+    assert run.read("evaluation/valid.json")["metrics"] == metrics["valid"]
+    _, resumed = train(run, dataset)  # as the message advises
+    assert resumed["valid"] == metrics["valid"] and load_best(run).calibration == Calibration()
 
 
 def test_validation_must_hold_both_labels_before_a_step_is_made(make_dataset, tmp_path: Path, one_rank) -> None:

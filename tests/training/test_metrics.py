@@ -157,7 +157,7 @@ def test_curves_draw_the_bins_of_the_ece():
     logits, labels, weights, _ = random_rows(6, 400)
     logits += np.random.default_rng(6).normal(size=400)
     weights[weights > 0] = 1
-    bins = curves(logits, labels, weights)["calibration"]
+    bins = curves(logits, labels, weights)["reliability"]
     gaps = [b["rows"] * abs(b["mean_score"] - b["label_rate"]) for b in bins]
     assert sum(gaps) / weights.sum() == pytest.approx(ece(logits, labels, weights), rel=1e-12)
 
@@ -200,7 +200,7 @@ def test_curves_of_many_rows():
     assert (fpr[0], tpr[0], fpr[-1], tpr[-1]) == (0, 0, 1, 1)
     assert (np.diff(fpr) >= 0).all() and (np.diff(tpr) >= 0).all()
     assert np.trapz(tpr, fpr) == pytest.approx(auc(logits, labels, weights), abs=1e-4)
-    bins = drawn["calibration"]
+    bins = drawn["reliability"]
     assert [b["rows"] for b in bins] == [999, 1000] * 10
     assert sum(b["rows"] for b in bins) == 19_990
     assert max(abs(b["mean_score"] - b["label_rate"]) for b in bins) < 0.06
@@ -214,5 +214,5 @@ def test_curves_of_many_rows():
 def test_curves_of_few_rows_and_of_one_class():
     drawn = curves([0.0, 1.0, 1.0], [0, 0, 0])
     assert drawn["roc"] == {"fpr": [], "tpr": []}
-    assert [b["rows"] for b in drawn["calibration"]] == [1, 2]
-    assert curves([], [])["calibration"] == []
+    assert [b["rows"] for b in drawn["reliability"]] == [1, 2]
+    assert curves([], [])["reliability"] == []
