@@ -41,6 +41,7 @@ from training.model.ctr_model import CTRModel
 from training.model.embedding import ModelError
 from training.model.encoders import ENCODERS
 from training.model.fusion import FUSIONS
+from training.model.hidden import ReLUDropout
 from training.model.objective import BCE, TwinFocus
 from training.model.selection import SELECTIONS
 
@@ -281,7 +282,7 @@ class FirstVersion(nn.Module):
     def make_mlp(self, widths: list[int]) -> nn.Sequential:
         layers: list[nn.Module] = []
         for i, o in itertools.pairwise(widths):
-            layers += [nn.Linear(i, o), nn.BatchNorm1d(o), nn.ReLU(), nn.Dropout(0.2)]
+            layers += [nn.Linear(i, o), nn.BatchNorm1d(o), ReLUDropout(0.2)]
         return nn.Sequential(*layers, nn.Linear(widths[-1], 1))
 
     def forward(self, ids_BF: Tensor) -> Tensor:
@@ -358,7 +359,7 @@ def test_the_seed_decides_the_start(schema: FeatureSchema) -> None:
 
 def test_dense_layers_start_xavier_normal(make_schema: SchemaMaker) -> None:
     model = CTRModel(make_schema("a b"), {"a": 3, "b": 3}, ModelConfig(embedding_dim=100))
-    layer = model.hard_encoder.layers[4]  # pyright: ignore
+    layer = model.hard_encoder.layers[3]  # pyright: ignore
     assert isinstance(layer, nn.Linear)
     assert layer.weight.std().item() == pytest.approx((2 / 800) ** 0.5, rel=0.01)
     assert (layer.bias == 0).all()
