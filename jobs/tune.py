@@ -49,7 +49,7 @@ from jobs.config import (
     parse_config,
     read_checked,
 )
-from training.metrics import METRICS
+from training.metrics import METRICS, DivergedError
 
 THE_SAME_FOR_ALL = ("dataset", "monitor", "max_epochs", "device")
 """Training keys by which trials can be ranked beside each other."""
@@ -419,7 +419,6 @@ def _work(sampled: dict[str, Any], tasks: list[dict[str, Any]]) -> None:
     set_up_worker(task["parallel"], config.threads_per_worker)
     import torch.distributed as dist
 
-    from training.loop import DivergedError
     from training.run import Run, fit
 
     run = Run(Path(task["folder"]))

@@ -18,6 +18,7 @@ from training import checkpoint
 from training.allocator import return_unused_pages
 from training.batch import Batch
 from training.config import DenseOptimizer, TrainingConfig
+from training.metrics import DivergedError
 from training.metrics import evaluate as compute_metrics
 from training.model.embedding import FieldEmbedding
 from training.model.objective import OBJECTIVES
@@ -30,10 +31,6 @@ PROGRESS_SECONDS = 1.0
 """Least time between two progress events."""
 
 Event = dict[str, Any]
-
-
-class DivergedError(ValueError):
-    """The loss is no longer finite; the message names the step."""
 
 
 @dataclass

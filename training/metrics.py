@@ -24,6 +24,10 @@ NUM_HISTOGRAM_BINS = 50
 Floats = NDArray[np.float64]
 
 
+class DivergedError(ValueError):
+    """Training went to infinity: a loss or logits are no longer finite."""
+
+
 def evaluate(
     logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None, group_ids: ArrayLike | None = None
 ) -> dict[str, float | int | None]:
@@ -211,7 +215,7 @@ def check_rows(
         scores, labels, weights = scores[counts], labels[counts], weights[counts]
         groups = None if groups is None else groups[counts]
     if np.isnan(scores).any():
-        raise ValueError(f"{np.isnan(scores).sum()} of {len(scores)} logits are NaN: the model has diverged")
+        raise DivergedError(f"{np.isnan(scores).sum()} of {len(scores)} logits are NaN: the model has diverged")
     if not ((labels == 0) | (labels == 1)).all():
         raise ValueError("labels must be 0 or 1")
     return scores, labels, weights, groups
