@@ -31,12 +31,15 @@ from training.config import (
     LinearEncoder,
     MLPEncoder,
     ModelConfig,
+    MoEFusion,
+    MoESelection,
     NoEncoder,
     ReaderConfig,
     ShardingConfig,
     SharedSelection,
     SingleFusion,
     StreamGatesSelection,
+    SumFusion,
     TrainingConfig,
 )
 from training.loop import Event, Progress, Training, make_step, score, train
@@ -205,6 +208,9 @@ BLOCKS["finalmlp"] = replace(
     fusion=BilinearFusion(num_heads=4),
     objective=BCEObjective(),
 )
+BLOCKS["moe"] = replace(MODEL, selection=MoESelection(dropout=0.0), fusion=MoEFusion())
+BLOCKS["gate"] = replace(MODEL, selection=GateSelection(dropout=0.0), fusion=SumFusion())
+BLOCKS["shared"] = replace(MODEL, selection=SharedSelection(), fusion=ConcatFusion())
 BLOCKS["one stream"] = replace(
     MODEL, selection=SharedSelection(), easy=NoEncoder(), fusion=SingleFusion(), objective=BCEObjective()
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from features.schema import FeatureSchema
@@ -185,6 +186,10 @@ def test_every_combination(
     assert all(torch.equal(a, b) for a, b in zip(first, model(alone), strict=True))
     other: Batch = make_batch(schema, ROWS, num_rows=20, seed=1)
     assert not torch.allclose(first.fused, model(other).fused)
+    # What is exported scores the same.
+    exported = CTRModel(schema, ROWS, config, seed=1).eval()
+    exported.load_state_dict(load(save({name: value.contiguous() for name, value in model.state_dict().items()})))
+    assert all(torch.equal(a, b) for a, b in zip(first, exported(batch), strict=True))
 
 
 @pytest.mark.parametrize("selection", ["gate", "moe", "stream_gates"])
