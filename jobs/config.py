@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from features.dataset import DatasetManifest
 from features.schema import STRICT, FeatureSchema, expand_names
 from pipeline.config import PipelineConfig
 from training.config import TrainingConfig
@@ -133,6 +134,23 @@ def is_saved_config(tree: dict[str, Any], config: Config) -> bool:
         return parse_config(tree) == config
     except ConfigError:  # a key or a value that is no more
         return False
+
+
+def check_manifest(config: Config, manifest: DatasetManifest) -> None:
+    """Refuse a dataset that the config cannot be trained on.
+
+    Raises:
+        ValueError: it was built from another feature schema.
+        ConfigError: a monitored metric needs what the schema lacks.
+    """
+    if config.features.fingerprint != manifest.schema_fingerprint:
+        raise ValueError(
+            f"{config.training.dataset} was built from another feature schema (fingerprint "
+            f"{manifest.schema_fingerprint[:12]}) than the config's ({config.features.fingerprint[:12]}): build it "
+            "again or use its own config"
+        )
+    if "gauc" in config.training.monitor and not manifest.schema.group_id:
+        raise ConfigError("training.monitor uses gauc, which needs features.group_id")
 
 
 def _defaults() -> dict[str, Any]:

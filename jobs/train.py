@@ -22,7 +22,7 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # also how la
 from tqdm import tqdm
 
 from jobs.command import absolute, config_parser, parse_config_arguments, run_program
-from jobs.config import Config, ConfigError, parse_config
+from jobs.config import Config, ConfigError, check_manifest, parse_config
 from jobs.worker import set_up_worker
 from training.allocator import HUGE_PAGES
 
@@ -89,14 +89,7 @@ def _prepare(run_path: Path, config: Config, resume: bool) -> Config:
 
     dataset = Dataset.open(config.training.dataset)
     manifest = dataset.manifest
-    if config.features.fingerprint != manifest.schema_fingerprint:
-        raise ValueError(
-            f"{dataset.path} was built from another feature schema (fingerprint {manifest.schema_fingerprint[:12]}) "
-            f"than the config's ({config.features.fingerprint[:12]}): build it again or use its own config"
-        )
-    for weight, needs in (("gauc", manifest.schema.group_id),):
-        if weight in config.training.monitor and not needs:
-            raise ConfigError(f"training.monitor uses {weight}, which needs features.group_id")
+    check_manifest(config, manifest)
     run = Run(run_path)
     had_checkpoint = run.checkpoints.is_dir() and any(run.checkpoints.glob("step=*"))
     if had_checkpoint and not resume:

@@ -43,6 +43,7 @@ from jobs.config import (
     ConfigError,
     Entry,
     Texts,
+    check_manifest,
     check_names,
     is_saved_config,
     load_config,
@@ -298,14 +299,9 @@ def _check_dataset(config: Config) -> None:
         ValueError: the dataset does not fit the config, or there is nothing to choose by.
     """
     manifest = DatasetManifest.load(config.training.dataset)
-    if manifest.schema_fingerprint != config.features.fingerprint:
-        raise ValueError(
-            f"{config.training.dataset} was built from another feature schema than the config's: build it again"
-        )
+    check_manifest(config, manifest)
     if "valid" not in manifest.splits or not manifest.splits["valid"].num_rows:
         raise ValueError(f"{config.training.dataset} has no validation rows, and a search chooses by them")
-    if "gauc" in config.training.monitor and not manifest.schema.group_id:
-        raise ConfigError("training.monitor uses gauc, which needs features.group_id")
 
 
 # ------------------------------------------------------------------------------------------------------------- running
