@@ -29,6 +29,12 @@ clean_up() {
         # --block ties the daemons to this process: they go when it goes. (`ray stop` would take every cluster down.)
         kill -TERM "$head" 2>/dev/null || true
         wait "$head" 2>/dev/null || true
+        # They outlive it by a moment and still write their logs: nobody is in its process group when the last is gone.
+        for _ in $(seq 50); do
+            kill -0 -- "-$head" 2>/dev/null || break
+            sleep 0.2
+        done
+        kill -KILL -- "-$head" 2>/dev/null || true
     fi
     if [ "$code" = 0 ] && [ -z "${KEEP_LOGS:-}" ]; then
         rm -rf "$scratch"
@@ -41,7 +47,8 @@ trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# No port to connect from outside: everything listens on loopback only.
+# No port to connect from outside: everything listens on loopback only. (-m: the head gets a process group of its own.)
+set -m
 ray start --head --block --disable-usage-stats --log-color=false --temp-dir="$scratch" --node-ip-address=127.0.0.1 \
     --port="$port" --dashboard-host=127.0.0.1 --dashboard-port="$dashboard" --ray-client-server-port="$client" \
     --dashboard-agent-listen-port="$agent" --dashboard-agent-grpc-port="$agent_grpc" \
@@ -49,6 +56,7 @@ ray start --head --block --disable-usage-stats --log-color=false --temp-dir="$sc
     --min-worker-port=0 --max-worker-port=0 --object-store-memory=268435456 \
     ${RAY_NUM_CPUS:+--num-cpus="$RAY_NUM_CPUS"} >"$scratch/start.log" 2>&1 &
 head=$!
+set +m
 
 if ! python infra/wait_for_url.py "$dashboard_url/api/jobs/" "$head"; then
     cat "$scratch/start.log" >&2
