@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from jobs.config import ConfigError, load_config, read_checked
-from jobs.tune import Range, Search, sample
+from jobs.search import Range, Search, sample
 from tests.jobs.test_train import write_config
 
 ROOT = Path(__file__).parents[2]
