@@ -42,7 +42,11 @@ class DataFile:
 
 @dataclass(frozen=True, config=STRICT)
 class FeatureStatistics:
-    """What one sparse feature looks like in one split (collision rate and cardinality over distinct raw values)."""
+    """What one sparse feature looks like in one split (collision rate and cardinality over distinct raw values).
+
+    Where nothing is learnt from a feature's values and there are many rows, cardinality, head share and collision rate
+    are estimates (``is_estimated``): counting every distinct value would cost more than the whole rest of a build.
+    """
 
     cardinality: int
     null_rate: float
@@ -55,6 +59,7 @@ class FeatureStatistics:
     """Hashed features: share of distinct values whose id is shared with another value."""
     num_truncated: int = 0
     """Multi-valued features: values dropped beyond max_length."""
+    is_estimated: bool = False
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -84,6 +84,7 @@ class Demo:
             "spark-submit",
             "--master=local[*]",
             "--driver-memory=4g",
+            "--driver-java-options=-XX:-DontCompileHugeMethods",  # pipeline/session.py says why
             "--conf=spark.log.level=WARN",
             "--py-files=dist/twinfocus.zip",
             "jobs/build_dataset.py",

@@ -228,7 +228,8 @@ def _sparse_table(manifest: DatasetManifest, plan: Sequence[Mapping[str, Any]]) 
         train = per_split.get("train")
         row = [feature.name, _source(feature), feature.encoding.kind, table_rows.get(feature.name)]
         if train is not None:
-            row += [train.cardinality, *map(percent, (train.null_rate, train.oov_rate, train.head_share))]
+            distinct = f"about {train.cardinality:,}" if train.is_estimated else train.cardinality
+            row += [distinct, *map(percent, (train.null_rate, train.oov_rate, train.head_share))]
             row.append(percent(train.collision_rate))
         else:
             row += [None] * 5

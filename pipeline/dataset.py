@@ -14,6 +14,7 @@ from features.learnt import Learnt
 from features.schema import FeatureSchema
 from pipeline.config import PipelineConfig, TimeSplit
 from pipeline.encode import DUPLICATE, encode, prepare
+from pipeline.estimate import estimate_statistics, features_to_estimate
 from pipeline.ingest import REASON, read_logs
 from pipeline.quality import Profile, check_rejected, enforce_limits, profile, sparse_statistics, write_rejected
 from pipeline.session import SPARK_ERRORS, configure, explain, size_shuffles
@@ -70,11 +71,15 @@ def _build(
         check_rejected(prepared, seen, pipeline.quality, pipeline.input.format)
         _step(bar, "fit")
         rows = prepared.filter(F.col(REASON).isNull() & ~F.col(DUPLICATE))
-        counts = count_values(rows, schema).persist(StorageLevel.MEMORY_AND_DISK)
+        estimated = features_to_estimate(schema, seen)
+        counted = [name for name in schema.sparse_names if name not in estimated]
+        counts = count_values(rows, schema, counted).persist(StorageLevel.MEMORY_AND_DISK)
         learnt = fit(rows, counts, schema)
         learnt.save(version / "learnt")
         _step(bar, "profile")
         statistics = sparse_statistics(spark, counts, schema, learnt, seen)
+        for split, found in estimate_statistics(rows, schema, estimated, seen).items():
+            statistics[split] |= found
         warnings = enforce_limits(statistics["train"], pipeline.quality)
         _step(bar, "write")
         files = write_files(spark, encode(spark, rows, schema, learnt), seen.rows, pipeline.write, version)

@@ -4,6 +4,8 @@ One table of (split, feature, value, count) is made in one pass; everything lear
 from it, so the rows are not read once a feature.
 """
 
+from collections.abc import Collection
+
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
@@ -27,21 +29,26 @@ def rounded(value: float | None) -> float:
     return 0.0 if value is None else float(f"{value:.{SIGNIFICANT_DIGITS}g}")
 
 
-def count_values(rows: DataFrame, schema: FeatureSchema) -> DataFrame:
-    """Count the distinct prepared values of every sparse feature in every split.
+def count_values(rows: DataFrame, schema: FeatureSchema, features: Collection[str]) -> DataFrame:
+    """Count the distinct prepared values of sparse features in every split.
 
     Args:
         rows: good prepared rows.
+        features: names of those to count.
 
     Returns:
         ``split``, ``feature`` (its number in the schema), one of ``hash`` (bigint), ``text``, ``number`` (all null for
         a missing value; a multi-valued row without values counts as one) and ``count``.
     """
-    entries = F.array(*(_entry(number, feature) for number, feature in enumerate(schema.sparse)))
-    lists = [_entries(n, feature) for n, feature in enumerate(schema.sparse) if feature.is_multi_valued]
-    entries = F.concat(F.filter(entries, lambda e: e["feature"].isNotNull()), *lists) if lists else entries
+    counted = [(number, feature) for number, feature in enumerate(schema.sparse) if feature.name in features]
+    singles = [_entry(number, feature) for number, feature in counted if not feature.is_multi_valued]
+    lists = [_entries(number, feature) for number, feature in counted if feature.is_multi_valued]
+    entries = F.concat(*([F.array(*singles)] if singles else []), *lists) if counted else F.array().cast(_NO_ENTRIES)
     exploded = rows.select(F.col(SPLIT).alias("split"), F.explode(entries).alias("entry")).select("split", "entry.*")
     return exploded.groupBy("split", "feature", "hash", "text", "number").count()
+
+
+_NO_ENTRIES = "array<struct<feature:int,hash:bigint,text:string,number:double>>"
 
 
 def _fields(number: Column, kind: str, value: Column) -> Column:
@@ -53,8 +60,6 @@ def _fields(number: Column, kind: str, value: Column) -> Column:
 
 
 def _entry(number: int, feature: SparseFeature) -> Column:
-    if feature.is_multi_valued:  # replaced by _entries; the array needs one type
-        return _fields(F.lit(None), "none", F.lit(None))
     return _fields(F.lit(number), prepared_kind(feature), F.col(sparse(feature.name)))
 
 

@@ -18,7 +18,7 @@ flock --nonblock 9 || { echo "error: another night is still at work in $output" 
 night=$output/$(date -u +%Y-%m-%d)
 dataset=$night/dataset run=$night/run
 infra/package.sh
-.venv/bin/spark-submit --master 'local[*]' --driver-memory 4g --py-files dist/twinfocus.zip jobs/build_dataset.py \
+.venv/bin/spark-submit --master 'local[*]' --driver-memory 4g --driver-java-options -XX:-DontCompileHugeMethods --py-files dist/twinfocus.zip jobs/build_dataset.py \
     --config "$config" "pipeline.input.train=$logs" "pipeline.output=$dataset"
 # --resume: called again on the same day, it goes on where the first call stopped.
 .venv/bin/python -m jobs.train --config "$config" --run "$run" --resume "training.dataset=$dataset"

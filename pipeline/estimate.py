@@ -1,0 +1,85 @@
+"""Statistics of features that nothing is learnt from, estimated where counting their values would dominate a build.
+
+A vocabulary has to count every value. A hashed or a bucketed feature does not: exact counts of its values would shuffle
+each row once a feature, only for four numbers that a person looks at.
+"""
+
+from collections.abc import Collection
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from features.dataset import FeatureStatistics
+from features.schema import FeatureSchema, HashEncoding
+from pipeline.encode import sparse
+from pipeline.ingest import ROW_ID, SPLIT
+from pipeline.quality import Profile
+from pipeline.vocabulary import count_values
+
+EXACT_ROWS = 200_000
+"""Up to so many good rows everything is counted; above, head shares come from a sample of about so many."""
+RELATIVE_ERROR = 0.02
+"""Standard deviation of an estimated cardinality (HyperLogLog++), relative to it."""
+_LEARNT = ("vocabulary", "log_squared", "quantiles")
+
+
+def features_to_estimate(schema: FeatureSchema, seen: Profile) -> list[str]:
+    """Single-valued features that nothing is learnt from, if there are more than ``EXACT_ROWS`` rows."""
+    if sum(seen.rows.values()) <= EXACT_ROWS:
+        return []
+    return [f.name for f in schema.sparse if f.encoding.kind not in _LEARNT and not f.is_multi_valued]
+
+
+def estimate_statistics(
+    rows: DataFrame, schema: FeatureSchema, features: Collection[str], seen: Profile
+) -> dict[str, dict[str, FeatureStatistics]]:
+    """Split -> feature -> statistics, without ``max_id``; null rates are exact.
+
+    Args:
+        rows: good prepared rows.
+        features: names, from ``features_to_estimate``.
+    """
+    if not features:
+        return {}
+    columns = []
+    for name in features:
+        value = F.col(sparse(name))
+        columns += [F.count(value).alias(f"values:{name}")]
+        columns += [F.approx_count_distinct(value, RELATIVE_ERROR).alias(f"distinct:{name}")]
+    heads = _head_shares(rows, schema, features, seen)
+    encodings = {f.name: f.encoding for f in schema.sparse}
+    statistics: dict[str, dict[str, FeatureStatistics]] = {}
+    for group in rows.groupBy(SPLIT).agg(*columns).collect():
+        split = group[SPLIT]
+        statistics[split] = {}
+        for name in features:
+            encoding, cardinality = encodings[name], group[f"distinct:{name}"]
+            hashed = isinstance(encoding, HashEncoding)
+            statistics[split][name] = FeatureStatistics(
+                cardinality=cardinality,
+                null_rate=1 - group[f"values:{name}"] / seen.rows[split],
+                oov_rate=0.0,
+                head_share=heads.get((split, name), 0.0),
+                max_id=0,
+                collision_rate=expected_collision_rate(cardinality, encoding.num_buckets - 1) if hashed else None,
+                is_estimated=True,
+            )
+    return statistics
+
+
+def expected_collision_rate(cardinality: int, num_ids: int) -> float:
+    """Share of ``cardinality`` values, hashed uniformly to ``num_ids`` ids, that are expected to share theirs."""
+    return 1 - (1 - 1 / num_ids) ** (cardinality - 1) if cardinality else 0.0
+
+
+def _head_shares(
+    rows: DataFrame, schema: FeatureSchema, features: Collection[str], seen: Profile
+) -> dict[tuple[str, str], float]:
+    """(split, feature) -> share of the most frequent value among the values present, in a sample of whole rows."""
+    one_in = sum(seen.rows.values()) // EXACT_ROWS
+    # By a hash of the row's own number: the same sample in every run, whatever the partitions.
+    sample = rows.filter(F.pmod(F.xxhash64(F.lit("sample"), ROW_ID), F.lit(one_in)) == 0)
+    present = F.col("hash").isNotNull() | F.col("number").isNotNull()
+    counts = count_values(sample, schema, features).filter(present)
+    shares = counts.groupBy("split", "feature").agg((F.max("count") / F.sum("count")).alias("share"))
+    return {(row["split"], schema.sparse[row["feature"]].name): row["share"] for row in shares.collect()}
