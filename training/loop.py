@@ -26,6 +26,7 @@ from training.parallelize import ParallelModel, gather
 from training.reader import Reader
 from training.regularization import EmbeddingL2
 from training.schedule import Plateau, lower, monitor_value
+from training.timing import StepTimes
 
 PROGRESS_SECONDS = 1.0
 """Least time between two progress events."""
@@ -79,6 +80,9 @@ class Training:
     device: torch.device
     checkpoints: Path
 
+    def __post_init__(self) -> None:
+        self.times = StepTimes(self.parallel.model, self.device)
+
 
 Step = Callable[[Batch, int], tuple[Tensor, Tensor]]
 """One optimizer step as a function of (batch, seed): returns (data loss, real rows) over all ranks."""
@@ -113,7 +117,7 @@ def make_step(training: Training) -> Step:
     objective = OBJECTIVES[config.model.objective.kind](config.model.objective)
     is_dense_lane, embedding_l2 = isinstance(config.optimizer, DenseOptimizer), config.optimizer.embedding_l2
     looked_up_l2 = _watch_look_ups(training, embedding_l2) if embedding_l2 and not is_dense_lane else None
-    world_size = dist.get_world_size()
+    world_size, mark = dist.get_world_size(), training.times.mark
 
     def step(batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
         torch.manual_seed(seed)
@@ -125,13 +129,16 @@ def make_step(training: Training) -> Step:
         loss = objective(logits, batch.labels[: batch.num_rows], weights, totals[0].float())
         parallel.optimizer.zero_grad()
         total = loss if looked_up_l2 is None else loss + looked_up_l2.loss(batch)
+        mark("dense forward")
         # Both DDP and TorchRec divide gradients by the world size; this loss is already a share of the whole.
         (total * world_size).backward()
+        mark("table backward")
         if is_dense_lane:
             parallel.add_l2_gradients(embedding_l2)
         if config.clip_gradient_norm is not None:
             parallel.clip_gradients(config.clip_gradient_norm)
         parallel.optimizer.step()
+        mark("optimizer")
         return loss.detach(), totals[1]
 
     return step
@@ -149,7 +156,10 @@ def _train_epoch(training: Training, progress: Progress, step: Step) -> Iterator
     rank = dist.get_rank()
     started = shown = time.perf_counter()
     shown_rows = progress.rows
+    times = training.times
+    times.start()
     for batch in training.train_reader.batches(progress.epoch, progress.step_in_epoch):
+        times.mark("input")
         seed = step_seed(config.seed, progress.epoch, progress.step_in_epoch, rank)
         loss, rows = step(batch.to(training.device), seed)
         dist.all_reduce(loss)
@@ -160,6 +170,7 @@ def _train_epoch(training: Training, progress: Progress, step: Step) -> Iterator
         if parallel.average is not None:
             parallel.average.update(progress.step)
         progress.rows, progress.loss_sum = progress.rows + int(rows), progress.loss_sum + value
+        times.mark("other")
         now = time.perf_counter()
         is_last = progress.step_in_epoch == training.train_reader.num_steps
         if now - shown >= PROGRESS_SECONDS or is_last:
@@ -171,6 +182,8 @@ def _train_epoch(training: Training, progress: Progress, step: Step) -> Iterator
             yield _save(training, progress)
             started = shown = time.perf_counter()
             parallel.model.train()
+        times.start()
+    times.stop()
     progress.seconds["train"] += time.perf_counter() - started
 
 

@@ -7,6 +7,7 @@ against the manifest, because a reader that loses rows in silence spoils a model
 import contextlib
 import itertools
 import logging
+import time
 import warnings
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
@@ -87,12 +88,18 @@ class Reader:
         self.checker = ShardChecker(manifest.schema, num_embeddings)
         self.num_rows = manifest.split(split).num_rows
         self.rows_delivered = 0
+        self._rows_made, self._seconds = 0, 0.0
         self._rows_per_stream = batch_size // config.num_streams
         self._batch_size = batch_size // world_size
         streams_per_rank = config.num_streams // world_size
         self._streams = range(rank * streams_per_rank, (rank + 1) * streams_per_rank)
         longest = -(-self.num_rows // config.num_streams)
         self.num_steps = -(-longest // self._rows_per_stream)
+
+    @property
+    def rows_per_second(self) -> float:
+        """Rows that this rank's reading, shuffling and batching have made a second, beside whatever else ran."""
+        return self._rows_made / self._seconds if self._seconds else 0.0
 
     def batches(self, epoch: int, start_step: int = 0) -> Generator[Batch, None, None]:
         """The batches of an epoch from ``start_step`` on, each padded to batch_size / world_size rows.
@@ -124,6 +131,7 @@ class Reader:
         )
         source = RowGroups(self.dataset, self.checker)
         skip = start_step * self._rows_per_stream
+        started = time.perf_counter()
         with contextlib.ExitStack() as stack:
             streams = [stack.enter_context(Stream(source, windows[v], skip)) for v in self._streams]
             for step in range(start_step, self.num_steps):
@@ -131,7 +139,11 @@ class Reader:
                 if step == self.num_steps - 1:
                     for stream in streams:
                         stream.check_end()
-                yield to_batch(parts, self.schema, self._batch_size)
+                batch = to_batch(parts, self.schema, self._batch_size)
+                self._seconds += time.perf_counter() - started
+                self._rows_made += batch.num_rows
+                yield batch
+                started = time.perf_counter()  # waiting for room among the prefetched batches is not reading
 
 
 class Stream:

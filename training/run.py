@@ -195,7 +195,7 @@ def fit(run: Run, config: TrainingConfig, on_event: Callable[[Event], None] = la
         if rank == 0:
             run.append(event)
         on_event(event)
-    metrics, refusal = _summarise(progress, loss, startup), None
+    metrics, refusal = _summarise(training, progress, loss, startup), None
     if has_valid:
         found, refusal = _evaluate_best(run, training)
         metrics |= found
@@ -207,7 +207,7 @@ def fit(run: Run, config: TrainingConfig, on_event: Callable[[Event], None] = la
     return metrics
 
 
-def _summarise(progress: Progress, loss: float | None, startup: float) -> dict[str, Any]:
+def _summarise(training: Training, progress: Progress, loss: float | None, startup: float) -> dict[str, Any]:
     return {
         "train": {
             "rows": progress.rows,
@@ -215,6 +215,8 @@ def _summarise(progress: Progress, loss: float | None, startup: float) -> dict[s
             "steps": progress.step,
             "loss": loss,
             "rows_per_second": progress.rows / max(progress.seconds["train"], 1e-9),
+            "reader_rows_per_second": training.train_reader.rows_per_second * dist.get_world_size(),
+            **training.times.summary(),
         },
         "best_step": progress.schedule.best_step,
         "seconds": {"startup": startup, **progress.seconds},

@@ -1,14 +1,12 @@
 """Platt's fit by value, and a run that calibrates: what is stored, what is scored, and what stays as it was."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from pydantic import TypeAdapter
 
 from tests.training.test_run import make_config
@@ -117,14 +115,6 @@ def test_json() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------- runs
-
-
-@pytest.fixture
-def one_rank(tmp_path: Path) -> Iterator[None]:
-    """A process group of this process alone."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 MODEL = ModelConfig(embedding_dim=8, embedding_init_std=0.05, easy=FMEncoder(), hard=MLPEncoder((16,), dropout=0.0))

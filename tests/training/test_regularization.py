@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,6 @@ MODEL = ModelConfig(
 )
 """With tables of width 4, 8 and 1 (padded to 4)."""
 BATCH_SIZE = 16
-
-
-@pytest.fixture
-def one_rank(tmp_path: Path) -> Iterator[None]:
-    """A process group of this process alone."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/one-rank-store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def make_schema(pooling: Any = "mean") -> FeatureSchema:

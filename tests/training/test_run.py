@@ -1,7 +1,7 @@
 """Runs on real gloo ranks: two equal one, interrupted equals undisturbed, and a checkpoint fits another world size."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,14 +105,6 @@ PLANNED = {
 }
 """Lane -> how every one of its tables must be sharded."""
 INTERRUPTED = ("row_wise", "dense", "averaged", "unused heads")
-
-
-@pytest.fixture
-def one_rank(tmp_path: Path) -> Iterator[None]:
-    """A process group of this process alone."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/one-rank-store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def on_two_ranks(tmp_path: Path, work: Callable[..., None], *arguments: Any) -> None:
