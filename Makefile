@@ -6,7 +6,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 PYTHON_BIN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format package lock
+.PHONY: help setup demo bench test check format package lock
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -25,6 +25,9 @@ check: setup ## lint, format, types, import rules
 	.venv/bin/ruff format --check .
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 .venv/bin/pyright
 	.venv/bin/lint-imports
+
+bench: setup ## speed, as ratios against peers and limits, in runs/bench (ARGS=--full: all of it)
+	$(PYTHON_BIN) -m jobs.bench $(ARGS)
 
 format: setup ## put the sources into their one format
 	.venv/bin/ruff check --fix-only .
