@@ -17,12 +17,8 @@ from torch import nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.optim import _apply_optimizer_in_backward
 from torchrec.distributed import DistributedModelParallel
-from torchrec.distributed.embedding_types import EmbeddingComputeKernel
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints
-from torchrec.distributed.planner.proposers import GreedyProposer, UniformProposer
-from torchrec.distributed.planner.types import KernelConfig, Proposer, TopologyFactory, TrainerConfig
-from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan, ShardingType
+from torchrec.distributed.comm import get_local_size
+from torchrec.distributed.types import EmbeddingModuleShardingPlan
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad as ReplicatedRowWiseAdagrad
@@ -31,11 +27,7 @@ from training.average import WeightAverage
 from training.config import DenseOptimizer, FusedOptimizer, TrainingConfig
 from training.model.ctr_model import CTRModel
 from training.model.embedding import EmbeddingTable
-
-DATA_PARALLEL = ShardingType.DATA_PARALLEL.value
-MODEL_PARALLEL = tuple(
-    kind.value for kind in (ShardingType.TABLE_WISE, ShardingType.ROW_WISE, ShardingType.COLUMN_WISE)
-)
+from training.planner import DATA_PARALLEL, Cluster, Sharder, describe, make_planner
 
 FUSED = "fused"
 """Name of FBGEMM's optimizer among the combined ones."""
@@ -58,17 +50,6 @@ REPLICATED_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 
 # TorchRec trips a deprecation notice of torch.fx at every first forward; nobody can act on it.
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
-
-
-class Sharder(EmbeddingBagCollectionSharder):
-    """Offers row-wise sharding on CPU, which the stock sharder leaves out, and keeps auto plans model-parallel."""
-
-    def sharding_types(self, compute_device_type: str) -> list[str]:
-        return [DATA_PARALLEL, *MODEL_PARALLEL]
-
-    def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
-        kernel = EmbeddingComputeKernel.DENSE if sharding_type == DATA_PARALLEL else EmbeddingComputeKernel.FUSED
-        return [kernel.value]
 
 
 @dataclass
@@ -144,9 +125,9 @@ def parallelize(model: CTRModel, config: TrainingConfig, device: torch.device) -
         ValueError: the lane cannot do what the config asks for on this device.
     """
     lane = config.optimizer
-    _check_lane(config, device)
     sharder = Sharder()
-    plan = _make_plan(model, config, device, sharder)
+    planner = make_planner(model, config, _cluster(device))
+    plan: Any = planner.collective_plan(model, [sharder], dist.group.WORLD)  # pyright: ignore[reportArgumentType]
     tables = {table.name: table for table in model.tables}
     modules = {path: part for path, part in plan.plan.items() if isinstance(part, EmbeddingModuleShardingPlan)}
     placements = {name: shard for part in modules.values() for name, shard in part.items()}
@@ -166,7 +147,7 @@ def parallelize(model: CTRModel, config: TrainingConfig, device: torch.device) -
         model=wrapped,
         optimizer=_make_optimizer(wrapped, parameters, table_parameters, lane),
         average=WeightAverage(_replicated(wrapped), config.ema_decay) if config.ema_decay else None,
-        plan=[_describe(tables[name], placement) for name, placement in placements.items()],
+        plan=[describe(tables[name], placement) for name, placement in placements.items()],
         _embedding_parameters=[p for n, p in parameters.items() if n in embedding_names],
         _clipped_parameters=[p for n, p in parameters.items() if is_dense_lane or n not in table_parameters],
     )
@@ -210,43 +191,11 @@ def _replicated(wrapped: DistributedModelParallel) -> dict[str, torch.Tensor]:
     return {n: v for n, v in wrapped.state_dict().items() if not isinstance(v, ShardedTensor)}
 
 
-def _check_lane(config: TrainingConfig, device: torch.device) -> None:
-    lane = config.optimizer
-    kinds = {config.sharding.default, *config.sharding.features.values()}
-    if isinstance(lane, DenseOptimizer) and not kinds <= {"auto", DATA_PARALLEL}:
-        raise ValueError(
-            "training.sharding: the dense lane replicates its tables (auto or data_parallel), because TorchRec plans "
-            'its dense kernel only so; for sharded tables set training.optimizer.kind = "fused"'
-        )
-    if isinstance(lane, FusedOptimizer) and lane.embedding_optimizer == "adam":
-        if device.type == "cpu":
-            raise ValueError(
-                "training.optimizer.embedding_optimizer = adam exists on CUDA only: FBGEMM has no fused Adam on CPU; "
-                'use rowwise_adagrad, adagrad or sgd, or training.optimizer.kind = "dense"'
-            )
-        if DATA_PARALLEL in kinds:
-            raise ValueError("training.sharding: data_parallel tables cannot use the fused lane's (lazy) adam")
-
-
-def _make_plan(model: CTRModel, config: TrainingConfig, device: torch.device, sharder: Sharder) -> ShardingPlan:
-    auto = (DATA_PARALLEL,) if isinstance(config.optimizer, DenseOptimizer) else MODEL_PARALLEL
-    unknown = set(config.sharding.features) - {table.feature for table in model.tables}
-    if unknown:
-        raise ValueError(f"training.sharding.features names unknown features: {', '.join(sorted(unknown))}")
-    constraints = {}
-    for table in model.tables:
-        kind = config.sharding.features.get(table.feature, config.sharding.default)
-        allowed = list(auto) if kind == "auto" else [kind]
-        constraints[table.name] = ParameterConstraints(sharding_types=allowed, min_partition=4)
+def _cluster(device: torch.device) -> Cluster:
+    """This process group as the planner sees it."""
     world_size = dist.get_world_size()
-    topology = TopologyFactory.create_topology(
-        trainer_config=TrainerConfig(world_size=world_size),
-        kernel_config=KernelConfig(compute_device=device.type),
-    )
-    # Without the stock planner's grid search, which tries up to 10,000 combinations of a few tables' shardings.
-    proposers: list[Proposer] = [GreedyProposer(), UniformProposer()]
-    planner = EmbeddingShardingPlanner(topology=topology, constraints=constraints, proposer=proposers)
-    return planner.collective_plan(model, [sharder], dist.group.WORLD)  # pyright: ignore[reportArgumentType]
+    memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    return Cluster("cuda" if device.type == "cuda" else "cpu", world_size, get_local_size(world_size), memory)
 
 
 def _embedding_optimizer_kwargs(lane: FusedOptimizer) -> dict[str, Any]:
@@ -286,17 +235,3 @@ def _table_of(parameter_name: str, tables: dict[str, EmbeddingTable]) -> str | N
 
 def _is_model_parallel(table: str | None, placements: dict[str, Any]) -> bool:
     return table is not None and placements[table].sharding_type != DATA_PARALLEL
-
-
-def _describe(table: EmbeddingTable, placement: Any) -> dict[str, Any]:
-    return {
-        "table": table.name,
-        "feature": table.feature,
-        "stream": table.stream,
-        "rows": table.num_embeddings,
-        "width": table.width,
-        "bytes": 4 * table.num_embeddings * table.padded_width,
-        "sharding": placement.sharding_type,
-        "kernel": placement.compute_kernel,
-        "ranks": list(placement.ranks or []),
-    }
