@@ -11,7 +11,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-BLUE, ORANGE, GREEN, GREY = "#1f5fa8", "#c8591a", "#2e7d4f", "#9aa3ad"
+BLUE, ORANGE, GREEN, GREY, GOLD = "#1f5fa8", "#c8591a", "#2e7d4f", "#9aa3ad", "#b8860b"
 SPLIT_COLOURS = {"train": GREEN, "valid": BLUE, "test": ORANGE}
 SERIES_COLOURS = (BLUE, ORANGE, GREEN)
 MAX_POINTS = 1_500
@@ -50,7 +50,7 @@ def metric_curves(evaluations: Events) -> go.Figure:
     losses, line = _column(evaluations, "logloss"), {"color": ORANGE}
     figure.add_scatter(x=steps, y=losses, name="logloss", mode="lines+markers", line=line, secondary_y=True)
     best = [e for e in evaluations if e.get("best")][-1:]
-    marker = {"symbol": "star", "size": 14, "color": "#b8860b"}
+    marker = {"symbol": "star", "size": 14, "color": GOLD}
     figure.add_scatter(x=_column(best, "step"), y=_column(best, "auc"), name="best", mode="markers", marker=marker)
     figure.update_yaxes(title_text="logloss", secondary_y=True, showgrid=False)
     return figure
@@ -227,6 +227,33 @@ def branch_agreement(p_t: Sequence[Sequence[float]]) -> go.Figure:
     )
     figure.update_xaxes(range=[0, 1])
     figure.update_yaxes(range=[0, 1])
+    return figure
+
+
+def by_rank(parts: Mapping[str, Sequence[float]], title: str) -> go.Figure:
+    """A bar a rank, of its parts on each other."""
+    figure = _figure("rank", title)
+    for (name, values), colour in zip(parts.items(), (*SERIES_COLOURS, GREY, GOLD), strict=False):
+        figure.add_bar(y=values, name=name, marker={"color": colour, "line": {"width": 0}})
+    figure.update_layout(barmode="stack", bargap=0.1)
+    return figure
+
+
+def placement(tables: Sequence[str], gibibytes: Sequence[Sequence[float]]) -> go.Figure:
+    """How much of each table (a line, first on top) each rank holds, on a logarithmic scale; nothing is white."""
+    figure = _figure("rank", "")
+    powers = [math.floor(math.log10(size)) for line in gibibytes for size in line if size]
+    ticks = range(min(powers), max(powers) + 2)
+    figure.add_heatmap(
+        y=tables,
+        z=[[math.log10(size) if size else None for size in line] for line in gibibytes],
+        customdata=gibibytes,
+        hovertemplate="%{y} on rank %{x}: %{customdata:.4g} GiB<extra></extra>",
+        colorscale="Blues",
+        colorbar={"title": "GiB", "tickvals": list(ticks), "ticktext": [f"{10**t:g}" for t in ticks]},
+    )
+    figure.update_yaxes(autorange="reversed", type="category", dtick=1, ticksuffix="  ")
+    figure.update_layout(height=max(320, 80 + 16 * len(tables)))
     return figure
 
 

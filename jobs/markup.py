@@ -27,7 +27,7 @@ section { background: #fff; border: 1px solid var(--line); border-radius: 8px; p
 .card span { color: var(--soft); font-size: 13px; }
 .grid { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 18px; }
 @media (max-width: 800px) { .grid { grid-template-columns: minmax(0, 1fr); } }
-.grid > div { min-width: 0; }
+.grid > div { min-width: 0; } .grid.wide { grid-template-columns: minmax(0, 1fr); }
 .scroll { overflow-x: auto; margin-bottom: 14px; }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 5px 10px; border-bottom: 1px solid var(--line); white-space: nowrap; }
@@ -59,9 +59,9 @@ def document(title: str, subtitle: str, top: str, sections: Mapping[str, tuple[s
 
 
 def grid(plots: Mapping[str, go.Figure]) -> str:
-    """Plots with their titles, side by side where the window allows."""
+    """Plots with their titles, side by side where the window allows; a single one takes the whole width."""
     cells = (f"<div><h3>{escape(title)}</h3>{_plot(figure)}</div>" for title, figure in plots.items())
-    return f'<div class="grid">{"".join(cells)}</div>'
+    return f'<div class="grid{" wide" if len(plots) == 1 else ""}">{"".join(cells)}</div>'
 
 
 def _plot(figure: go.Figure) -> str:

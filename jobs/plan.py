@@ -1,0 +1,337 @@
+"""Dry run of a sharding plan: what every rank of a cluster would hold and do, on a machine without that cluster.
+
+The plan is the one that a training on such ranks would make. One that does not fit is refused with the nearest change
+that does, found by planning again.
+"""
+
+import argparse
+import math
+import re
+import time
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from features.dataset import MANIFEST_NAME, DatasetManifest
+from features.learnt import Learnt
+from features.schema import VOCABULARY_KINDS
+from jobs import figures
+from jobs.command import absolute, config_parser, parse_config_arguments, run_program, write_json
+from jobs.config import Config, check_manifest
+from jobs.markup import document, grid, percent, table
+from training.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from training.plan import Change, Plan, PlanError
+
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12} | {
+    "ki": 1 << 10,
+    "mi": 1 << 20,
+    "gi": 1 << 30,
+    "ti": 1 << 40,
+}
+GIB = 1 << 30
+MAX_SHOWN = 64
+"""Ranks that are printed and tables that are drawn; all of them are in plan.json."""
+
+
+def main() -> int:
+    parser = config_parser(
+        "jobs.plan",
+        "Plan how tables are sharded over a cluster, without the cluster: bytes and load of every rank.",
+        "python -m jobs.plan --config jobs/configs/plans/criteo_1tb.toml --world-size 64 --device-memory 80GiB",
+    )
+    parser.add_argument("--world-size", required=True, type=positive, metavar="N", help="ranks, one a GPU")
+    parser.add_argument("--device-memory", required=True, type=num_bytes, metavar="SIZE", help="of a rank: 80GiB, 40GB")
+    parser.add_argument("--local-world-size", type=positive, metavar="N", help="ranks of a host; default: 8 or fewer")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: cuda")
+    parser.add_argument("--output", default="runs/plan", metavar="DIR", help="of plan.json and plan.html")
+    arguments, config = parse_config_arguments(parser)
+    world_size = arguments.world_size
+    ranks_per_host = arguments.local_world_size or math.gcd(world_size, 8)
+    if world_size % ranks_per_host:
+        parser.error(f"--world-size {world_size} is not a multiple of --local-world-size {ranks_per_host}")
+    rows = num_embeddings(config)
+    output = absolute(arguments.output)
+    output.mkdir(parents=True, exist_ok=True)
+
+    started = time.perf_counter()
+    from training.model.ctr_model import CTRModel
+    from training.parallelize import needs_padded_tables
+    from training.plan import PlanError, find_changes, plan_tables
+    from training.planner import Cluster
+
+    def build(training: TrainingConfig) -> CTRModel:
+        padded = needs_padded_tables(training)
+        return CTRModel(config.features, rows, training.model, pad_tables=padded, device="meta")
+
+    cluster = Cluster(arguments.device, world_size, ranks_per_host, arguments.device_memory)
+    page = output / "plan.html"
+    try:
+        plan = plan_tables(build(config.training), config.training, cluster)
+    except PlanError as error:
+        page.unlink(missing_ok=True)
+        with tqdm(disable=None, unit="plan", desc="looking for what fits") as bar:
+
+            def follow(words: str) -> None:
+                bar.set_postfix_str(words[:60], refresh=False)
+                bar.update()
+
+            changes = find_changes(build, config.training, cluster, error, follow)
+        write_json(output / "plan.json", refusal(error, changes))
+        raise ValueError("\n  ".join([str(error), *advice(changes)])) from error
+    result = summary(plan, config)
+    write_json(output / "plan.json", result)
+    page.write_text(render(result, plan.shards), encoding="utf-8")
+    print_plan(result)
+    print(f"planned in {time.perf_counter() - started:.0f} s: {output}/plan.json, {page}")
+    return 0
+
+
+def num_embeddings(config: Config) -> dict[str, int]:
+    """Feature -> rows of its tables: as the dataset learnt them, or without a dataset as the schema says.
+
+    Raises:
+        ValueError: there is no dataset, and the schema leaves the size of a feature's table to it.
+    """
+    dataset = Path(config.training.dataset)
+    learnt = Learnt()
+    if (dataset / MANIFEST_NAME).is_file():
+        manifest = DatasetManifest.load(dataset)
+        check_manifest(config, manifest)
+        learnt = manifest.load_learnt(dataset)
+    else:
+        open_ended = [f for f in config.features.sparse if f.encoding.kind in (*VOCABULARY_KINDS, "quantiles")]
+        if open_ended:
+            names = ", ".join(f"{f.name} ({f.encoding.kind})" for f in open_ended[:5])
+            more = f" and {len(open_ended) - 5} more" if len(open_ended) > 5 else ""
+            raise ValueError(
+                f"how many rows these features' tables have is learnt from the data: {names}{more}; there is no "
+                f"dataset at {dataset}: build it (jobs.build_dataset), point training.dataset at it, or give them a "
+                "hash encoding"
+            )
+    return {feature.name: learnt.num_embeddings(feature) for feature in config.features.sparse}
+
+
+def num_bytes(text: str) -> int:
+    """Read ``80GiB``, ``40GB``, ``512M`` or a plain number of bytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", text.strip().lower())
+    if match is None or match[2] not in UNITS or float(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 80GiB or 40GB")
+    return round(float(match[1]) * UNITS[match[2]])
+
+
+def positive(text: str) -> int:
+    """Read a whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+# ------------------------------------------------------------------------------------------------------------ results
+
+
+def summary(plan: "Plan", config: Config) -> dict[str, Any]:
+    """What plan.json holds."""
+    from training.planner import PARTS, batch_size_per_rank
+
+    cluster, topology = plan.cluster, plan.cluster.topology()
+    training = config.training
+    optimizer = getattr(training.optimizer, "embedding_optimizer", "adam")
+    return {
+        "fits": True,
+        "cluster": {
+            "device": cluster.device,
+            "world_size": cluster.world_size,
+            "local_world_size": cluster.ranks_per_host,
+            "device_memory": cluster.memory,
+        },
+        "global_batch_size": training.global_batch_size,
+        "batch_size_per_rank": batch_size_per_rank(training, cluster.world_size),
+        "embedding_optimizer": f"{training.optimizer.kind} {optimizer}",
+        "reserve": {"fixed": plan.reserve.fixed, "margin": plan.reserve.margin, "left": plan.reserve.left},
+        "bandwidth_gb_per_s": {  # TorchRec's are bytes a millisecond
+            "memory": (topology.hbm_mem_bw if cluster.device == "cuda" else topology.ddr_mem_bw) / 1e6,
+            "within_host": topology.intra_host_bw / 1e6,
+            "between_hosts": topology.inter_host_bw / 1e6,
+        },
+        "total": {part: sum(rank[part] for rank in plan.ranks) for part in PARTS},
+        "balance": {name: _balance([rank[name] for rank in plan.ranks]) for name in ("bytes", "ms")},
+        "tables": sorted(plan.tables, key=lambda entry: -entry["bytes"]),
+        "ranks": plan.ranks,
+    }
+
+
+def refusal(error: "PlanError", changes: "Sequence[Change]") -> dict[str, Any]:
+    """What plan.json holds of a plan that does not fit."""
+    found = [
+        {
+            "change": change.words,
+            "factor": change.factor,
+            "balance": {name: _balance([rank[name] for rank in change.plan.ranks]) for name in ("bytes", "ms")},
+        }
+        for change in changes
+    ]
+    return {
+        "fits": False,
+        "reason": str(error),
+        "missing_bytes": error.missing,
+        "tables": error.tables,
+        "changes": found,
+    }
+
+
+def advice(changes: "Sequence[Change]") -> list[str]:
+    """A line for each change that fits, the nearest first."""
+    from training.plan import binary
+
+    lines = []
+    for index, change in enumerate(changes):
+        most, slowest = (max(rank[name] for rank in change.plan.ranks) for name in ("bytes", "ms"))
+        words = f"{'or' if index else 'nearest that fits'}: {change.words}"
+        lines.append(f"{words} (fullest rank {binary(most)}, slowest {slowest:.1f} ms)")
+    return lines or ["no larger cluster, memory, smaller batch or other sharding that was tried fits"]
+
+
+def print_plan(result: Mapping[str, Any]) -> None:
+    """The plan as a person reads it in a terminal."""
+    from training.plan import binary
+
+    cluster, ranks = result["cluster"], result["ranks"]
+    shown = sorted(ranks, key=lambda rank: -rank["bytes"])[:MAX_SHOWN]
+    header = ("rank", "shards", "tables", "lookups", "in all", "of memory", "compute ms", "exchange ms", "ms")
+    print("".join(f"{name:>12}" for name in header))
+    for rank in sorted(shown, key=lambda rank: rank["rank"]):
+        sizes = (rank["weights"] + rank["state"] + rank["gradients"], rank["lookups"], rank["bytes"])
+        share = f"{100 * rank['bytes'] / cluster['device_memory']:.1f} %"
+        times = (f"{rank[name]:.3f}" for name in ("compute_ms", "exchange_ms", "ms"))
+        print("".join(f"{c:>12}" for c in (rank["rank"], rank["num_shards"], *map(binary, sizes), share, *times)))
+    if len(shown) < len(ranks):
+        print(f"... and {len(ranks) - len(shown)} ranks that hold less")
+    for name, words in (("bytes", "memory"), ("ms", "load")):
+        balance = result["balance"][name]
+        values = (balance["largest"], balance["mean"])
+        largest, mean = (binary(int(v)) if name == "bytes" else f"{v:.3f} ms" for v in values)
+        print(f"{words}: largest {largest}, mean {mean}, largest / mean {balance['ratio']:.2f}")
+    print(_sentence(result))
+
+
+def _sentence(result: Mapping[str, Any]) -> str:
+    from training.plan import binary
+
+    cluster, total = result["cluster"], result["total"]
+    kinds = [entry["sharding"] for entry in result["tables"]]
+    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds)))
+    return (
+        f"{len(kinds)} tables ({counts}), {binary(total['weights'])} of weights and {binary(total['state'])} of "
+        f"optimizer state ({result['embedding_optimizer']}) on {cluster['world_size']} {cluster['device']} ranks of "
+        f"{binary(cluster['device_memory'])}, {cluster['local_world_size']} a host"
+    )
+
+
+def _balance(values: Sequence[float]) -> dict[str, float]:
+    largest, mean = max(values), sum(values) / len(values)
+    return {"largest": largest, "mean": mean, "ratio": largest / mean if mean else 1.0}
+
+
+# --------------------------------------------------------------------------------------------------------------- page
+
+
+def render(result: Mapping[str, Any], shards: Mapping[tuple[str, int], int]) -> str:
+    """The whole page.
+
+    Args:
+        result: as ``summary``.
+        shards: (table, rank) -> bytes.
+    """
+    reserve, ranks, tables = result["reserve"], result["ranks"], result["tables"]
+    memory, drawn = result["cluster"]["device_memory"], tables[:MAX_SHOWN]
+    held = {
+        "table weights": [rank["weights"] for rank in ranks],
+        "optimizer state": [rank["state"] for rank in ranks],
+        "gradients": [rank["gradients"] for rank in ranks],
+        "lookups": [rank["lookups"] for rank in ranks],
+        "dense net and ids": [reserve["fixed"]] * len(ranks),
+    }
+    spent = {
+        "lookup and update": [rank["compute_ms"] for rank in ranks],
+        "exchange": [rank["exchange_ms"] for rank in ranks],
+    }
+    memory_plot = figures.by_rank({k: [v / GIB for v in held[k]] for k in held if any(held[k])}, "GiB")
+    limits = {"memory": memory, "less margin": memory - reserve["margin"]}
+    for words, limit in limits.items() if reserve["margin"] else [("memory", memory)]:
+        memory_plot.add_hline(y=limit / GIB, annotation_text=words, line={"dash": "dot", "color": figures.GREY})
+    names = [entry["table"] for entry in drawn]
+    places = [[shards.get((name, rank["rank"]), 0) / GIB for rank in ranks] for name in names]
+    rest = f"<p>The {len(drawn)} largest of {len(tables)} tables.</p>" if len(drawn) < len(tables) else ""
+    plots = {"Memory of each rank": memory_plot, "Estimated time of a step's lookups": figures.by_rank(spent, "ms")}
+    sections = {
+        "ranks": ("Ranks", grid(plots) + _balance_table(result)),
+        "plan": ("Where the tables are", rest + grid({"GiB of a table on a rank": figures.placement(names, places)})),
+        "tables": ("Tables", _table_table(tables)),
+        "numbers": ("Rank by rank", _rank_table(result)),
+        "meaning": ("What the numbers are", "".join(f"<p>{escape(line)}</p>" for line in _meaning(result))),
+    }
+    return document("Sharding plan", _sentence(result), "", sections)
+
+
+def _balance_table(result: Mapping[str, Any]) -> str:
+    scales = {"bytes": ("memory, GiB", GIB), "ms": ("lookups of a step, ms", 1)}
+    rows = [
+        [
+            words,
+            result["balance"][name]["largest"] / size,
+            result["balance"][name]["mean"] / size,
+            result["balance"][name]["ratio"],
+        ]
+        for name, (words, size) in scales.items()
+    ]
+    return table(("", "largest", "mean", "largest / mean"), rows)
+
+
+def _table_table(tables: Sequence[Mapping[str, Any]]) -> str:
+    columns = ("table", "rows", "width", "sharding", "kernel", "num_shards")
+    rows = [
+        [*map(entry.get, columns), len(set(entry["ranks"])), entry["bytes"] / GIB, entry["state"] / GIB]
+        for entry in tables
+    ]
+    return table((*columns[:-1], "shards", "ranks", "weights, GiB", "state, GiB"), rows)
+
+
+def _rank_table(result: Mapping[str, Any]) -> str:
+    parts, times = ("weights", "state", "gradients", "lookups", "bytes"), ("compute_ms", "exchange_ms", "ms")
+    memory = result["cluster"]["device_memory"]
+    rows = [
+        [
+            rank["rank"],
+            rank["num_shards"],
+            *(rank[part] / GIB for part in parts),
+            percent(rank["bytes"] / memory),
+            *map(rank.get, times),
+        ]
+        for rank in result["ranks"]
+    ]
+    sizes = [f"{part if part != 'bytes' else 'in all'}, GiB" for part in parts]
+    return table(("rank", "shards", *sizes, "of memory", "compute, ms", "exchange, ms", "in all, ms"), rows)
+
+
+def _meaning(result: Mapping[str, Any]) -> list[str]:
+    bandwidth = result["bandwidth_gb_per_s"]
+    return [
+        "Weights and optimizer state are exact. Gradients are those of data-parallel tables, and their moving average. "
+        f"Lookups are the ids and vectors of a batch of {result['global_batch_size']:,} rows "
+        f"({result['batch_size_per_rank']:,} a rank) on their way in and out, one id a feature and row. The dense net "
+        "counts six times (weights, optimizer, gradients and their buckets), beside the ids of two batches. "
+        "Activations of the dense net are not counted: they have to find room in the margin.",
+        f"Times are TorchRec's estimate, with {bandwidth['memory']:,.0f} GB/s of memory, "
+        f"{bandwidth['within_host']:,.0f} GB/s within a host and {bandwidth['between_hosts']:,.1f} GB/s between hosts: "
+        "good for comparing plans, not for predicting a step.",
+        "The planner is the one of a training on such ranks, with the same sharding constraints.",
+    ]
+
+
+if __name__ == "__main__":
+    run_program(main)
