@@ -1,6 +1,7 @@
 """Wait until an HTTP address answers, with a text in the answer if one is given; stop when its process has ended.
 
-python infra/wait_for_url.py URL PID [TEXT]: exit code 0 when it answers, 1 after two minutes or when PID is gone.
+python infra/wait_for_url.py URL PID [TEXT]: exit code 0 when it answers, 1 after four minutes or when PID is gone. A Ray
+cluster that asks for a token is shown RAY_AUTH_TOKEN.
 """
 
 import os
@@ -10,7 +11,9 @@ import urllib.request
 
 url, pid, text = sys.argv[1], int(sys.argv[2]), "".join(sys.argv[3:])
 opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback is never behind a proxy
-deadline = time.monotonic() + 120
+if "RAY_AUTH_TOKEN" in os.environ:
+    opener.addheaders.append(("Authorization", f"Bearer {os.environ['RAY_AUTH_TOKEN']}"))
+deadline = time.monotonic() + 240
 while time.monotonic() < deadline:
     try:
         with opener.open(url, timeout=5) as answer:

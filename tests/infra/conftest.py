@@ -1,4 +1,4 @@
-"""A dataset built once on a real Spark standalone cluster: what one test looks at, the other trains on."""
+"""A dataset built once on a real Spark cluster of two workers: what one test looks at, the other trains on."""
 
 import os
 import re
@@ -72,7 +72,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     }  # fmt: skip
     good = subprocess.Popen(
         command,
-        env={**environment, "KEEP_LOGS": "1"},
+        env={**environment, "KEEP_LOGS": "1", "WORKERS": "2"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

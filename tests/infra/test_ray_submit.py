@@ -1,50 +1,113 @@
-"""infra/ray/submit.sh: a real head node and a submitted training job, two clusters at once, and nothing left behind."""
+"""infra/ray/submit.sh: a training on three nodes equals that on one, two clusters at once, and nothing is left."""
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import pytest
+import torch
+
+from training.export import load_best
+from training.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 SUBMIT = str(ROOT / "infra" / "ray" / "submit.sh")
 
 
-def test_training_as_a_submitted_job(built, find_one, listens, tmp_path: Path):
-    run = tmp_path / "run"
-    command = [SUBMIT, "python", "-m", "jobs.train", "--config", str(built.config), "--run", str(run)]
-    environment = {**os.environ, "RAY_NUM_CPUS": "2"}
-    job = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    # Meanwhile a second cluster, whose job fails: it says which Python it was given.
-    other = subprocess.run(
-        [SUBMIT, "python", "-c", "import sys; print('interpreter', sys.executable); sys.exit(3)"],
-        env={**environment, "RAY_NUM_CPUS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    output, _ = job.communicate(timeout=400)
+@dataclass(frozen=True)
+class Submitted:
+    """What a cluster printed, its logs (one folder a node) and the run its job wrote."""
 
-    assert job.returncode == 0, output
-    metrics = json.loads((run / "metrics.json").read_text())
-    assert metrics["train"]["rows"] == len(built.rows["train"])
-    assert metrics["valid"]["rows"] == len(built.rows["valid"])
-    assert (run / "checkpoints").is_dir()
+    returncode: int
+    output: str
+    logs: Path
+    run: Path
 
-    assert other.returncode != 0
-    assert Path(find_one(r"\ninterpreter (\S+)", other.stdout)).samefile(sys.executable)
-    logs = Path(find_one(r"Ray's logs are in (\S+)", other.stdout))
-    assert (logs / "gcs_server.out").is_file()
-    scratch = logs.parents[1]
-    shutil.rmtree(scratch)
 
-    addresses = [find_one(r"Ray cluster at (127\.0\.0\.1:\d+)", text) for text in (output, other.stdout)]
-    assert addresses[0] != addresses[1]
+@pytest.fixture(scope="module")
+def clusters(built, find_one, tmp_path_factory: pytest.TempPathFactory):
+    """Number of nodes -> the same training with three workers on a cluster of so many nodes, both at once.
+
+    The job on one node then fails: it says which Python it was given.
+    """
+    folder = tmp_path_factory.mktemp("runs")
+    runs = {nodes: folder / f"nodes={nodes}" for nodes in (3, 1)}
+    train = [
+        "python", "-m", "jobs.train", "--config", str(built.config), "training.num_workers=3",
+        "training.reader.num_streams=3", "training.global_batch_size=48", "training.evaluation_batch_size=48", "--run",
+    ]  # fmt: skip
+    then_fail = """python -c "import sys; print('interpreter', sys.executable); sys.exit(3)" """
+    commands = {3: [*train, str(runs[3])], 1: ["sh", "-c", f"{shlex.join([*train, str(runs[1])])} && {then_fail}"]}
+    jobs, starts = {}, {}
+    for nodes, command in commands.items():
+        environment = {**os.environ, "NODES": str(nodes), "RAY_NUM_CPUS": str(3 // nodes), "KEEP_LOGS": "1"}
+        jobs[nodes] = subprocess.Popen(
+            [SUBMIT, *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        # A line comes when the cluster is up: to start is the most work, and Ray gives a node 30 s for it.
+        starts[nodes] = jobs[nodes].stdout.readline()
+    submitted = {}
+    for nodes, job in jobs.items():
+        output = starts[nodes] + job.communicate(timeout=400)[0]
+        logs = Path(find_one(r"Ray's logs are in (\S+)", output))
+        submitted[nodes] = Submitted(job.returncode, output, logs, runs[nodes])
+    yield submitted
+    for cluster in submitted.values():
+        shutil.rmtree(cluster.logs)
+
+
+def test_three_nodes_train_what_one_node_trains(clusters, built):
+    three, one = clusters[3], clusters[1]
+    assert three.returncode == 0, three.output
+    metrics = [json.loads((c.run / "metrics.json").read_text()) for c in (three, one)]
+    assert metrics[0]["train"]["rows"] == len(built.rows["train"])
+    assert metrics[0]["valid"] == metrics[1]["valid"]
+    assert metrics[0]["valid"]["rows"] == len(built.rows["valid"])
+    losses = [
+        [e["train_loss"] for e in map(json.loads, (c.run / "history.jsonl").open()) if e["event"] == "evaluation"]
+        for c in (three, one)
+    ]
+    assert len(losses[0]) == 1
+    assert losses[0] == losses[1]
+    weights = [load_best(Run(c.run))[0].state_dict() for c in (three, one)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(w, weights[1][name]) for name, w in weights[0].items())
+
+
+def test_each_node_had_one_worker(clusters):
+    """By Ray's own logs, of which every node has a folder of its own."""
+    assert count_workers(clusters[3]) == {"node0": 1, "node1": 1, "node2": 1}
+    assert count_workers(clusters[1]) == {"node0": 3}
+
+
+def count_workers(cluster: Submitted) -> dict[str, int]:
+    return {
+        node.name: sum(
+            re.search(r"^:actor_name:RayTrainWorker", log.read_text(), re.MULTILINE) is not None
+            for log in node.glob("session_latest/logs/worker-*.out")
+        )
+        for node in sorted(cluster.logs.glob("node*"))
+    }
+
+
+def test_a_failed_job_fails_the_script(clusters, find_one):
+    assert clusters[1].returncode != 0
+    assert Path(find_one(r"\ninterpreter (\S+)", clusters[1].output)).samefile(sys.executable)
+    assert (clusters[1].logs / "node0/session_latest/logs/gcs_server.out").is_file()
+
+
+def test_nothing_is_left_running(clusters, find_one, listens):
+    addresses = [find_one(r"Ray cluster of \d at (\S+),", c.output) for c in clusters.values()]
+    addresses += [find_one(r"jobs at http://(\S+)", c.output) for c in clusters.values()]
+    assert len(set(addresses)) == 4
     assert not any(listens(address) for address in addresses)
     commands = [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
-    assert not [c for c in commands if str(scratch) in c or any(a in c for a in addresses)]
+    traces = [*addresses, *(str(c.logs) for c in clusters.values())]
+    assert not [c for c in commands if any(t in c for t in traces)]

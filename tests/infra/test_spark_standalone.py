@@ -1,12 +1,25 @@
-"""infra/spark/standalone.sh: a real master, worker and spark-submit, two clusters at once, and nothing left behind."""
+"""infra/spark/standalone.sh: a master, two workers and spark-submit, two clusters at once, and nothing left behind."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow.parquet
+import pytest
 
 from features.dataset import DatasetManifest
 from features.encoding import RowEncoder
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def logs(built) -> Path:
+    """Where the good cluster left its logs."""
+    [folder] = {p for p in built.folder.glob("twinfocus-spark.*") if (p / "work2").is_dir()}
+    return folder
 
 
 def test_the_dataset_is_the_rows(built):
@@ -26,15 +39,39 @@ def test_the_dataset_is_the_rows(built):
     assert manifest.num_input_rows == sum(len(rows) for rows in built.rows.values())
 
 
-def test_an_executor_of_the_cluster_did_it(built, find_one):
-    [logs] = {p for p in built.folder.glob("twinfocus-spark.*") if list(p.glob("work/app-*/0/stderr"))}
+def test_a_local_session_writes_the_same_files(built):
+    """Two executors or the threads of one process: the same rows in the same order, with the same ids."""
+    local = built.folder / "local"
+    command = [sys.executable, "-m", "jobs.build_dataset", "--config", str(built.config), f"pipeline.output={local}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, two = DatasetManifest.load(local), DatasetManifest.load(built.folder / "dataset")
+    assert (one.schema_fingerprint, one.learnt_fingerprint) == (two.schema_fingerprint, two.learnt_fingerprint)
+    for split in built.rows:
+        digests = [[(f.row_groups, f.sha256) for f in manifest.split(split).files] for manifest in (one, two)]
+        assert len(digests[0]) >= 2
+        assert digests[0] == digests[1]
+
+
+def test_each_worker_had_an_executor_that_did_tasks(built, logs, find_one):
     master = find_one(r"Spark master at spark://(\S+)", built.output)
-    assert f"registered with master spark://{master}" in (logs / "worker.log").read_text()
+    for name in ("1", "2"):
+        assert f"registered with master spark://{master}" in (logs / f"worker{name}.log").read_text()
+        [executor] = logs.glob(f"work{name}/app-*/*/stderr")
+        assert "Finished task" in executor.read_text()
     assert "Registered app twinfocus" in (logs / "master.log").read_text()
 
 
-def test_nothing_is_left_running(built, find_one, listens):
+def test_only_who_knows_the_secret_is_let_in(logs):
+    """The master log says that authentication is on; nobody but the owner can read the secret."""
+    assert "authentication enabled" in (logs / "master.log").read_text()
+    assert logs.stat().st_mode & 0o077 == 0
+
+
+def test_nothing_is_left_running(built, logs, find_one, listens):
     assert not listens(find_one(r"Spark master at spark://(\S+)", built.output))
+    commands = [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
+    assert not [c for c in commands if str(logs) in c]
 
 
 def test_a_refusal_comes_through(built, find_one):
