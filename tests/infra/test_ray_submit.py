@@ -7,6 +7,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +29,10 @@ class Submitted:
 
     returncode: int
     output: str
+    listened: set[str]
+    """Addresses that the cluster's processes listened at when it was up."""
+    without_token: int
+    """HTTP status of a list of the jobs, asked for without the cluster's token."""
     logs: Path
     run: Path
 
@@ -45,7 +51,7 @@ def clusters(built, find_one, tmp_path_factory: pytest.TempPathFactory):
     ]  # fmt: skip
     then_fail = """python -c "import sys; print('interpreter', sys.executable); sys.exit(3)" """
     commands = {3: [*train, str(runs[3])], 1: ["sh", "-c", f"{shlex.join([*train, str(runs[1])])} && {then_fail}"]}
-    jobs, starts = {}, {}
+    jobs, starts, listened, statuses = {}, {}, {}, {}
     for nodes, command in commands.items():
         environment = {**os.environ, "NODES": str(nodes), "RAY_NUM_CPUS": str(3 // nodes), "KEEP_LOGS": "1"}
         jobs[nodes] = subprocess.Popen(
@@ -53,14 +59,36 @@ def clusters(built, find_one, tmp_path_factory: pytest.TempPathFactory):
         )
         # A line comes when the cluster is up: to start is the most work, and Ray gives a node 30 s for it.
         starts[nodes] = jobs[nodes].stdout.readline()
+        url = find_one(r"jobs at (\S+)", starts[nodes])
+        listened[nodes] = listening(url)
+        statuses[nodes] = status(f"{url}/api/jobs/")
     submitted = {}
     for nodes, job in jobs.items():
         output = starts[nodes] + job.communicate(timeout=400)[0]
         logs = Path(find_one(r"Ray's logs are in (\S+)", output))
-        submitted[nodes] = Submitted(job.returncode, output, logs, runs[nodes])
+        submitted[nodes] = Submitted(job.returncode, output, listened[nodes], statuses[nodes], logs, runs[nodes])
     yield submitted
     for cluster in submitted.values():
         shutil.rmtree(cluster.logs)
+
+
+def listening(url: str) -> set[str]:
+    """Where the head with this dashboard and the processes of its group listen."""
+    option = f"--dashboard-port={url.rpartition(':')[2]}"
+    [head] = {os.getpgid(p.pid) for p in psutil.process_iter(["cmdline"]) if option in (p.info["cmdline"] or [])}
+    return {
+        c.laddr.ip
+        for c in psutil.net_connections("tcp")
+        if c.status == psutil.CONN_LISTEN and c.pid and os.getpgid(c.pid) == head
+    }
+
+
+def status(url: str) -> int:
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=60) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
 
 
 def test_three_nodes_train_what_one_node_trains(clusters, built):
@@ -95,6 +123,12 @@ def count_workers(cluster: Submitted) -> dict[str, int]:
         )
         for node in sorted(cluster.logs.glob("node*"))
     }
+
+
+def test_strangers_stay_outside(clusters):
+    assert [c.without_token for c in clusters.values()] == [401, 401]
+    assert clusters[1].listened
+    assert all(ip.removeprefix("::ffff:") == "127.0.0.1" for ip in clusters[1].listened)
 
 
 def test_a_failed_job_fails_the_script(clusters, find_one):
