@@ -16,18 +16,15 @@ from typing import Any
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import FileSystemWriter
 
+from training.checkpoint_reader import CheckpointError, CheckpointPlanner, CheckpointReader
 from training.parallelize import ParallelModel
 
 META_NAME = "checkpoint.json"
 AVERAGE = "average"
 """Key of the averaged weights beside "model" and "optimizer"; absent where nothing is averaged."""
 _NAME = re.compile(r"^step=(\d{9})$")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is missing, damaged, or of another run."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ def restore_model(checkpoint: Checkpoint, model: nn.Module) -> None:
     Raises:
         CheckpointError: as ``restore``.
     """
-    saved = FileSystemReader(checkpoint.path).read_metadata().state_dict_metadata
+    saved = CheckpointReader(checkpoint.path).read_metadata().state_dict_metadata
     weights = model.state_dict()
     averaged = {name for name in weights if f"{AVERAGE}.{name}" in saved}
     state = {
@@ -126,6 +123,8 @@ def best(folder: Path) -> Checkpoint:
     if last is None:
         raise CheckpointError(f"{folder} holds no complete checkpoint: train first")
     step = last.progress.get("best_step")
+    if not isinstance(step, int | None):
+        raise CheckpointError(_damaged(last.path, f"{META_NAME} has best_step {step!r:.80}"))
     return last if step in (None, last.step) else open_checkpoint(folder, step)
 
 
@@ -138,11 +137,13 @@ def open_checkpoint(folder: Path, step: int) -> Checkpoint:
     path = folder / f"step={step:09d}"
     try:
         meta = json.loads((path / META_NAME).read_text(encoding="utf-8"))
-        sizes, progress = meta["files"], meta["progress"]
-    except (OSError, ValueError, KeyError) as error:
+        sizes, progress = {**meta["files"]}, {**meta["progress"]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(_damaged(path, f"{META_NAME} cannot be read")) from error
     for name, size in sizes.items():
-        file = path / name
+        file = path / Path(name).name
+        if str(file) != f"{path}/{name}" or file.is_symlink():
+            raise CheckpointError(f"checkpoint {path} names {name!r}, which is no file of its own: it is not opened")
         if not file.is_file() or file.stat().st_size != size:
             raise CheckpointError(_damaged(path, f"{name} is missing or cut"))
     return Checkpoint(path, step, progress)
@@ -178,7 +179,12 @@ def _load(checkpoint: Checkpoint, state: dict[str, Any]) -> None:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is intended
-            dcp.load(state, storage_reader=FileSystemReader(checkpoint.path), no_dist=not dist.is_initialized())
+            dcp.load(
+                state,
+                storage_reader=CheckpointReader(checkpoint.path),
+                planner=CheckpointPlanner(),
+                no_dist=not dist.is_initialized(),
+            )
     except (dcp.CheckpointException, RuntimeError, ValueError) as error:
         reason = error
         if isinstance(error, dcp.CheckpointException):  # what went wrong on some rank

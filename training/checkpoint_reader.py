@@ -1,0 +1,182 @@
+"""Reads the files of a checkpoint without running what is in them, because a checkpoint may come from a stranger.
+
+``torch.distributed.checkpoint`` keeps its index in a pickle and un-pickles what is no tensor, and a pickle can call
+anything. Here the index may be made of the index's own classes alone, and a file of it must lie in the folder.
+"""
+
+import io
+import os
+import pickle
+import zipfile
+from pathlib import PurePosixPath
+from typing import IO, Any, cast
+
+import torch
+from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
+from torch.distributed.checkpoint._traverse import set_element
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING,
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint.utils import _ReaderView
+from torch.serialization import _get_layout
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, damaged, or of another run."""
+
+
+class CheckpointReader(FileSystemReader):
+    """Reads tensors, and refuses an index or a record that holds anything else."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """The index, rebuilt from checked parts.
+
+        Raises:
+            CheckpointError: it is absent or damaged, or is made of anything that no index is made of.
+        """
+        path = self._get_metadata_path(kwargs.get("rank"))
+        try:
+            with open(path, "rb") as file:
+                metadata = _checked(_Unpickler(io.BytesIO(file.read())).load())
+        except Exception as error:  # a stranger's bytes may raise anything
+            raise CheckpointError(f"{path} is not the index of a checkpoint: {error!r:.200}") from error
+        metadata.storage_meta = StorageMeta(load_id=self.load_id)
+        return metadata
+
+    def _slice_file(self, file: IO[bytes], sinfo: _StorageInfo) -> IO[bytes]:
+        """One record: a zip file whose members are stored as they are, so that none unpacks to more than it is."""
+        with zipfile.ZipFile(_Slice(cast(Any, file), sinfo.offset, sinfo.length)) as members:
+            packed = [m.filename for m in members.infolist() if m.compress_type or m.file_size > sinfo.length]
+        if packed:
+            raise CheckpointError(
+                f"{sinfo.relative_path} holds compressed data ({packed[0]!r}), which torch never does"
+            )
+        return super()._slice_file(file, sinfo)
+
+
+class _Slice(_ReaderView):
+    """Torch's view of a part of a file, which counts from the end the wrong way round."""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        return super().seek(offset + self.len if whence == os.SEEK_END else offset)
+
+
+class CheckpointPlanner(DefaultLoadPlanner):
+    """Un-pickles what is no tensor with Torch's own list of harmless types."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        path = self.mappings[read_item.dest_index.fqn]
+        set_element(self.original_state_dict, path, torch.load(value, weights_only=True))
+
+
+_BUILT = (
+    Metadata,
+    TensorStorageMetadata,
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    TensorProperties,
+    MetadataIndex,
+    StorageMeta,
+    _StorageInfo,
+)
+_GLOBALS: dict[tuple[str, str], Any] = {
+    **{(c.__module__, c.__name__): c for c in (*_BUILT, _MEM_FORMAT_ENCODING)},
+    **{("torch", name): value for name, value in vars(torch).items() if isinstance(value, torch.dtype)},
+    ("torch", "Size"): torch.Size,
+    ("torch.serialization", "_get_layout"): _get_layout,
+    ("pathlib", "PosixPath"): PurePosixPath,  # where it was written
+}
+_OPCODES = (
+    *(pickle.PROTO, pickle.FRAME, pickle.MARK, pickle.STOP, pickle.MEMOIZE, pickle.BINGET, pickle.LONG_BINGET),
+    *(pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1),
+    *(pickle.SHORT_BINUNICODE, pickle.BINUNICODE, pickle.EMPTY_LIST, pickle.APPEND, pickle.APPENDS),
+    *(pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.EMPTY_DICT),
+    *(pickle.STACK_GLOBAL, pickle.REDUCE, pickle.NEWOBJ),
+)
+
+
+_PythonUnpickler: Any = pickle._Unpickler
+
+
+class _Unpickler(_PythonUnpickler):
+    """Makes objects of the index's classes, and nothing else.
+
+    The one written in Python, because the one in C takes memory for as many objects as a pickle says it has.
+    """
+
+    dispatch = {code[0]: _PythonUnpickler.dispatch[code[0]] for code in _OPCODES}  # noqa: RUF012
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _GLOBALS[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which could run code") from None
+
+    def load_build(self) -> None:
+        if type(self.stack[-2]) not in _BUILT:  # a class could be given other methods
+            raise pickle.UnpicklingError("it changes something that is no part of an index")
+        super().load_build()
+
+    def load_setitem(self) -> None:
+        _check_key(self.stack[-2])
+        super().load_setitem()
+
+    def load_setitems(self) -> None:
+        for key in self.stack[::2]:  # since the mark
+            _check_key(key)
+        super().load_setitems()
+
+    dispatch |= {
+        pickle.BUILD[0]: load_build,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+    }
+
+
+def _check_key(key: Any) -> None:
+    """Refuse what could take for ever to hash: a tuple of the same tuple twice, of the same tuple twice, ..."""
+    if type(key) is not str:
+        _check_types((key, MetadataIndex), (key.fqn, str), (key.index, int, type(None)))
+        _check_types((key.offset, torch.Size, type(None)))
+
+
+def _check_types(*pairs: Any) -> None:
+    for value, *types in pairs:
+        if type(value) not in types:
+            raise pickle.UnpicklingError(f"it holds a {type(value).__name__} where a {types[0].__name__} belongs")
+
+
+def _checked(found: Any) -> Metadata:
+    """The same index, of nothing but what a load needs."""
+    _check_types((found, Metadata), (found.state_dict_metadata, dict), (found.storage_data, dict))
+    entries, records = {}, {}
+    for name, entry in found.state_dict_metadata.items():
+        _check_types((name, str), (entry, TensorStorageMetadata, BytesStorageMetadata))
+        entries[name] = entry if isinstance(entry, BytesStorageMetadata) else _checked_tensor(entry)
+    for index, info in found.storage_data.items():
+        _check_types((index, MetadataIndex), (info, _StorageInfo), (info.relative_path, str))
+        _check_types((info.offset, int), (info.length, int))
+        if PurePosixPath(info.relative_path).name != info.relative_path:
+            raise pickle.UnpicklingError(f"it names {info.relative_path!r}, a file outside its folder")
+        if getattr(info, "transform_descriptors", None):
+            raise pickle.UnpicklingError("its files are compressed, which ours never are")
+        records[index] = _StorageInfo(info.relative_path, info.offset, info.length)
+    return Metadata(entries, storage_data=records, version=None)
+
+
+def _checked_tensor(entry: TensorStorageMetadata) -> TensorStorageMetadata:
+    _check_types((entry.size, torch.Size), (entry.chunks, list), (entry.properties, TensorProperties))
+    _check_types((entry.properties.dtype, torch.dtype))
+    for chunk in entry.chunks:
+        _check_types((chunk, ChunkStorageMetadata), (chunk.offsets, torch.Size), (chunk.sizes, torch.Size))
+    chunks = [ChunkStorageMetadata(c.offsets, c.sizes) for c in entry.chunks]
+    return TensorStorageMetadata(TensorProperties(entry.properties.dtype), cast(torch.Size, entry.size), chunks)
