@@ -7,10 +7,10 @@ import hashlib
 import json
 import os
 from dataclasses import asdict, field
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from features.learnt import Learnt
@@ -24,14 +24,37 @@ class DatasetError(ValueError):
     """A dataset is absent, damaged, or not the one that was asked for."""
 
 
+def _check_relative(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or ".." in parts or "\0" in path:
+        raise ValueError(f"{path!r} leads out of the dataset's folder")
+    return path
+
+
+RelativePath = Annotated[str, AfterValidator(_check_relative)]
+"""Relative to the dataset folder, with forward slashes; a path that climbs out of it is refused."""
+Count = Annotated[int, Field(ge=0)]
+
+
+def inside(dataset: Path | str, path: str) -> Path:
+    """A file or folder of a dataset, by its relative path.
+
+    Raises:
+        DatasetError: a link leads out of the dataset's folder, to what whoever made the dataset may not read.
+    """
+    found = Path(dataset) / path
+    if not Path(os.path.realpath(found)).is_relative_to(os.path.realpath(dataset)):
+        raise DatasetError(f"{found} is a link out of the dataset's folder: it is not opened; copy the file there")
+    return found
+
+
 @dataclass(frozen=True, config=STRICT)
 class DataFile:
     """One Parquet file."""
 
-    path: str
-    """Relative to the dataset folder, with forward slashes."""
-    num_bytes: int
-    row_groups: tuple[int, ...]
+    path: RelativePath
+    num_bytes: Count
+    row_groups: tuple[Count, ...]
     """Rows of each row group, in file order."""
     sha256: str
 
@@ -93,7 +116,7 @@ class Rejected:
 
     num_rows: int
     reasons: dict[str, int]
-    path: str | None
+    path: RelativePath | None
     """Folder of JSON lines {file, line, reason}, relative to the dataset; None when there are none."""
 
 
@@ -104,7 +127,7 @@ class DatasetManifest:
     schema: FeatureSchema
     schema_fingerprint: str
     learnt_fingerprint: str
-    learnt_path: str
+    learnt_path: RelativePath
     """Folder of the learnt files, relative to the dataset."""
     splits: dict[str, Split]
     rejected: Rejected
@@ -159,7 +182,7 @@ class DatasetManifest:
             LearntError: a file is missing or damaged.
             DatasetError: the files are not the ones the manifest was written with.
         """
-        folder = Path(dataset) / self.learnt_path
+        folder = inside(dataset, self.learnt_path)
         learnt = Learnt.load(folder, self.schema)
         if learnt.fingerprint != self.learnt_fingerprint:
             raise DatasetError(f"{folder} does not match {MANIFEST_NAME}: build the dataset again")
@@ -182,7 +205,7 @@ class DatasetManifest:
             DatasetError: names the first file that is missing or cut.
         """
         for file in self.split(name).files:
-            path = Path(dataset) / file.path
+            path = inside(dataset, file.path)
             if not path.is_file():
                 raise DatasetError(f"{path} is named in {MANIFEST_NAME} but is missing: build the dataset again")
             if path.stat().st_size != file.num_bytes:
@@ -199,6 +222,8 @@ class DatasetManifest:
         """
         for name, split in self.splits.items():
             for feature in self.schema.sparse:
+                if feature.name not in split.sparse:
+                    raise DatasetError(f"split {name!r} has no statistics of feature {feature.name!r}: build it again")
                 rows, max_id = learnt.num_embeddings(feature), split.sparse[feature.name].max_id
                 if max_id >= rows:
                     raise DatasetError(

@@ -215,7 +215,7 @@ def _call(encode: Any, columns: tuple[str, ...], row: RawRow) -> Any:
             return encode(*values)
         except TypeError:  # a list cannot be remembered
             return encode.__wrapped__(*values)
-    except RowError as error:
+    except (RowError, UnicodeEncodeError) as error:  # half a surrogate pair, as JSON may hold, has no bytes to hash
         raise RowError(f"column {'+'.join(columns)!r}: {error}") from error
 
 

@@ -7,6 +7,9 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from features.schema import (
     VOCABULARY_KINDS,
@@ -16,6 +19,8 @@ from features.schema import (
     LogEncoding,
     SparseFeature,
 )
+
+Number = FiniteFloat | int
 
 
 class LearntError(ValueError):
@@ -66,12 +71,12 @@ class Learnt:
             LearntError: a file that ``schema`` needs is missing or damaged.
         """
         vocabularies = {
-            f.name: _read(folder / f"vocabulary.{f.name}.json")
+            f.name: _read(folder / f"vocabulary.{f.name}.json", list[str])
             for f in schema.sparse
             if f.encoding.kind in VOCABULARY_KINDS
         }
-        moments = {name: (pair[0], pair[1]) for name, pair in _read(folder / "moments.json").items()}
-        learnt = cls(vocabularies, _read(folder / "boundaries.json"), moments)
+        boundaries = _read(folder / "boundaries.json", dict[str, list[Number]])
+        learnt = cls(vocabularies, boundaries, _read(folder / "moments.json", dict[str, tuple[Number, Number]]))
         learnt.check(schema)
         return learnt
 
@@ -111,8 +116,12 @@ def _dump(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, sort_keys=True)
 
 
-def _read(path: Path):
+def _read(path: Path, type_: Any) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LearntError(f"{path} is missing or damaged ({error}): build the dataset again") from error
+        return TypeAdapter(type_).validate_python(json.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        [first, *_] = error.errors()
+        reason = f"{first['msg']} at {first['loc']}"
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error)
+    raise LearntError(f"{path} is missing or damaged ({reason}): build the dataset again")

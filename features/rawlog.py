@@ -12,8 +12,10 @@ from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
 
-from features.encoding import to_text
+from features.encoding import RowError, to_text
 from features.schema import STRICT, expand_names
+
+csv.field_size_limit(2**31 - 1)  # Spark has no limit of its own either
 
 
 class LogError(ValueError):
@@ -134,12 +136,15 @@ def read_lines(
                 yield number, row
                 continue
             row = {k: None if isinstance(v, str) and v in nulls else v for k, v in row.items()}
-            for key, (columns, rows) in tables:
-                if key not in row:
-                    raise LogError(f"{path}: column {key!r}, the key of a lookup, is missing")
-                row.update(rows.get(to_text(row[key])) or dict.fromkeys(columns))
+            try:
+                for key, (columns, rows) in tables:
+                    if key not in row:
+                        raise LogError(f"{path}: column {key!r}, the key of a lookup, is missing")
+                    row.update(rows.get(to_text(row[key])) or dict.fromkeys(columns))
+            except RowError as error:
+                row = LogError(f"column {key!r}, the key of a lookup: {error}")
             yield number, row
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise LogError(f"{path} cannot be read: {error}") from error
 
 
@@ -180,23 +185,44 @@ def _read_parquet(path: str) -> _Lines:
     import pyarrow.parquet  # not needed for text logs
 
     number = 0
-    for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-        for row in batch.to_pylist():
-            number += 1
-            yield number, row
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+            rows = batch.to_pylist()
+            for row in rows:
+                number += 1
+                yield number, row
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:
+        raise LogError(f"{path} cannot be read after row {number}: {error}") from error
 
 
 def _read_jsonl(path: str, log_format: LogFormat) -> _Lines:
-    with open_text(path, log_format.encoding) as file:
+    with open_text(path, log_format.encoding, errors=_KEEP_BYTES) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
+                continue
+            if not _is_text(line):
+                yield number, LogError("not UTF-8 text")
                 continue
             try:
                 # Numbers stay text, so that 1.50 hashes as it is written, here as in Spark.
                 row = json.loads(line, parse_float=str, parse_int=str, parse_constant=_refuse_constant)
-            except ValueError:
+                if "\\ud" in line or "\\uD" in line:  # half a surrogate pair is a question mark, as in Java
+                    row = json.loads(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace"))
+            except (ValueError, RecursionError):
                 row = None
             yield number, row if isinstance(row, dict) else LogError("not a JSON object")
+
+
+_KEEP_BYTES = "surrogateescape"
+"""A byte that is no text does not end the reading of a file: ``_is_text`` tells the line it stands in."""
+
+
+def _is_text(line: str) -> bool:
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _refuse_constant(name: str) -> None:
@@ -204,11 +230,16 @@ def _refuse_constant(name: str) -> None:
 
 
 def _read_delimited(path: str, log_format: LogFormat) -> _Lines:
-    with open_text(path, log_format.encoding) as file:
+    with open_text(path, log_format.encoding, errors=_KEEP_BYTES) as file:
         lines = enumerate((line.rstrip("\n") for line in file), start=1)
         columns = log_format.columns
         for number, line in lines:
             if not line:
+                continue
+            if not _is_text(line):
+                if not columns:
+                    raise LogError(f"{path}: the header is not {log_format.encoding} text")
+                yield number, LogError("not UTF-8 text")
                 continue
             try:
                 values = split_line(line, log_format)

@@ -8,11 +8,13 @@ import hashlib
 import json
 import math
 import re
+import sys
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Annotated, Literal, cast
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, FiniteFloat
 from pydantic.dataclasses import dataclass
 
 ENCODING_VERSION = 1
@@ -25,12 +27,19 @@ MAX_TABLE_ROWS = 2**31 - 1
 STRICT = ConfigDict(extra="forbid")
 """Every config dataclass refuses keys it does not know."""
 
-_BRACES = re.compile(r"^(.*)\{(\d+)\.\.(\d+)\}(.*)$")
+MAX_NAMES = 10_000
+"""Names that one pair of braces may stand for."""
+
+_BRACES = re.compile(r"^(.*)\{(\d{1,9})\.\.(\d{1,9})\}(.*)$")
 _LABEL_RULE = re.compile(r"^\s*(?P<column>[^\s<>=!]+)\s*(?:(?P<op>>=|<=|==|!=|>|<)\s*(?P<value>[-+0-9.eE]+)\s*)?$")
 
 
 def expand_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Expand ``"C{1..26}"`` to C1, C2, ... C26; names without braces stay as they are."""
+    """Expand ``"C{1..26}"`` to C1, C2, ... C26; names without braces stay as they are.
+
+    Raises:
+        ValueError: more names than any log has columns.
+    """
     expanded: list[str] = []
     for name in names:
         match = _BRACES.match(name)
@@ -38,7 +47,10 @@ def expand_names(names: Iterable[str]) -> tuple[str, ...]:
             expanded.append(name)
         else:
             head, first, last, tail = match.groups()
-            expanded += [f"{head}{i}{tail}" for i in range(int(first), int(last) + 1)]
+            numbers = range(int(first), int(last) + 1)
+            if len(numbers) > MAX_NAMES:
+                raise ValueError(f"{name!r} stands for {len(numbers)} names: at most {MAX_NAMES} are allowed")
+            expanded += [f"{head}{i}{tail}" for i in numbers]
     return tuple(expanded)
 
 
@@ -66,7 +78,7 @@ class VocabularyEncoding:
 class BoundariesEncoding:
     """A number's id = 1 + how many boundaries are at or below it; a missing value is id 0."""
 
-    boundaries: Annotated[tuple[float, ...], Field(min_length=1)]
+    boundaries: Annotated[tuple[FiniteFloat, ...], Field(min_length=1)]
     kind: Literal["boundaries"] = "boundaries"
 
     def __post_init__(self) -> None:
@@ -87,8 +99,12 @@ class LogEncoding:
     """As ``boundaries``, with the boundaries at 1, base, base^2, ... base^(num_buckets - 2)."""
 
     num_buckets: Annotated[int, Field(ge=2, le=1_000)] = 32
-    base: Annotated[float, Field(gt=1)] = 2.0
+    base: Annotated[FiniteFloat, Field(gt=1)] = 2.0
     kind: Literal["log"] = "log"
+
+    def __post_init__(self) -> None:
+        if (self.num_buckets - 2) * math.log(self.base) >= math.log(sys.float_info.max):
+            raise ValueError(f"{self.base}^{self.num_buckets - 2}, the last boundary, is too large: take fewer buckets")
 
     @property
     def boundaries(self) -> tuple[float, ...]:
@@ -261,7 +277,7 @@ class FeatureSchema:
         Label.parse(self.label)
         names = [*RESERVED_NAMES, *(f.name for f in (*self.sparse, *self.dense)), *self.carry]
         names += [f.length_name for f in self.sparse if f.is_multi_valued]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = sorted(name for name, count in Counter(names).items() if count > 1)
         if twice:
             raise ValueError(f"names used twice or reserved ({', '.join(RESERVED_NAMES)}): {', '.join(twice)}")
         bad = sorted(n for n in names if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", n))

@@ -92,7 +92,7 @@ def read_toml(path: str) -> dict[str, Any]:
     """
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"config {path} cannot be read: {error}") from error
 
 
@@ -118,14 +118,16 @@ def parse_config(tree: dict[str, Any]) -> Config:
     Raises:
         ConfigError: as ``load_config``.
     """
-    features = tree.get("features")
-    if isinstance(features, dict):
-        tree = {**tree, "features": _expand_features(features)}
-    tree = _merge(_defaults(), tree)
     try:
+        features = tree.get("features")
+        if isinstance(features, dict):
+            tree = {**tree, "features": _expand_features(features)}
+        tree = _merge(_defaults(), tree)
         return TypeAdapter(Config).validate_python(tree)
     except ValidationError as error:
         raise ConfigError(_explain(error)) from error
+    except RecursionError:
+        raise ConfigError("the config is nested too deeply") from None
 
 
 def is_saved_config(tree: dict[str, Any], config: Config) -> bool:
@@ -178,7 +180,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {override!r} is not of the form section.key=value")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text
     *parents, last = key.split(".")
     for parent in parents:
@@ -207,11 +209,21 @@ def _expand_features(features: dict[str, Any]) -> dict[str, Any]:
                 result.append(entry)
                 continue
             rest = {k: v for k, v in entry.items() if k != "names"}
-            result += [{"name": name, **rest} for name in expand_names([names] if isinstance(names, str) else names)]
+            result += [{"name": name, **rest} for name in _expand(f"features.{group}.names", names)]
         expanded[group] = result
     if isinstance(features.get("carry"), list):
-        expanded["carry"] = list(expand_names(features["carry"]))
+        expanded["carry"] = list(_expand("features.carry", features["carry"]))
     return expanded
+
+
+def _expand(key: str, names: Any) -> Texts:
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"config key {key!r} must be a list of names (got {names!r:.80})")
+    try:
+        return expand_names(names)
+    except ValueError as error:
+        raise ConfigError(f"config key {key!r}: {error}") from error
 
 
 def _explain(error: ValidationError) -> str:

@@ -3,6 +3,7 @@
 A missing file, column or lookup ends the job here, in a second, and not an hour into it.
 """
 
+import csv
 import json
 import zlib
 from collections import defaultdict
@@ -132,7 +133,7 @@ def _look_into(file: str, log_format: LogFormat, needed: tuple[str, ...]) -> tup
             columns, header = _read_header(file, log_format)
         _require(file, needed, columns)
         return columns, header, (), ()
-    except (OSError, EOFError, zlib.error, pyarrow.ArrowInvalid) as error:
+    except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise LogError(f"{file} cannot be read: {error}") from error
 
 
@@ -147,7 +148,7 @@ def _require(file: str, needed: tuple[str, ...], present) -> None:
 
 
 def _read_header(file: str, log_format: LogFormat) -> tuple[tuple[str, ...], str]:
-    with open_text(file, log_format.encoding, errors="replace") as lines:
+    with open_text(file, log_format.encoding) as lines:
         # As the reader of the rows does, skip empty lines before the header.
         line = next((line.rstrip("\n") for line in lines if line.rstrip("\n")), None)
     if line is None:
@@ -161,7 +162,7 @@ def _unseen_keys(file: str, log_format: LogFormat, needed: tuple[str, ...]) -> t
         for line in islice(lines, _JSON_SAMPLE):
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue  # Spark rejects it with its line
             seen.update(row if isinstance(row, dict) else ())
     return tuple(name for name in needed if name not in seen)

@@ -8,7 +8,8 @@ from pydantic.dataclasses import dataclass
 
 from features.schema import STRICT
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Layers = Annotated[int, Field(ge=1, le=100)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 
 # ----------------------------------------------------------------------------------------------------------- selection
@@ -80,7 +81,7 @@ class MLPEncoder:
 class CrossNetEncoder:
     """DCN-V2's cross network; ``low_rank`` None: full matrices."""
 
-    num_layers: Positive = 3
+    num_layers: Layers = 3
     low_rank: Positive | None = None
     kind: Literal["cross_net"] = "cross_net"
 
@@ -103,7 +104,7 @@ class LinearEncoder:
 class GatedCrossNetEncoder:
     """GDCN's cross network with a gate a layer."""
 
-    num_layers: Positive = 3
+    num_layers: Layers = 3
     kind: Literal["gated_cross_net"] = "gated_cross_net"
 
 
@@ -121,7 +122,7 @@ class CINEncoder:
 class AutoIntEncoder:
     """AutoInt's self-attention over the fields."""
 
-    num_layers: Positive = 3
+    num_layers: Layers = 3
     num_heads: Positive = 2
     attention_dim: Positive = 64
     """Of all heads together."""

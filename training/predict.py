@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,20 +61,15 @@ class Predictor:
         try:
             schema = TypeAdapter(FeatureSchema).validate_python(config["features"])
             training = TypeAdapter(TrainingConfig).validate_python(config["training"])
-        except (ValidationError, KeyError) as error:
+        except (ValidationError, KeyError, RecursionError) as error:
             raise ArtifactError(f"{folder / 'config.json'} is not understood: {error}") from error
         learnt = Learnt.load(folder / "learnt", schema)
         if (schema.fingerprint, learnt.fingerprint) != (
-            description["schema_fingerprint"],
-            description["learnt_fingerprint"],
+            description.get("schema_fingerprint"),
+            description.get("learnt_fingerprint"),
         ):
             raise ArtifactError(f"{folder} belongs to another feature schema: export the model again")
-        num_embeddings = {f.name: learnt.num_embeddings(f) for f in schema.sparse}
-        model = CTRModel(schema, num_embeddings, training.model, pad_tables=needs_padded_tables(training))
-        try:
-            model.load_state_dict(load_file(folder / WEIGHTS_NAME))
-        except (SafetensorError, RuntimeError) as error:
-            raise ArtifactError(f"{folder / WEIGHTS_NAME} does not fit the artifact's config: {error}") from error
+        model = _load_model(folder / WEIGHTS_NAME, schema, learnt, training)
         predictor = cls(model, schema, learnt, config, _read_calibration(folder, training))
         predictor._replay(folder / GOLDEN_NAME)
         return predictor
@@ -102,11 +98,15 @@ class Predictor:
         """Lines of a raw log of the kind the model was trained on, as ``features.rawlog.read_lines`` gives them.
 
         Raises:
+            ArtifactError: the artifact does not say what that is.
             LogError: as ``read_lines``.
         """
-        input_config = self.config["pipeline"]["input"]
-        log_format = TypeAdapter(LogFormat).validate_python(input_config["format"])
-        lookups = TypeAdapter(tuple[Lookup, ...]).validate_python(input_config["lookups"])
+        try:
+            input_config = self.config["pipeline"]["input"]
+            log_format = TypeAdapter(LogFormat).validate_python(input_config["format"])
+            lookups = TypeAdapter(tuple[Lookup, ...]).validate_python(input_config["lookups"])
+        except (KeyError, TypeError, ValidationError) as error:
+            raise ArtifactError(f"the artifact's config does not say what its logs look like: {error}") from error
         return read_lines(path, log_format, lookups)
 
     def find_error(self, row: RawRow) -> str | None:
@@ -124,22 +124,50 @@ class Predictor:
         return None
 
     def _replay(self, golden: Path) -> None:
-        lines = [json.loads(line) for line in golden.read_text(encoding="utf-8").splitlines()]
-        scores = self.predict([line["row"] for line in lines])
-        for number, (line, score) in enumerate(zip(lines, scores, strict=True), start=1):
-            if not abs(score - line["probability"]) <= GOLDEN_TOLERANCE:
+        try:
+            # Not splitlines: a value may hold other characters that end a line.
+            lines = [json.loads(line) for line in golden.read_text(encoding="utf-8").split("\n") if line]
+            expected = [float(line["probability"]) for line in lines]
+            scores = self.predict([dict(line["row"]) for line in lines])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ArtifactError(f"{golden} does not hold rows of this model: {error}") from error
+        if not lines:
+            raise ArtifactError(f"{golden} is empty: nothing shows that this installation scores as the trained model")
+        for number, (probability, score) in enumerate(zip(expected, scores, strict=True), start=1):
+            if not abs(score - probability) <= GOLDEN_TOLERANCE:
                 raise ArtifactError(
-                    f"{golden} row {number} scores {score:.8f} here but {line['probability']:.8f} when exported: "
+                    f"{golden} row {number} scores {score:.8f} here but {probability:.8f} when exported: "
                     "this installation would serve other probabilities"
                 )
+
+
+def _load_model(weights: Path, schema: FeatureSchema, learnt: Learnt, training: TrainingConfig) -> CTRModel:
+    """The network of a config with the stored weights; memory is taken for it only when their shapes are the same."""
+    num_embeddings = {f.name: learnt.num_embeddings(f) for f in schema.sparse}
+    padded = needs_padded_tables(training)
+    try:
+        stored = load_file(weights)
+        with torch.device("meta"):
+            outline = CTRModel(schema, num_embeddings, training.model, pad_tables=padded, device="meta")
+        outline.load_state_dict(stored, assign=True)
+        model = CTRModel(schema, num_embeddings, training.model, pad_tables=padded)
+        model.load_state_dict(stored)
+    except (SafetensorError, RuntimeError) as error:
+        raise ArtifactError(f"{weights} does not fit the artifact's config: {error}") from error
+    return model
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
     description = _read_json(folder / ARTIFACT_NAME)
     if description.get("version") != 1:
         raise ArtifactError(f"{folder} has artifact version {description.get('version')}; this program reads version 1")
-    for name, digest in description["files"].items():
+    files = description.get("files")
+    if not isinstance(files, dict) or not {WEIGHTS_NAME, GOLDEN_NAME, "config.json"} <= set(files):
+        raise ArtifactError(f"{folder / ARTIFACT_NAME} does not list the artifact's files")
+    for name, digest in files.items():
         path = folder / name
+        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+            raise ArtifactError(f"{path} leads out of the artifact's folder: it is not opened")
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             raise ArtifactError(f"{path} is missing or was changed after export: export the model again")
     return description
@@ -154,8 +182,11 @@ def _read_calibration(folder: Path, config: TrainingConfig) -> Calibration:
         raise ArtifactError(f"{folder} is not a usable artifact: {error}") from error
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("no object")
+        return value
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path.parent} is not a usable artifact: {path.name} cannot be read ({error})") from error

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from petastorm import make_batch_reader
 from petastorm.workers_pool import EmptyResultError
 
-from features.dataset import DatasetManifest
+from features.dataset import DatasetManifest, inside
 from features.encoding import Columns
 from training.batch import Batch, to_batch
 from training.config import ReaderConfig
@@ -228,7 +228,7 @@ class RowGroups:
     def _read_file(self, pieces: Sequence[Piece]) -> Generator[Columns, None, None]:
         """Pieces of consecutive row groups of one file."""
         file = pieces[0].file
-        path = self.dataset / file.path
+        path = inside(self.dataset, file.path)
         if any(character in str(path) for character in "#?"):
             raise ReaderError(f"{path}: Petastorm cannot open a path with '#' or '?' in it; move the dataset")
         self.checker.check_file(path, file)
