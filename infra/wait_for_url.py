@@ -1,7 +1,7 @@
 """Wait until an HTTP address answers, with a text in the answer if one is given; stop when its process has ended.
 
-python infra/wait_for_url.py URL PID [TEXT]: exit code 0 when it answers, 1 after four minutes or when PID is gone. A Ray
-cluster that asks for a token is shown RAY_AUTH_TOKEN.
+python infra/wait_for_url.py URL PID [TEXT]: exit code 0 when it answers, 1 after four minutes or when PID is gone.
+A Ray cluster that asks for a token is shown RAY_AUTH_TOKEN.
 """
 
 import os
