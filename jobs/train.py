@@ -191,8 +191,9 @@ def _work(arguments: dict[str, Any]) -> None:
     run = Run(Path(arguments["run"]))
     if run.failure.exists():
         return  # an error that a restart cannot mend: leave quietly, the driver tells it
-    set_up_worker(config.num_workers, config.threads_per_worker)
-    rank = ray.train.get_context().get_world_rank()
+    context = ray.train.get_context()
+    set_up_worker(context.get_local_world_size(), config.threads_per_worker)
+    rank = context.get_world_rank()
 
     def report(event: dict[str, Any]) -> None:
         if event["event"] == "evaluation":
