@@ -18,8 +18,8 @@ from pipeline.vocabulary import count_values
 
 EXACT_ROWS = 200_000
 """Up to so many good rows everything is counted; above, head shares come from a sample of about so many."""
-RELATIVE_ERROR = 0.02
-"""Standard deviation of an estimated cardinality (HyperLogLog++), relative to it."""
+RELATIVE_ERROR = 0.016
+"""Standard deviation of an estimated cardinality (a HyperLogLog sketch of 4,096 registers), relative to it."""
 _LEARNT = ("vocabulary", "log_squared", "quantiles")
 
 
@@ -41,19 +41,21 @@ def estimate_statistics(
     """
     if not features:
         return {}
+    encodings = {f.name: f.encoding for f in schema.sparse}
     columns = []
     for name in features:
         value = F.col(sparse(name))
         columns += [F.count(value).alias(f"values:{name}")]
-        columns += [F.approx_count_distinct(value, RELATIVE_ERROR).alias(f"distinct:{name}")]
+        # A sketch takes no doubles; -0.0 is the same value as 0.0. (approx_count_distinct is ten times slower.)
+        entry = value if encodings[name].kind == "hash" else F.when(value.isNotNull(), F.xxhash64(value + F.lit(0.0)))
+        columns += [F.hll_sketch_estimate(F.hll_sketch_agg(entry, 12)).alias(f"distinct:{name}")]
     heads = _head_shares(rows, schema, features, seen)
-    encodings = {f.name: f.encoding for f in schema.sparse}
     statistics: dict[str, dict[str, FeatureStatistics]] = {}
     for group in rows.groupBy(SPLIT).agg(*columns).collect():
         split = group[SPLIT]
         statistics[split] = {}
         for name in features:
-            encoding, cardinality = encodings[name], group[f"distinct:{name}"]
+            encoding, cardinality = encodings[name], group[f"distinct:{name}"] or 0
             hashed = isinstance(encoding, HashEncoding)
             statistics[split][name] = FeatureStatistics(
                 cardinality=cardinality,
