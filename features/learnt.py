@@ -43,10 +43,17 @@ class Learnt:
 
     @property
     def fingerprint(self) -> str:
-        """64 hexadecimal digits over everything learnt."""
+        """64 hexadecimal digits over everything learnt.
+
+        Raises:
+            LearntError: a token is no text (half a surrogate pair, as JSON may hold).
+        """
         digest = hashlib.sha256()
-        for name, part in sorted(self._parts().items()):
-            digest.update(f"{name}\n{part}\n".encode())
+        try:
+            for name, part in sorted(self._parts().items()):
+                digest.update(f"{name}\n{part}\n".encode())
+        except UnicodeEncodeError as error:
+            raise LearntError(f"what was learnt is not text ({error}): build the dataset again") from error
         return digest.hexdigest()
 
     def _parts(self) -> dict[str, str]:

@@ -196,11 +196,11 @@ def _read_parquet(path: str) -> _Lines:
 
 
 def _read_jsonl(path: str, log_format: LogFormat) -> _Lines:
-    with open_text(path, log_format.encoding, errors=_KEEP_BYTES) as file:
+    with open_text(path, log_format.encoding, errors=KEEP_BYTES) as file:
         for number, line in enumerate(file, start=1):
-            if not line.strip():
+            if not line.strip(" \t\n\v\f\r"):  # what Java takes for white space
                 continue
-            if not _is_text(line):
+            if not is_text(line):
                 yield number, LogError("not UTF-8 text")
                 continue
             try:
@@ -213,11 +213,12 @@ def _read_jsonl(path: str, log_format: LogFormat) -> _Lines:
             yield number, row if isinstance(row, dict) else LogError("not a JSON object")
 
 
-_KEEP_BYTES = "surrogateescape"
-"""A byte that is no text does not end the reading of a file: ``_is_text`` tells the line it stands in."""
+KEEP_BYTES = "surrogateescape"
+"""A byte that is no text does not end the reading of a file: ``is_text`` tells the line it stands in."""
 
 
-def _is_text(line: str) -> bool:
+def is_text(line: str) -> bool:
+    """Whether a line read with ``KEEP_BYTES`` was text in the file's encoding."""
     try:
         line.encode()
     except UnicodeEncodeError:
@@ -230,13 +231,13 @@ def _refuse_constant(name: str) -> None:
 
 
 def _read_delimited(path: str, log_format: LogFormat) -> _Lines:
-    with open_text(path, log_format.encoding, errors=_KEEP_BYTES) as file:
+    with open_text(path, log_format.encoding, errors=KEEP_BYTES) as file:
         lines = enumerate((line.rstrip("\n") for line in file), start=1)
         columns = log_format.columns
         for number, line in lines:
             if not line:
                 continue
-            if not _is_text(line):
+            if not is_text(line):
                 if not columns:
                     raise LogError(f"{path}: the header is not {log_format.encoding} text")
                 yield number, LogError("not UTF-8 text")
@@ -262,4 +263,6 @@ def split_line(line: str, log_format: LogFormat) -> list[str]:
         return line.split(log_format.delimiter)
     if len(log_format.delimiter) > 1:
         raise LogError(f"a separator of several characters cannot be combined with quotes: {line[:80]!r}")
+    if "\0" in line:
+        raise LogError("a NUL character and quotes in one line")
     return next(csv.reader([line], delimiter=log_format.delimiter, quotechar=quote, strict=True))

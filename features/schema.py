@@ -54,6 +54,11 @@ def expand_names(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(expanded)
 
 
+def _shown(names: list[str]) -> str:
+    """Names of any kind in a message: half a surrogate pair, as JSON may hold, cannot be printed as it is."""
+    return ", ".join(names).encode("utf-8", "backslashreplace").decode()
+
+
 @dataclass(frozen=True, config=STRICT)
 class HashEncoding:
     """Id = 1 + xxhash64(salt, value) mod (num_buckets - 1); a missing value is id 0."""
@@ -279,10 +284,10 @@ class FeatureSchema:
         names += [f.length_name for f in self.sparse if f.is_multi_valued]
         twice = sorted(name for name, count in Counter(names).items() if count > 1)
         if twice:
-            raise ValueError(f"names used twice or reserved ({', '.join(RESERVED_NAMES)}): {', '.join(twice)}")
+            raise ValueError(f"names used twice or reserved ({', '.join(RESERVED_NAMES)}): {_shown(twice)}")
         bad = sorted(n for n in names if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", n))
         if bad:
-            raise ValueError(f"feature names must be letters, digits and underscores: {', '.join(bad)}")
+            raise ValueError(f"feature names must be letters, digits and underscores: {_shown(bad)}")
 
     @property
     def label_rule(self) -> Label:

@@ -143,8 +143,8 @@ def _well_quoted(separator: str, quote: str) -> str:
     if len(separator) > 1:
         return r"\z\A."  # nothing: as in features.rawlog.split_line, such a line has no clear meaning
     s, q = regex_literal(separator), regex_literal(quote)
-    # Possessive quantifiers keep Java's matcher off the stack.
-    field = f"(?:{q}[^{q}]*+(?:{q}{q}[^{q}]*+)*+{q}|(?!{q})[^{s}]*+)"
+    # Possessive quantifiers keep Java's matcher off the stack. Spark's parser takes a NUL for an escape.
+    field = f"(?:{q}[^{q}\\x00]*+(?:{q}{q}[^{q}\\x00]*+)*+{q}|(?!{q})[^{s}\\x00]*+)"
     return rf"\A{field}(?:{s}{field})*+\z"
 
 
@@ -173,12 +173,14 @@ def _without_nulls(value: Column, log_format: LogFormat) -> Column:
 def _parse_json(lines: DataFrame, source: Source, lists: set[str], log_format: LogFormat, invalid: Column) -> DataFrame:
     _require_keys(lines, source)
     names = list(source.columns)
-    # Inside an object of ours, text after the line's own object is an error instead of being skipped.
-    wrapped = F.concat(F.lit('{"row":'), F.regexp_replace(LINE, _JSON_NUMBER, '$1"$2"'), F.lit("}"))
+    # Inside an object of ours, text after the line's own object is an error instead of being skipped. A key at its end
+    # shows that it did not end before, at a brace too many in the line.
+    wrapped = F.concat(F.lit('{"row":'), F.regexp_replace(LINE, _JSON_NUMBER, '$1"$2"'), F.lit(',"row:end":"}"}'))
 
     def parsed(kinds: dict[str, ArrayType | MapType | StringType], corrupt: bool = False) -> Column:
         row = StructType([StructField(name, kind) for name, kind in kinds.items()])
-        fields = [StructField("row", row)] + ([StructField("corrupt", StringType())] if corrupt else [])
+        checks = [StructField("row:end", StringType()), StructField("corrupt", StringType())] if corrupt else []
+        fields = [StructField("row", row), *checks]
         options = _JSON_OPTIONS if corrupt else {k: v for k, v in _JSON_OPTIONS.items() if "Corrupt" not in k}
         return F.from_json(wrapped, StructType(fields), options)
 
@@ -190,6 +192,7 @@ def _parse_json(lines: DataFrame, source: Source, lists: set[str], log_format: L
     reason = F.coalesce(
         invalid,
         F.when(F.col("json").isNull() | F.col("json").getField("corrupt").isNotNull() | row.isNull(), NOT_JSON),
+        F.when(F.col("json").getField("row:end").isNull(), NOT_JSON),
         _nested(row, names, lists, parsed),
         *(_nested_elements(name) for name in names if name in lists),
     )

@@ -14,7 +14,17 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
-from features.rawlog import LogError, LogFormat, expand_paths, find_lookup, open_text, read_lookup, split_line
+from features.rawlog import (
+    KEEP_BYTES,
+    LogError,
+    LogFormat,
+    expand_paths,
+    find_lookup,
+    is_text,
+    open_text,
+    read_lookup,
+    split_line,
+)
 from features.schema import FeatureSchema
 from pipeline.config import HashSplit, PipelineConfig
 
@@ -133,7 +143,7 @@ def _look_into(file: str, log_format: LogFormat, needed: tuple[str, ...]) -> tup
             columns, header = _read_header(file, log_format)
         _require(file, needed, columns)
         return columns, header, (), ()
-    except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError, pyarrow.ArrowException) as error:
+    except (OSError, EOFError, zlib.error, csv.Error, pyarrow.ArrowException) as error:
         raise LogError(f"{file} cannot be read: {error}") from error
 
 
@@ -148,11 +158,13 @@ def _require(file: str, needed: tuple[str, ...], present) -> None:
 
 
 def _read_header(file: str, log_format: LogFormat) -> tuple[tuple[str, ...], str]:
-    with open_text(file, log_format.encoding) as lines:
+    with open_text(file, log_format.encoding, errors=KEEP_BYTES) as lines:
         # As the reader of the rows does, skip empty lines before the header.
         line = next((line.rstrip("\n") for line in lines if line.rstrip("\n")), None)
     if line is None:
         raise LogError(f"{file} is empty: it has no header line")
+    if not is_text(line):
+        raise LogError(f"{file}: the header is not {log_format.encoding} text")
     return tuple(split_line(line, log_format)), line
 
 

@@ -52,7 +52,7 @@ class Calibration:
         """
         try:
             return cls(float(values["scale"]), float(values["offset"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CalibrationError(f"{CALIBRATION_NAME} is not understood: {error!r}") from error
 
 

@@ -129,7 +129,7 @@ class Predictor:
             lines = [json.loads(line) for line in golden.read_text(encoding="utf-8").split("\n") if line]
             expected = [float(line["probability"]) for line in lines]
             scores = self.predict([dict(line["row"]) for line in lines])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise ArtifactError(f"{golden} does not hold rows of this model: {error}") from error
         if not lines:
             raise ArtifactError(f"{golden} is empty: nothing shows that this installation scores as the trained model")
