@@ -159,13 +159,19 @@ def read_lookup(path: str, lookup: Lookup) -> tuple[list[str], dict[str | None, 
     for row in read_rows(path, lookup.format):
         if lookup.key not in row:
             raise LogError(f"{path} has no column {lookup.key!r} (the lookup's key); it has: {', '.join(row)}")
-        key = to_text(row.pop(lookup.key))
+        try:
+            key = to_text(row.pop(lookup.key))
+        except RowError as error:
+            raise LogError(f"{path}: key {lookup.key!r}: {error}") from error
         if key is None or key in rows:
             raise LogError(f"{path}: key {lookup.key!r} is missing or twice: {key!r}")
         columns = columns or list(row)
         rows[key] = row
     return columns, rows
 
+
+_BATCH_ROWS = 4_096
+"""Rows of a Parquet log that are Python objects at a time."""
 
 _Lines = Iterator[tuple[int, dict[str, Any] | LogError]]
 
@@ -186,11 +192,15 @@ def _read_parquet(path: str) -> _Lines:
 
     number = 0
     try:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-            rows = batch.to_pylist()
-            for row in rows:
-                number += 1
-                yield number, row
+        file = pyarrow.parquet.ParquetFile(path)
+        for group in range(file.num_row_groups):
+            # Not iter_batches: in PyArrow 14 it ends the process where a damaged file has columns of different lengths.
+            table = file.read_row_group(group)
+            table.validate(full=True)
+            for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
     except (pyarrow.ArrowException, ValueError, OverflowError) as error:
         raise LogError(f"{path} cannot be read after row {number}: {error}") from error
 

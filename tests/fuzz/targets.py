@@ -1,0 +1,472 @@
+"""Targets: each loader with valid files to start from, and the errors that it may answer with."""
+
+import gzip
+import hashlib
+import io
+import json
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+from hypothesis import strategies as st
+
+from features.dataset import DatasetError, DatasetManifest, Rejected, Split
+from features.learnt import Learnt, LearntError
+from features.rawlog import LogError, LogFormat, Lookup, read_lines
+from jobs.config import Config, ConfigError, load_config, parse_config
+from pipeline.sources import plan_sources
+from tests.fuzz.mutation import JSON_TREES, mutate_bytes, mutate_tree
+from tests.tiny_dataset import statistics, tiny_columns, tiny_schema, write_files
+
+CONFIG = """
+[features]
+label = "click"
+weight = "importance"
+group_id = "user"
+[[features.sparse]]
+name = "user"
+encoding = { kind = "hash", num_buckets = 50 }
+[[features.sparse]]
+name = "genres"
+encoding = { kind = "hash", num_buckets = 20 }
+separator = "|"
+max_length = 3
+[[features.sparse]]
+name = "device"
+encoding = { kind = "vocabulary" }
+[[features.sparse]]
+name = "age"
+encoding = { kind = "boundaries", boundaries = [18.0, 30.0, 50.0] }
+[[features.dense]]
+names = ["row", "price"]
+[pipeline]
+output = "out"
+input.train = ["log.csv"]
+input.lookups = [{ path = "side.csv", key = "user", format = { kind = "csv" } }]
+split = { kind = "hash", column = "user" }
+quality.limits.max_oov_rate = 0.5
+[training]
+dataset = "out"
+global_batch_size = 32
+monitor = { auc = 1.0, gauc = 1.0 }
+sharding.features = { user = "row_wise" }
+[training.model]
+embedding_dim = 8
+easy = { kind = "cross_net", num_layers = 2 }
+hard = { kind = "mlp", hidden_units = [16, 8] }
+"""
+OVERRIDES = (
+    "training.seed=1",
+    'training.model.hard={kind="autoint"}',
+    "training.model.hard.kind=fgcnn",
+    "features.carry=['a{1..4}']",
+    "pipeline.input.train=a",
+    "training.optimizer.kind=dense",
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One loader.
+
+    Attributes:
+        make: from a generator of random numbers, a nearly valid input.
+        strategy: what hypothesis makes instead.
+        run: hands an input to the loader.
+        documented: what it may raise; anything else is a defect.
+    """
+
+    make: Callable[[random.Random], Any]
+    strategy: st.SearchStrategy[Any]
+    run: Callable[[Any], object]
+    documented: tuple[type[Exception], ...]
+
+
+def tree_bytes(tree: Any) -> bytes:
+    return json.dumps(tree).encode()
+
+
+# ---------------------------------------------------------------------------------------------------------------- logs
+
+LOG_FORMATS = {
+    "log.csv": LogFormat(),
+    "log.csv.gz": LogFormat(null_values=("NA",)),
+    "log.tsv": LogFormat("tsv"),
+    "quoted.txt": LogFormat(separator="|", quote="'"),
+    "long.dat": LogFormat(separator="::", header=False, columns=("user", "genres", "click"), quote=""),
+    "latin.csv": LogFormat(encoding="ISO-8859-1"),
+    "log.jsonl": LogFormat("jsonl"),
+    "log.parquet": LogFormat("parquet"),
+}
+
+
+def log_bytes(name: str) -> bytes:
+    """A small valid log, which may be a lookup as well: no user is there twice."""
+    rows = [("u1", "a|b", "1"), ("ü 2", "c,d", "0"), ("u3", 'x"y', "1"), ("1.50", "", "0")]
+    if name == "log.parquet":
+        file = io.BytesIO()
+        columns = {"user": [r[0] for r in rows], "genres": [["a", None]] * 4, "click": [1, 0] * 2}
+        columns["t"] = pyarrow.array([1, None] * 2, pyarrow.timestamp("ns"))
+        pyarrow.parquet.write_table(pyarrow.table(columns), file, compression="snappy")
+        return file.getvalue()
+    if name == "log.jsonl":
+        more = ['{"user": 2.50, "genres": ["a", 2, null], "click": true}', '{"user": true, "click": -1e5}']
+        lines = [json.dumps(dict(zip(("user", "genres", "click"), row, strict=True))) for row in rows] + more
+        return "\n".join(lines).encode()
+    log_format = LOG_FORMATS[name]
+    separator, quote = log_format.delimiter, log_format.quote_character
+    lines = [("user", "genres", "click")] if log_format.header else []
+    lines += [tuple(f"{quote}{v.replace(quote, 2 * quote)}{quote}" if quote and i % 2 else v for v in row)
+              for i, row in enumerate(rows) if quote or '"' not in row[1]]  # fmt: skip
+    text = "\r\n".join(separator.join(line) for line in lines) + "\r\n"
+    data = text.encode("latin-1" if log_format.encoding == "ISO-8859-1" else "utf-8")
+    return gzip.compress(data) if name.endswith(".gz") else data
+
+
+def _log_inputs() -> tuple[Callable[[random.Random], Any], st.SearchStrategy[Any]]:
+    seeds = {name: log_bytes(name) for name in LOG_FORMATS}
+
+    def make(rng: random.Random) -> tuple[str, bytes]:
+        name = rng.choice(list(seeds))
+        data, packed = seeds[name], name.endswith(".gz") and rng.random() < 0.7
+        data = mutate_bytes(rng, gzip.decompress(data) if packed else data, list(seeds.values()))
+        return name, gzip.compress(data, 1) if packed else data
+
+    return make, st.tuples(st.sampled_from(list(seeds)), st.binary(max_size=200))
+
+
+def rawlog(folder: Path) -> Target:
+    """features.rawlog: every line is a row or an error of its own, or the file is refused."""
+    (folder / "side.csv").write_text("user,city\nu1,x\n1.50,y\n")
+    lookups = (Lookup("side.csv", "user", LogFormat()),)
+
+    def run(given: tuple[str, bytes]) -> None:
+        name, data = given
+        (folder / name).write_bytes(data)
+        for _ in read_lines(str(folder / name), LOG_FORMATS[name], lookups if len(data) % 3 == 0 else ()):
+            pass
+
+    return Target(*_log_inputs(), run, (LogError,))
+
+
+def sources(folder: Path) -> Target:
+    """pipeline.sources: what the driver looks at before Spark starts, the lookup's table included."""
+    configs = {}
+    for name, log_format in LOG_FORMATS.items():
+        format_ = {k: v for k, v in vars(log_format).items() if not k.startswith("_")}
+        tree = {
+            "features": {"label": "click", "sparse": [{"name": "user", "encoding": {"kind": "vocabulary"}}]},
+            "pipeline": {
+                "output": "x",
+                "input": {
+                    "train": str(folder / name),
+                    "format": format_,
+                    "lookups": [{"path": f"side-{name}", "key": "user", "format": format_}],
+                },
+            },
+            "training": {"dataset": "x"},
+        }
+        configs[name] = parse_config(tree)
+        (folder / f"side-{name}").write_bytes(log_bytes(name))
+
+    def run(given: tuple[str, bytes]) -> None:
+        name, data = given
+        place = folder / (f"side-{name}" if len(data) % 2 else name)
+        (folder / name).write_bytes(log_bytes(name))
+        place.write_bytes(data)
+        plan_sources(configs[name].pipeline, configs[name].features)
+
+    return Target(*_log_inputs(), run, (LogError,))
+
+
+# -------------------------------------------------------------------------------------------------------------- config
+
+
+def config(folder: Path) -> Target:
+    """jobs.config: TOML files, overrides, and saved resolved trees."""
+    path = folder / "config.toml"
+    path.write_text(CONFIG)
+    tree = load_config([str(path)]).to_dict()
+    texts = [CONFIG.encode(), *(o.encode() for o in OVERRIDES)]
+    keys = [line.split(" = ")[0] for line in CONFIG.splitlines() if " = " in line]
+
+    def make(rng: random.Random) -> tuple[str, Any, list[str]]:
+        kind = rng.randrange(3)
+        overrides = [rng.choice(OVERRIDES) for _ in range(rng.randrange(2))]
+        if kind == 0:
+            return "tree", mutate_tree(rng, tree), []
+        if kind == 1:
+            overrides.append(mutate_bytes(rng, rng.choice(texts[1:]), texts).decode("utf-8", "replace"))
+            overrides.append(
+                f"training.{rng.choice(keys)}={rng.choice(('[', '1', '{a=1}', 'nan', '[[]]', '1979-05-27'))}"
+            )
+            return "file", CONFIG.encode(), overrides
+        return "file", mutate_bytes(rng, texts[0], texts), overrides
+
+    def run(given: tuple[str, Any, list[str]]) -> Config:
+        kind, data, overrides = given
+        if kind == "tree":
+            return parse_config(data if isinstance(data, dict) else {"features": data})
+        path.write_bytes(data)
+        loaded = load_config([str(path)], overrides)
+        assert parse_config(loaded.to_dict()) == loaded
+        return loaded
+
+    trees = st.dictionaries(st.sampled_from(["features", "pipeline", "training", "x"]), JSON_TREES, max_size=4)
+    strategy = st.one_of(
+        st.tuples(st.just("tree"), trees, st.just([])),
+        st.tuples(st.just("file"), st.text(max_size=80).map(str.encode), st.lists(st.text(max_size=30), max_size=2)),
+    )
+    return Target(make, strategy, run, (ConfigError,))
+
+
+# ------------------------------------------------------------------------------------------------------------- dataset
+
+
+def make_dataset(path: Path) -> DatasetManifest:
+    """A dataset of one split on disk."""
+    schema, learnt = tiny_schema(), Learnt(vocabularies={"device": ["mobile", "tablet"]})
+    learnt.save(path / "v1" / "learnt")
+    columns = tiny_columns(schema, 20, np.random.default_rng(0))
+    split = Split(write_files(path, "v1/train", columns, ((12, 8),)), *statistics(schema, columns))
+    manifest = DatasetManifest(
+        schema, schema.fingerprint, learnt.fingerprint, "v1/learnt", {"train": split},
+        Rejected(0, {}, None), 20, 0, {"train": ["log.csv"]}, {},
+    )  # fmt: skip
+    manifest.write(path)
+    return manifest
+
+
+def manifest(folder: Path) -> Target:
+    """features.dataset and features.learnt: manifest, learnt files, files on disk, ids."""
+    make_dataset(folder)
+    names = ("manifest.json", "v1/learnt/vocabulary.device.json", "v1/learnt/boundaries.json", "v1/learnt/moments.json")
+    seeds = {name: (folder / name).read_bytes() for name in names}
+    trees = {name: json.loads(data) for name, data in seeds.items()}
+
+    def make(rng: random.Random) -> tuple[str, bytes]:
+        name = rng.choice((names[0], names[0], *names))
+        if rng.random() < 0.6:
+            return name, tree_bytes(mutate_tree(rng, trees[name]))
+        return name, mutate_bytes(rng, seeds[name], list(seeds.values()))
+
+    def run(given: tuple[str, bytes]) -> None:
+        name, data = given
+        (folder / name).write_bytes(data)
+        try:
+            loaded = DatasetManifest.load(folder)
+            learnt = loaded.load_learnt(folder)
+            for split in loaded.splits:
+                loaded.check_files(folder, split)
+            loaded.check_ids(learnt)
+            loaded.schema.raw_columns, loaded.fingerprint  # noqa: B018
+        finally:
+            (folder / name).write_bytes(seeds[name])
+
+    strategy = st.tuples(st.sampled_from(names), JSON_TREES.map(tree_bytes) | st.binary(max_size=100))
+    return Target(make, strategy, run, (DatasetError, LearntError))
+
+
+# ------------------------------------------------------------------------------------------------------------ artifact
+
+
+def make_artifact(path: Path) -> None:
+    """The artifact of an untrained model, as ``training.export`` would write it."""
+    from safetensors.torch import save_file
+
+    from training.calibration import Calibration
+    from training.model.ctr_model import CTRModel
+    from training.predict import Predictor
+
+    (path / "config.toml").write_text(CONFIG)
+    config = load_config([str(path / "config.toml")], ['training.calibration={kind="platt"}'])
+    learnt = Learnt(vocabularies={"device": ["mobile", "tablet"]})
+    learnt.save(path / "learnt")
+    rows = {f.name: learnt.num_embeddings(f) for f in config.features.sparse}
+    model = CTRModel(config.features, rows, config.training.model)
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path / "weights.safetensors")
+    tree, calibration = config.to_dict(), Calibration(0.9, -0.1)
+    columns = config.features.feature_columns
+    raw = [dict(zip(columns, ("u", "a|\u2028", "mobile", "33", "1", "2.5"), strict=True)), dict.fromkeys(columns)]
+    scores = Predictor(model, config.features, learnt, tree, calibration).predict(raw)
+    golden = [
+        json.dumps({"row": r, "probability": float(p)}, ensure_ascii=False) for r, p in zip(raw, scores, strict=True)
+    ]
+    (path / "golden.jsonl").write_text("".join(line + "\n" for line in golden))
+    (path / "config.json").write_text(json.dumps(tree))
+    (path / "calibration.json").write_text(json.dumps(calibration.to_json()))
+    (path / "config.toml").unlink()
+    prints = {"schema_fingerprint": config.features.fingerprint, "learnt_fingerprint": learnt.fingerprint}
+    (path / "artifact.json").write_text(json.dumps({"version": 1, **prints, "files": digests(path)}))
+
+
+def digests(path: Path) -> dict[str, str]:
+    files = [p for p in sorted(path.rglob("*")) if p.is_file() and p.name != "artifact.json"]
+    return {p.relative_to(path).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def artifact(folder: Path) -> Target:
+    """training.predict: any file of an artifact, mostly with a description that agrees with it, as a stranger would."""
+    import torch
+
+    from training.model.embedding import ModelError
+    from training.predict import ArtifactError, Predictor
+
+    torch.set_num_threads(1)
+    make_artifact(folder)
+    seeds = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    trees = {name: json.loads(data) for name, data in seeds.items() if name.endswith(".json")}
+    small = [data for name, data in seeds.items() if name != "weights.safetensors"]
+
+    def make(rng: random.Random) -> tuple[str, bytes, bool]:
+        name = rng.choice(("config.json", "artifact.json", "weights.safetensors", *seeds))
+        agree = rng.random() < 0.9
+        if name == "golden.jsonl" and rng.random() < 0.6:
+            lines = [
+                json.dumps(mutate_tree(rng, json.loads(line))) for line in seeds[name].decode().split("\n") if line
+            ]
+            return name, "\n".join(lines).encode(), agree
+        if name in trees and rng.random() < 0.7:
+            return name, tree_bytes(mutate_tree(rng, trees[name])), agree
+        if name == "weights.safetensors":  # its header is where the sizes stand
+            length = int.from_bytes(seeds[name][:8], "little")
+            header = mutate_bytes(rng, seeds[name][8 : 8 + length], small)
+            size = (len(header) if rng.random() < 0.8 else rng.randrange(2**64)).to_bytes(8, "little")
+            return name, size + header + seeds[name][8 + length :], agree
+        return name, mutate_bytes(rng, seeds[name], small), agree
+
+    def run(given: tuple[str, bytes, bool]) -> None:
+        name, data, agree = given
+        (folder / name).write_bytes(data)
+        if agree and name != "artifact.json":
+            (folder / "artifact.json").write_text(json.dumps({**trees["artifact.json"], **_prints(folder, trees)}))
+        try:
+            loaded = Predictor.load(folder)
+            loaded.read_log("absent.csv")
+        finally:
+            for other in (name, "artifact.json"):
+                (folder / other).write_bytes(seeds[other])
+
+    strategy = st.tuples(
+        st.sampled_from(list(seeds)), JSON_TREES.map(tree_bytes) | st.binary(max_size=200), st.booleans()
+    )
+    return Target(make, strategy, run, (ArtifactError, LearntError, ModelError))
+
+
+def _prints(folder: Path, trees: dict[str, Any]) -> dict[str, Any]:
+    """Files, and fingerprints of what the config and the learnt files now say, where they say anything."""
+    from pydantic import TypeAdapter
+
+    from features.schema import FeatureSchema
+
+    found: dict[str, Any] = {"files": digests(folder)}
+    try:
+        schema = TypeAdapter(FeatureSchema).validate_python(
+            json.loads((folder / "config.json").read_text())["features"]
+        )
+        found["schema_fingerprint"] = schema.fingerprint
+        found["learnt_fingerprint"] = Learnt.load(folder / "learnt", schema).fingerprint
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass  # no such config: the loader under test has to say so
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------- checkpoint
+
+
+def make_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of a small network, as ``training.checkpoint.save`` would write it; returns its weights."""
+    import warnings
+
+    import torch
+    import torch.distributed.checkpoint as dcp
+
+    torch.manual_seed(0)
+    weights = {"weight": torch.randn(3, 4), "bias": torch.randn(3)}
+    state = {"model": weights, "optimizer": {"state": {}, "step": torch.tensor(3.0), "note": {"lr": 0.1}}}
+    shutil.rmtree(path, ignore_errors=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.save(state, storage_writer=dcp.FileSystemWriter(path), no_dist=True)
+    sizes = {p.name: p.stat().st_size for p in path.iterdir()}
+    progress = {"epoch": 0, "step": 4, "best_step": 4, "rows": 10}
+    (path / "checkpoint.json").write_text(json.dumps({"step": 4, "progress": progress, "files": sizes}))
+    return weights
+
+
+def checkpoint(folder: Path) -> Target:
+    """training.checkpoint: the description, the pickled index and the shards, each with sizes that agree."""
+    import torch
+    from torch import nn
+
+    from training import checkpoint as module
+    from training.checkpoint import CheckpointError
+
+    path = folder / "step=000000004"
+    make_checkpoint(path)
+    seeds = {p.name: p.read_bytes() for p in path.iterdir()}
+    [shard] = [name for name in seeds if name.endswith(".distcp")]
+    tree = json.loads(seeds["checkpoint.json"])
+
+    def make(rng: random.Random) -> tuple[str, bytes]:
+        name = rng.choice((".metadata", ".metadata", shard, "checkpoint.json"))
+        if name == "checkpoint.json" and rng.random() < 0.8:
+            return name, tree_bytes(mutate_tree(rng, tree))
+        if name == ".metadata" and rng.random() < 0.4:
+            return name, _mutate_pickle(rng, seeds[name])
+        return name, mutate_bytes(rng, seeds[name], list(seeds.values()))
+
+    def run(given: tuple[str, bytes]) -> None:
+        name, data = given
+        (path / name).write_bytes(data)
+        if name != "checkpoint.json":
+            sizes = {**tree["files"], name: len(data)}
+            (path / "checkpoint.json").write_text(json.dumps({**tree, "files": sizes}))
+        try:
+            model = nn.Linear(4, 3)
+            found = module.best(folder)
+            module.restore_model(found, model)
+            everything = {"model": model.state_dict(), "optimizer": {"step": torch.tensor(0.0), "note": {"lr": 0.0}}}
+            module._load(found, everything)
+        finally:
+            for other in (name, "checkpoint.json"):
+                (path / other).write_bytes(seeds[other])
+
+    names = list(seeds)
+    strategy = st.tuples(st.sampled_from(names), JSON_TREES.map(tree_bytes) | st.binary(max_size=200))
+    return Target(make, strategy, run, (CheckpointError,))
+
+
+def _mutate_pickle(rng: random.Random, data: bytes) -> bytes:
+    """The index with opcodes taken out, doubled, or put in: what cuts in mid-opcode seldom reach."""
+    import pickletools
+
+    starts = [position for _, _, position in pickletools.genops(data)]
+    pieces = [data[a:b] for a, b in zip(starts, [*starts[1:], len(data)], strict=True)]
+    more = [opcode.code.encode("latin-1") for opcode in pickletools.opcodes]
+    for _ in range(rng.choice((1, 1, 2, 5))):
+        at = rng.randrange(len(pieces))
+        kind = rng.randrange(3)
+        if kind == 0:
+            del pieces[at]
+        elif kind == 1:
+            pieces.insert(at, rng.choice(pieces))
+        else:
+            pieces.insert(at, rng.choice(more) + rng.randrange(2**64).to_bytes(8, "little")[: rng.choice((0, 1, 4, 8))])
+    return b"".join(piece for piece in pieces if piece[:1] != b"\x95" or rng.random() < 0.1)  # frames say the sizes
+
+
+TARGETS: dict[str, Callable[[Path], Target]] = {
+    "rawlog": rawlog,
+    "sources": sources,
+    "config": config,
+    "manifest": manifest,
+    "artifact": artifact,
+    "checkpoint": checkpoint,
+}

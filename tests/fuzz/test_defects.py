@@ -1,0 +1,272 @@
+"""What fuzzing found, one small input each."""
+
+import json
+import shutil
+import struct
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from torch import nn
+
+from features.dataset import DatasetError, DatasetManifest
+from features.encoding import RowEncoder, RowError
+from features.learnt import Learnt, LearntError
+from features.rawlog import LogError, LogFormat, Lookup, read_lines, read_rows
+from features.schema import BoundariesEncoding, FeatureSchema, HashEncoding, LogEncoding, SparseFeature, expand_names
+from jobs.config import ConfigError, load_config, parse_config
+from tests.fuzz.campaign import _limits
+from tests.fuzz.targets import digests, log_bytes, make_artifact, make_checkpoint, make_dataset
+from training import checkpoint
+from training.checkpoint import CheckpointError
+from training.predict import ArtifactError, Predictor
+
+JSONL = LogFormat("jsonl")
+
+
+def read(path: Path, data: bytes, log_format: LogFormat) -> list[dict[str, object] | str]:
+    path.write_bytes(data)
+    return [str(row) if isinstance(row, LogError) else row for _, row in read_lines(str(path), log_format)]
+
+
+# ---------------------------------------------------------------------------------------------------------------- logs
+
+
+def test_a_byte_that_is_no_text_costs_its_line_alone(tmp_path: Path) -> None:
+    assert read(tmp_path / "a.csv", b"a\n1\n\xff\n2\n", LogFormat()) == [{"a": "1"}, "not UTF-8 text", {"a": "2"}]
+    assert read(tmp_path / "a.jsonl", b'{"a": "\xff"}\n{"a": 1}\n', JSONL) == ["not UTF-8 text", {"a": "1"}]
+    with pytest.raises(LogError, match="the header is not UTF-8 text"):
+        read(tmp_path / "b.csv", b"\xff\n1\n", LogFormat())
+
+
+def test_json_lines_that_are_odd(tmp_path: Path) -> None:
+    lines = ["[" * 100_000, '{"a": "\\ud800x"}', '{"a": 1}}', "\x1f", "\x0b"]
+    found = read(tmp_path / "a.jsonl", "\n".join(lines).encode(), JSONL)
+    assert found == ["not a JSON object", {"a": "?x"}, "not a JSON object", "not a JSON object"]
+
+
+def test_a_quoted_value_may_be_long_but_holds_no_nul(tmp_path: Path) -> None:
+    assert read(tmp_path / "a.csv", b'a\n"' + b"x" * 200_000 + b'"\n', LogFormat()) == [{"a": "x" * 200_000}]
+    assert "badly quoted" in str(read(tmp_path / "a.csv", b'a\n"\0"\n', LogFormat())[0])
+
+
+def test_damaged_parquet_and_lookup_keys_that_are_lists(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(b"PAR1" * 5)
+    with pytest.raises(LogError, match=r"a\.parquet cannot be read"):
+        list(read_rows(str(path), LogFormat("parquet")))
+    pyarrow.parquet.write_table(pyarrow.table({"a": [[1]]}), path)
+    (tmp_path / "side.csv").write_text("a,b\n1,2\n")
+    [(_, row)] = read_lines(str(path), LogFormat("parquet"), (Lookup("side.csv", "a", LogFormat()),))
+    assert isinstance(row, LogError) and "the key of a lookup" in str(row)
+
+
+def test_parquet_columns_of_different_lengths(tmp_path: Path) -> None:
+    """In a process of its own: PyArrow 14 ends it with a segmentation fault."""
+    data = bytearray(log_bytes("log.parquet"))
+    assert data[214] == 170, "PyArrow writes another file now: look for the page of repetition levels anew"
+    data[214] = 234
+    path = tmp_path / "a.parquet"
+    path.write_bytes(data)
+    code = "import sys; from features.rawlog import *; list(read_rows(sys.argv[1], LogFormat('parquet')))"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "LogError" in done.stderr
+
+
+def test_half_a_surrogate_pair_has_no_id() -> None:
+    schema = FeatureSchema("click", sparse=(SparseFeature("a", HashEncoding(num_buckets=9)),))
+    with pytest.raises(RowError, match=r"row 1: column 'a'.*surrogates"):
+        RowEncoder(schema, Learnt()).encode([{"a": "\ud800"}])
+
+
+# -------------------------------------------------------------------------------------------------------------- config
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ({"sparse": [{"names": True}]}, "features.sparse.names"),
+        ({"sparse": [{"names": [None]}]}, "features.sparse.names"),
+        ({"carry": [1]}, "features.carry"),
+        ({"carry": ["C{1..999999999}"]}, "stands for 999999999 names"),
+        ({"label": "y", "sparse": [{"name": "\ud800", "encoding": {"kind": "vocabulary"}}]}, "letters, digits"),
+    ],
+)
+def test_config_trees(features: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_config({"features": features, "pipeline": {"output": "x"}, "training": {"dataset": "x"}})
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 5_000, "a = " + "9" * 5_000, ".".join("a" * 3_000) + " = 1"])
+def test_config_files(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.toml").write_text(text)
+    with pytest.raises(ConfigError):
+        load_config([str(tmp_path / "a.toml")])
+    with pytest.raises(ConfigError):
+        load_config([], [f"training.{text.replace(' ', '')}"])
+
+
+def test_numbers_that_are_no_boundaries() -> None:
+    with pytest.raises(ValueError, match="too large: take fewer buckets"):
+        LogEncoding(num_buckets=1_000, base=1e300)
+    for base in (float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="finite"):
+            LogEncoding(base=base)
+    with pytest.raises(ValueError, match="finite"):
+        BoundariesEncoding((1.0, float("nan")))
+    assert len(LogEncoding(num_buckets=1_000, base=2.0).boundaries) == 999
+    assert expand_names(["C{1..3}"]) == ("C1", "C2", "C3")
+
+
+# ------------------------------------------------------------------------------------------------ dataset and artifact
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("moments", "[]"),
+        ("moments", '{"a": 1}'),
+        ("moments", '{"a": [1]}'),
+        ("boundaries", '"\\ud800"'),
+        ("boundaries", '{"a": ["x"]}'),
+        ("vocabulary.device", "[1]"),
+        ("vocabulary.device", '["\\ud800"]'),
+    ],
+)
+def test_learnt_files(tmp_path: Path, name: str, text: str) -> None:
+    manifest = make_dataset(tmp_path)
+    (tmp_path / "v1" / "learnt" / f"{name}.json").write_text(text)
+    with pytest.raises(LearntError):
+        manifest.load_learnt(tmp_path)
+
+
+def test_a_manifest_without_statistics(tmp_path: Path) -> None:
+    make_dataset(tmp_path)
+    path = tmp_path / "manifest.json"
+    tree = json.loads(path.read_text())
+    del tree["splits"]["train"]["sparse"]["user"]
+    path.write_text(json.dumps(tree))
+    manifest = DatasetManifest.load(tmp_path)
+    with pytest.raises(DatasetError, match="has no statistics of feature 'user'"):
+        manifest.check_ids(manifest.load_learnt(tmp_path))
+
+
+def change(artifact: Path, name: str, data: bytes) -> None:
+    """As a stranger would: with a description that agrees."""
+    (artifact / name).write_bytes(data)
+    description = json.loads((artifact / "artifact.json").read_text())
+    (artifact / "artifact.json").write_text(json.dumps({**description, "files": digests(artifact)}))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("artifact.json", b"[]", "no object"),
+        ("artifact.json", b'{"version": 1}', "does not list the artifact's files"),
+        ("config.json", b"1", "no object"),
+        ("config.json", b"[" * 10_000, "cannot be read"),
+        ("golden.jsonl", b"", "is empty"),
+        ("golden.jsonl", b'{"row": 1}\n', "does not hold rows"),
+        ("golden.jsonl", b'{"row": {}, "probability": 1' + b"0" * 400 + b"}\n", "does not hold rows"),
+        ("calibration.json", b'{"scale": 1' + b"0" * 400 + b', "offset": 0}', "not understood"),
+    ],
+)
+def test_artifact_files(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    make_artifact(tmp_path)
+    if name == "artifact.json":
+        (tmp_path / name).write_bytes(data)
+    else:
+        change(tmp_path, name, data)
+    with pytest.raises(ArtifactError, match=message):
+        Predictor.load(tmp_path)
+
+
+def test_golden_rows_may_hold_any_end_of_line(tmp_path: Path) -> None:
+    make_artifact(tmp_path)
+    assert "\u2028" in (tmp_path / "golden.jsonl").read_text()
+    Predictor.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [('"num_buckets": 50', '"num_buckets": 2000000000'), ('"hidden_units": [16', '"hidden_units": [2000000000')],
+)
+def test_a_config_that_asks_for_more_memory_than_there_are_weights(tmp_path: Path, old: str, new: str) -> None:
+    make_artifact(tmp_path)
+    text = (tmp_path / "config.json").read_text()
+    assert old in text
+    change(tmp_path, "config.json", text.replace(old, new).encode())
+    description = json.loads((tmp_path / "artifact.json").read_text())
+    schema = parse_config(json.loads((tmp_path / "config.json").read_text())).features
+    (tmp_path / "artifact.json").write_text(json.dumps({**description, "schema_fingerprint": schema.fingerprint}))
+    with _limits(), pytest.raises(ArtifactError, match="does not fit the artifact's config"):
+        Predictor.load(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------------- checkpoint
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """The folder of one checkpoint."""
+    make_checkpoint(tmp_path / "step=000000004")
+    return tmp_path / "step=000000004"
+
+
+def restore(path: Path) -> None:
+    checkpoint.restore_model(checkpoint.best(path.parent), nn.Linear(4, 3))
+
+
+def rewrite(path: Path, name: str, data: bytes) -> None:
+    (path / name).write_bytes(data)
+    meta = json.loads((path / "checkpoint.json").read_text())
+    meta["files"][name] = len(data)
+    (path / "checkpoint.json").write_text(json.dumps(meta))
+
+
+@pytest.mark.parametrize("progress", [1, [], {"best_step": "4"}, {"best_step": {}}])
+def test_descriptions(saved: Path, progress: object) -> None:
+    meta = json.loads((saved / "checkpoint.json").read_text())
+    for text in (json.dumps({**meta, "progress": progress}), "[]", json.dumps({**meta, "files": [1]})):
+        (saved / "checkpoint.json").write_text(text)
+        with pytest.raises(CheckpointError, match="damaged"):
+            restore(saved)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x80\x7f.",
+        b"\x80\x04N.",
+        b"\x80\x04Nr\xff\xff\xff\x7f.",  # a memo of two thousand million places
+        b"\x80\x05\x96" + struct.pack("<Q", 1 << 33) + b".",  # a bytearray of 8 GiB
+        b"\x80\x04\x95" + struct.pack("<Q", 1 << 62) + b"N.",  # a frame
+        b"\x80\x04}" + b")\x94" + b"h\x00h\x00\x86\x94" * 1 + b"Ns.",  # a tuple as a key
+    ],
+)
+def test_indices_that_are_none(saved: Path, data: bytes) -> None:
+    rewrite(saved, ".metadata", data)
+    with _limits(), pytest.raises(CheckpointError, match=r"\.metadata is not the index of a checkpoint"):
+        restore(saved)
+
+
+def test_a_record_that_unpacks_to_more_than_it_is(saved: Path, tmp_path: Path) -> None:
+    """Sixteen megabytes of zeros in sixteen kilobytes, where a tensor is expected."""
+    [shard] = saved.glob("*.distcp")
+    bomb = tmp_path / "bomb"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("archive/data/0", bytes(16 << 20))
+    size = shard.stat().st_size
+    assert bomb.stat().st_size > size
+    reader = checkpoint.CheckpointReader(saved)
+    reader.set_up_storage_reader(reader.read_metadata(), True)
+    [info, *_] = reader.storage_data.values()
+    shutil.copy(bomb, shard)
+    info.offset, info.length = 0, bomb.stat().st_size
+    with shard.open("rb") as stream, pytest.raises(CheckpointError, match="holds compressed data"):
+        reader._slice_file(stream, info)
