@@ -34,6 +34,15 @@ def test_models_lie_over_a_dataset_and_twin_focus_over_any_of_them(model: Path) 
         assert CTRModel(twin.features, rows, config, device="meta").num_parameters > 0
 
 
+@pytest.mark.parametrize("overlay", sorted((CONFIGS / "movielens_1m").glob("*.toml")), ids=lambda p: p.stem)
+def test_overlays_of_a_dataset_change_it_and_say_how_to_run(overlay: Path) -> None:
+    alone, laid = (load_config(["jobs/configs/movielens_1m.toml", *more]) for more in ([], [str(overlay)]))
+    assert alone != laid
+    header = [line for line in overlay.read_text().splitlines() if line.startswith("#")]
+    assert any("jobs.train" in line and f"--config {overlay}" in line for line in header)
+    assert any("Cost" in line for line in header)
+
+
 @pytest.mark.parametrize("name", ["frappe", "movielens_1m"])
 def test_the_papers_schedule_lies_over_the_dataset(name: str) -> None:
     training = load_config([f"jobs/configs/{name}.toml", "jobs/configs/schedules/paper.toml"]).training
