@@ -20,11 +20,12 @@ demo: setup package ## generated logs -> dataset -> trained, exported and scored
 test: setup ## run the tests (ARGS="tests/features -x" for some of them)
 	$(PYTHON_BIN) -m pytest $(ARGS)
 
-check: setup ## lint, format, types, import rules
+check: setup ## lint, format, types, import rules, unsafe code, known vulnerabilities
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 .venv/bin/pyright
 	.venv/bin/lint-imports
+	@infra/audit/audit.sh
 
 bench: setup ## speed, as ratios against peers and limits, in runs/bench (ARGS=--full: all of it)
 	$(PYTHON_BIN) -m jobs.bench $(ARGS)

@@ -27,7 +27,9 @@ class DatasetError(ValueError):
 def _check_relative(path: str) -> str:
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or ".." in parts or "\0" in path:
-        raise ValueError(f"{path!r} leads out of the dataset's folder")
+        raise ValueError(f"{path!r:.80} leads out of the dataset's folder")
+    if len(path) > 1_000 or max(len(part.encode()) for part in parts) > 255:
+        raise ValueError(f"{path!r:.80} is longer than any file's name")
     return path
 
 

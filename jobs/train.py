@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from jobs.command import absolute, config_parser, parse_config_arguments, run_program
 from jobs.config import Config, ConfigError, check_manifest, parse_config
-from jobs.worker import set_up_worker
+from jobs.worker import LOOPBACK, loopback_settings, set_up_worker
 from training.allocator import HUGE_PAGES
 
 COMPARED_ON_RESUME = (
@@ -133,24 +133,30 @@ def _train(run_path: Path, config: Config) -> None:
         ValueError: what a worker found wrong with data, config or checkpoint.
         RuntimeError: workers died more often than ``training.max_failures``.
     """
+    if "RAY_ADDRESS" not in os.environ:
+        os.environ.update(loopback_settings())
     import ray
     import ray.train
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from jobs.process_group import LocalTorchConfig
+
     training = config.training
     use_gpu = training.device == "cuda"
     own_cluster = not ray.is_initialized()
+    group = TorchConfig
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if own_cluster and "RAY_ADDRESS" in os.environ:
         ray.init(**quiet)
     elif own_cluster:
         cores = max(os.cpu_count() or 1, training.num_workers)
-        ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
+        ray.init(address="local", num_cpus=cores, include_dashboard=False, _node_ip_address=LOOPBACK, **quiet)
+        group = LocalTorchConfig
     trainer = TorchTrainer(
         _work,
         train_loop_config={"run": str(run_path), "config": config.to_dict()},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=group(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=training.num_workers, use_gpu=use_gpu),
         run_config=RunConfig(
             name="ray",

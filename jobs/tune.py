@@ -17,12 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.worker import set_up_worker
+from jobs.worker import LOOPBACK, loopback_settings, set_up_worker
 
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the other one has a banner that verbose=0 leaves
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the results are our own files
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the search, not one model of it
+os.environ.update(loopback_settings())
 
 import ray
 from ray import tune
@@ -130,7 +131,7 @@ def _start_ray(parallel: int) -> None:
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
-        _node_ip_address="127.0.0.1",
+        _node_ip_address=LOOPBACK,
     )
 
 

@@ -142,8 +142,8 @@ def open_checkpoint(folder: Path, step: int) -> Checkpoint:
         raise CheckpointError(_damaged(path, f"{META_NAME} cannot be read")) from error
     for name, size in sizes.items():
         file = path / Path(name).name
-        if str(file) != f"{path}/{name}" or file.is_symlink():
-            raise CheckpointError(f"checkpoint {path} names {name!r}, which is no file of its own: it is not opened")
+        if str(file) != f"{path}/{name}" or len(os.fsencode(name)) > 255 or file.is_symlink():
+            raise CheckpointError(f"checkpoint {path} names {name!r:.80}, no file of its own: it is not opened")
         if not file.is_file() or file.stat().st_size != size:
             raise CheckpointError(_damaged(path, f"{name} is missing or cut"))
     return Checkpoint(path, step, progress)

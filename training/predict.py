@@ -166,6 +166,8 @@ def _read_description(folder: Path) -> dict[str, Any]:
         raise ArtifactError(f"{folder / ARTIFACT_NAME} does not list the artifact's files")
     for name, digest in files.items():
         path = folder / name
+        if len(name) > 255:
+            raise ArtifactError(f"{folder / ARTIFACT_NAME} lists {name[:80]!r}..., longer than any file's name")
         if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
             raise ArtifactError(f"{path} leads out of the artifact's folder: it is not opened")
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:

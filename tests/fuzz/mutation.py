@@ -1,8 +1,8 @@
 """Mutation: bytes and trees that are nearly valid, from valid ones; and whatever hypothesis thinks of."""
 
-import json
 import random
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -108,20 +108,20 @@ def mutate_bytes(rng: random.Random, data: bytes, others: list[bytes]) -> bytes:
 
 def mutate_tree(rng: random.Random, tree: Any) -> Any:
     """The same tree of dictionaries and lists with a few parts replaced, removed, doubled or moved."""
-    tree = json.loads(json.dumps(tree))
+    tree = deepcopy(tree)
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         places = list(_places(tree))
         if not places:
-            return rng.choice(VALUES)
+            return deepcopy(rng.choice(VALUES))
         parent, key = rng.choice(places)
         kind = rng.randrange(6)
         if kind <= 1:
-            parent[key] = rng.choice(VALUES)
+            parent[key] = deepcopy(rng.choice(VALUES))
         elif kind == 2:
             del parent[key]
         elif kind == 3:
             other, place = rng.choice(places)
-            parent[key] = json.loads(json.dumps(other[place]))
+            parent[key] = deepcopy(other[place])
         elif kind == 4 and isinstance(parent, dict):
             name = rng.choice(("kind", "names", "", "a.b", key + "x", rng.choice(list(parent))))
             parent[name] = parent.pop(key)
