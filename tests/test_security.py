@@ -366,6 +366,16 @@ def test_building_a_dataset_listens_on_loopback(tmp_path: Path) -> None:
     check_loopback(watch("jobs.build_dataset", "--config", str(config)), "java")
 
 
+def test_an_audit_that_cannot_be_made_says_so() -> None:
+    environment = {**os.environ, "https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
+    done = subprocess.run(
+        [ROOT / "infra" / "audit" / "audit.sh"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    [line] = done.stdout.splitlines()
+    assert line.startswith("SKIPPED: pip-audit: ") and "was not compared with known vulnerabilities" in line
+
+
 def test_a_raw_log_is_no_program(tmp_path: Path) -> None:
     """Formats are what the config says; a pickle or a zip called .csv is text that is no log."""
     path = tmp_path / "a.csv"

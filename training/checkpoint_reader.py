@@ -6,7 +6,7 @@ anything. Here the index may be made of the index's own classes alone, and a fil
 
 import io
 import os
-import pickle  # nosec B403 - only for the unpickler below
+import pickle  # nosec B403
 import zipfile
 from pathlib import PurePosixPath
 from typing import IO, Any, cast

@@ -116,7 +116,7 @@ def _compare(spark: Any, folder: Path, name: str, lines: list[bytes], outcome: O
     for (line, spark_reason, spark_values), (python_reason, python_values) in zip(in_spark, in_python, strict=False):
         outcome.accepted += spark_reason is None
         if spark_reason is not None:
-            outcome.refused[spark_reason if "column" not in spark_reason else "column"] += 1
+            outcome.refused["column" if spark_reason.startswith("column ") else spark_reason] += 1
         if spark_reason != python_reason and not (name == "jsonl" and spark_reason and python_reason):
             _record(outcome, f"{name}: {spark_reason} in Spark, {python_reason} in Python", f"{python_values}", line)
         elif spark_reason is None and spark_values != python_values:
