@@ -188,7 +188,7 @@ def test_help_has_an_example():
         [sys.executable, "-m", "jobs.build_dataset", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=100
     )
     assert done.returncode == 0
-    assert "spark-submit --py-files dist/twinfocus.zip jobs/build_dataset.py --config" in done.stdout
+    assert "--py-files dist/twinfocus.zip jobs/build_dataset.py --config" in done.stdout
 
 
 @pytest.mark.skipif(not (DATA / "frappe").is_dir(), reason="needs ../shared/data/frappe, which is not distributed")
