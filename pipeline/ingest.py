@@ -194,13 +194,13 @@ def _parse_json(lines: DataFrame, source: Source, lists: set[str], log_format: L
         F.when(F.col("json").isNull() | F.col("json").getField("corrupt").isNotNull() | row.isNull(), NOT_JSON),
         F.when(F.col("json").getField("row:end").isNull(), NOT_JSON),
         _nested(row, names, lists, parsed),
-        *(_nested_elements(name) for name in names if name in lists),
+        *(_nested_elements(_array(name), name) for name in names if name in lists),
     )
     columns = []
     for name in names:
         value = _without_nulls(row.getField(name), log_format)
         if name in lists:
-            array = F.col("arrays").getField("row").getField(name)
+            array = _array(name)
             columns += [F.when(array.isNull(), value).alias(raw(name)), array.alias(listed(name))]
         else:
             columns.append(value.alias(raw(name)))
@@ -223,8 +223,13 @@ def _nested(row: Column, names: list[str], lists: set[str], parsed) -> Column:
     return F.coalesce(*reasons)
 
 
-def _nested_elements(name: str) -> Column:
-    array = F.col("arrays").getField("row").getField(name)
+def _array(name: str) -> Column:
+    """The values of an array; null where it is none, though the key was there before with one."""
+    text, array = (F.col(parsed).getField("row").getField(name) for parsed in ("json", "arrays"))
+    return F.when(F.startswith(text, F.lit("[")), array)
+
+
+def _nested_elements(array: Column, name: str) -> Column:
     is_nested = F.exists(array, lambda item: item.rlike(r"^\s*[\[{]") & F.try_parse_json(item).isNotNull())
     return F.when(is_nested, f"column {name!r} holds an array or an object within an array")
 

@@ -101,6 +101,8 @@ def test_json_lines(spark, tmp_path):
         '["user"]': "not a JSON object",
         "7": "not a JSON object",
         '{"user": "a", "user": "b"}': None,
+        '{"user": "c", "tags": ["x"], "tags": "y"}': None,
+        '{"user": "a"}}': "not a JSON object",
         '{"click": -0.10, "user": ' + json.dumps(ODD_TEXT) + "}": None,
         '{"user": 01}': "not a JSON object",
         '{"user": 1.2.3}': "not a JSON object",
@@ -118,6 +120,7 @@ def test_json_lines(spark, tmp_path):
         ("1e5", "[x", "true"),
         ('{"not": "nested"}', None, None),
         ("b", None, None),
+        ("c", "y", None),
         (ODD_TEXT, None, "-0.10"),
     ]
 
