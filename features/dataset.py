@@ -24,16 +24,21 @@ class DatasetError(ValueError):
     """A dataset is absent, damaged, or not the one that was asked for."""
 
 
-def _check_relative(path: str) -> str:
+def check_relative(path: str) -> str:
+    """The same path, if it can only lead to a file below the folder that it is looked for in.
+
+    Raises:
+        ValueError: it climbs out, or no file can have such a name.
+    """
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or ".." in parts or "\0" in path:
-        raise ValueError(f"{path!r:.80} leads out of the dataset's folder")
+        raise ValueError(f"{path!r:.80} leads out of its folder")
     if len(path) > 1_000 or max(len(part.encode()) for part in parts) > 255:
         raise ValueError(f"{path!r:.80} is longer than any file's name")
     return path
 
 
-RelativePath = Annotated[str, AfterValidator(_check_relative)]
+RelativePath = Annotated[str, AfterValidator(check_relative)]
 """Relative to the dataset folder, with forward slashes; a path that climbs out of it is refused."""
 Count = Annotated[int, Field(ge=0)]
 

@@ -161,12 +161,12 @@ def test_checkpoints_stay_in_their_folder(saved: Path, tmp_path: Path) -> None:
         meta = json.loads(description)
         meta["files"][path] = outside.stat().st_size
         (saved / "checkpoint.json").write_text(json.dumps(meta))
-        with pytest.raises(CheckpointError, match="no file of its own"):
+        with pytest.raises(CheckpointError, match="leads out of its folder"):
             restore(saved.parent)
         (saved / "checkpoint.json").write_text(description)
     shard.unlink()
     shard.symlink_to(outside)
-    with pytest.raises(CheckpointError, match="no file of its own"):
+    with pytest.raises(CheckpointError, match="leads out of its folder"):
         restore(saved.parent)
 
 
@@ -246,7 +246,7 @@ def test_names_in_a_manifest(tmp_path: Path, path: str, place: str) -> None:
             tree["rejected"]["path"] = path
 
     rewrite_manifest(dataset, change)
-    with pytest.raises(DatasetError, match="leads out of the dataset's folder"):
+    with pytest.raises(DatasetError, match="leads out of its folder"):
         DatasetManifest.load(dataset)
 
 
@@ -293,12 +293,12 @@ def test_names_and_links_in_an_artifact(tmp_path: Path) -> None:
         description = json.loads(text)
         description["files"][name] = "0" * 64
         (artifact / "artifact.json").write_text(json.dumps(description))
-        with pytest.raises(ArtifactError, match="leads out of the artifact's folder"):
+        with pytest.raises(ArtifactError, match="leads out of its folder"):
             Predictor.load(artifact)
     (artifact / "artifact.json").write_text(text)
     (artifact / "golden.jsonl").rename(tmp_path / "golden.jsonl")
     (artifact / "golden.jsonl").symlink_to(tmp_path / "golden.jsonl")
-    with pytest.raises(ArtifactError, match="leads out of the artifact's folder"):
+    with pytest.raises(ArtifactError, match="leads out of its folder"):
         Predictor.load(artifact)
 
 

@@ -18,6 +18,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint import FileSystemWriter
 
+from features.dataset import check_relative
 from training.checkpoint_reader import CheckpointError, CheckpointPlanner, CheckpointReader
 from training.parallelize import ParallelModel
 
@@ -142,8 +143,12 @@ def open_checkpoint(folder: Path, step: int) -> Checkpoint:
         raise CheckpointError(_damaged(path, f"{META_NAME} cannot be read")) from error
     for name, size in sizes.items():
         file = path / Path(name).name
-        if str(file) != f"{path}/{name}" or len(os.fsencode(name)) > 255 or file.is_symlink():
-            raise CheckpointError(f"checkpoint {path} names {name!r:.80}, no file of its own: it is not opened")
+        try:
+            check_relative(name)
+        except ValueError as error:
+            raise CheckpointError(f"checkpoint {path} is not opened: {error}") from error
+        if file != path / name or file.is_symlink():
+            raise CheckpointError(f"checkpoint {path} is not opened: {name!r:.80} leads out of its folder")
         if not file.is_file() or file.stat().st_size != size:
             raise CheckpointError(_damaged(path, f"{name} is missing or cut"))
     return Checkpoint(path, step, progress)

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from features.dataset import check_relative
 from features.encoding import MissingColumnError, RawRow, RowEncoder, RowError
 from features.learnt import Learnt
 from features.rawlog import LogError, LogFormat, Lookup, read_lines
@@ -165,11 +166,12 @@ def _read_description(folder: Path) -> dict[str, Any]:
     if not isinstance(files, dict) or not {WEIGHTS_NAME, GOLDEN_NAME, "config.json"} <= set(files):
         raise ArtifactError(f"{folder / ARTIFACT_NAME} does not list the artifact's files")
     for name, digest in files.items():
-        path = folder / name
-        if len(name) > 255:
-            raise ArtifactError(f"{folder / ARTIFACT_NAME} lists {name[:80]!r}..., longer than any file's name")
+        try:
+            path = folder / check_relative(name)
+        except ValueError as error:
+            raise ArtifactError(f"{folder} is not opened: {error}") from error
         if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
-            raise ArtifactError(f"{path} leads out of the artifact's folder: it is not opened")
+            raise ArtifactError(f"{folder} is not opened: {name!r} leads out of its folder")
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             raise ArtifactError(f"{path} is missing or was changed after export: export the model again")
     return description

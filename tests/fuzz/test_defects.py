@@ -185,6 +185,29 @@ def test_artifact_files(tmp_path: Path, name: str, data: bytes, message: str) ->
         Predictor.load(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["\0", "x" * 300, "é" * 200, "\ud800"])
+def test_names_that_no_file_has(tmp_path: Path, name: str) -> None:
+    make_artifact(tmp_path)
+    description = json.loads((tmp_path / "artifact.json").read_text())
+    description["files"][name] = ""
+    (tmp_path / "artifact.json").write_text(json.dumps(description))
+    with pytest.raises(ArtifactError):
+        Predictor.load(tmp_path)
+    dataset, saved = tmp_path / "dataset", tmp_path / "step=000000004"
+    make_dataset(dataset)
+    tree = json.loads((dataset / "manifest.json").read_text())
+    tree["splits"]["train"]["files"][0]["path"] = name
+    (dataset / "manifest.json").write_text(json.dumps(tree))
+    with pytest.raises(DatasetError):
+        DatasetManifest.load(dataset)
+    make_checkpoint(saved)
+    meta = json.loads((saved / "checkpoint.json").read_text())
+    meta["files"][name] = 1
+    (saved / "checkpoint.json").write_text(json.dumps(meta))
+    with pytest.raises(CheckpointError):
+        restore(saved)
+
+
 def test_golden_rows_may_hold_any_end_of_line(tmp_path: Path) -> None:
     make_artifact(tmp_path)
     assert "\u2028" in (tmp_path / "golden.jsonl").read_text()
