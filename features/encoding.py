@@ -23,6 +23,9 @@ NUMBER_PATTERN = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 MAX_CATEGORY = 2**63
 """A float as a category must be smaller than this in size: beyond it, whole numbers have no exact text in Spark."""
 
+MAX_NUMBER = float(np.finfo(np.float32).max)
+"""A number must not be larger than this in size: a column of the files is float32, and moments are sums of squares."""
+
 _REMEMBERED_VALUES = 1 << 16
 """Raw values of a feature that are kept with their ids, the most recently used ones."""
 
@@ -70,12 +73,12 @@ def to_number(value: Any) -> float | None:
     """The number a raw value stands for; None for a missing one; ``true`` is 1 and ``false`` 0, as text too.
 
     Raises:
-        RowError: text that is not a finite decimal number.
+        RowError: text that is not a finite decimal number, or a number that float32 has no room for.
     """
     if isinstance(value, bool | np.bool_):
         return float(value)
     if isinstance(value, int | float | np.integer | np.floating):
-        return None if math.isnan(value) else _finite(float(value), value)
+        return None if value != value else _finite(value)
     text = to_text(value)
     text = text.strip(" ") if text else text
     if not text:
@@ -84,13 +87,13 @@ def to_number(value: Any) -> float | None:
         return float(text == "true")
     if not _NUMBER.match(text):
         raise RowError(f"{text!r} is not a number")
-    return _finite(float(text), text)
+    return _finite(float(text))
 
 
-def _finite(number: float, shown: Any) -> float:
-    if math.isinf(number):
-        raise RowError(f"{shown!r} is not a finite number")
-    return number
+def _finite(number: Any) -> float:
+    if not -MAX_NUMBER <= number <= MAX_NUMBER:
+        raise RowError(f"{number!r:.80} is not a finite number that float32 has room for")
+    return float(number)
 
 
 def log_squared_token(value: float | None) -> str:

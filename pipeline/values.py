@@ -22,7 +22,7 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
-from features.encoding import MAX_CATEGORY, NUMBER_PATTERN
+from features.encoding import MAX_CATEGORY, MAX_NUMBER, NUMBER_PATTERN
 
 INTEGRAL_TYPES = (ByteType, ShortType, IntegerType, LongType)
 FLOAT_TYPES = (FloatType, DoubleType)
@@ -70,7 +70,7 @@ def loose_text_of(value: Column, dtype: DataType) -> Column:
 
 
 def number_of(value: Column, dtype: DataType) -> Column:
-    """Finite double; null for a missing value and for one that ``is_bad_number``."""
+    """Finite double within float32's range; null for a missing value and for one that ``is_bad_number``."""
     if isinstance(dtype, StringType):
         text = F.trim(value)
         number = F.when(text.rlike(NUMBER_PATTERN), text.try_cast("double"))
@@ -79,7 +79,7 @@ def number_of(value: Column, dtype: DataType) -> Column:
         number = F.when(value, 1.0).when(~value, 0.0)
     else:
         number = value.cast("double")
-    return F.when(F.abs(number) < F.lit(float("inf")), number)
+    return F.when(F.abs(number) <= F.lit(MAX_NUMBER), number)
 
 
 def is_bad_number(value: Column, dtype: DataType, number: Column) -> Column:

@@ -8,6 +8,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -17,7 +18,15 @@ from features.dataset import DatasetError, DatasetManifest
 from features.encoding import RowEncoder, RowError
 from features.learnt import Learnt, LearntError
 from features.rawlog import LogError, LogFormat, Lookup, read_lines, read_rows
-from features.schema import BoundariesEncoding, FeatureSchema, HashEncoding, LogEncoding, SparseFeature, expand_names
+from features.schema import (
+    BoundariesEncoding,
+    DenseFeature,
+    FeatureSchema,
+    HashEncoding,
+    LogEncoding,
+    SparseFeature,
+    expand_names,
+)
 from jobs.config import ConfigError, load_config, parse_config
 from tests.fuzz.campaign import _limits
 from tests.fuzz.targets import digests, log_bytes, make_artifact, make_checkpoint, make_dataset
@@ -81,6 +90,14 @@ def test_half_a_surrogate_pair_has_no_id() -> None:
     schema = FeatureSchema("click", sparse=(SparseFeature("a", HashEncoding(num_buckets=9)),))
     with pytest.raises(RowError, match=r"row 1: column 'a'.*surrogates"):
         RowEncoder(schema, Learnt()).encode([{"a": "\ud800"}])
+
+
+@pytest.mark.parametrize("value", ["1e39", -1e300, 10**400, np.float64("inf")])
+def test_numbers_that_float32_has_no_room_for(value: object) -> None:
+    """As infinity, one of them would have ended a training that a build had passed."""
+    schema = FeatureSchema("click", (SparseFeature("a", HashEncoding(num_buckets=9)),), (DenseFeature("d"),))
+    with pytest.raises(RowError, match=r"column 'd'.*not a finite number"):
+        RowEncoder(schema, Learnt()).encode([{"a": "x", "d": value}])
 
 
 # -------------------------------------------------------------------------------------------------------------- config

@@ -203,6 +203,7 @@ def test_rejected_rows_keep_line_file_and_reason(build, tmp_path):
         f"u,1,2,3,{time}": "wrong number of columns",
         f"u,x,2,3,{time},1": "column 'n' is not a number",
         f"u,1,1e999,3,{time},1": "column 'd' is not a number",
+        f"u,1,-1e39,3,{time},1": "column 'd' is not a number",
         f"u,1,2,3,{time},2": "label 'click' is not 0 or 1",
         f"u,1,2,3,{time},": "label 'click' is missing",
         f"u,1,2,3,{time},yes": "column 'click' is not a number",
@@ -217,8 +218,8 @@ def test_rejected_rows_keep_line_file_and_reason(build, tmp_path):
     kept = [json.loads(line) for line in (dataset / manifest.rejected.path / "rejected.jsonl").read_text().splitlines()]
     assert {row["line"]: row["reason"] for row in kept} == {k: v for k, v in lines.items() if v}
     assert {row["file"] for row in kept} == {str(path)}
-    assert sum(manifest.rejected.reasons.values()) == manifest.rejected.num_rows == 10
-    assert manifest.num_input_rows == 11 and manifest.split("train").num_rows == 1
+    assert sum(manifest.rejected.reasons.values()) == manifest.rejected.num_rows == 11
+    assert manifest.num_input_rows == 12 and manifest.split("train").num_rows == 1
 
 
 def test_too_many_rejected_rows_name_the_first(build, tmp_path):
