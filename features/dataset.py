@@ -43,6 +43,11 @@ RelativePath = Annotated[str, AfterValidator(check_relative)]
 Count = Annotated[int, Field(ge=0)]
 
 
+def is_inside(folder: Path | str, path: Path) -> bool:
+    """Whether ``path``, whatever links are on its way, ends in ``folder``."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
 def inside(dataset: Path | str, path: str) -> Path:
     """A file or folder of a dataset, by its relative path.
 
@@ -50,7 +55,7 @@ def inside(dataset: Path | str, path: str) -> Path:
         DatasetError: a link leads out of the dataset's folder, to what whoever made the dataset may not read.
     """
     found = Path(dataset) / path
-    if not Path(os.path.realpath(found)).is_relative_to(os.path.realpath(dataset)):
+    if not is_inside(dataset, found):
         raise DatasetError(f"{found} is a link out of the dataset's folder: it is not opened; copy the file there")
     return found
 

@@ -46,9 +46,7 @@ QUICK, FULL = Size(500_000, 200_000, 1, 3.0), Size(5_000_000, 1_000_000, 5, 5.0)
 def main() -> int:
     parser = plain_parser("jobs.bench", "Measure speed, as ratios.", "python -m jobs.bench --only read train")
     parser.add_argument("--full", action="store_true", help="all rows and repeats: about two hours on 2 cores")
-    parser.add_argument(
-        "--only", nargs="+", choices=("preprocess", "read", "train"), metavar="PART", help="parts to run"
-    )
+    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help="parts to run")
     parser.add_argument("--output", type=Path, default=Path("runs/bench"), metavar="DIR")
     arguments = parser.parse_args()
     started = time.perf_counter()

@@ -10,7 +10,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from features.dataset import FeatureStatistics
-from features.schema import FeatureSchema, HashEncoding
+from features.schema import VOCABULARY_KINDS, FeatureSchema, HashEncoding
 from pipeline.encode import sparse
 from pipeline.ingest import ROW_ID, SPLIT
 from pipeline.quality import Profile
@@ -20,7 +20,7 @@ EXACT_ROWS = 200_000
 """Up to so many good rows everything is counted; above, head shares come from a sample of about so many."""
 RELATIVE_ERROR = 0.016
 """Standard deviation of an estimated cardinality (a HyperLogLog sketch of 4,096 registers), relative to it."""
-_LEARNT = ("vocabulary", "log_squared", "quantiles")
+_LEARNT = (*VOCABULARY_KINDS, "quantiles")
 
 
 def features_to_estimate(schema: FeatureSchema, seen: Profile) -> list[str]:

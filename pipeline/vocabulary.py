@@ -41,6 +41,8 @@ def count_values(rows: DataFrame, schema: FeatureSchema, features: Collection[st
         a missing value; a multi-valued row without values counts as one) and ``count``.
     """
     counted = [(number, feature) for number, feature in enumerate(schema.sparse) if feature.name in features]
+    if not counted:
+        rows = rows.filter(F.lit(False))  # nothing is read for nothing
     singles = [_entry(number, feature) for number, feature in counted if not feature.is_multi_valued]
     lists = [_entries(number, feature) for number, feature in counted if feature.is_multi_valued]
     entries = F.concat(*([F.array(*singles)] if singles else []), *lists) if counted else F.array().cast(_NO_ENTRIES)

@@ -26,6 +26,31 @@ RowGroups = Sequence[Sequence[int]]
 """Rows of each row group of each file."""
 
 
+TINY_FEATURES = """
+[features]
+label = "click"
+weight = "importance"
+group_id = "user"
+[[features.sparse]]
+name = "user"
+encoding = { kind = "hash", num_buckets = 50 }
+[[features.sparse]]
+name = "genres"
+encoding = { kind = "hash", num_buckets = 20 }
+separator = "|"
+max_length = 3
+[[features.sparse]]
+name = "device"
+encoding = { kind = "vocabulary" }
+[[features.sparse]]
+name = "age"
+encoding = { kind = "boundaries", boundaries = [18.0, 30.0, 50.0] }
+[[features.dense]]
+names = ["row", "price"]
+"""
+"""The tiny dataset's schema, as a config file has it."""
+
+
 @dataclass(frozen=True)
 class TinyDataset:
     """A dataset on disk, and what its files hold."""

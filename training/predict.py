@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from features.dataset import check_relative
+from features.dataset import check_relative, is_inside
 from features.encoding import MissingColumnError, RawRow, RowEncoder, RowError
 from features.learnt import Learnt
 from features.rawlog import LogError, LogFormat, Lookup, read_lines
@@ -170,7 +169,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
             path = folder / check_relative(name)
         except ValueError as error:
             raise ArtifactError(f"{folder} is not opened: {error}") from error
-        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        if not is_inside(folder, path):
             raise ArtifactError(f"{folder} is not opened: {name!r} leads out of its folder")
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             raise ArtifactError(f"{path} is missing or was changed after export: export the model again")

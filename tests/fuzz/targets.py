@@ -22,29 +22,11 @@ from features.rawlog import LogError, LogFormat, Lookup, read_lines
 from jobs.config import Config, ConfigError, load_config, parse_config
 from pipeline.sources import plan_sources
 from tests.fuzz.mutation import JSON_TREES, mutate_bytes, mutate_tree
-from tests.tiny_dataset import statistics, tiny_columns, tiny_schema, write_files
+from tests.tiny_dataset import TINY_FEATURES, statistics, tiny_columns, tiny_schema, write_files
 
-CONFIG = """
-[features]
-label = "click"
-weight = "importance"
-group_id = "user"
-[[features.sparse]]
-name = "user"
-encoding = { kind = "hash", num_buckets = 50 }
-[[features.sparse]]
-name = "genres"
-encoding = { kind = "hash", num_buckets = 20 }
-separator = "|"
-max_length = 3
-[[features.sparse]]
-name = "device"
-encoding = { kind = "vocabulary" }
-[[features.sparse]]
-name = "age"
-encoding = { kind = "boundaries", boundaries = [18.0, 30.0, 50.0] }
-[[features.dense]]
-names = ["row", "price"]
+CONFIG = (
+    TINY_FEATURES
+    + """\
 [pipeline]
 output = "out"
 input.train = ["log.csv"]
@@ -61,6 +43,7 @@ embedding_dim = 8
 easy = { kind = "cross_net", num_layers = 2 }
 hard = { kind = "mlp", hidden_units = [16, 8] }
 """
+)
 OVERRIDES = (
     "training.seed=1",
     'training.model.hard={kind="autoint"}',

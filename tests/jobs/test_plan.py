@@ -14,35 +14,19 @@ import pytest
 from features.dataset import DatasetManifest
 from jobs import plan
 from jobs.command import run_program
+from tests.tiny_dataset import TINY_FEATURES
 
 ROOT = Path(__file__).parents[2]
 TERABYTE = ROOT / "jobs/configs/plans/criteo_1tb.toml"
-FEATURES = """
-[features]
-label = "click"
-weight = "importance"
-group_id = "user"
-[[features.sparse]]
-name = "user"
-encoding = { kind = "hash", num_buckets = 50 }
-[[features.sparse]]
-name = "genres"
-encoding = { kind = "hash", num_buckets = 20 }
-separator = "|"
-max_length = 3
-[[features.sparse]]
-name = "device"
-encoding = { kind = "vocabulary" }
-[[features.sparse]]
-name = "age"
-encoding = { kind = "boundaries", boundaries = [18.0, 30.0, 50.0] }
-[[features.dense]]
-names = ["row", "price"]
+CONFIG = (
+    TINY_FEATURES
+    + """\
 [pipeline]
 output = "unused"
 [training]
 model.embedding_dim = 8
 """
+)
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -62,7 +46,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 def write_config(folder: Path, dataset: Path) -> Path:
     path = folder / "tiny.toml"
-    path.write_text(f'{FEATURES}dataset = "{dataset}"\n')
+    path.write_text(f'{CONFIG}dataset = "{dataset}"\n')
     return path
 
 

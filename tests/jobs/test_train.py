@@ -12,33 +12,17 @@ import psutil
 import pytest
 import torch
 
+from tests.tiny_dataset import TINY_FEATURES
 from training.export import load_best
 from training.run import Run
 
-FEATURES = """
-[features]
-label = "click"
-weight = "importance"
-group_id = "user"
-[[features.sparse]]
-name = "user"
-encoding = { kind = "hash", num_buckets = 50 }
-[[features.sparse]]
-name = "genres"
-encoding = { kind = "hash", num_buckets = 20 }
-separator = "|"
-max_length = 3
-[[features.sparse]]
-name = "device"
-encoding = { kind = "vocabulary" }
-[[features.sparse]]
-name = "age"
-encoding = { kind = "boundaries", boundaries = [18.0, 30.0, 50.0] }
-[[features.dense]]
-names = ["row", "price"]
+CONFIG = (
+    TINY_FEATURES
+    + """\
 [pipeline]
 output = "unused"
 """
+)
 TRAINING = """
 [training]
 dataset = "{dataset}"
@@ -59,7 +43,7 @@ ROOT = Path(__file__).parents[2]
 
 def write_config(folder: Path, dataset: Path, num_workers: int = 1) -> Path:
     path = folder / "tiny.toml"
-    path.write_text(FEATURES + TRAINING.format(dataset=dataset, num_workers=num_workers))
+    path.write_text(CONFIG + TRAINING.format(dataset=dataset, num_workers=num_workers))
     return path
 
 
