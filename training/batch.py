@@ -3,6 +3,8 @@
 One function makes it, from Parquet columns and from encoded raw rows alike, so training and scoring cannot differ.
 """
 
+import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +17,7 @@ from torchrec.streamable import Pipelineable
 
 from features.encoding import Columns, RowError
 from features.schema import FeatureSchema, SparseFeature
+from training.rows import Rows, lay_end_to_end
 
 
 @dataclass
@@ -77,93 +80,71 @@ class Batch(Pipelineable):
                 tensor.record_stream(stream)
 
 
-def to_batch(columns: Columns | Sequence[Columns], schema: FeatureSchema, batch_size: int | None = None) -> Batch:
-    """Make a batch of encoded columns, named as in the Parquet files.
+def to_batch(rows: Columns | Sequence[Rows], schema: FeatureSchema, batch_size: int | None = None) -> Batch:
+    """Make a batch of encoded rows.
 
     Args:
-        columns: ``NAME`` (n,) for single-valued and dense features, ``NAME`` (n, max_length) with ``NAME__length`` (n,)
-            for multi-valued ones; ``label``, ``weight`` and ``group_id`` (n,) are optional: 0, 1 and None.
-            A list of such columns is laid end to end.
+        rows: columns named as in the Parquet files: ``NAME`` (n,) for single-valued and dense features, ``NAME``
+            (n, max_length) with ``NAME__length`` (n,) for multi-valued ones; ``label``, ``weight`` and ``group_id``
+            (n,) are optional: 0, 1 and None. Or rows laid out already, to be put end to end.
         schema: which features, in which order.
         batch_size: rows of the batch after padding; None: no padding.
 
     Raises:
         RowError: a column is missing or has another number of rows, a length is out of range, or n > batch_size.
     """
-    parts = _Parts([columns] if isinstance(columns, dict) else columns, schema.sparse_names[0])
-    n = parts.num_rows
+    parts = [Rows.of(rows, schema)] if isinstance(rows, dict) else rows
+    n = sum(part.num_rows for part in parts)
     size = n if batch_size is None else batch_size
     if n > size:
         raise RowError(f"{n} rows do not fit in a batch of {size}")
     dense = np.empty((size, len(schema.dense)), dtype=np.float32)
     dense[n:] = 0
-    for i, name in enumerate(schema.dense_names):
-        parts.copy(name, dense[:, i])
-    labels, weights = np.zeros(size, dtype=np.float32), np.zeros(size, dtype=np.float32)
-    if parts.have("label"):
-        parts.copy("label", labels)
-    if parts.have("weight"):
-        parts.copy("weight", weights)
-    else:
-        weights[:n] = 1
-    group_ids = None
-    if parts.have("group_id"):
-        group_ids = np.zeros(size, dtype=np.int64)
-        parts.copy("group_id", group_ids)
+    lay_end_to_end((part.dense for part in parts), dense)
+    labels = _lay_named(parts, "label", np.zeros(size, dtype=np.float32))
+    weights = _lay_named(parts, "weight", np.zeros(size, dtype=np.float32))
+    group_ids = _lay_named(parts, "group_id", np.zeros(size, dtype=np.int64))
+    if weights is None:
+        weights = (np.arange(size) < n).astype(np.float32)
     return Batch(
-        _sparse_features(parts, schema, size),
+        _sparse_features(parts, schema, n, size),
         torch.from_numpy(dense),
-        torch.from_numpy(labels),
+        torch.from_numpy(np.zeros(size, dtype=np.float32) if labels is None else labels),
         torch.from_numpy(weights),
         None if group_ids is None else torch.from_numpy(group_ids),
         n,
     )
 
 
-class _Parts:
-    """Columns laid end to end, without joining them: each is copied once, to where it belongs in the batch."""
-
-    def __init__(self, parts: Sequence[Columns], first: str) -> None:
-        self.parts = parts
-        self.lengths = [len(_get(part, first)) for part in parts]
-        self.num_rows = sum(self.lengths)
-
-    def have(self, name: str) -> bool:
-        return all(name in part for part in self.parts)
-
-    def get(self, name: str) -> list[NDArray[Any]]:
-        """The column's arrays, one a part."""
-        arrays = [_get(part, name) for part in self.parts]
-        for array, length in zip(arrays, self.lengths, strict=True):
-            if len(array) != length:
-                raise RowError(f"column {name!r} has {len(array)} rows where the first feature has {length}")
-        return arrays
-
-    def copy(self, name: str, out: NDArray[Any]) -> None:
-        """Copy a column into the first rows of ``out``."""
-        start = 0
-        for array in self.get(name):
-            out[start : start + len(array)] = array
-            start += len(array)
+def _lay_named(parts: Sequence[Rows], name: str, out: NDArray[Any]) -> NDArray[Any] | None:
+    """Fill ``out`` from the parts' columns of that name; None: they have none."""
+    if not all(name in part.others for part in parts):
+        return None
+    lay_end_to_end((part.others[name] for part in parts), out)
+    return out
 
 
-def _sparse_features(parts: _Parts, schema: FeatureSchema, size: int) -> KeyedJaggedTensor:
-    """All ids, feature by feature. A single-valued column is copied as it is; no mask is needed."""
-    lengths = np.ones((len(schema.sparse), size), dtype=np.int64)
-    lengths[:, parts.num_rows :] = 0
-    ids: list[NDArray[Any]] = []
+def _sparse_features(parts: Sequence[Rows], schema: FeatureSchema, num_rows: int, size: int) -> KeyedJaggedTensor:
+    """All ids, feature by feature. Neighbouring single-valued features are copied as one block; no mask is needed."""
+    multi_valued = [(i, feature) for i, feature in enumerate(schema.sparse) if feature.is_multi_valued]
+    lengths = _single_lengths(len(schema.sparse), num_rows, size)
+    if multi_valued:
+        lengths = lengths.copy()
+    jagged = {feature.name: _jagged(parts, feature, lengths[i]) for i, feature in multi_valued}
     # The sums are known here; without them TorchRec would ask the device, and wait, for each of them.
-    length_per_key = []
-    for i, feature in enumerate(schema.sparse):
-        if feature.is_multi_valued:
-            jagged = _jagged(parts, feature, lengths[i])
-            length_per_key.append(sum(map(len, jagged)))
-            ids += jagged
-        else:
-            ids += parts.get(feature.name)
-            length_per_key.append(parts.num_rows)
+    length_per_key = [sum(map(len, jagged[f.name])) if f.is_multi_valued else num_rows for f in schema.sparse]
     values = np.empty(sum(length_per_key), dtype=np.int64)
-    np.concatenate(ids, out=values)
+    start = first = 0
+    for is_multi_valued, group in itertools.groupby(schema.sparse, key=lambda feature: feature.is_multi_valued):
+        if is_multi_valued:
+            bags = [ids for feature in group for ids in jagged[feature.name]]
+            lay_end_to_end(bags, values[start:])
+            start += sum(map(len, bags))
+        else:
+            last = first + sum(1 for _ in group)
+            block = values[start : start + (last - first) * num_rows].reshape(last - first, num_rows)
+            lay_end_to_end((part.ids[first:last].T for part in parts), block.T)
+            start, first = start + block.size, last
     return KeyedJaggedTensor(
         keys=list(schema.sparse_names),
         values=torch.from_numpy(values),
@@ -173,13 +154,20 @@ def _sparse_features(parts: _Parts, schema: FeatureSchema, size: int) -> KeyedJa
     )
 
 
-def _jagged(parts: _Parts, feature: SparseFeature, lengths: NDArray[np.int64]) -> list[NDArray[Any]]:
+@functools.lru_cache(maxsize=4)
+def _single_lengths(num_features: int, num_rows: int, size: int) -> NDArray[np.int64]:
+    """(num_features, size): one id for each of ``num_rows`` rows, none after. Batches share it: nobody writes to it."""
+    lengths = np.ones((num_features, size), dtype=np.int64)
+    lengths[:, num_rows:] = 0
+    return lengths
+
+
+def _jagged(parts: Sequence[Rows], feature: SparseFeature, lengths: NDArray[np.int64]) -> list[NDArray[Any]]:
     """Ids of a multi-valued feature without their padding; its (size,) ``lengths`` are filled in."""
-    parts.copy(feature.length_name, lengths)
+    lay_end_to_end((part.others[feature.length_name] for part in parts), lengths)
     ids, start = [], 0
-    for padded in parts.get(feature.name):
-        if padded.ndim != 2:
-            raise RowError(f"column {feature.name!r} must hold one list of ids a row, got shape {padded.shape}")
+    for part in parts:
+        padded = part.others[feature.name]
         width, counts = padded.shape[1], lengths[start : start + len(padded)]
         if len(counts) and not 0 <= counts.min() <= counts.max() <= width:
             raise RowError(
@@ -188,9 +176,3 @@ def _jagged(parts: _Parts, feature: SparseFeature, lengths: NDArray[np.int64]) -
         ids.append(padded[np.arange(width) < counts[:, None]])
         start += len(padded)
     return ids
-
-
-def _get(columns: Columns, name: str) -> NDArray[Any]:
-    if name not in columns:
-        raise RowError(f"column {name!r} is missing; there are: {', '.join(columns)}")
-    return columns[name]

@@ -21,13 +21,20 @@ class _End:
 
 
 def prefetch(make: Callable[[], Generator[T, None, None]], num_items: int) -> Generator[T, None, None]:
-    """Yield what ``make()`` yields, made at most ``num_items`` ahead in one background thread.
+    """Yield what ``make()`` yields, made at most ``num_items`` ahead in one background thread, which starts at once.
 
     Closing this generator, or leaving it to be collected, closes the one in the thread and ends the thread.
 
     Raises:
         Whatever the iterator raises, in its place among the items.
     """
+    items = _prefetch(make, num_items)
+    next(items)  # a generator does nothing, its cleaning up included, before it is first asked
+    return items  # pyright: ignore[reportReturnType]
+
+
+def _prefetch(make: Callable[[], Generator[T, None, None]], num_items: int) -> Generator[T | None, None, None]:
+    """None, and then as ``prefetch``."""
     ready: queue.Queue[T | _End] = queue.Queue(num_items)
     stop = threading.Event()
 
@@ -49,6 +56,7 @@ def prefetch(make: Callable[[], Generator[T, None, None]], num_items: int) -> Ge
     thread.start()
     ended = False
     try:
+        yield None
         while True:
             item = ready.get()
             if isinstance(item, _End):

@@ -7,6 +7,7 @@ against the manifest, because a reader that loses rows in silence spoils a model
 import contextlib
 import itertools
 import logging
+import queue
 import time
 import warnings
 from collections import deque
@@ -16,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from petastorm import make_batch_reader
 from petastorm.workers_pool import EmptyResultError
 
@@ -26,6 +26,7 @@ from training.batch import Batch, to_batch
 from training.config import ReaderConfig
 from training.prefetch import prefetch
 from training.row_order import Piece, Window, cut_streams
+from training.rows import Rows, RowsPool
 from training.shard import ReaderError, ShardChecker
 
 logging.getLogger("petastorm").setLevel(logging.WARNING)
@@ -43,6 +44,8 @@ class Reader:
         num_steps: steps of an epoch, the same on every rank.
         num_rows: rows of the split, over all ranks.
         rows_delivered: real rows the last call of ``batches`` has yielded so far, on this rank.
+        seconds: what its threads took, over all finished epochs, to decode row groups (reading them included), to
+            shuffle windows and to lay out batches; they run beside each other and beside the training.
     """
 
     def __init__(
@@ -87,8 +90,12 @@ class Reader:
         self.config, self.seed, self.shuffle = config, seed, shuffle
         self.checker = ShardChecker(manifest.schema, num_embeddings)
         self.num_rows = manifest.split(split).num_rows
+        largest = max(rows for file in self.files for rows in file.row_groups)
+        window = largest * (config.shuffle_row_groups if shuffle else 1)
+        self._pool = RowsPool(manifest.schema, self.checker.columns, min(window, -(-self.num_rows // config.num_streams)))
         self.rows_delivered = 0
         self._rows_made, self._seconds = 0, 0.0
+        self.seconds = {"decode": 0.0, "shuffle": 0.0, "batch": 0.0}
         self._rows_per_stream = batch_size // config.num_streams
         self._batch_size = batch_size // world_size
         streams_per_rank = config.num_streams // world_size
@@ -133,73 +140,89 @@ class Reader:
         skip = start_step * self._rows_per_stream
         started = time.perf_counter()
         with contextlib.ExitStack() as stack:
-            streams = [stack.enter_context(Stream(source, windows[v], skip)) for v in self._streams]
+            streams = [stack.enter_context(Stream(source, self._pool, windows[v], skip)) for v in self._streams]
+            stack.callback(self._add_seconds, streams)
             for step in range(start_step, self.num_steps):
                 parts = [part for stream in streams for part in stream.take(self._rows_per_stream)]
                 if step == self.num_steps - 1:
                     for stream in streams:
                         stream.check_end()
+                taken = time.perf_counter()
                 batch = to_batch(parts, self.schema, self._batch_size)
+                self.seconds["batch"] += time.perf_counter() - taken
                 self._seconds += time.perf_counter() - started
                 self._rows_made += batch.num_rows
                 yield batch
                 started = time.perf_counter()  # waiting for room among the prefetched batches is not reading
 
+    def _add_seconds(self, streams: Sequence["Stream"]) -> None:
+        for stream in streams:
+            for part, seconds in stream.seconds.items():
+                self.seconds[part] += seconds
+
 
 class Stream:
-    """One row stream of an epoch, from its row ``skip`` on. It holds one window of rows at a time."""
+    """One row stream of an epoch, from its row ``skip`` on.
 
-    def __init__(self, source: "RowGroups", windows: Sequence[Window], skip: int) -> None:
+    It holds two windows of rows: one is handed out while a thread decodes and shuffles the next.
+    """
+
+    def __init__(self, source: "RowGroups", pool: RowsPool, windows: Sequence[Window], skip: int) -> None:
         self._planned = sum(window.num_rows for window in windows)
         self._delivered = min(skip, self._planned)
         first, offset = 0, self._delivered
         while first < len(windows) and offset >= windows[first].num_rows:
             offset -= windows[first].num_rows
             first += 1
-        self._windows = deque(windows[first:])
-        pieces = [piece for window in self._windows for piece in window.pieces]
-        # Decoding runs beside the shuffling and batching of what was decoded before.
-        self._row_groups = prefetch(lambda: source.read(pieces), 1)
-        # Every window is shuffled into the same memory: fresh memory for each would cost more than the copy.
-        self._shuffled = source.allocate(max((w.num_rows for w in self._windows if w.seed), default=0))
-        self._columns, self._position, self._size = self._shuffled, 0, 0
-        if self._windows:
-            self._load(self._windows.popleft())
-            self._position = offset
+        self._waiting = deque(windows[first:])
+        self._pool, self._memory = pool, [pool.take() for _ in range(min(2, max(1, len(self._waiting))))]
+        self._free: queue.LifoQueue[Rows | None] = queue.LifoQueue()
+        for memory in self._memory:
+            self._free.put(memory)
+        self.seconds = {"decode": 0.0, "shuffle": 0.0}
+        self._loaded = prefetch(lambda: self._load(source, windows[first:]), 1)
+        self._rows, self._held = self._memory[0][:0], None
+        self._position, self._skip = 0, offset
 
-    def _load(self, window: Window) -> None:
-        """Read a window and shuffle its rows."""
-        parts = [next(self._row_groups) for _ in window.pieces]
-        self._position, self._size = 0, window.num_rows
-        order = window.order()
-        if order is None:
-            self._columns = {name: _join(parts, name) for name in self._columns}
-            return
-        # Column by column: one column fits in the cache, all of them do not.
-        for name, column in self._columns.items():
-            unshuffled = _join(parts, name)
-            # "clip" only because it lets NumPy write without a copy; every index is in range.
-            unshuffled.take(order, axis=0, out=column[: self._size], mode="clip")
+    def _load(self, source: "RowGroups", windows: Sequence[Window]) -> Generator[tuple[Rows, Rows], None, None]:
+        """Each window, shuffled, and the memory it lies in. Runs in the prefetch thread."""
+        scratch = np.empty(self._memory[0].scratch_bytes, np.uint8)
+        with contextlib.closing(source.read([p for window in windows for p in window.pieces])) as row_groups:
+            for window in windows:
+                memory = self._free.get()
+                if memory is None:  # nobody wants it any more
+                    return
+                started = time.perf_counter()
+                parts = [next(row_groups) for _ in window.pieces]
+                decoded = time.perf_counter()
+                rows = memory.fill(parts, window.order(), scratch)
+                self.seconds["decode"] += decoded - started
+                self.seconds["shuffle"] += time.perf_counter() - decoded
+                del parts
+                yield rows, memory
 
-    def take(self, num_rows: int) -> list[Columns]:
+    def take(self, num_rows: int) -> list[Rows]:
         """The next rows, or what is left, in one part or more; they are good until the next call."""
         parts, room = [], num_rows
         while True:
-            stop = min(self._position + room, self._size)
-            parts.append({name: column[self._position : stop] for name, column in self._columns.items()})
+            stop = min(self._position + room, self._rows.num_rows)
+            parts.append(self._rows[self._position : stop])
             room -= stop - self._position
             self._position = stop
-            if not room or not self._windows:
+            if not room or not self._waiting:
                 break
-            # The next window is loaded over the rows of the last part.
-            parts[-1] = {name: column.copy() for name, column in parts[-1].items()}
-            self._load(self._windows.popleft())
+            parts[-1] = parts[-1].copy()  # its memory is for another window now
+            if self._held is not None:
+                self._free.put(self._held)
+            self._waiting.popleft()
+            self._rows, self._held = next(self._loaded)
+            self._position, self._skip = self._skip, 0
         self._delivered += num_rows - room
         return parts
 
     def check_end(self) -> None:
         """Raise ReaderError unless every planned row was delivered, once."""
-        left = self._size - self._position + sum(window.num_rows for window in self._windows)
+        left = self._rows.num_rows - self._position + sum(window.num_rows for window in self._waiting)
         if left or self._delivered != self._planned:
             raise ReaderError(f"a stream of {self._planned} rows delivered {self._delivered} and has {left} left")
 
@@ -207,7 +230,10 @@ class Stream:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._row_groups.close()
+        self._free.put(None)
+        self._loaded.close()
+        for memory in self._memory:
+            self._pool.give(memory)
 
 
 class RowGroups:
@@ -215,10 +241,6 @@ class RowGroups:
 
     def __init__(self, dataset: Path, checker: ShardChecker) -> None:
         self.dataset, self.checker = dataset, checker
-
-    def allocate(self, num_rows: int) -> Columns:
-        """Memory for ``num_rows`` rows of every column, in the Parquet files' types."""
-        return {name: np.empty((num_rows, *shape), dtype) for name, (dtype, shape) in self.checker.columns.items()}
 
     def read(self, pieces: Sequence[Piece]) -> Generator[Columns, None, None]:
         """The rows of each piece, in order; pieces of one file stand together."""
@@ -283,7 +305,3 @@ class _ArrowResults:
             return workers_pool.get_results()
         except EmptyResultError:
             raise StopIteration from None
-
-
-def _join(parts: Sequence[Columns], name: str) -> NDArray[Any]:
-    return parts[0][name] if len(parts) == 1 else np.concatenate([part[name] for part in parts])

@@ -89,7 +89,8 @@ class ShardChecker:
         return columns
 
     def _check_bounds(self, column: NDArray[Any], name: str, path: Path) -> None:
-        if len(column) and not 0 <= column.min() <= column.max() < self._bounds[name]:
+        # Seen without a sign, a negative number is larger than any bound: one pass instead of two.
+        if len(column) and column.view(f"u{column.dtype.itemsize}").max() >= self._bounds[name]:
             wrong = column.min() if column.min() < 0 else column.max()
             raise ReaderError(
                 f"column {name!r} of {path} holds {wrong}, outside 0 to {self._bounds[name] - 1}: the data and the "

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from features.dataset import DatasetManifest
 from jobs.command import write_json
+from jobs.worker import set_up_worker
 from training.config import ReaderConfig
 from training.row_order import cut_streams
 
@@ -73,6 +74,7 @@ def measure(dataset: Path, repeats: int, seconds: float) -> dict[str, Any]:
 
 def time_reading(contender: str, dataset: Path, seconds: float) -> dict[str, float]:
     """Read whole epochs until the time is over; the first warms up."""
+    set_up_worker(1, None)
     read = CONTENDERS[contender]
     expected = DatasetManifest.load(dataset).split("train").num_rows
     if sum(read(dataset, 0)) != expected:

@@ -1,0 +1,147 @@
+"""Rows: encoded rows in the layout that batches are cut from: a batch is a few block copies, not one or more a column.
+
+Columns are what Parquet files and the row encoder give; a shuffled window of them is laid out here once.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.encoding import Columns, RowError
+from features.schema import FeatureSchema
+
+
+@dataclass(frozen=True)
+class Rows:
+    """n rows of a schema's features.
+
+    Attributes:
+        ids: (S, n) of the single-valued sparse features, in the schema's order.
+        dense: (n, N) float32, in the schema's order.
+        others: by the names of their columns: ids (n, max_length) and lengths (n,) of multi-valued features, and
+            label, weight and group_id (n,) where there are any.
+    """
+
+    schema: FeatureSchema
+    ids: NDArray[Any]
+    dense: NDArray[np.float32]
+    others: Columns
+
+    @classmethod
+    def allocate(
+        cls, schema: FeatureSchema, columns: Mapping[str, tuple[Any, tuple[int, ...]]], num_rows: int
+    ) -> "Rows":
+        """Memory for ``num_rows`` rows of ``columns``: name -> type, shape of one row."""
+        names = single_valued_names(schema)
+        taken = {*names, *schema.dense_names}
+        others = {n: np.empty((num_rows, *shape), dtype) for n, (dtype, shape) in columns.items() if n not in taken}
+        ids = np.empty((len(names), num_rows), np.result_type(np.int32, *(columns[name][0] for name in names)))
+        return cls(schema, ids, np.empty((num_rows, len(schema.dense)), np.float32), others)
+
+    @classmethod
+    def of(cls, columns: Columns, schema: FeatureSchema) -> "Rows":
+        """Lay out ``columns``, all of one length.
+
+        Raises:
+            RowError: a feature's column is missing, or a column has another number of rows than the first feature.
+        """
+        multi_valued = [f for f in schema.sparse if f.is_multi_valued]
+        needed = [*schema.sparse_names, *(f.length_name for f in multi_valued), *schema.dense_names]
+        for name in needed:
+            if name not in columns:
+                raise RowError(f"column {name!r} is missing; there are: {', '.join(columns)}")
+        for feature in multi_valued:
+            if (shape := columns[feature.name].shape)[1:] == () or len(shape) != 2:
+                raise RowError(f"column {feature.name!r} must hold one list of ids a row, got shape {shape}")
+        num_rows = len(columns[schema.sparse_names[0]])
+        optional = [name for name in ("label", "weight", "group_id") if name in columns]
+        kept = {name: columns[name] for name in (*needed, *optional)}
+        for name, column in kept.items():
+            if len(column) != num_rows:
+                raise RowError(f"column {name!r} has {len(column)} rows where the first feature has {num_rows}")
+        types = {name: (column.dtype, column.shape[1:]) for name, column in kept.items()}
+        return cls.allocate(schema, types, num_rows).fill([kept])
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.dense)
+
+    def fill(
+        self, parts: Sequence[Columns], order: NDArray[np.int64] | None = None, scratch: NDArray[np.uint8] | None = None
+    ) -> "Rows":
+        """Lay out the rows of ``parts``, end to end and then in ``order``, over the first rows of this memory.
+
+        Args:
+            parts: columns, those of each part of one length; together they fit.
+            order: (n,) which row comes when; None: as they are.
+            scratch: ``scratch_bytes`` to overwrite; only an order needs it.
+
+        Returns:
+            A view of the n rows.
+        """
+        rows = self[: sum(len(part[self.schema.sparse_names[0]]) for part in parts)]
+        # Column by column, since one column fits in the cache and all of them do not; but dense features, being next to
+        # each other, move a row at a time.
+        blocks = [([name], out) for name, out in zip(single_valued_names(self.schema), rows.ids, strict=True)]
+        blocks += [([name], out) for name, out in rows.others.items()]
+        for names, out in [*blocks, (self.schema.dense_names, rows.dense)]:
+            laid = out
+            if order is not None:
+                assert scratch is not None
+                laid = scratch[: out.nbytes].view(out.dtype).reshape(out.shape)
+            for name, column in zip(names, laid.T if out is rows.dense else [laid], strict=True):
+                lay_end_to_end((part[name] for part in parts), column)
+            if order is not None:
+                # "clip" only because it lets NumPy write without a copy; every index is in range.
+                laid.take(order, axis=0, out=out, mode="clip")
+        return rows
+
+    @property
+    def scratch_bytes(self) -> int:
+        """What ``fill`` needs to shuffle this many rows: the largest block of columns that moves at once."""
+        return max(block.nbytes for block in (self.ids[:1], self.dense, *self.others.values()))
+
+    def copy(self) -> "Rows":
+        """The same rows in memory of their own."""
+        others = {name: column.copy() for name, column in self.others.items()}
+        return Rows(self.schema, self.ids.copy(), self.dense.copy(), others)
+
+    def __getitem__(self, rows: slice) -> "Rows":
+        """A view of some rows."""
+        others = {name: column[rows] for name, column in self.others.items()}
+        return Rows(self.schema, self.ids[:, rows], self.dense[rows], others)
+
+
+def single_valued_names(schema: FeatureSchema) -> list[str]:
+    """Sparse features with one id a row, in the schema's order."""
+    return [feature.name for feature in schema.sparse if not feature.is_multi_valued]
+
+
+def lay_end_to_end(arrays: Iterable[NDArray[Any]], out: NDArray[Any]) -> None:
+    """Copy arrays into the first rows of ``out``, one after the other."""
+    start = 0
+    for array in arrays:
+        out[start : start + len(array)] = array
+        start += len(array)
+
+
+class RowsPool:
+    """Memory for windows of rows, kept from epoch to epoch: fresh memory would cost more than what is done in it."""
+
+    def __init__(
+        self, schema: FeatureSchema, columns: Mapping[str, tuple[Any, tuple[int, ...]]], num_rows: int
+    ) -> None:
+        """``num_rows`` of ``columns``: name -> type, shape of one row."""
+        self._allocate = lambda: Rows.allocate(schema, columns, num_rows)
+        self._free: list[Rows] = []
+
+    def take(self) -> Rows:
+        """Memory that nobody else has."""
+        return self._free.pop() if self._free else self._allocate()
+
+    def give(self, rows: Rows) -> None:
+        """Hand back what ``take`` gave."""
+        self._free.append(rows)
