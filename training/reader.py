@@ -7,7 +7,9 @@ against the manifest, because a reader that loses rows in silence spoils a model
 import contextlib
 import itertools
 import logging
+import os
 import queue
+import threading
 import time
 import warnings
 from collections import deque
@@ -29,6 +31,9 @@ from training.row_order import Piece, Window, cut_streams
 from training.rows import Rows, RowsPool
 from training.shard import ReaderError, ShardChecker
 
+# By default Arrow gives each freed buffer back to the system, which zeroes the same pages anew for the next row group.
+with contextlib.suppress(NotImplementedError):  # an Arrow without jemalloc
+    pa.jemalloc_set_decay_ms(1_000)
 logging.getLogger("petastorm").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"petastorm\.|pyarrow\.parquet")
 
@@ -92,7 +97,8 @@ class Reader:
         self.num_rows = manifest.split(split).num_rows
         largest = max(rows for file in self.files for rows in file.row_groups)
         window = largest * (config.shuffle_row_groups if shuffle else 1)
-        self._pool = RowsPool(manifest.schema, self.checker.columns, min(window, -(-self.num_rows // config.num_streams)))
+        longest = -(-self.num_rows // config.num_streams)
+        self._pool = RowsPool(manifest.schema, self.checker.columns, min(window, longest))
         self.rows_delivered = 0
         self._rows_made, self._seconds = 0, 0.0
         self.seconds = {"decode": 0.0, "shuffle": 0.0, "batch": 0.0}
@@ -100,7 +106,6 @@ class Reader:
         self._batch_size = batch_size // world_size
         streams_per_rank = config.num_streams // world_size
         self._streams = range(rank * streams_per_rank, (rank + 1) * streams_per_rank)
-        longest = -(-self.num_rows // config.num_streams)
         self.num_steps = -(-longest // self._rows_per_stream)
 
     @property
@@ -192,13 +197,14 @@ class Stream:
                 memory = self._free.get()
                 if memory is None:  # nobody wants it any more
                     return
-                started = time.perf_counter()
-                parts = [next(row_groups) for _ in window.pieces]
-                decoded = time.perf_counter()
-                rows = memory.fill(parts, window.order(), scratch)
-                self.seconds["decode"] += decoded - started
-                self.seconds["shuffle"] += time.perf_counter() - decoded
-                del parts
+                with source.turns:
+                    started = time.perf_counter()
+                    parts = [next(row_groups) for _ in window.pieces]
+                    decoded = time.perf_counter()
+                    rows = memory.fill(parts, window.order(), scratch)
+                    self.seconds["decode"] += decoded - started
+                    self.seconds["shuffle"] += time.perf_counter() - decoded
+                    del parts
                 yield rows, memory
 
     def take(self, num_rows: int) -> list[Rows]:
@@ -241,6 +247,8 @@ class RowGroups:
 
     def __init__(self, dataset: Path, checker: ShardChecker) -> None:
         self.dataset, self.checker = dataset, checker
+        self.turns = threading.Semaphore(os.cpu_count() or 1)
+        """Windows loaded at a time: more than there are cores would hold more memory and get in each other's way."""
 
     def read(self, pieces: Sequence[Piece]) -> Generator[Columns, None, None]:
         """The rows of each piece, in order; pieces of one file stand together."""
