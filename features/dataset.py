@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from dataclasses import asdict, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from features.learnt import Learnt
 from features.schema import STRICT, FeatureSchema
+from features.storage import ObjectPath, Place, check_relative, download_all, locate, temporary_folder
 
 MANIFEST_NAME = "manifest.json"
 SPLITS = ("train", "valid", "test")
@@ -22,20 +23,6 @@ SPLITS = ("train", "valid", "test")
 
 class DatasetError(ValueError):
     """A dataset is absent, damaged, or not the one that was asked for."""
-
-
-def check_relative(path: str) -> str:
-    """The same path, if it can only lead to a file below the folder that it is looked for in.
-
-    Raises:
-        ValueError: it climbs out, or no file can have such a name.
-    """
-    parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or ".." in parts or "\0" in path:
-        raise ValueError(f"{path!r:.80} leads out of its folder")
-    if len(path) > 1_000 or max(len(part.encode()) for part in parts) > 255:
-        raise ValueError(f"{path!r:.80} is longer than any file's name")
-    return path
 
 
 RelativePath = Annotated[str, AfterValidator(check_relative)]
@@ -170,13 +157,14 @@ class DatasetManifest:
         os.replace(temporary, dataset / MANIFEST_NAME)
 
     @classmethod
-    def load(cls, dataset: Path | str) -> "DatasetManifest":
+    def load(cls, dataset: Place | str) -> "DatasetManifest":
         """Read and check a dataset's manifest.
 
         Raises:
             DatasetError: no manifest, not readable, or its schema's fingerprint does not match.
+            StorageError: its store cannot be read.
         """
-        path = Path(dataset) / MANIFEST_NAME
+        path = locate(dataset) / MANIFEST_NAME
         if not path.is_file():
             raise DatasetError(f"{dataset} is not a dataset: it has no {MANIFEST_NAME}; run jobs.build_dataset first")
         try:
@@ -187,15 +175,23 @@ class DatasetManifest:
             raise DatasetError(f"{path} was written by another version of the encoding rules: build the dataset again")
         return manifest
 
-    def load_learnt(self, dataset: Path | str) -> Learnt:
+    def load_learnt(self, dataset: Place | str) -> Learnt:
         """Read the learnt state the manifest refers to.
 
         Raises:
             LearntError: a file is missing or damaged.
             DatasetError: the files are not the ones the manifest was written with.
+            StorageError: they cannot be fetched.
         """
-        folder = inside(dataset, self.learnt_path)
-        learnt = Learnt.load(folder, self.schema)
+        place = locate(dataset)
+        if isinstance(place, ObjectPath):
+            folder = place / self.learnt_path
+            with temporary_folder() as copy:
+                download_all(folder, folder.sizes(), copy)
+                learnt = Learnt.load(copy, self.schema)
+        else:
+            folder = inside(place, self.learnt_path)
+            learnt = Learnt.load(folder, self.schema)
         if learnt.fingerprint != self.learnt_fingerprint:
             raise DatasetError(f"{folder} does not match {MANIFEST_NAME}: build the dataset again")
         return learnt
@@ -210,19 +206,26 @@ class DatasetManifest:
             raise DatasetError(f"the dataset has no {name!r} split; it has: {', '.join(self.splits)}")
         return self.splits[name]
 
-    def check_files(self, dataset: Path | str, name: str) -> None:
+    def check_files(self, dataset: Place | str, name: str) -> None:
         """Check that a split's files are all there with the size the manifest gives.
 
         Raises:
             DatasetError: names the first file that is missing or cut.
+            StorageError: its store cannot be listed.
         """
+        place = locate(dataset)
+        stored = place.sizes() if isinstance(place, ObjectPath) else {}
         for file in self.split(name).files:
-            path = inside(dataset, file.path)
-            if not path.is_file():
+            if isinstance(place, ObjectPath):
+                path, size = place / file.path, stored.get(file.path)
+            else:
+                path = inside(place, file.path)
+                size = path.stat().st_size if path.is_file() else None
+            if size is None:
                 raise DatasetError(f"{path} is named in {MANIFEST_NAME} but is missing: build the dataset again")
-            if path.stat().st_size != file.num_bytes:
+            if size != file.num_bytes:
                 raise DatasetError(
-                    f"{path} has {path.stat().st_size} bytes where {MANIFEST_NAME} says {file.num_bytes}: "
+                    f"{path} has {size} bytes where {MANIFEST_NAME} says {file.num_bytes}: "
                     "it was cut or changed; build the dataset again"
                 )
 

@@ -17,8 +17,8 @@ lock() { # lane, then more options for uv
         --output-file "requirements/$lane.txt"
 }
 
-lock cpu --override requirements/overrides-cpu.txt
-lock cuda
+lock cpu --override requirements/overrides.txt --override requirements/overrides-cpu.txt
+lock cuda --override requirements/overrides.txt
 
 if grep -qE '^torch==.*\+' requirements/cpu.txt requirements/cuda.txt; then
     echo "error: a lock names a local build of torch; unset UV_FIND_LINKS and UV_INDEX and lock again" >&2

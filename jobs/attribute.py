@@ -7,12 +7,11 @@ evaluations.
 import json
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from jobs.command import plain_parser, run_program
+from jobs.command import local, plain_parser, run_program
 
 MAX_ROWS = 200_000
 
@@ -43,7 +42,7 @@ def main() -> int:
     from training.export import load_best
     from training.run import Dataset, Run
 
-    run = Run(Path(arguments.run))
+    run = Run(local(arguments.run))
     best = load_best(run, Dataset.open(arguments.dataset) if arguments.dataset else None)
     reader, schema = best.dataset.reader(arguments.split, best.config), best.dataset.manifest.schema
     columns = read_columns(reader, arguments.max_rows)

@@ -4,11 +4,11 @@ The work is ``pipeline.dataset``; here are the command line, the checks of the w
 """
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from features.dataset import DatasetManifest
-from jobs.command import config_parser, parse_config_arguments, run_program, write_json
+from features.storage import ObjectPath, Place, temporary_folder
+from jobs.command import config_parser, parse_config_arguments, place, run_program, write_json
 from jobs.config import Config, ConfigError
 from pipeline.config import TimeSplit
 from pipeline.dataset import build_dataset
@@ -86,15 +86,20 @@ def build(spark: "SparkSession", config: Config, plan: Plan | None = None) -> di
         LogError, DatasetError: one sentence about what is wrong with the input or the output.
     """
     started = time.perf_counter()
-    output = Path(config.pipeline.output).absolute()
+    output = place(config.pipeline.output)
     plan = plan or plan_sources(config.pipeline, config.features)
     manifest, warnings = build_dataset(spark, config.features, config.pipeline, config.to_dict(), plan)
     summary = _summarise(manifest, warnings, output, time.perf_counter() - started)
-    write_json(output / SUMMARY_NAME, summary)
+    if isinstance(output, ObjectPath):
+        with temporary_folder() as folder:
+            write_json(folder / SUMMARY_NAME, summary)
+            output.upload(folder, [SUMMARY_NAME])
+    else:
+        write_json(output / SUMMARY_NAME, summary)
     return summary
 
 
-def _summarise(manifest: DatasetManifest, warnings: list[str], output: Path, seconds: float) -> dict[str, Any]:
+def _summarise(manifest: DatasetManifest, warnings: list[str], output: Place, seconds: float) -> dict[str, Any]:
     return {
         "dataset": str(output),
         "rows": manifest.num_input_rows,

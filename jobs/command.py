@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from features.storage import ObjectPath, Place, locate
 from jobs.config import Config, ConfigError, load_config
 
 EXIT_DATA = 1
@@ -81,12 +82,40 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
-def absolute(path: str) -> Path:
-    """Absolute form of a path from the command line.
+def place(path: str) -> Place:
+    """Absolute form of a path from the command line or a config; it may be in an object store.
 
     Raises:
-        ValueError: a relative path inside a submitted Ray job, where it would mean Ray's own copy of the project.
+        StorageError: a URL that nothing can be opened by.
+        ValueError: as ``absolute``.
     """
+    found = locate(path)
+    return found if isinstance(found, ObjectPath) else absolute(str(found))
+
+
+def local(path: str) -> Path:
+    """A path on disk from the command line.
+
+    Raises:
+        ValueError: it is in an object store.
+    """
+    found = locate(path)
+    if isinstance(found, ObjectPath):
+        raise ValueError(
+            f"{found} must be on disk here: datasets, checkpoints (training.checkpoint.folder) and artifacts may be in "
+            "an object store, a run's own folder and other files may not"
+        )
+    return found
+
+
+def absolute(path: str) -> Path:
+    """Absolute form of a path on disk from the command line.
+
+    Raises:
+        ValueError: it is in an object store, or it is relative inside a submitted Ray job, where it would mean Ray's
+            own copy of the project.
+    """
+    path = str(local(path))
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not Path(path).is_absolute():
         raise ValueError(
             f"{path!r} is relative: inside a submitted Ray job it would point into Ray's copy of the project and be "

@@ -4,7 +4,7 @@ import difflib
 import json
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -153,6 +153,16 @@ def check_manifest(config: Config, manifest: DatasetManifest) -> None:
         )
     if "gauc" in config.training.monitor and not manifest.schema.group_id:
         raise ConfigError("training.monitor uses gauc, which needs features.group_id")
+
+
+def check_many_runs(configs: Iterable[Config]) -> None:
+    """Refuse a place for checkpoints that several runs would share.
+
+    Raises:
+        ConfigError: a config names one.
+    """
+    if any(config.training.checkpoint.folder is not None for config in configs):
+        raise ConfigError("training.checkpoint.folder is for a single run, and here are many: leave it out")
 
 
 def _defaults() -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """Score a split with a run's best checkpoint; the last line of stdout is one JSON object."""
 
 import json
-from pathlib import Path
 
-from jobs.command import plain_parser, run_program
+from jobs.command import local, plain_parser, run_program
 
 
 def main() -> int:
@@ -21,7 +20,7 @@ def main() -> int:
     from training.metrics import curves, evaluate
     from training.run import Dataset, Run
 
-    run = Run(Path(arguments.run))
+    run = Run(local(arguments.run))
     scores = load_best(run, Dataset.open(arguments.dataset) if arguments.dataset else None).score(arguments.split)
     metrics = evaluate(*scores)
     run.write(f"evaluation/{arguments.split}.json", {"metrics": metrics, "curves": curves(*scores[:3])})

@@ -1,8 +1,6 @@
 """Write a run's best checkpoint as an artifact that scores raw rows."""
 
-from pathlib import Path
-
-from jobs.command import plain_parser, run_program
+from jobs.command import local, place, plain_parser, run_program
 
 
 def main() -> int:
@@ -12,14 +10,14 @@ def main() -> int:
         "python -m jobs.export --run runs/demo --output runs/demo/artifact",
     )
     parser.add_argument("--run", required=True, metavar="DIR")
-    parser.add_argument("--output", required=True, metavar="DIR")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder, file:// or s3:// URL")
     parser.add_argument("--golden-input", metavar="FILE", help="raw log for the golden rows, if the dataset's is gone")
     arguments = parser.parse_args()
 
     from training.export import NUM_GOLDEN_ROWS, export
     from training.run import Run
 
-    predictor = export(Run(Path(arguments.run)), Path(arguments.output).absolute(), arguments.golden_input)
+    predictor = export(Run(local(arguments.run)), place(arguments.output), arguments.golden_input)
     parameters = sum(p.numel() for p in predictor.model.parameters())
     print(f"exported {parameters:,} parameters to {arguments.output}; up to {NUM_GOLDEN_ROWS} golden rows replayed")
     return 0

@@ -23,9 +23,20 @@ from tqdm import tqdm
 
 from features.dataset import MANIFEST_NAME, DatasetManifest
 from features.schema import STRICT
+from features.storage import ObjectPath, locate, scratch
 from jobs import figures
 from jobs.command import plain_parser, run_program, write_json
-from jobs.config import Config, ConfigError, Entry, Texts, check_names, is_saved_config, load_config, read_checked
+from jobs.config import (
+    Config,
+    ConfigError,
+    Entry,
+    Texts,
+    check_many_runs,
+    check_names,
+    is_saved_config,
+    load_config,
+    read_checked,
+)
 from jobs.doctor import installed_versions
 from jobs.markup import document, grid, note, table
 from training.comparison import Difference, paired_bootstrap
@@ -138,6 +149,7 @@ def main() -> int:
         leaderboard = dataclasses.replace(leaderboard, output=arguments.output)
     cells = list(leaderboard.cells())
     configs = {cell.run: cell.config() for cell in cells}  # a wrong key is told before hours are spent
+    check_many_runs(configs.values())
     for dataset in leaderboard.datasets:
         _build(dataset, leaderboard.overrides)
     started = time.perf_counter()
@@ -158,10 +170,12 @@ def main() -> int:
 
 def _build(dataset: Entry, shared: Texts) -> None:
     config = load_config(list(dataset.configs), [*shared, *dataset.overrides])
-    if not (Path(config.training.dataset) / MANIFEST_NAME).exists():
+    folder = locate(config.training.dataset)
+    if not (folder / MANIFEST_NAME).is_file():
         output = f"pipeline.output={config.training.dataset}"
         arguments = [*_config_arguments(dataset.configs), *shared, *dataset.overrides, output]
-        _call("jobs.build_dataset", arguments, Path(config.training.dataset).with_suffix(".log"))
+        log = scratch() / folder.name if isinstance(folder, ObjectPath) else folder
+        _call("jobs.build_dataset", arguments, log.with_suffix(".log"))
 
 
 def _run(cell: Cell, config: Config) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from features.dataset import MANIFEST_NAME, DatasetManifest
 from features.learnt import Learnt
 from features.schema import VOCABULARY_KINDS
+from features.storage import locate
 from jobs import figures
 from jobs.command import absolute, config_parser, parse_config_arguments, run_program, write_json
 from jobs.config import Config, check_manifest
@@ -97,7 +97,7 @@ def num_embeddings(config: Config) -> dict[str, int]:
     Raises:
         ValueError: there is no dataset, and the schema leaves the size of a feature's table to it.
     """
-    dataset = Path(config.training.dataset)
+    dataset = locate(config.training.dataset)
     learnt = Learnt()
     if (dataset / MANIFEST_NAME).is_file():
         manifest = DatasetManifest.load(dataset)

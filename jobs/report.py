@@ -12,7 +12,7 @@ from typing import Any
 from features.dataset import SPLITS, DatasetManifest
 from features.schema import DenseFeature, SparseFeature
 from jobs import figures
-from jobs.command import plain_parser, run_program
+from jobs.command import local, plain_parser, run_program
 from jobs.markup import document, grid, note, percent, shown, table, text
 from jobs.runfiles import RunFiles
 from training.metrics import METRICS
@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("--run", required=True, metavar="DIR")
     parser.add_argument("--output", metavar="FILE", help="default: report.html in the run folder")
     arguments = parser.parse_args()
-    run = Path(arguments.run)
+    run = local(arguments.run)
     output = Path(arguments.output) if arguments.output else run / "report.html"
     files = RunFiles.load(run)
     page = render(files)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from features.dataset import DatasetError, DatasetManifest
+from features.storage import Place, StorageError, locate
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class RunFiles:
             attribution=_read(path / "attribution.json", {}),
             dataset_path=folder,
             manifest=manifest,
-            build=_read(Path(folder) / "build.json", {}) if manifest is not None and folder else {},
+            build=_read(locate(folder) / "build.json", {}) if manifest is not None and folder else {},
             notes={"dataset": note} if note else {},
         )
 
@@ -81,18 +82,18 @@ def _load_manifest(dataset: Mapping[str, Any]) -> tuple[DatasetManifest | None, 
         return None, "The run names no dataset (dataset.json is missing)."
     try:
         manifest = DatasetManifest.load(dataset["dataset"])
-    except DatasetError as error:
+    except (DatasetError, StorageError) as error:
         return None, f"The dataset cannot be described any more: {error}."
     if manifest.learnt_fingerprint != dataset.get("learnt_fingerprint", manifest.learnt_fingerprint):
         return None, f"{dataset['dataset']} was built anew since this run and is another dataset now."
     return manifest, ""
 
 
-def _read(path: Path, absent: Any) -> Any:
+def _read(path: Place, absent: Any) -> Any:
     if not path.is_file():
         return absent
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_bytes().decode())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from features.encoding import RawRow, RowError
 from features.rawlog import LogError, expand_paths
-from jobs.command import EXIT_DATA, plain_parser, run_program
+from jobs.command import EXIT_DATA, local, plain_parser, run_program
 
 if TYPE_CHECKING:
     from training.predict import Predictor
@@ -29,7 +29,7 @@ def main() -> int:
         "Score raw rows: writes CSV with file, line, probability and, for a malformed row, the error.",
         "python -m jobs.score --artifact runs/demo/artifact --input clicks.csv --output scores.csv",
     )
-    parser.add_argument("--artifact", required=True, metavar="DIR")
+    parser.add_argument("--artifact", required=True, metavar="DIR", help="folder, file:// or s3:// URL")
     parser.add_argument("--input", required=True, nargs="+", metavar="RAW", help="files, folders or globs")
     parser.add_argument("--output", required=True, metavar="FILE", help="CSV; with .json beside it for the summary")
     arguments = parser.parse_args()
@@ -37,7 +37,7 @@ def main() -> int:
     from training.predict import Predictor
 
     predictor = Predictor.load(arguments.artifact)
-    output = Path(arguments.output)
+    output = local(arguments.output)
     temporary = output.with_name(f".{output.name}.{os.getpid()}")
     num_rows = num_errors = 0
     try:

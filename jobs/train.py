@@ -21,7 +21,8 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # also how la
 
 from tqdm import tqdm
 
-from jobs.command import absolute, config_parser, parse_config_arguments, run_program
+from features.storage import Place, locate
+from jobs.command import absolute, config_parser, parse_config_arguments, place, run_program
 from jobs.config import Config, ConfigError, check_manifest, parse_config
 from jobs.worker import LOOPBACK, loopback_settings, set_up_worker
 from training.allocator import HUGE_PAGES
@@ -49,7 +50,7 @@ def main() -> int:
     parser.add_argument("--run", required=True, metavar="DIR", help="folder of the run; made if absent")
     parser.add_argument("--resume", action="store_true", help="go on from the run's newest checkpoint")
     arguments, config = parse_config_arguments(parser)
-    config = _with_dataset(config, absolute(config.training.dataset))
+    config = _with_places(config)
     run_path = absolute(arguments.run)
     started = time.perf_counter()
     with _locked(run_path):
@@ -59,8 +60,13 @@ def main() -> int:
     return 0
 
 
-def _with_dataset(config: Config, dataset: Path) -> Config:
-    return dataclasses.replace(config, training=dataclasses.replace(config.training, dataset=str(dataset)))
+def _with_places(config: Config) -> Config:
+    """The config with paths that mean the same to every worker."""
+    training = dataclasses.replace(config.training, dataset=str(place(config.training.dataset)))
+    if training.checkpoint.folder is not None:
+        folder = str(place(training.checkpoint.folder))
+        training = dataclasses.replace(training, checkpoint=dataclasses.replace(training.checkpoint, folder=folder))
+    return dataclasses.replace(config, training=training)
 
 
 @contextmanager
@@ -85,20 +91,23 @@ def _prepare(run_path: Path, config: Config, resume: bool) -> Config:
     Raises:
         ValueError: the dataset does not fit the config, or the run folder is used by another run.
     """
+    from training import checkpoint
     from training.run import Dataset, Run
 
     dataset = Dataset.open(config.training.dataset)
     manifest = dataset.manifest
     check_manifest(config, manifest)
     run = Run(run_path)
-    had_checkpoint = run.checkpoints.is_dir() and any(run.checkpoints.glob("step=*"))
-    if had_checkpoint and not resume:
-        raise ValueError(f"{run_path} already holds a run: add --resume to go on with it, or choose another --run")
-    if had_checkpoint:
+    checkpoints = run.checkpoints_of(config.training)
+    used = [folder for folder in {checkpoints, run.checkpoints, *_places_before(run)} if checkpoint.saved_steps(folder)]
+    if used and not resume:
+        more = "" if used == [run.checkpoints] else f", in {used[0]},"
+        raise ValueError(
+            f"{run_path} already holds a run{more}: add --resume to go on with it, or choose another --run"
+        )
+    if used:
         _check_same(run, config, manifest.schema_fingerprint, dataset.learnt.fingerprint)
-        from training import checkpoint
-
-        checkpoint.newest(run.checkpoints)
+        checkpoint.newest(checkpoints)
     else:
         run.history.unlink(missing_ok=True)
     run.failure.unlink(missing_ok=True)
@@ -114,11 +123,21 @@ def _prepare(run_path: Path, config: Config, resume: bool) -> Config:
     return config
 
 
+def _places_before(run: Any) -> list[Place]:
+    """Where an earlier start of the run was told to keep its checkpoints."""
+    if not (run.path / "config.json").is_file():
+        return []
+    folder = run.read("config.json").get("training", {}).get("checkpoint", {}).get("folder")
+    return [] if folder is None else [locate(folder)]
+
+
 def _check_same(run: Any, config: Config, schema_fingerprint: str, learnt_fingerprint: str) -> None:
     before = parse_config(run.read("config.json")).training
     changed = [name for name in COMPARED_ON_RESUME if getattr(before, name) != getattr(config.training, name)]
     if before.reader.num_streams != config.training.reader.num_streams:
         changed.append("reader.num_streams")
+    if before.checkpoint.folder != config.training.checkpoint.folder:
+        changed.append("checkpoint.folder")
     if changed:
         raise ConfigError(f"--resume cannot change training.{', training.'.join(changed)}: start a new --run")
     data = run.read("dataset.json")

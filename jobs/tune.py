@@ -31,8 +31,8 @@ from ray.tune.schedulers import ASHAScheduler
 from tqdm import tqdm
 
 from features.dataset import DatasetManifest
-from jobs.command import plain_parser, run_program, write_json
-from jobs.config import Config, check_manifest, is_saved_config, parse_config, read_checked
+from jobs.command import place, plain_parser, run_program, write_json
+from jobs.config import Config, check_manifest, check_many_runs, is_saved_config, parse_config, read_checked
 from jobs.search import Search, Trial
 from training.metrics import METRICS, DivergedError
 
@@ -50,6 +50,7 @@ def main() -> int:
     if arguments.output:
         search = dataclasses.replace(search, output=arguments.output)
     trials = search.trials()  # a wrong key is told before hours are spent
+    check_many_runs(trial.config for of_model in trials.values() for trial in of_model)
     for of_model in trials.values():
         _check_dataset(of_model[0].config)
     kept = {trial.result: _kept(trial) for of_model in trials.values() for trial in of_model}
@@ -139,7 +140,7 @@ def _tune(search: Search, trials: Sequence[Trial], kept: Sequence[Row | None], r
     tasks = [
         {
             "config": trial.config.to_dict(),
-            "dataset": str(Path(trial.config.training.dataset).absolute()),
+            "dataset": str(place(trial.config.training.dataset)),
             "folder": str(trial.folder.absolute()),
             "parallel": search.parallel,
             "reports": _reports(result) if result else [],

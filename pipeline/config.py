@@ -110,6 +110,9 @@ class WriteConfig:
     """Files a split has at least (if it has as many rows), so that every rank has files of its own."""
     row_group_rows: Annotated[int, Field(ge=1)] = 65_536
     compression: Literal["snappy", "zstd", "lz4", "none"] = "snappy"
+    staging: str | None = None
+    """Where a dataset that goes to an object store is made first, seen by every executor; None: below TMPDIR, which
+    is enough for an executor on this machine."""
 
 
 @dataclass(frozen=True, config=STRICT)

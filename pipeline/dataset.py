@@ -12,7 +12,8 @@ from tqdm import tqdm
 from features.dataset import DataFile, DatasetError, DatasetManifest, FeatureStatistics, Rejected, Split
 from features.learnt import Learnt
 from features.schema import FeatureSchema
-from pipeline.config import PipelineConfig, TimeSplit
+from features.storage import ObjectPath, locate
+from pipeline.config import PipelineConfig, TimeSplit, WriteConfig
 from pipeline.encode import DUPLICATE, encode, prepare
 from pipeline.estimate import estimate_statistics, features_to_estimate
 from pipeline.ingest import REASON, read_logs
@@ -20,7 +21,7 @@ from pipeline.quality import Profile, check_rejected, enforce_limits, profile, s
 from pipeline.session import SPARK_ERRORS, configure, explain, size_shuffles
 from pipeline.sources import Plan
 from pipeline.vocabulary import count_values, fit
-from pipeline.write import commit, max_ids, new_version, write_files
+from pipeline.write import commit, commit_to_store, max_ids, new_version, staging, write_files
 
 
 def build_dataset(
@@ -39,18 +40,31 @@ def build_dataset(
         The manifest, and warnings for a person.
 
     Raises:
-        LogError, DatasetError: one sentence about what is wrong with the input or the output.
+        LogError, DatasetError, StorageError: one sentence about what is wrong with the input or the output.
     """
     configure(spark, pipeline.spark)
     size_shuffles(spark, plan.num_bytes())
-    output = Path(pipeline.output).absolute()
+    output = locate(pipeline.output)
+    folder = _staging(spark, output, pipeline.write) if isinstance(output, ObjectPath) else output.absolute()
     try:
-        with new_version(output) as version, tqdm(total=5, disable=None, unit="step") as bar:
+        with new_version(folder) as version, tqdm(total=5, disable=None, unit="step") as bar:
             manifest, warnings = _build(spark, schema, pipeline, resolved, plan, version, bar)
-            commit(output, version, manifest)
+            if isinstance(output, ObjectPath):
+                bar.set_description("upload")
+                warnings += commit_to_store(output, version, manifest)
+            else:
+                commit(output, version, manifest)
     except SPARK_ERRORS as error:
         raise DatasetError(f"Spark failed: {explain(error)}") from error
     return manifest, warnings
+
+
+def _staging(spark: SparkSession, output: ObjectPath, config: WriteConfig) -> Path:
+    if config.staging is None and not str(spark.sparkContext.master).startswith("local"):
+        raise DatasetError(
+            f"{output} is written by way of a folder that all executors see: name one as pipeline.write.staging"
+        )
+    return staging(output, config.staging)
 
 
 def _build(

@@ -1,7 +1,9 @@
 """Encoded rows -> near-equal, globally shuffled Parquet files, and a dataset folder that changes in one step.
 
 Everything is written to a new version folder; replacing ``manifest.json`` is the commit. A job killed before it leaves
-the old dataset, one killed after it the new one, and the next job removes what is left over.
+the old dataset, one killed after it the new one, and the next job removes what is left over. A dataset in an object
+store is made on disk first; there a lock does not exist, and one job at a time is the user's part: of two, the one
+that finds the other's commit gives up.
 """
 
 import fcntl
@@ -9,8 +11,7 @@ import hashlib
 import os
 import re
 import shutil
-import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,13 +21,13 @@ from pyspark.sql import functions as F
 
 from features.dataset import MANIFEST_NAME, DataFile, DatasetError, DatasetManifest
 from features.schema import FeatureSchema
+from features.storage import VERSION, ObjectPath, StorageError, clean, new_version_name, publish, scratch
 from pipeline.config import WriteConfig
 from pipeline.footer import sort_encodings
 from pipeline.ingest import ROW_ID, SPLIT
 
-_VERSION = re.compile(r"^version-[0-9a-f]{32}$")
 _OURS = re.compile(
-    rf"^(?:version-[0-9a-f]{{32}}|{re.escape(MANIFEST_NAME)}|\.{re.escape(MANIFEST_NAME)}\.\d+"
+    rf"^(?:{VERSION.pattern}|{re.escape(MANIFEST_NAME)}|\.{re.escape(MANIFEST_NAME)}\.\d+"
     r"|\.lock|build\.json|\.build\.json\.\d+)$"
 )
 _LOCK = ".lock"
@@ -42,12 +43,10 @@ def new_version(dataset: Path) -> Iterator[Path]:
     Raises:
         DatasetError: the folder cannot be written, holds something else, or another job is writing to it.
     """
-    version = dataset / f"version-{uuid.uuid4().hex}"
+    version = dataset / new_version_name()
     try:
         dataset.mkdir(parents=True, exist_ok=True)
-        foreign = sorted(p.name for p in dataset.iterdir() if not _OURS.match(p.name))
-        if foreign:
-            raise DatasetError(f"{dataset} holds something that is no dataset ({foreign[0]}): choose an empty folder")
+        _refuse_foreign(dataset, [path.name for path in dataset.iterdir()])
         lock = os.open(dataset / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise DatasetError(f"cannot write to {dataset} ({error.strerror}): choose another pipeline.output") from error
@@ -66,6 +65,46 @@ def new_version(dataset: Path) -> Iterator[Path]:
         os.close(lock)
 
 
+def _refuse_foreign(dataset: Path | ObjectPath, names: Iterable[str]) -> None:
+    foreign = sorted(name for name in names if not _OURS.match(name))
+    if foreign:
+        raise DatasetError(f"{dataset} holds something that is no dataset ({foreign[0]}): choose an empty folder")
+
+
+def staging(dataset: ObjectPath, folder: str | None) -> Path:
+    """The folder on disk in which a dataset of an object store is made; the same one for the same dataset.
+
+    Raises:
+        DatasetError: the store holds something else there.
+        StorageError: it cannot be read.
+    """
+    _refuse_foreign(dataset, {name.partition("/")[0] for name in dataset.sizes()})
+    name = hashlib.sha256(str(dataset).encode()).hexdigest()[:16]
+    return (Path(folder).absolute() if folder else scratch()) / f"dataset-{name}"
+
+
+def commit_to_store(dataset: ObjectPath, version: Path, manifest: DatasetManifest) -> list[str]:
+    """Put ``version`` into the store and make it the dataset in one step, then remove older versions.
+
+    Returns:
+        Warnings for a person.
+
+    Raises:
+        StorageError: it did not get there; the old dataset is as it was.
+    """
+    manifest.write(version)
+    publish(version, dataset, MANIFEST_NAME)
+    try:
+        clean(dataset, version.name)
+    except StorageError as error:
+        return [f"older versions are still there, for the next build to remove: {error}"]
+    finally:
+        for path in version.parent.iterdir():
+            if VERSION.fullmatch(path.name):  # ours and those of killed jobs
+                shutil.rmtree(path, ignore_errors=True)
+    return []
+
+
 def commit(dataset: Path, version: Path, manifest: DatasetManifest) -> None:
     """Make ``version`` the dataset in one step, then remove older versions and what killed jobs left."""
     for folder, _folders, files in os.walk(version):
@@ -74,7 +113,7 @@ def commit(dataset: Path, version: Path, manifest: DatasetManifest) -> None:
     manifest.write(dataset)
     _sync(dataset)
     for path in dataset.iterdir():
-        if _VERSION.match(path.name) and path != version:
+        if VERSION.fullmatch(path.name) and path != version:
             shutil.rmtree(path, ignore_errors=True)
         elif re.match(r"^\..*\.json\.\d+$", path.name):
             path.unlink(missing_ok=True)

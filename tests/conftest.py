@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-pytest_plugins = ("tests.tiny_dataset",)
+pytest_plugins = ("tests.tiny_dataset", "tests.object_store")
 
 # Tests run small jobs in young JVMs: the optimising compiler costs more than it saves.
 os.environ.setdefault("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1")

@@ -1,14 +1,17 @@
 """Sharded state -> ``checkpoints/step=000001000/``: written whole or not at all, readable at any world size.
 
-``torch.distributed.checkpoint`` writes the shards; a folder gets its final name only when every byte is on disk and
-``checkpoint.json`` lists the size of each file, so a cut folder is noticed before anything is loaded from it.
+``torch.distributed.checkpoint`` writes the shards; a folder gets its final name only when every byte is on disk (in a
+store, ``checkpoint.json`` only when every file is there) and ``checkpoint.json`` lists the size of each file, so a cut
+folder is noticed before anything is loaded from it.
 """
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +21,11 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint import FileSystemWriter
 
-from features.dataset import check_relative
+from features.storage import ObjectPath, Place, StorageError, check_relative, temporary_folder
 from training.checkpoint_reader import CheckpointError, CheckpointPlanner, CheckpointReader
+from training.checkpoint_store import META_NAME, StoreReader, StoreWriter, delete_checkpoint, list_checkpoints
 from training.parallelize import ParallelModel
 
-META_NAME = "checkpoint.json"
 AVERAGE = "average"
 """Key of the averaged weights beside "model" and "optimizer"; absent where nothing is averaged."""
 _NAME = re.compile(r"^step=(\d{9})$")
@@ -36,22 +39,44 @@ class Checkpoint:
         path: the folder.
         step: optimizer steps it has seen.
         progress: what the loop stored beside the tensors (position, schedule, counters).
+        files: its files and their bytes.
     """
 
-    path: Path
+    path: Place
     step: int
     progress: dict[str, Any]
+    files: dict[str, int]
 
 
-def save(folder: Path, step: int, parallel: ParallelModel, progress: dict[str, Any]) -> Path:
+def save(folder: Place, step: int, parallel: ParallelModel, progress: dict[str, Any]) -> None:
     """Write one checkpoint; every rank calls this, and all return after it is complete.
 
     Args:
         folder: the run's ``checkpoints`` folder, shared by all ranks.
         step: names the checkpoint.
         progress: JSON values.
+
+    Raises:
+        StorageError: on every rank, if the store did not take some rank's part.
     """
     final = folder / f"step={step:09d}"
+    if isinstance(final, ObjectPath):
+        _save_to_store(final, parallel, {"step": step, "progress": progress})
+    else:
+        _save_to_disk(final, parallel, {"step": step, "progress": progress})
+
+
+def _save_to_store(final: ObjectPath, parallel: ParallelModel, meta: dict[str, Any]) -> None:
+    try:
+        with temporary_folder() as local:
+            writer = StoreWriter(final, local / "shards", lambda sizes: {**meta, "files": sizes})
+            dcp.save(_without_empty(_state(parallel)), storage_writer=writer)
+    except dcp.CheckpointException as error:
+        raise StorageError(f"checkpoint {final} was not saved: {_first_failure(error)}") from error
+
+
+def _save_to_disk(final: Path, parallel: ParallelModel, meta: dict[str, Any]) -> None:
+    folder = final.parent
     temporary = folder / f".{final.name}.tmp"
     is_first = dist.get_rank() == 0
     if is_first:
@@ -61,16 +86,14 @@ def save(folder: Path, step: int, parallel: ParallelModel, progress: dict[str, A
     dcp.save(_without_empty(_state(parallel)), storage_writer=FileSystemWriter(temporary, sync_files=True))
     if is_first:
         sizes = {p.name: p.stat().st_size for p in temporary.iterdir()}
-        meta = {"step": step, "progress": progress, "files": sizes}
         with (temporary / META_NAME).open("w", encoding="utf-8") as file:
-            json.dump(meta, file)
+            json.dump({**meta, "files": sizes}, file)
             file.flush()
             os.fsync(file.fileno())
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         _sync_folder(folder)
     dist.barrier()
-    return final
 
 
 def restore(checkpoint: Checkpoint, parallel: ParallelModel) -> None:
@@ -78,6 +101,7 @@ def restore(checkpoint: Checkpoint, parallel: ParallelModel) -> None:
 
     Raises:
         CheckpointError: a file is missing or cut, or a tensor does not fit.
+        StorageError: it cannot be fetched.
     """
     parallel.init_optimizer_state()
     state = _state(parallel)
@@ -91,9 +115,10 @@ def restore_model(checkpoint: Checkpoint, model: nn.Module) -> None:
     """Load the weights that are shipped into an unsharded model on one process, without a process group.
 
     Raises:
-        CheckpointError: as ``restore``.
+        CheckpointError, StorageError: as ``restore``.
     """
-    saved = CheckpointReader(checkpoint.path).read_metadata().state_dict_metadata
+    with _reader(checkpoint) as reader:
+        saved = reader.read_metadata().state_dict_metadata
     weights = model.state_dict()
     averaged = {name for name in weights if f"{AVERAGE}.{name}" in saved}
     state = {
@@ -104,21 +129,36 @@ def restore_model(checkpoint: Checkpoint, model: nn.Module) -> None:
     model.load_state_dict(state["model"] | state[AVERAGE])
 
 
-def newest(folder: Path) -> Checkpoint | None:
+def saved_steps(folder: Place) -> list[int]:
+    """Steps of the complete checkpoints, rising.
+
+    Raises:
+        StorageError: the folder's store cannot be read.
+    """
+    if isinstance(folder, ObjectPath):
+        names = [name for name, files in list_checkpoints(folder).items() if META_NAME in files]
+    else:
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(match[1]) for match in map(_NAME.match, names) if match)
+
+
+def newest(folder: Place) -> Checkpoint | None:
     """The complete checkpoint with the most steps; None if there is none.
 
     Raises:
         CheckpointError: that checkpoint is damaged.
+        StorageError: the folder's store cannot be read.
     """
-    steps = _steps(folder)
+    steps = saved_steps(folder)
     return open_checkpoint(folder, steps[-1]) if steps else None
 
 
-def best(folder: Path) -> Checkpoint:
+def best(folder: Place) -> Checkpoint:
     """The checkpoint with the best monitored metric (the newest, if nothing was ever evaluated).
 
     Raises:
         CheckpointError: there is none, or it is damaged.
+        StorageError: as ``newest``.
     """
     last = newest(folder)
     if last is None:
@@ -129,39 +169,57 @@ def best(folder: Path) -> Checkpoint:
     return last if step in (None, last.step) else open_checkpoint(folder, step)
 
 
-def open_checkpoint(folder: Path, step: int) -> Checkpoint:
+def open_checkpoint(folder: Place, step: int) -> Checkpoint:
     """Check and describe one checkpoint.
 
     Raises:
         CheckpointError: names the damaged file.
+        StorageError: as ``newest``.
     """
     path = folder / f"step={step:09d}"
     try:
-        meta = json.loads((path / META_NAME).read_text(encoding="utf-8"))
+        meta = json.loads((path / META_NAME).read_bytes().decode())
         sizes, progress = {**meta["files"]}, {**meta["progress"]}
+    except StorageError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(_damaged(path, f"{META_NAME} cannot be read")) from error
+    stored = path.sizes() if isinstance(path, ObjectPath) else {}
     for name, size in sizes.items():
-        file = path / Path(name).name
         try:
             check_relative(name)
         except ValueError as error:
             raise CheckpointError(f"checkpoint {path} is not opened: {error}") from error
-        if file != path / name or file.is_symlink():
+        file = path / name
+        if Path(name).name != name or (isinstance(file, Path) and file.is_symlink()):
             raise CheckpointError(f"checkpoint {path} is not opened: {name!r:.80} leads out of its folder")
-        if not file.is_file() or file.stat().st_size != size:
+        found = stored.get(name) if isinstance(file, ObjectPath) else file.is_file() and file.stat().st_size
+        if type(found) is not int or found != size:
             raise CheckpointError(_damaged(path, f"{name} is missing or cut"))
-    return Checkpoint(path, step, progress)
+    return Checkpoint(path, step, progress, sizes)
 
 
-def prune(folder: Path, keep: int, best_step: int | None) -> None:
+def prune(folder: Place, keep: int, best_step: int | None) -> None:
     """Delete all but the ``keep`` newest checkpoints and the best one, and leftovers of interrupted writes."""
-    steps = _steps(folder)
+    if isinstance(folder, ObjectPath):
+        _prune_store(folder, keep, best_step)
+        return
+    steps = saved_steps(folder)
     for step in steps[:-keep]:
         if step != best_step:
             shutil.rmtree(folder / f"step={step:09d}", ignore_errors=True)
     for leftover in folder.glob(".step=*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _prune_store(folder: ObjectPath, keep: int, best_step: int | None) -> None:
+    # What is left goes after the next save, which tells of a store that does not answer.
+    with contextlib.suppress(StorageError):
+        steps = saved_steps(folder)
+        kept = {f"step={step:09d}" for step in {*steps[-keep:], best_step} & {*steps}}
+        for name in list_checkpoints(folder):
+            if _NAME.match(name) and name not in kept:
+                delete_checkpoint(folder / name)
 
 
 def _state(parallel: ParallelModel) -> dict[str, Any]:
@@ -182,27 +240,31 @@ def _without_empty(state: dict[str, Any]) -> dict[str, Any]:
 
 def _load(checkpoint: Checkpoint, state: dict[str, Any]) -> None:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _reader(checkpoint) as reader:
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is intended
-            dcp.load(
-                state,
-                storage_reader=CheckpointReader(checkpoint.path),
-                planner=CheckpointPlanner(),
-                no_dist=not dist.is_initialized(),
-            )
+            dcp.load(state, storage_reader=reader, planner=CheckpointPlanner(), no_dist=not dist.is_initialized())
     except (dcp.CheckpointException, RuntimeError, ValueError) as error:
-        reason = error
-        if isinstance(error, dcp.CheckpointException):  # what went wrong on some rank
-            reason = next(iter(error.failures.values()))[0]
+        reason = _first_failure(error) if isinstance(error, dcp.CheckpointException) else error
+        if isinstance(reason, StorageError):
+            raise StorageError(str(reason)) from error
         raise CheckpointError(f"checkpoint {checkpoint.path} does not load into this model: {reason}") from error
 
 
-def _steps(folder: Path) -> list[int]:
-    matches = (_NAME.match(p.name) for p in folder.iterdir()) if folder.is_dir() else ()
-    return sorted(int(match[1]) for match in matches if match)
+@contextlib.contextmanager
+def _reader(checkpoint: Checkpoint) -> Iterator[CheckpointReader]:
+    if isinstance(checkpoint.path, ObjectPath):
+        with temporary_folder() as local:
+            yield StoreReader(checkpoint.path, local, checkpoint.files)
+    else:
+        yield CheckpointReader(checkpoint.path)
 
 
-def _damaged(path: Path, what: str) -> str:
+def _first_failure(error: dcp.CheckpointException) -> BaseException:
+    """What went wrong on some rank."""
+    return next(iter(error.failures.values()))[0]
+
+
+def _damaged(path: Place, what: str) -> str:
     return f"checkpoint {path} is damaged ({what}): delete the folder to go on from the one before it"
 
 

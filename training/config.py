@@ -363,6 +363,8 @@ class ReaderConfig:
     shuffle_row_groups: Positive = 4
     """Row groups of one stream in its shuffle buffer."""
     prefetch_batches: Positive = 8
+    cache_bytes: Annotated[int, Field(ge=1)] = 32 * 2**30
+    """Local copies that a rank keeps of a split in an object store, below TMPDIR; files being read count, and stay."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -372,6 +374,8 @@ class CheckpointConfig:
     every_steps: Positive = 1_000
     keep: Positive = 2
     """Newest checkpoints kept, besides the best."""
+    folder: str | None = None
+    """Of this run alone; may be in an object store. None: in the run's folder."""
 
 
 # --------------------------------------------------------------------------------------------------------- calibration

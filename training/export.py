@@ -5,6 +5,7 @@ the run has one), ``golden.jsonl`` (raw rows with their probabilities), and ``ar
 fingerprints and every other file's sha256.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,6 +19,16 @@ from pydantic import TypeAdapter
 from safetensors.torch import save_file
 
 from features.rawlog import LogError, expand_paths
+from features.storage import (
+    VERSION,
+    ObjectPath,
+    Place,
+    StorageError,
+    clean,
+    new_version_name,
+    publish,
+    temporary_folder,
+)
 from training import checkpoint
 from training.calibration import CALIBRATION_NAME, Calibration
 from training.config import TrainingConfig
@@ -69,7 +80,7 @@ def load_best(run: Run, dataset: Dataset | None = None) -> Best:
             "with: its ids mean something else"
         )
     model = build_model(dataset, config, torch.device("cpu"))
-    best = checkpoint.best(run.checkpoints)
+    best = checkpoint.best(run.checkpoints_of(config))
     checkpoint.restore_model(best, model)
     return Best(model.eval(), dataset, config, _calibration(run, config, best.step), best.step)
 
@@ -85,7 +96,7 @@ def _calibration(run: Run, config: TrainingConfig, step: int) -> Calibration:
     return Calibration.from_json(values)
 
 
-def export(run: Run, output: Path, golden_input: str | None = None) -> Predictor:
+def export(run: Run, output: Place, golden_input: str | None = None) -> Predictor:
     """Write the artifact of a run's best checkpoint; it appears in one step, replacing an older artifact.
 
     Args:
@@ -98,34 +109,57 @@ def export(run: Run, output: Path, golden_input: str | None = None) -> Predictor
 
     Raises:
         RunError: the output folder holds something else, or no raw row is there to take.
+        StorageError: the output's store cannot be written; an older artifact stays as it was.
     """
-    if output.exists() and any(output.iterdir()) and not (output / ARTIFACT_NAME).is_file():
-        raise RunError(f"{output} exists and is not an artifact: choose another --output")
-    model, dataset, training, calibration, _ = load_best(run)
-    config = run.read("config.json")
+    _check_output(output)
+    if isinstance(output, ObjectPath):
+        with temporary_folder() as staging:
+            version = staging / new_version_name()
+            _write_artifact(run, version, golden_input, {"folder": version.name})
+            publish(version, output, ARTIFACT_NAME)
+        with contextlib.suppress(StorageError):  # what is left goes after the next export
+            clean(output, version.name)
+        return Predictor.load(output)
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, temporary / WEIGHTS_NAME)
-        dataset.learnt.save(temporary / "learnt")
-        _write(temporary / "config.json", config)
-        _write(temporary / "metrics.json", run.read("metrics.json"))
-        if training.calibration.kind != "none":
-            _write(temporary / CALIBRATION_NAME, calibration.to_json())
-        predictor = Predictor(model, dataset.manifest.schema, dataset.learnt, config, calibration)
-        rows = golden_rows(predictor, dataset, golden_input)
-        scores = predictor.predict(rows)
-        with (temporary / GOLDEN_NAME).open("w", encoding="utf-8") as file:
-            for row, probability in zip(rows, scores, strict=True):
-                file.write(json.dumps({"row": row, "probability": float(probability)}, ensure_ascii=False) + "\n")
-        _write(temporary / ARTIFACT_NAME, _describe(temporary, dataset, model))
+        _write_artifact(run, temporary, golden_input, {})
         if output.exists():
             shutil.rmtree(output)
         temporary.rename(output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Predictor.load(output)
+
+
+def _check_output(output: Place) -> None:
+    if isinstance(output, ObjectPath):
+        names = {name.partition("/")[0] for name in output.sizes()}
+        is_other = ARTIFACT_NAME not in names and any(not VERSION.fullmatch(name) for name in names)
+    else:
+        is_other = output.exists() and any(output.iterdir()) and not (output / ARTIFACT_NAME).is_file()
+    if is_other:
+        raise RunError(f"{output} exists and is not an artifact: choose another --output")
+
+
+def _write_artifact(run: Run, folder: Path, golden_input: str | None, more: dict[str, Any]) -> None:
+    """Write the artifact's files, ``artifact.json`` last."""
+    model, dataset, training, calibration, _ = load_best(run)
+    config = run.read("config.json")
+    folder.mkdir(parents=True)
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / WEIGHTS_NAME)
+    dataset.learnt.save(folder / "learnt")
+    _write(folder / "config.json", config)
+    _write(folder / "metrics.json", run.read("metrics.json"))
+    if training.calibration.kind != "none":
+        _write(folder / CALIBRATION_NAME, calibration.to_json())
+    predictor = Predictor(model, dataset.manifest.schema, dataset.learnt, config, calibration)
+    rows = golden_rows(predictor, dataset, golden_input)
+    scores = predictor.predict(rows)
+    with (folder / GOLDEN_NAME).open("w", encoding="utf-8") as file:
+        for row, probability in zip(rows, scores, strict=True):
+            file.write(json.dumps({"row": row, "probability": float(probability)}, ensure_ascii=False) + "\n")
+    _write(folder / ARTIFACT_NAME, {**_describe(folder, dataset, model), **more})
 
 
 def golden_rows(predictor: Predictor, dataset: Dataset, golden_input: str | None) -> list[dict[str, Any]]:

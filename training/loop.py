@@ -6,7 +6,6 @@ It is a generator of events and knows nothing of Ray, files of a run or progress
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from features.storage import Place
 from training import checkpoint
 from training.allocator import return_unused_pages
 from training.batch import Batch
@@ -78,7 +78,7 @@ class Training:
     train_reader: Reader
     valid_reader: Reader | None
     device: torch.device
-    checkpoints: Path
+    checkpoints: Place
 
     def __post_init__(self) -> None:
         self.times = StepTimes(self.parallel.model, self.device)

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,11 +13,12 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from features.dataset import check_relative, is_inside
+from features.dataset import is_inside
 from features.encoding import MissingColumnError, RawRow, RowEncoder, RowError
 from features.learnt import Learnt
 from features.rawlog import LogError, LogFormat, Lookup, read_lines
 from features.schema import FeatureSchema
+from features.storage import VERSION, ObjectPath, Place, check_relative, download_all, locate, temporary_folder
 from training.batch import to_batch
 from training.calibration import CALIBRATION_NAME, Calibration, CalibrationError
 from training.config import TrainingConfig
@@ -30,6 +31,8 @@ GOLDEN_NAME = "golden.jsonl"
 GOLDEN_TOLERANCE = 1e-6
 """Largest difference between a golden row's stored and replayed probability."""
 BATCH_SIZE = 4096
+
+P = TypeVar("P", Path, ObjectPath)
 
 
 class ArtifactError(ValueError):
@@ -49,14 +52,23 @@ class Predictor:
         self._encoder = RowEncoder(schema, learnt)
 
     @classmethod
-    def load(cls, artifact: Path | str) -> "Predictor":
+    def load(cls, artifact: Place | str) -> "Predictor":
         """Read an artifact, check every file and replay its golden rows.
 
         Raises:
             ArtifactError: a file is missing or changed, a fingerprint is foreign, or a golden row scores differently.
+            StorageError: its store cannot be read.
         """
-        folder = Path(artifact)
-        description = _read_description(folder)
+        place = locate(artifact)
+        if not isinstance(place, ObjectPath):
+            return cls._load(place)
+        with temporary_folder() as folder:
+            _download(place, folder)
+            return cls._load(folder)
+
+    @classmethod
+    def _load(cls, folder: Path) -> "Predictor":
+        folder, description = _read_description(folder)
         config = _read_json(folder / "config.json")
         try:
             schema = TypeAdapter(FeatureSchema).validate_python(config["features"])
@@ -157,23 +169,47 @@ def _load_model(weights: Path, schema: FeatureSchema, learnt: Learnt, training: 
     return model
 
 
-def _read_description(folder: Path) -> dict[str, Any]:
-    description = _read_json(folder / ARTIFACT_NAME)
+def _download(artifact: ObjectPath, to: Path) -> None:
+    """Fetch an artifact's files to the same places in a local folder; what they hold is checked when they are read."""
+    if not (artifact / ARTIFACT_NAME).is_file():
+        raise ArtifactError(f"{artifact} is not an artifact: it has no {ARTIFACT_NAME}; run jobs.export first")
+    (to / ARTIFACT_NAME).write_bytes((artifact / ARTIFACT_NAME).read_bytes())
+    description = _read_json(to / ARTIFACT_NAME)
+    files = _files_of(artifact, description)
+    download_all(files, files.sizes(), _files_of(to, description))
+
+
+def _files_of(artifact: P, description: dict[str, Any]) -> P:
+    """The folder of an artifact's files: in an object store each export has one of its own."""
+    folder = description.get("folder")
+    if folder is None:
+        return artifact
+    if not isinstance(folder, str) or not VERSION.fullmatch(folder):
+        raise ArtifactError(f"{artifact} is not opened: {folder!r:.80} is no folder of an artifact")
+    return artifact / folder
+
+
+def _read_description(artifact: Path) -> tuple[Path, dict[str, Any]]:
+    """The folder of the artifact's files, all of them checked, and what ``artifact.json`` says."""
+    description = _read_json(artifact / ARTIFACT_NAME)
     if description.get("version") != 1:
-        raise ArtifactError(f"{folder} has artifact version {description.get('version')}; this program reads version 1")
+        raise ArtifactError(
+            f"{artifact} has artifact version {description.get('version')}; this program reads version 1"
+        )
+    folder = _files_of(artifact, description)
     files = description.get("files")
     if not isinstance(files, dict) or not {WEIGHTS_NAME, GOLDEN_NAME, "config.json"} <= set(files):
-        raise ArtifactError(f"{folder / ARTIFACT_NAME} does not list the artifact's files")
+        raise ArtifactError(f"{artifact / ARTIFACT_NAME} does not list the artifact's files")
     for name, digest in files.items():
         try:
             path = folder / check_relative(name)
         except ValueError as error:
             raise ArtifactError(f"{folder} is not opened: {error}") from error
-        if not is_inside(folder, path):
+        if not is_inside(artifact, path):
             raise ArtifactError(f"{folder} is not opened: {name!r} leads out of its folder")
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             raise ArtifactError(f"{path} is missing or was changed after export: export the model again")
-    return description
+    return folder, description
 
 
 def _read_calibration(folder: Path, config: TrainingConfig) -> Calibration:

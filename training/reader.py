@@ -22,7 +22,7 @@ import pyarrow as pa
 from petastorm import make_batch_reader
 from petastorm.workers_pool import EmptyResultError
 
-from features.dataset import DatasetManifest, inside
+from features.dataset import DatasetManifest
 from features.encoding import Columns
 from training.batch import Batch, to_batch
 from training.config import ReaderConfig
@@ -30,6 +30,7 @@ from training.prefetch import prefetch
 from training.row_order import Piece, Window, cut_streams
 from training.rows import Rows, RowsPool
 from training.shard import ReaderError, ShardChecker
+from training.shard_cache import ShardCache, local_files
 
 # By default Arrow gives each freed buffer back to the system, which zeroes the same pages anew for the next row group.
 with contextlib.suppress(NotImplementedError):  # an Arrow without jemalloc
@@ -55,7 +56,7 @@ class Reader:
 
     def __init__(
         self,
-        dataset: Path,
+        dataset: Path | ShardCache,
         manifest: DatasetManifest,
         split: str,
         config: ReaderConfig,
@@ -70,7 +71,7 @@ class Reader:
         """Check the arithmetic; nothing is opened yet.
 
         Args:
-            dataset: folder of the manifest.
+            dataset: folder of the manifest, or its files in an object store.
             batch_size: rows of a step over all ranks.
             seed: of the order; with shuffle=False it has no effect.
             shuffle: training; else the rows of a stream come in file order.
@@ -89,7 +90,7 @@ class Reader:
             raise ValueError(
                 f"batch size {batch_size} must be a multiple of training.reader.num_streams ({config.num_streams})"
             )
-        self.dataset = Path(dataset).absolute()
+        self.dataset = dataset if isinstance(dataset, ShardCache) else Path(dataset).absolute()
         self.schema = manifest.schema
         self.files = manifest.split(split).files
         self.config, self.seed, self.shuffle = config, seed, shuffle
@@ -122,6 +123,7 @@ class Reader:
 
         Raises:
             ReaderError: a file is missing, cut or not as the manifest says, or an id is outside its table.
+            StorageError: a file cannot be fetched from its store.
         """
         self.rows_delivered = 0
         with contextlib.closing(
@@ -245,20 +247,21 @@ class Stream:
 class RowGroups:
     """Checked columns of row groups, through Petastorm."""
 
-    def __init__(self, dataset: Path, checker: ShardChecker) -> None:
+    def __init__(self, dataset: Path | ShardCache, checker: ShardChecker) -> None:
         self.dataset, self.checker = dataset, checker
         self.turns = threading.Semaphore(os.cpu_count() or 1)
         """Windows loaded at a time: more than there are cores would hold more memory and get in each other's way."""
 
     def read(self, pieces: Sequence[Piece]) -> Generator[Columns, None, None]:
         """The rows of each piece, in order; pieces of one file stand together."""
-        for _, run in itertools.groupby(pieces, key=lambda piece: piece.file.path):
-            yield from self._read_file(list(run))
+        runs = [list(run) for _, run in itertools.groupby(pieces, key=lambda piece: piece.file.path)]
+        with contextlib.closing(local_files(self.dataset, [run[0].file for run in runs])) as paths:
+            for run in runs:
+                yield from self._read_file(next(paths), run)
 
-    def _read_file(self, pieces: Sequence[Piece]) -> Generator[Columns, None, None]:
+    def _read_file(self, path: Path, pieces: Sequence[Piece]) -> Generator[Columns, None, None]:
         """Pieces of consecutive row groups of one file."""
         file = pieces[0].file
-        path = inside(self.dataset, file.path)
         if any(character in str(path) for character in "#?"):
             raise ReaderError(f"{path}: Petastorm cannot open a path with '#' or '?' in it; move the dataset")
         self.checker.check_file(path, file)

@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from features.dataset import DatasetManifest
 from features.learnt import Learnt
+from features.storage import ObjectPath, Place, locate
 from training import checkpoint
 from training.calibration import CALIBRATION_NAME, CalibrationError, fit_platt
 from training.config import TrainingConfig
@@ -24,6 +25,7 @@ from training.metrics import curves, evaluate
 from training.model.ctr_model import CTRModel
 from training.parallelize import needs_padded_tables, parallelize
 from training.reader import Reader
+from training.shard_cache import ShardCache
 
 
 class RunError(ValueError):
@@ -39,6 +41,10 @@ class Run:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    def checkpoints_of(self, config: TrainingConfig) -> Place:
+        """Where this config keeps the run's checkpoints."""
+        return self.checkpoints if config.checkpoint.folder is None else locate(config.checkpoint.folder)
 
     @property
     def history(self) -> Path:
@@ -88,24 +94,26 @@ class Run:
 class Dataset:
     """A dataset that was checked and is ready to be read."""
 
-    path: Path
+    path: Place
     manifest: DatasetManifest
     learnt: Learnt
 
     @classmethod
-    def open(cls, path: Path | str) -> "Dataset":
+    def open(cls, path: Place | str) -> "Dataset":
         """Load a dataset's manifest and learnt state, and check files and ids.
 
         Raises:
             DatasetError, LearntError: names what is missing, cut or outside its table.
+            StorageError: its store cannot be read.
         """
+        path = locate(path)
         manifest = DatasetManifest.load(path)
         learnt = manifest.load_learnt(path)
         for name, split in manifest.splits.items():
             if split.num_rows:
                 manifest.check_files(path, name)
         manifest.check_ids(learnt)
-        return cls(Path(path), manifest, learnt)
+        return cls(path, manifest, learnt)
 
     def num_embeddings(self) -> dict[str, int]:
         """Feature -> rows of its table."""
@@ -118,7 +126,7 @@ class Dataset:
         """A reader of one split; only ``train`` is shuffled."""
         is_train = split == "train"
         return Reader(
-            self.path,
+            self._files(config.reader.cache_bytes),
             self.manifest,
             split,
             config.reader,
@@ -129,6 +137,9 @@ class Dataset:
             shuffle=config.reader.shuffle and is_train,
             num_embeddings=self.num_embeddings(),
         )
+
+    def _files(self, cache_bytes: int) -> Path | ShardCache:
+        return ShardCache(self.path, cache_bytes) if isinstance(self.path, ObjectPath) else self.path
 
 
 def build_model(dataset: Dataset, config: TrainingConfig, device: torch.device) -> CTRModel:
@@ -151,7 +162,7 @@ def fit(run: Run, config: TrainingConfig, on_event: Callable[[Event], None] = la
     """Train this rank to the end, from the newest checkpoint if there is one.
 
     Args:
-        run: its folder must be visible to every rank.
+        run: its folder must be visible to every rank; what is large in it may be elsewhere (``checkpoint.folder``).
         config: the training section.
         on_event: called on every rank, in the same order, with each event of the loop.
 
@@ -176,10 +187,10 @@ def fit(run: Run, config: TrainingConfig, on_event: Callable[[Event], None] = la
         dataset.reader("train", config, rank=rank, world_size=world_size),
         dataset.reader("valid", config, rank=rank, world_size=world_size) if has_valid else None,
         device,
-        run.checkpoints,
+        run.checkpoints_of(config),
     )
     progress = Progress()
-    last = checkpoint.newest(run.checkpoints)
+    last = checkpoint.newest(training.checkpoints)
     if last is not None:
         checkpoint.restore(last, parallel)
         progress = Progress.from_json(last.progress)
@@ -230,7 +241,7 @@ def _evaluate_best(run: Run, training: Training) -> tuple[dict[str, Any], Calibr
     nothing could be fitted; it is returned, and the metrics are the raw ones, as a finished training must not be lost.
     """
     assert training.valid_reader is not None
-    best = checkpoint.best(run.checkpoints)
+    best = checkpoint.best(training.checkpoints)
     checkpoint.restore(best, training.parallel)
     logits, labels, weights, group_ids = score_all(training.parallel, training.valid_reader, training.device)
     summary: dict[str, Any] = {}

@@ -1,0 +1,416 @@
+"""Storage: where files are, a folder on disk or an object store (``s3://``), and how they get there whole.
+
+A store has no rename, so what is written to it counts by one object, put there last by a copy inside the store, which
+happens or does not. Everything that this object names is there before, checked by size.
+"""
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import stat
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeAlias, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from pyarrow import fs
+
+PATIENCE_SECONDS = 25.0
+"""How long a transfer is repeated after its first failure; with the time-outs below, nobody waits for much more than a
+minute."""
+NUM_TRIES = 3
+"""At least, however long each takes."""
+CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 5.0
+"""The library waits for two to three times the latter before it calls a silent connection dead."""
+NUM_TRANSFERS = 8
+"""Files on their way at the same time."""
+CHUNK_BYTES = 10 * 2**20
+"""Of a file in memory at a time; pyarrow's size of a part, so that it holds nothing back."""
+VERSION = re.compile(r"version-[0-9a-f]{32}")
+"""Folder that a dataset or an artifact keeps its files in."""
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class StorageError(ValueError):
+    """A place cannot be read or written; names it and says what to do."""
+
+
+def check_relative(path: str) -> str:
+    """The same path, if it can only lead to a file below the folder that it is looked for in.
+
+    Raises:
+        ValueError: it climbs out, or no file can have such a name.
+    """
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or ".." in parts or "\0" in path:
+        raise ValueError(f"{path!r:.80} leads out of its folder")
+    if len(path) > 1_000 or max(len(part.encode()) for part in parts) > 255:
+        raise ValueError(f"{path!r:.80} is longer than any file's name")
+    return path
+
+
+@dataclass(frozen=True)
+class ObjectPath:
+    """A file or folder in an object store; where ``pathlib.Path`` has a method of the same name, it means the same."""
+
+    bucket: str
+    key: str
+    """Without slashes at its ends."""
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.key}"
+
+    def __truediv__(self, name: str) -> "ObjectPath":
+        return ObjectPath(self.bucket, f"{self.key}/{check_relative(name)}")
+
+    @property
+    def name(self) -> str:
+        return self.key.rpartition("/")[2]
+
+    @property
+    def _path(self) -> str:
+        return f"{self.bucket}/{self.key}"
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file below this folder, by its path in it; empty where there is no such folder.
+
+        Raises:
+            StorageError: there is no such bucket, or it may not be listed.
+        """
+
+        def list_() -> list[fs.FileInfo]:
+            try:
+                # To allow what is not there would allow a bucket that is not there.
+                return _store().get_file_info(fs.FileSelector(self._path, recursive=True))
+            except FileNotFoundError:
+                return []
+
+        return {info.path[len(self._path) + 1 :]: info.size for info in self._insist(list_) if info.is_file}
+
+    def is_file(self) -> bool:
+        if self._insist(lambda: _store().get_file_info(self._path).is_file):
+            return True
+        self.sizes()  # a bucket that is not there looks like a file that is not, until it is listed
+        return False
+
+    def read_bytes(self) -> bytes:
+        def read() -> bytes:
+            with _store().open_input_stream(self._path, compression=None) as stream:
+                return stream.read()
+
+        return self._insist(read)
+
+    def download(self, to: Path, num_bytes: int, sha256: str | None = None) -> None:
+        """Fetch this file, whole.
+
+        Args:
+            to: file to write; it has its name only when it is complete.
+            num_bytes: size it must have.
+            sha256: of its content, where it is known.
+
+        Raises:
+            StorageError: it cannot be had, or is another one.
+        """
+        part = to.with_name(f".{to.name}.part")
+
+        def fetch() -> None:
+            digest = hashlib.sha256()
+            with _store().open_input_stream(self._path, compression=None) as stream, part.open("wb") as file:
+                while chunk := stream.read(CHUNK_BYTES):
+                    digest.update(chunk)
+                    file.write(chunk)
+            if part.stat().st_size != num_bytes or sha256 not in (None, digest.hexdigest()):
+                raise OSError(f"it has {part.stat().st_size} bytes of {num_bytes}, or other ones than were written")
+
+        try:
+            self._insist(fetch)
+            part.rename(to)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def upload(self, folder: Path, names: Iterable[str] | None = None) -> None:
+        """Put files of a local folder here, several at a time.
+
+        Args:
+            names: paths in the folder; None: every file below it.
+
+        Raises:
+            StorageError: one of them did not arrive; others may have.
+        """
+        if names is None:
+            names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        files = {name: folder / name for name in names}
+        _all(lambda item: (self / item[0])._put(item[1]), files.items())
+        found = self.sizes()
+        for name, path in files.items():
+            if found.get(name) != path.stat().st_size:
+                raise StorageError(f"{self / name} was uploaded but has {found.get(name)} bytes there: try again")
+
+    def _put(self, file: Path) -> None:
+        def put() -> None:
+            # Background writes: a stream that writes in the foreground takes a failed part for none, and makes a
+            # shorter object of the rest when it is closed. Its memory has no bound but what is flushed.
+            stream = _store().open_output_stream(self._path, compression=None)
+            with file.open("rb") as source:
+                while chunk := source.read(CHUNK_BYTES):
+                    stream.write(chunk)
+                    stream.flush()
+            stream.close()
+
+        self._insist(put)
+
+    def copy_to(self, other: "ObjectPath") -> None:
+        """Make ``other`` a copy of this file, in one step."""
+        self._insist(lambda: _store().copy_file(self._path, other._path))
+
+    def delete(self) -> None:
+        """Remove this file or this folder with everything in it, if it is there."""
+
+        def remove() -> None:
+            info = _store().get_file_info(self._path)
+            if info.type == fs.FileType.File:
+                _store().delete_file(self._path)
+            elif info.type == fs.FileType.Directory:
+                _store().delete_dir(self._path)
+
+        self._insist(remove)
+
+    def _insist(self, act: Callable[[], T]) -> T:
+        """What ``act`` returns, repeated as long as another try can help.
+
+        Raises:
+            StorageError: it cannot, or did not in time.
+            OSError: something on this machine's own disk is wrong.
+        """
+        failures, pause = [], 0.25
+        while True:
+            try:
+                return act()
+            except OSError as error:
+                if isinstance(error, FileNotFoundError) and error.filename is None:
+                    raise StorageError(f"{self} is not there") from error
+                if error.errno is not None:
+                    raise
+                cure = _cure(str(error))
+                failures.append(time.monotonic())
+                is_enough = len(failures) >= NUM_TRIES and failures[-1] - failures[0] + pause > PATIENCE_SECONDS
+                if cure or is_enough:
+                    why = cure or f"cannot be reached: {_reason(str(error))}; {_server()}, try again when it answers"
+                    raise StorageError(f"{self}: {why}") from error
+            time.sleep(pause)
+            pause *= 2
+
+
+Place: TypeAlias = Path | ObjectPath
+
+
+def locate(place: str | Place) -> Place:
+    """A place from a path, ``file://`` or ``s3://``.
+
+    Raises:
+        StorageError: nothing of the kind can be opened here.
+    """
+    if not isinstance(place, str):
+        return place
+    scheme, separator, rest = place.partition("://")
+    if not separator or not re.fullmatch(r"[A-Za-z][\w+.-]*", scheme):
+        return Path(place)
+    parts = urlsplit(place)
+    if scheme == "file":
+        if parts.netloc not in ("", "localhost") or not parts.path.strip("/"):
+            raise StorageError(f"{place!r:.200} names no folder: write file:///absolute/path")
+        return Path(unquote(parts.path))
+    if scheme != "s3":
+        raise StorageError(f"{scheme}:// is not known: give a path, file:///absolute/path or s3://bucket/folder")
+    if set(rest) & set("@?#") or ":" in parts.netloc:
+        raise StorageError(
+            "an s3:// URL is s3://bucket/folder and no more: keys, region and endpoint come from the environment "
+            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or AWS_PROFILE; AWS_REGION; AWS_ENDPOINT_URL)"
+        )
+    key = "/".join(part for part in parts.path.split("/") if part)
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", parts.netloc) or not key or ".." in key.split("/"):
+        raise StorageError(f"{place!r:.200} names no folder in a bucket: write s3://bucket/folder")
+    return ObjectPath(parts.netloc, key)
+
+
+def new_version_name() -> str:
+    """Of a folder that no other job writes to."""
+    return f"version-{uuid.uuid4().hex}"
+
+
+def publish(version: Path, place: ObjectPath, commit: str) -> None:
+    """Put a folder of files into ``place`` and make it the one that counts, in one step; others stay until ``clean``.
+
+    Args:
+        version: local folder whose name matches ``VERSION``; it holds a file called ``commit``.
+        commit: the file that says what counts; it is copied from the version to ``place`` itself.
+
+    Raises:
+        StorageError: it did not get there; what counted before still does.
+    """
+    before = _read_if_there(place / commit)
+    target = place / version.name
+    target.upload(version)
+    if _read_if_there(place / commit) != before:
+        raise StorageError(f"another job has written to {place} in the meantime: start again when no other one runs")
+    (target / commit).copy_to(place / commit)
+
+
+def clean(place: ObjectPath, version: str) -> None:
+    """Remove all versions but one: older ones, and what killed jobs left."""
+    for name in {name.partition("/")[0] for name in place.sizes()}:
+        if VERSION.fullmatch(name) and name != version:
+            (place / name).delete()
+
+
+def download_all(place: ObjectPath, names: Iterable[str], to: Path) -> None:
+    """Fetch files of a folder, several at a time, into a local folder.
+
+    Raises:
+        StorageError: one is not there, or did not arrive whole.
+    """
+    sizes = place.sizes()
+
+    def fetch(name: str) -> None:
+        path = to / check_relative(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name not in sizes:
+            raise StorageError(f"{place / name} is not there")
+        (place / name).download(path, sizes[name])
+
+    _all(fetch, list(names))
+
+
+def _read_if_there(place: ObjectPath) -> bytes | None:
+    return place.read_bytes() if place.is_file() else None
+
+
+def _all(act: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """``act`` on each item, several at a time; the first error ends what has not begun."""
+    with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
+        try:
+            return list(pool.map(act, items))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+# -------------------------------------------------------------------------------------------------------- this machine
+
+
+def scratch() -> Path:
+    """This user's folder among the machine's temporary files (TMPDIR).
+
+    Raises:
+        StorageError: somebody else made it.
+    """
+    folder = Path(tempfile.gettempdir()) / f"twinfocus-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise StorageError(f"{folder} can be written by others: set TMPDIR to a folder of your own")
+    return folder
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder of this process alone while the body runs; those of processes that were killed are removed."""
+    parent = scratch() / "temporary"
+    parent.mkdir(exist_ok=True)
+    with (parent / ".lock").open("w") as everybody:
+        fcntl.flock(everybody, fcntl.LOCK_EX)
+        for left in parent.glob("*/.lock"):
+            with left.open("w") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                shutil.rmtree(left.parent, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(dir=parent))
+        lock = (folder / ".lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the system lets go of it when the process dies
+    with lock:
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+# ----------------------------------------------------------------------------------------------------------- the store
+
+
+def _store() -> fs.FileSystem:
+    """The store that the environment names."""
+    return _connect(*_endpoint(), os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"))
+
+
+def _endpoint() -> tuple[str, str] | tuple[None, None]:
+    """Scheme and host:port that AWS_ENDPOINT_URL names; None: Amazon's own.
+
+    Raises:
+        StorageError: it is no such URL.
+    """
+    text = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if not text:
+        return None, None
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or "@" in parts.netloc:
+        raise StorageError("AWS_ENDPOINT_URL must be like https://host or http://host:9000, without a path or a name")
+    return parts.scheme, parts.netloc
+
+
+@lru_cache
+def _connect(scheme: str | None, host: str | None, region: str | None) -> fs.FileSystem:
+    options: dict[str, Any] = {"scheme": scheme or "https", "endpoint_override": host}
+    if region or host:
+        options["region"] = region or "us-east-1"
+    return fs.S3FileSystem(
+        connect_timeout=CONNECT_SECONDS,
+        request_timeout=ANSWER_SECONDS,
+        # Repeated here and not there: it would not send the body of a request from its start again, and wait.
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),
+        **options,
+    )
+
+
+def _server() -> str:
+    host = _endpoint()[1]
+    return f"AWS_ENDPOINT_URL is {host}" if host else "AWS_ENDPOINT_URL is not set, so it was looked for at Amazon"
+
+
+_CURES = {
+    "NO_SUCH_BUCKET": "there is no such bucket: make it, or correct the URL",
+    "ACCESS_DENIED": "access is denied: these credentials need to list, read, write and delete there",
+    **dict.fromkeys(
+        ("INVALID_ACCESS_KEY_ID", "INVALID_CLIENT_TOKEN_ID", "SIGNATURE_DOES_NOT_MATCH", "UNRECOGNIZED_CLIENT"),
+        "the store does not know these credentials: check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+    ),
+}
+
+
+def _cure(error: str) -> str | None:
+    """What to do about an error that another try will not mend; None for other errors."""
+    code = re.search(r"AWS Error (\w+)", error)
+    if code and code[1] in _CURES:
+        return _CURES[code[1]]
+    if re.search(r"HTTP status 3\d\d", error):
+        return "the bucket is in another region: set AWS_REGION"
+    if re.search(r"HTTP status 4(?!08|29)\d\d", error):
+        return f"the store refuses ({_reason(error)})"
+    return None
+
+
+def _reason(error: str) -> str:
+    """The store's own words, without the library's."""
+    return (error.partition("AWS Error ")[2].removeprefix("UNKNOWN ") or error)[:200].strip(" .")
