@@ -130,9 +130,8 @@ class Measurement:
         """Processes of a ``jobs.train`` by name -> the peak of the largest of that name, MB."""
         run, overlay = self._run(f"job-{rows}"), self.arguments.folder / "buckets.toml"
         dataset = self._dataset(rows)
-        overlay.write_text(
-            f'[[features.sparse]]\nnames = ["C{{1..26}}"]\nencoding = {{ kind = "hash", num_buckets = {NUM_BUCKETS} }}\n'
-        )
+        encoding = f'{{ kind = "hash", num_buckets = {NUM_BUCKETS} }}'
+        overlay.write_text(f'[[features.sparse]]\nnames = ["C{{1..26}}"]\nencoding = {encoding}\n')
         command = [sys.executable, "-m", "jobs.train", "--config", CONFIG, "--config", str(overlay), "--run", str(run)]
         command += [f"training.dataset={dataset}", *self.network]
         peaks: dict[str, float] = {}

@@ -1,0 +1,389 @@
+"""Scaling: what a step costs in products, bytes and messages, and how fast it would be on machines that are not here.
+
+Arithmetic over the shards of a plan. Every rank waits for the slowest, so the slowest rank's seconds are the step's.
+What is left out: docs/scaling.md says it.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from features.schema import STRICT
+from training.config import ShardingKind, TrainingConfig
+from training.model.ctr_model import CTRModel
+from training.model.normalization import GlobalBatchNorm
+from training.planner import Cluster, Sharder, make_planner
+
+FLOAT, ID = 4, 8
+"""Bytes of a number of a vector, and of an id or a length."""
+SORT = 64
+"""Bytes that sorting the ids before the update moves for each of them: four passes that read and write."""
+HIDDEN_PASSES, FIELD_PASSES = 20, 8
+"""How often a step reads or writes each number of a hidden layer (product, norm, ReLU, dropout, and back) and of the
+fields' vectors (regrouping, joining with the dense features, and back)."""
+BUCKET = 25 << 20
+"""Bytes of dense gradients that DistributedDataParallel reduces at once."""
+
+Kind = ShardingKind | Literal["table_row_wise"]
+Number = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Floats = NDArray[np.float64]
+GIANT = 8
+"""A table that takes more than one part in so many of a rank's memory is cut by rows."""
+PARTS = ("fixed", "dense", "tables", "ids", "vectors", "dense gradients", "messages")
+"""fixed: the step's own work beside products and bytes. tables: look-up and update. ids, vectors: their exchange, both
+ways. messages: what the collectives cost however little they carry."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class Machine:
+    """What a rank has: limits, and the share of each that is reached.
+
+    Attributes:
+        flops: products and sums a second.
+        memory_bandwidth: bytes a second.
+        line: bytes that the smallest access moves.
+        id_seconds: of each id looked up and updated, beside its bytes.
+        step_seconds: of each step, whatever its size.
+        within_host, between_hosts: bytes a second that a rank sends while it receives as many.
+        latency_within, latency_between: seconds of a collective that carries next to nothing, on one host and on two;
+            a tree over more hosts takes one more ``latency_between`` each time their number doubles.
+        latency_per_peer: seconds more for each rank that an all-to-all sends to.
+        read_rows: rows a second that a rank's reader makes, beside the step.
+        memory: bytes.
+    """
+
+    flops: Number
+    memory_bandwidth: Number
+    flops_share: Share = 1.0
+    memory_share: Share = 1.0
+    link_share: Share = 1.0
+    line: Number = 64
+    id_seconds: NotNegative = 0.0
+    step_seconds: NotNegative = 0.0
+    within_host: Number = 1e15
+    between_hosts: Number = 1e15
+    latency_within: NotNegative = 0.0
+    latency_between: NotNegative = 0.0
+    latency_per_peer: NotNegative = 0.0
+    read_rows: Number = 1e15
+    memory: Number = 1e15
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows [first_row, first_row + rows) of some columns of a table on one rank."""
+
+    table: str
+    kind: Kind
+    rank: int
+    rows: int
+    columns: int
+    first_row: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Weights and row-wise Adagrad's number a row."""
+        return self.rows * (FLOAT * self.columns + 4)
+
+
+@dataclass(frozen=True)
+class Net:
+    """What the network asks of a row and of a step, wherever its tables are.
+
+    Attributes:
+        flops: products and sums of a row, forward and backward. A matrix multiplies each row once, and twice on the way
+            back; where it multiplies each field (AutoInt) that is too few.
+        numbers: of the fields' vectors, of the hidden layers.
+        parameters: replicated.
+        num_norms: batch norms over all ranks.
+    """
+
+    flops: float
+    field_numbers: int
+    hidden_numbers: int
+    parameters: int
+    num_norms: int
+
+    @classmethod
+    def of(cls, model: CTRModel) -> "Net":
+        """Read off a model whose tables may be on the meta device."""
+        dense = {n: p for n, p in model.named_parameters() if not n.startswith("embedding.")}
+        linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
+        return cls(
+            flops=6.0 * sum(p.numel() for p in dense.values() if p.ndim == 2),
+            field_numbers=model.embedding.num_fields * sum(model.embedding.widths.values()),
+            hidden_numbers=sum(m.out_features for m in linears),
+            parameters=sum(p.numel() for p in dense.values()),
+            num_norms=sum(isinstance(m, GlobalBatchNorm) for m in model.modules()),
+        )
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """How a step is spread and what its ids are like.
+
+    Attributes:
+        batch_size: rows of a global batch.
+        head: share of a table's ids that are its first row: missing values.
+        vector_bytes: of a number of a vector between ranks; 2: half precision.
+    """
+
+    world_size: int
+    ranks_per_host: int
+    batch_size: int
+    head: float = 0.0
+    vector_bytes: int = FLOAT
+
+    @property
+    def rows(self) -> int:
+        """Of a rank's part of a batch."""
+        return math.ceil(self.batch_size / self.world_size)
+
+    @property
+    def num_hosts(self) -> int:
+        return self.world_size // self.ranks_per_host
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A step.
+
+    Attributes:
+        seconds: of each of ``PARTS`` on the slowest rank, one after the other.
+        reading: seconds that its rows take to be read, beside the step.
+        imbalance: largest / mean over the ranks of what differs between them: tables, ids and vectors.
+        memory: bytes of tables on the fullest rank.
+    """
+
+    seconds: dict[str, float]
+    reading: float
+    imbalance: float
+    memory: float
+    batch_size: int
+
+    @property
+    def rows_per_second(self) -> float:
+        """With one part after the other, as the loop runs them; reading is beside it."""
+        return self.batch_size / max(sum(self.seconds.values()), self.reading)
+
+    @property
+    def rows_per_second_overlapped(self) -> float:
+        """If memory, products, links and host were all busy at once: no loop does better with this plan."""
+        parts = self.seconds
+        links = parts["ids"] + parts["vectors"] + parts["dense gradients"]
+        busiest = max(parts["fixed"] + parts["messages"], parts["dense"] + parts["tables"], links, self.reading)
+        return self.batch_size / busiest
+
+    @property
+    def limit(self) -> str:
+        """The largest part, or reading where it takes longer than all of them together."""
+        if self.reading > sum(self.seconds.values()):
+            return "reading"
+        return max(self.seconds, key=lambda part: self.seconds[part])
+
+
+def predict(shards: Sequence[Shard], net: Net, machine: Machine, traffic: Traffic) -> Prediction:
+    """What a step of these shards takes on machines of this kind."""
+    t, m = traffic, machine
+    memory, ids, received, vectors_out, reduced_locally, held = np.zeros((6, t.world_size))
+    sent = reduced = replicated = 0.0
+    for shard in shards:
+        r, num_ids, num_bags = shard.rank, *_look_ups(shard, t)
+        ids[r] += num_ids
+        memory[r] += _table_bytes(shard, num_ids, num_bags, m.line)
+        held[r] += shard.num_bytes
+        vectors = t.vector_bytes * num_bags * shard.columns
+        if shard.kind == "data_parallel":
+            replicated += FLOAT * shard.rows * shard.columns / t.world_size  # a shard a rank
+            continue
+        # A row-wise rank is told each bag's length, and gets those ids that are its own.
+        received[r] += ID * (num_bags + num_ids)
+        sent += ID * (num_bags + num_ids) / t.world_size
+        if shard.kind == "row_wise":
+            reduced += vectors / t.world_size  # each rank brings all bags
+        elif shard.kind == "table_row_wise":
+            reduced_locally[r] += vectors
+            vectors_out[r] += vectors / t.ranks_per_host
+        else:
+            vectors_out[r] += vectors
+    kinds = {shard.kind for shard in shards} - {"data_parallel"}
+    vectors_in = vectors_out.sum() / t.world_size
+    seconds = {
+        "tables": memory / (m.memory_bandwidth * m.memory_share) + ids * m.id_seconds,
+        "ids": _all_to_all(np.maximum(sent, received), m, t),
+        # Forward and backward.
+        "vectors": 2
+        * (
+            _all_to_all(np.maximum(vectors_out, vectors_in), m, t)
+            + _reduce_scatter(reduced, m, t)
+            + reduced_locally * (t.ranks_per_host - 1) / t.ranks_per_host / (m.within_host * m.link_share)
+        ),
+    }
+    load = np.sum(list(seconds.values()), axis=0)
+    slowest = int(load.argmax())
+    fields = FLOAT * t.rows * (FIELD_PASSES * net.field_numbers + HIDDEN_PASSES * net.hidden_numbers)
+    dense = t.rows * net.flops / (m.flops * m.flops_share) + fields / (m.memory_bandwidth * m.memory_share)
+    gradients = FLOAT * net.parameters + replicated
+    # A replicated table's gradient, state and weights are gone over whole.
+    update = 5 * replicated / (m.memory_bandwidth * m.memory_share)
+    parts = {
+        "fixed": m.step_seconds,
+        "dense": dense,
+        **{name: float(value[slowest]) for name, value in seconds.items()},
+        "dense gradients": 2 * _reduce_scatter(gradients, m, t) if t.world_size > 1 else 0.0,
+        "messages": _latency(len(kinds), net, gradients, m, t),
+    }
+    parts["tables"] += update
+    return Prediction(
+        seconds={part: parts[part] for part in PARTS},
+        reading=t.rows / m.read_rows,
+        imbalance=float(load.max() / load.mean()) if load.any() else 1.0,
+        memory=float(held.max()),
+        batch_size=t.batch_size,
+    )
+
+
+def _look_ups(shard: Shard, t: Traffic) -> tuple[float, float]:
+    """Ids that a shard looks up in a step, and bags that it makes a vector of. One id a row and feature."""
+    if shard.kind == "data_parallel":
+        return t.rows, t.rows
+    if shard.kind in ("row_wise", "table_row_wise"):
+        ranks = t.world_size if shard.kind == "row_wise" else t.ranks_per_host
+        return t.batch_size * ((1 - t.head) / ranks + t.head * (shard.first_row == 0)), t.batch_size
+    return t.batch_size, t.batch_size
+
+
+def _table_bytes(shard: Shard, num_ids: float, num_bags: float, line: float) -> float:
+    """Bytes of memory that a shard's look-up, backward and row-wise Adagrad move in a step.
+
+    Forward: the ids, their rows, a vector a bag. Backward: a gradient an id, sorting, and for each distinct row its
+    weights and its sum of squares, read and written.
+    """
+    vector, row = FLOAT * shard.columns, max(FLOAT * shard.columns, line)
+    distinct = min(num_ids, shard.rows)
+    forward = num_ids * (ID + row) + num_bags * vector
+    backward = num_ids * (vector + SORT) + distinct * 2 * (row + line)
+    return forward + backward
+
+
+def _all_to_all(num_bytes: Floats, m: Machine, t: Traffic) -> Floats:
+    """Seconds in which each rank sends (or gets) so many bytes, spread evenly over all ranks."""
+    local = num_bytes * (t.ranks_per_host - 1) / t.world_size / (m.within_host * m.link_share)
+    remote = num_bytes * (t.world_size - t.ranks_per_host) / t.world_size / (m.between_hosts * m.link_share)
+    return np.maximum(local, remote)
+
+
+def _reduce_scatter(num_bytes: float, m: Machine, t: Traffic) -> float:
+    """Seconds of a ring over tensors of so many bytes; it crosses each host's links once, spread over its ranks."""
+    local = num_bytes * (t.world_size - 1) / t.world_size / (m.within_host * m.link_share)
+    crossing = num_bytes * (t.num_hosts - 1) / t.num_hosts / t.ranks_per_host
+    return max(local, crossing / (m.between_hosts * m.link_share))
+
+
+def _latency(num_kinds: int, net: Net, gradient_bytes: float, m: Machine, t: Traffic) -> float:
+    """Seconds of a step's collectives, empty: for each kind of sharding splits, lengths, ids and vectors twice; two
+    sums of the loop, two for each batch norm, and the dense gradients."""
+    if t.world_size == 1:
+        return 0.0
+    tree = m.latency_within if t.num_hosts == 1 else m.latency_between * math.ceil(math.log2(t.num_hosts))
+    base = m.latency_within if t.num_hosts == 1 else m.latency_between
+    to_all = base + m.latency_per_peer * (t.world_size - 1)
+    trees = 2 + 2 * net.num_norms + math.ceil(gradient_bytes / BUCKET)
+    return 5 * num_kinds * to_all + trees * tree
+
+
+# --------------------------------------------------------------------------------------------------------------- plans
+
+
+def planned_shards(model: CTRModel, config: TrainingConfig, cluster: Cluster) -> list[Shard]:
+    """The shards of the plan that a training on these ranks would make.
+
+    Raises:
+        PlannerError: the tables do not fit.
+    """
+    plan: Any = make_planner(model, config, cluster).plan(model, [Sharder()])  # pyright: ignore[reportArgumentType]
+    sizes = {table.name: (table.num_embeddings, table.padded_width) for table in model.tables}
+    shards = []
+    for name, placement in [place for part in plan.plan.values() for place in part.items()]:
+        if placement.sharding_spec is None:
+            shards += [Shard(name, "data_parallel", rank, *sizes[name]) for rank in range(cluster.world_size)]
+            continue
+        for shard in placement.sharding_spec.shards:
+            if math.prod(shard.shard_sizes):
+                shards.append(
+                    Shard(
+                        name,
+                        placement.sharding_type,
+                        shard.placement.rank(),
+                        *shard.shard_sizes,
+                        shard.shard_offsets[0],
+                    )
+                )
+    return shards
+
+
+def dealt_shards(model: CTRModel, net: Net, machine: Machine, traffic: Traffic) -> list[Shard]:
+    """Shards in two dimensions, for what the planner is not asked for: the fastest of a few ways to deal them out.
+
+    A table with at most as many rows as a rank has in a batch is replicated: its gradient is less than the vectors that
+    it would send. Others are cut into parts of so many columns, and parts of giants (or all) by rows over the ranks of
+    one host; the heaviest part goes first, to whoever has least to send.
+    """
+    ways = [
+        _deal(model, traffic, machine.memory, columns, traffic.rows, all_by_host)
+        for columns in (None, 64, 32)
+        for all_by_host in (False, True)
+    ]
+    steps = [predict(way, net, machine, traffic) for way in ways]
+    fits = [step.memory <= machine.memory for step in steps]
+    return ways[max(range(len(ways)), key=lambda i: (fits[i], steps[i].rows_per_second))]
+
+
+def whole_tables(model: CTRModel, traffic: Traffic) -> list[Shard]:
+    """Each table on one rank, as if it fitted."""
+    return _deal(model, traffic, math.inf)
+
+
+def _deal(
+    model: CTRModel,
+    t: Traffic,
+    memory: float,
+    columns: int | None = None,
+    max_replicated: int = 0,
+    all_by_host: bool = False,
+) -> list[Shard]:
+    shards: list[Shard] = []
+    parts: list[tuple[bool, int, str, int]] = []
+    for table in model.tables:
+        rows, width = table.num_embeddings, table.padded_width
+        if rows <= max_replicated:
+            shards += [Shard(table.name, "data_parallel", rank, rows, width) for rank in range(t.world_size)]
+            continue
+        by_host = all_by_host or rows * (FLOAT * width + 4) > memory / GIANT
+        for first in range(0, width, columns or width):
+            parts.append((by_host, rows, table.name, min(columns or width, width - first)))
+    to_send, held = np.zeros((2, t.num_hosts, t.ranks_per_host))
+    total = sum(part[3] for part in parts) / t.world_size
+    for by_host, rows, name, width in sorted(parts, reverse=True):
+        score = to_send / total + held / memory
+        host, rank = divmod(int(score.argmin()), t.ranks_per_host)
+        if by_host:
+            host = int(score.max(axis=1).argmin())
+        ranks = range(t.ranks_per_host) if by_host else [rank]
+        block = math.ceil(rows / len(ranks))
+        kind: Kind = "table_row_wise" if by_host else "column_wise"
+        for i, rank in enumerate(ranks):
+            first = i * block
+            if first < rows:
+                shards.append(Shard(name, kind, host * t.ranks_per_host + rank, min(block, rows - first), width, first))
+                held[host, rank] += shards[-1].num_bytes
+            to_send[host, rank] += width / len(ranks)
+    return shards
