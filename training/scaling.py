@@ -6,7 +6,7 @@ What is left out: docs/scaling.md says it.
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -193,8 +193,45 @@ class Prediction:
 def predict(shards: Sequence[Shard], net: Net, machine: Machine, traffic: Traffic) -> Prediction:
     """What a step of these shards takes on machines of this kind."""
     t, m = traffic, machine
-    memory, ids, received, vectors_out, reduced_locally, held = np.zeros((6, t.world_size))
-    sent = reduced = replicated = 0.0
+    bandwidth = m.memory_bandwidth * m.memory_share
+    loads = _load(shards, m, t)
+    total = loads.tables + loads.ids + loads.vectors
+    slowest = int(total.argmax())
+    numbers = FIELD_PASSES * net.field_numbers + HIDDEN_PASSES * net.hidden_numbers
+    gradients = FLOAT * net.parameters + loads.replicated
+    num_kinds = len({shard.kind for shard in shards} - {"data_parallel"})
+    seconds = {
+        "fixed": m.step_seconds,
+        "dense": t.rows * net.flops / (m.flops * m.flops_share) + t.rows * FLOAT * numbers / bandwidth,
+        # Of a replicated table gradient, state and weights are gone over whole, read or written five times.
+        "tables": float(loads.tables[slowest]) + 5 * loads.replicated / bandwidth,
+        "ids": float(loads.ids[slowest]),
+        "vectors": float(loads.vectors[slowest]),
+        "dense gradients": 2 * _reduce_scatter(gradients, m, t),
+        "messages": _latency(num_kinds, net, gradients, m, t),
+    }
+    return Prediction(
+        seconds=seconds,
+        reading=t.rows / m.read_rows,
+        imbalance=float(total.max() / total.mean()) if total.any() else 1.0,
+        memory=float(loads.held.max()),
+        batch_size=t.batch_size,
+    )
+
+
+class _Loads(NamedTuple):
+    """Of each rank: seconds of look-ups and of exchanges, bytes of tables. Bytes of tables that every rank has."""
+
+    tables: Floats
+    ids: Floats
+    vectors: Floats
+    held: Floats
+    replicated: float
+
+
+def _load(shards: Sequence[Shard], m: Machine, t: Traffic) -> _Loads:
+    memory, ids, ids_in, vectors_out, reduced_locally, held = np.zeros((6, t.world_size))
+    ids_out = reduced = replicated = 0.0
     for shard in shards:
         r, num_ids, num_bags = shard.rank, *_look_ups(shard, t)
         ids[r] += num_ids
@@ -202,52 +239,27 @@ def predict(shards: Sequence[Shard], net: Net, machine: Machine, traffic: Traffi
         held[r] += shard.num_bytes
         vectors = t.vector_bytes * num_bags * shard.columns
         if shard.kind == "data_parallel":
-            replicated += FLOAT * shard.rows * shard.columns / t.world_size  # a shard a rank
+            replicated += FLOAT * shard.rows * shard.columns / t.world_size  # there is a shard on each rank
             continue
-        # A row-wise rank is told each bag's length, and gets those ids that are its own.
-        received[r] += ID * (num_bags + num_ids)
-        sent += ID * (num_bags + num_ids) / t.world_size
+        # A rank is told the length of each bag, and gets those ids that are its own.
+        ids_in[r] += ID * (num_bags + num_ids)
+        ids_out += ID * (num_bags + num_ids) / t.world_size
         if shard.kind == "row_wise":
-            reduced += vectors / t.world_size  # each rank brings all bags
+            reduced += vectors / t.world_size  # each rank brings a vector for every bag, most of them zero
         elif shard.kind == "table_row_wise":
             reduced_locally[r] += vectors
             vectors_out[r] += vectors / t.ranks_per_host
         else:
             vectors_out[r] += vectors
-    kinds = {shard.kind for shard in shards} - {"data_parallel"}
     vectors_in = vectors_out.sum() / t.world_size
-    seconds = {
-        "tables": memory / (m.memory_bandwidth * m.memory_share) + ids * m.id_seconds,
-        "ids": _all_to_all(np.maximum(sent, received), m, t),
-        # Forward and backward.
-        "vectors": 2
-        * (
-            _all_to_all(np.maximum(vectors_out, vectors_in), m, t)
-            + _reduce_scatter(reduced, m, t)
-            + reduced_locally * (t.ranks_per_host - 1) / t.ranks_per_host / (m.within_host * m.link_share)
-        ),
-    }
-    load = np.sum(list(seconds.values()), axis=0)
-    slowest = int(load.argmax())
-    fields = FLOAT * t.rows * (FIELD_PASSES * net.field_numbers + HIDDEN_PASSES * net.hidden_numbers)
-    dense = t.rows * net.flops / (m.flops * m.flops_share) + fields / (m.memory_bandwidth * m.memory_share)
-    gradients = FLOAT * net.parameters + replicated
-    # A replicated table's gradient, state and weights are gone over whole.
-    update = 5 * replicated / (m.memory_bandwidth * m.memory_share)
-    parts = {
-        "fixed": m.step_seconds,
-        "dense": dense,
-        **{name: float(value[slowest]) for name, value in seconds.items()},
-        "dense gradients": 2 * _reduce_scatter(gradients, m, t) if t.world_size > 1 else 0.0,
-        "messages": _latency(len(kinds), net, gradients, m, t),
-    }
-    parts["tables"] += update
-    return Prediction(
-        seconds={part: parts[part] for part in PARTS},
-        reading=t.rows / m.read_rows,
-        imbalance=float(load.max() / load.mean()) if load.any() else 1.0,
-        memory=float(held.max()),
-        batch_size=t.batch_size,
+    local = reduced_locally * (t.ranks_per_host - 1) / t.ranks_per_host / (m.within_host * m.link_share)
+    exchange = _all_to_all(np.maximum(vectors_out, vectors_in), m, t) + _reduce_scatter(reduced, m, t) + local
+    return _Loads(
+        tables=memory / (m.memory_bandwidth * m.memory_share) + ids * m.id_seconds,
+        ids=_all_to_all(np.maximum(ids_out, ids_in), m, t),
+        vectors=2 * exchange,  # forward and backward
+        held=held,
+        replicated=replicated,
     )
 
 
@@ -283,7 +295,7 @@ def _all_to_all(num_bytes: Floats, m: Machine, t: Traffic) -> Floats:
 
 def _reduce_scatter(num_bytes: float, m: Machine, t: Traffic) -> float:
     """Seconds of a ring over tensors of so many bytes; it crosses each host's links once, spread over its ranks."""
-    local = num_bytes * (t.world_size - 1) / t.world_size / (m.within_host * m.link_share)
+    local = num_bytes * (t.world_size - 1) / t.world_size / (m.within_host * m.link_share)  # nothing on one rank
     crossing = num_bytes * (t.num_hosts - 1) / t.num_hosts / t.ranks_per_host
     return max(local, crossing / (m.between_hosts * m.link_share))
 
@@ -368,22 +380,21 @@ def _deal(
             shards += [Shard(table.name, "data_parallel", rank, rows, width) for rank in range(t.world_size)]
             continue
         by_host = all_by_host or rows * (FLOAT * width + 4) > memory / GIANT
-        for first in range(0, width, columns or width):
-            parts.append((by_host, rows, table.name, min(columns or width, width - first)))
+        widths = [min(columns or width, width - first) for first in range(0, width, columns or width)]
+        parts += [(by_host, rows, table.name, part) for part in widths]
     to_send, held = np.zeros((2, t.num_hosts, t.ranks_per_host))
-    total = sum(part[3] for part in parts) / t.world_size
+    mean = sum(width for *_, width in parts) / t.world_size
     for by_host, rows, name, width in sorted(parts, reverse=True):
-        score = to_send / total + held / memory
+        score = to_send / mean + held / memory
         host, rank = divmod(int(score.argmin()), t.ranks_per_host)
+        ranks = [rank]
         if by_host:
-            host = int(score.max(axis=1).argmin())
-        ranks = range(t.ranks_per_host) if by_host else [rank]
+            host, ranks = int(score.max(axis=1).argmin()), range(t.ranks_per_host)
         block = math.ceil(rows / len(ranks))
         kind: Kind = "table_row_wise" if by_host else "column_wise"
-        for i, rank in enumerate(ranks):
-            first = i * block
-            if first < rows:
-                shards.append(Shard(name, kind, host * t.ranks_per_host + rank, min(block, rows - first), width, first))
-                held[host, rank] += shards[-1].num_bytes
+        for first, rank in zip(range(0, rows, block), ranks, strict=False):
+            shard = Shard(name, kind, host * t.ranks_per_host + rank, min(block, rows - first), width, first)
+            shards.append(shard)
+            held[host, rank] += shard.num_bytes
             to_send[host, rank] += width / len(ranks)
     return shards
