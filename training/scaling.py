@@ -47,12 +47,12 @@ class Machine:
     """What a rank has: limits, and the share of each that is reached.
 
     Attributes:
-        flops: products and sums a second.
-        memory_bandwidth: bytes a second.
+        flops: products and sums a second; ``flops_share`` of them are reached.
+        memory_bandwidth: bytes a second one after the other; of rows at random places, ``memory_share`` of it.
         line: bytes that the smallest access moves.
         id_seconds: of each id looked up and updated, beside its bytes.
         step_seconds: of each step, whatever its size.
-        within_host, between_hosts: bytes a second that a rank sends while it receives as many.
+        within_host, between_hosts: bytes a second that a rank sends while it receives as many; ``link_share`` of them.
         latency_within, latency_between: seconds of a collective that carries next to nothing, on one host and on two;
             a tree over more hosts takes one more ``latency_between`` each time their number doubles.
         latency_per_peer: seconds more for each rank that an all-to-all sends to.
@@ -193,7 +193,6 @@ class Prediction:
 def predict(shards: Sequence[Shard], net: Net, machine: Machine, traffic: Traffic) -> Prediction:
     """What a step of these shards takes on machines of this kind."""
     t, m = traffic, machine
-    bandwidth = m.memory_bandwidth * m.memory_share
     loads = _load(shards, m, t)
     total = loads.tables + loads.ids + loads.vectors
     slowest = int(total.argmax())
@@ -202,9 +201,9 @@ def predict(shards: Sequence[Shard], net: Net, machine: Machine, traffic: Traffi
     num_kinds = len({shard.kind for shard in shards} - {"data_parallel"})
     seconds = {
         "fixed": m.step_seconds,
-        "dense": t.rows * net.flops / (m.flops * m.flops_share) + t.rows * FLOAT * numbers / bandwidth,
+        "dense": t.rows * net.flops / (m.flops * m.flops_share) + t.rows * FLOAT * numbers / m.memory_bandwidth,
         # Of a replicated table gradient, state and weights are gone over whole, read or written five times.
-        "tables": float(loads.tables[slowest]) + 5 * loads.replicated / bandwidth,
+        "tables": float(loads.tables[slowest]) + 5 * loads.replicated / m.memory_bandwidth,
         "ids": float(loads.ids[slowest]),
         "vectors": float(loads.vectors[slowest]),
         "dense gradients": 2 * _reduce_scatter(gradients, m, t),

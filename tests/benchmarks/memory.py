@@ -2,7 +2,8 @@
 
     python -m tests.benchmarks.memory --output runs/bench/memory.json
 
-* reader: ``training.reader``, shuffled, batches of 4,096, one epoch of each dataset.
+* reader: ``training.reader``, shuffled, batches of 4,096, one epoch of each dataset. Beside the peaks' ratio stands how
+  RSS grows with the rows within an epoch, a straight line's slope with its standard error.
 * trainer: ``training.run.fit``, what a worker of ``jobs.train`` does, one rank, one epoch of each dataset, checkpoints
   included. Its network is small (width 4, layers of 16), so that the loop is quick and what grows is not lost in what
   is large; ``--network`` takes the benchmarks' own.
@@ -231,17 +232,18 @@ def read(dataset: str) -> dict[str, Any]:
     rows, curve = 0, []
     for number, batch in enumerate(reader.batches(0)):
         rows += batch.num_rows
-        if number % max(1, reader.num_steps // 20) == 0:
-            curve.append(memory("VmRSS"))
+        if number % max(1, reader.num_steps // 40) == 0:
+            curve.append((rows, memory("VmRSS")))
     if rows != reader.num_rows:
         raise AssertionError(f"{rows} rows were read of {reader.num_rows}")
-    return {"rows": rows, "imports_mb": imports, "peak_mb": memory("VmHWM"), "rss_mb": curve}
+    return {"rows": rows, "imports_mb": imports, "peak_mb": memory("VmHWM"), **_growth(curve), "rss_mb": curve}
 
 
 def train(dataset: str, run: str, epochs: str, *overrides: str) -> dict[str, Any]:
     """As a worker does it; RSS with each event."""
     set_up_worker(1, None)
     imports, events = memory("VmRSS"), []
+    config = _config(dataset, int(epochs), *overrides)
 
     def follow(event: dict[str, Any]) -> None:
         keys = {name: event[name] for name in ("event", "epoch", "step")}
@@ -249,7 +251,7 @@ def train(dataset: str, run: str, epochs: str, *overrides: str) -> dict[str, Any
 
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
-        metrics = fit(Run(Path(run)), _config(dataset, int(epochs), *overrides), follow)
+        metrics = fit(Run(Path(run)), config, follow)
         dist.destroy_process_group()
     shutil.rmtree(run)
     progress, checkpoints = ([e for e in events if e["event"] == kind] for kind in ("progress", "checkpoint"))
@@ -259,8 +261,15 @@ def train(dataset: str, run: str, epochs: str, *overrides: str) -> dict[str, Any
         "rows": metrics["train"]["rows"],
         "rows_per_second": metrics["train"]["rows_per_second"],
         "checkpoints": checkpoints,
+        **_growth([(event["step"] * config.global_batch_size, event["rss_mb"]) for event in progress]),
         "progress": progress[:: max(1, len(progress) // 40)],
     }
+
+
+def _growth(curve: Sequence[tuple[int, float]]) -> dict[str, Any]:
+    """MB a million rows, from the first tenth of the rows on."""
+    late = [(rows / 1e6, mb) for rows, mb in curve if rows >= curve[-1][0] / 10]
+    return {"mb_per_million_rows": slope([mb for _, mb in late], [rows for rows, _ in late])}
 
 
 def score(store: str, rank: str, world_size: str, rows: str) -> dict[str, Any]:

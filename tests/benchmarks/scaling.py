@@ -3,9 +3,10 @@
     python -m tests.benchmarks.scaling --dataset runs/bench/memory/dataset-200000 --output runs/bench/scaling.json
 
 One thread a rank, batches that are in memory, networks like the benchmarks' (jobs/configs/bench.toml). Fitted: the
-dense net's rate and fixed cost at batches of 512 and 4,096, the tables' cost an id and a byte at widths 16 and 64, and
-what a step takes beside them, at batches of 4,096 and width 16; latency and bandwidth of gloo by empty and by large
-messages. Predicted: other batch sizes, widths and layers, and two gloo ranks with their tables cut in three ways.
+share of a large product's speed and what a step costs whatever its size, by steps of 512 and 4,096 rows; the tables'
+cost an id and a byte, at widths 16 and 64; latency and bandwidth of gloo, by empty and by large messages. Predicted:
+other batch sizes, widths and layers, and two gloo ranks with their tables cut in three ways. For two ranks the same is
+fitted beside a neighbour that does the same, since two threads of one core are slower than two cores.
 """
 
 # isort: skip_file
@@ -24,13 +25,14 @@ from typing import Any
 
 from jobs.worker import set_up_worker
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
 from jobs.command import write_json
 from jobs.config import load_config
-from tests.benchmarks.train import make_dense_step, make_table_step
+from tests.benchmarks.train import make_table_step
 from training.config import TrainingConfig
 from training.loop import Training, make_step
 from training.parallelize import parallelize
@@ -83,25 +85,28 @@ def measure(dataset: Path, seconds: float) -> dict[str, Any]:
             raise RuntimeError(f"{process.args} failed")
         return json.loads(output.splitlines()[-1])
 
-    machine, evidence = calibrate(answer(child("alone")), str(dataset))
+    alone = answer(child("alone", *CASES))
+    machine, crowded = (
+        calibrate([alone], str(dataset)),
+        calibrate([answer(process) for process in [child("alone"), child("alone")]], str(dataset)),
+    )
     with tempfile.TemporaryDirectory() as folder:
         ranks = [child("two", f"{folder}/store", rank) for rank in range(2)]
         found, _ = [answer(rank) for rank in ranks]
-    machine = dataclasses.replace(machine, within_host=found["bandwidth"], latency_within=found["latency"])
+    crowded = dataclasses.replace(crowded, within_host=found["bandwidth"], latency_within=found["latency"])
     cases = []
     for name, (batch, width, layers) in CASES.items():
         config = _config(str(dataset), batch, width, *layers)
-        predicted = _predict(config, machine, 1)
-        cases.append(_compare(name, evidence["steps"][name], predicted))
+        cases.append(_compare(name, alone["steps"][name], _predict(config, machine, 1)))
     for sharding in SHARDINGS:
         for batch in TWO_RANKS_BATCHES:
             config = _config(str(dataset), batch, 16, f"training.sharding.default={sharding}")
             name = f"two ranks, {sharding}, batch {batch:,}"
-            cases.append(_compare(name, found["steps"][f"{sharding} {batch}"], _predict(config, machine, 2)))
+            cases.append(_compare(name, found["steps"][f"{sharding} {batch}"], _predict(config, crowded, 2)))
     errors = [abs(case["error"]) for case in cases]
     return {
-        "machine": dataclasses.asdict(machine),
-        "limits": evidence["limits"],
+        "alone": dataclasses.asdict(machine),
+        "beside_another": dataclasses.asdict(crowded),
         "cases": cases,
         "median_error": statistics.median(errors),
         "largest_error": max(errors),
@@ -128,30 +133,28 @@ def _predict(config: TrainingConfig, machine: Machine, world_size: int) -> Any:
 # --------------------------------------------------------------------------------------------------------- calibration
 
 
-def calibrate(found: dict[str, Any], dataset: str) -> tuple[Machine, dict[str, Any]]:
-    """A machine that takes as long as was measured for the steps it is fitted to."""
-    (small, large), tables, limits = found["dense"], found["tables"], found["limits"]
+def calibrate(found: list[dict[str, Any]], dataset: str) -> Machine:
+    """A machine that takes as long as was measured (on average over ``found``) for the steps it is fitted to."""
+    small, large, narrow, wide, flops, bandwidth = np.mean([run["fitted"] for run in found], axis=0)
     config = _config(dataset, 4_096, 16)
     net = Net.of(build_model(Dataset.open(dataset), config, META))
-    bandwidth = limits["bytes_per_second"]
-
     # Two widths, one number of ids: what does not grow with the bytes is the ids' own cost.
     ids, moved = zip(*(_moved(dataset, width) for width in (16, 64)), strict=True)
-    share = (moved[1] - moved[0]) / (tables["64"] - tables["16"]) / bandwidth
-    id_seconds = max(0.0, (tables["16"] - moved[0] / bandwidth / share) / ids[0])
+    share = min(1.0, (moved[1] - moved[0]) / (wide - narrow) / bandwidth)
+    if share <= 0:
+        raise RuntimeError("wider tables took no longer: the machine is too busy to measure on")
     # Two batches: what does not grow with the rows is a step's own cost.
     per_row = (large - small) / (4_096 - 512)
     numbers = FLOAT * (FIELD_PASSES * net.field_numbers + HIDDEN_PASSES * net.hidden_numbers)
-    products = per_row - numbers / (bandwidth * min(1.0, share))
-    machine = Machine(
-        flops=limits["flops"],
-        flops_share=min(1.0, net.flops / products / limits["flops"]),
+    products = per_row - narrow / 4_096 - numbers / bandwidth
+    return Machine(
+        flops=flops,
+        flops_share=min(1.0, net.flops / products / flops),
         memory_bandwidth=bandwidth,
-        memory_share=min(1.0, share),
-        id_seconds=id_seconds,
+        memory_share=share,
+        id_seconds=max(0.0, (narrow - moved[0] / bandwidth / share) / ids[0]),
+        step_seconds=max(0.0, small - 512 * per_row),
     )
-    known = sum(predict(_alone(dataset), net, machine, Traffic(1, 1, 4_096, head=0.1)).seconds.values())
-    return dataclasses.replace(machine, step_seconds=max(0.0, found["steps"]["calibration"] - known)), found
 
 
 def _alone(dataset: str, width: int = 16) -> list[Shard]:
@@ -179,19 +182,22 @@ def _config(dataset: str, batch: int, width: int, *overrides: str) -> TrainingCo
 # ------------------------------------------------------------------------------------------------------------ children
 
 
-def measure_alone(dataset: str, seconds: float) -> dict[str, Any]:
-    """Steps and parts of one rank on one thread."""
+def measure_alone(dataset: str, seconds: float, *cases: str) -> dict[str, Any]:
+    """Steps and parts of one rank on one thread: what ``calibrate`` fits to, and steps of some of ``CASES``."""
     set_up_worker(1, 1)
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
-        found: dict[str, Any] = {"limits": measure_limits(seconds), "tables": {}, "dense": [], "steps": {}}
-        for name, (batch, width, layers) in tqdm({"calibration": (4_096, 16, ()), **CASES}.items(), disable=None):
-            found["steps"][name] = _steps(_config(dataset, batch, width, *layers), seconds)
-        for width in (16, 64):
-            found["tables"][str(width)] = _steps(_config(dataset, 4_096, width), seconds, "tables")
-        found["dense"] = [_steps(_config(dataset, batch, 16), seconds, "dense") for batch in (512, 4_096)]
+        fitted = [
+            *(_steps(_config(dataset, batch, 16), seconds) for batch in (512, 4_096)),
+            *(_steps(_config(dataset, 4_096, width), seconds, tables_alone=True) for width in (16, 64)),
+            *measure_limits(seconds),
+        ]
+        steps = {}
+        for name in tqdm(cases, disable=None):
+            batch, width, layers = CASES[name]
+            steps[name] = _steps(_config(dataset, batch, width, *layers), seconds)
         dist.destroy_process_group()
-    return found
+    return {"fitted": fitted, "steps": steps}
 
 
 def measure_two(dataset: str, seconds: float, store: str, rank: str) -> dict[str, Any]:
@@ -213,27 +219,24 @@ def measure_two(dataset: str, seconds: float, store: str, rank: str) -> dict[str
     return {"latency": latency, "bandwidth": bandwidth, "steps": steps}
 
 
-def measure_limits(seconds: float) -> dict[str, float]:
+def measure_limits(seconds: float) -> tuple[float, float]:
     """Products and sums a second of one large product; bytes a second that a copy reads and writes."""
     a, b, c = torch.randn(4_096, 429), torch.randn(429, 400), torch.empty(4_096, 400)
     flops = 2 * 4_096 * 429 * 400 / _median(lambda: torch.mm(a, b, out=c), seconds / 2)
     source = torch.zeros(1 << 26)
     target = torch.zeros_like(source)
-    return {"flops": flops, "bytes_per_second": 8 * len(source) / _median(lambda: target.copy_(source), seconds / 2)}
+    return flops, 2 * FLOAT * len(source) / _median(lambda: target.copy_(source), seconds / 2)
 
 
-def _steps(config: TrainingConfig, seconds: float, part: str = "all") -> float:
-    """Median seconds of a step, or of a part of it, on one batch that stays in memory."""
+def _steps(config: TrainingConfig, seconds: float, tables_alone: bool = False) -> float:
+    """Median seconds of a step, or of its look-ups and updates, on one batch that stays in memory."""
     dataset, rank, world_size = Dataset.open(config.dataset), dist.get_rank(), dist.get_world_size()
     reader = dataset.reader("train", config, rank=rank, world_size=world_size)
     batch = next(iter(reader.batches(0)))
-    if part == "dense":
-        dense = make_dense_step(dataset, config, batch)
-        return _median(lambda: dense(0), seconds)
     parallel = parallelize(build_model(dataset, config, META), config, CPU)
     parallel.model.train()
     training = Training(parallel, config, reader, None, CPU, Path("unused"))
-    if part == "tables":
+    if tables_alone:
         tables = make_table_step(training, batch)
         return _median(lambda: tables(0), seconds)
     step = make_step(training)
