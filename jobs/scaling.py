@@ -4,6 +4,7 @@ Seconds follow from products, bytes and messages (training/scaling.py) and from 
 """
 
 import argparse
+import contextlib
 import dataclasses
 import time
 import tomllib
@@ -38,7 +39,7 @@ def main() -> int:
     parser.add_argument("--batch-per-rank", type=positive, default=8_192, metavar="ROWS", help="beside the global one")
     parser.add_argument("--device-memory", type=num_bytes, metavar="SIZE", help="in place of the sheet's")
     parser.add_argument("--shardings", nargs="+", choices=SHARDINGS, default=SHARDINGS, metavar="KIND")
-    parser.add_argument("--missing", type=float, default=0.1, metavar="SHARE", help="of ids, all row 0; default: 0.1")
+    parser.add_argument("--missing", type=share, default=0.1, metavar="SHARE", help="of ids, all row 0; default: 0.1")
     parser.add_argument("--output", default="runs/scaling.json", metavar="FILE")
     arguments, config = parse_config_arguments(parser)
     if any(size % arguments.local_world_size for size in arguments.world_sizes):
@@ -54,6 +55,14 @@ def main() -> int:
     print_table(rows)
     print(f"predicted, not measured, in {time.perf_counter() - started:.0f} s: {output}")
     return 0
+
+
+def share(text: str) -> float:
+    """Read a number from 0 to 1."""
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
 
 
 def load_machine(path: Path) -> "Machine":
@@ -77,6 +86,7 @@ def compare(config: Config, machine: "Machine", arguments: argparse.Namespace) -
     """A row for each world size, batch and sharding; those that do not fit say so."""
     from training.model.ctr_model import CTRModel
     from training.parallelize import needs_padded_tables
+    from training.plan import PlanError
     from training.scaling import Net, Traffic, predict
 
     model = CTRModel(
@@ -99,7 +109,7 @@ def compare(config: Config, machine: "Machine", arguments: argparse.Namespace) -
         case = {"world_size": size, "batch_size": batch, "sharding": sharding}
         try:
             shards = lay_out(model, net, config, machine, traffic, sharding)
-        except ValueError as error:
+        except PlanError as error:
             found.append({**case, "fits": False, "reason": str(error).splitlines()[0]})
             continue
         found.append({**case, **describe(predict(shards, net, machine, traffic), machine, shards)})
@@ -114,9 +124,6 @@ def lay_out(
     Raises:
         PlanError: they do not fit.
     """
-    from torchrec.distributed.planner.types import PlannerError
-
-    from training.plan import PlanError
     from training.planner import Cluster
     from training.scaling import dealt_shards, planned_shards, whole_tables
 
@@ -127,10 +134,7 @@ def lay_out(
     kinds = ShardingConfig("row_wise") if sharding == "row_wise" else config.training.sharding
     training = dataclasses.replace(config.training, sharding=kinds, global_batch_size=traffic.batch_size)
     cluster = Cluster("cuda", traffic.world_size, traffic.ranks_per_host, int(machine.memory))
-    try:
-        return planned_shards(model, training, cluster)
-    except PlannerError as error:
-        raise PlanError(f"does not fit: {error}", 0, []) from error
+    return planned_shards(model, training, cluster)
 
 
 def describe(step: "Prediction", machine: "Machine", shards: "list[Shard]") -> dict[str, Any]:

@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
+from torchrec.distributed.planner.types import PlannerError
 
 from features.schema import STRICT
 from training.config import ShardingKind, TrainingConfig
 from training.model.ctr_model import CTRModel
 from training.model.normalization import GlobalBatchNorm
+from training.plan import PlanError
 from training.planner import Cluster, Sharder, make_planner
 
 FLOAT, ID = 4, 8
@@ -318,9 +320,12 @@ def planned_shards(model: CTRModel, config: TrainingConfig, cluster: Cluster) ->
     """The shards of the plan that a training on these ranks would make.
 
     Raises:
-        PlannerError: the tables do not fit.
+        PlanError: the tables do not fit; ``training.plan.plan_tables`` tells by how much.
     """
-    plan: Any = make_planner(model, config, cluster).plan(model, [Sharder()])  # pyright: ignore[reportArgumentType]
+    try:
+        plan: Any = make_planner(model, config, cluster).plan(model, [Sharder()])  # pyright: ignore[reportArgumentType]
+    except PlannerError as error:
+        raise PlanError(f"the tables do not fit: {error}", 0, []) from error
     sizes = {table.name: (table.num_embeddings, table.padded_width) for table in model.tables}
     shards = []
     for name, placement in [place for part in plan.plan.values() for place in part.items()]:
