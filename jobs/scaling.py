@@ -124,8 +124,8 @@ def lay_out(
     Raises:
         PlanError: they do not fit.
     """
+    from training.layout import dealt_shards, planned_shards, whole_tables
     from training.planner import Cluster
-    from training.scaling import dealt_shards, planned_shards, whole_tables
 
     if sharding == "whole tables":
         return whole_tables(model, traffic)

@@ -34,11 +34,12 @@ from jobs.command import write_json
 from jobs.config import load_config
 from tests.benchmarks.train import make_table_step
 from training.config import TrainingConfig
+from training.layout import planned_shards
 from training.loop import Training, make_step
 from training.parallelize import parallelize
 from training.planner import Cluster
 from training.run import Dataset, build_model
-from training.scaling import FIELD_PASSES, FLOAT, HIDDEN_PASSES, Machine, Net, Shard, Traffic, planned_shards, predict
+from training.scaling import FIELD_PASSES, FLOAT, HIDDEN_PASSES, Machine, Net, Shard, Traffic, predict
 
 CONFIG = "jobs/configs/bench.toml"
 CPU, META = torch.device("cpu"), torch.device("meta")

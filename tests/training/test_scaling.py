@@ -7,9 +7,10 @@ import pytest
 
 from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFeature
 from training.config import MLPEncoder, ModelConfig, ShardingConfig, SharedSelection, TrainingConfig
+from training.layout import dealt_shards, planned_shards, whole_tables
 from training.model.ctr_model import CTRModel
 from training.planner import Cluster
-from training.scaling import Machine, Net, Shard, Traffic, dealt_shards, planned_shards, predict, whole_tables
+from training.scaling import Machine, Net, Shard, Traffic, predict
 
 NOTHING = Net(flops=0.0, field_numbers=0, hidden_numbers=0, parameters=0, num_norms=0)
 FAST = Machine(flops=1e30, memory_bandwidth=1e30)
