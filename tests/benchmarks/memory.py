@@ -2,18 +2,18 @@
 
     python -m tests.benchmarks.memory --output runs/bench/memory.json
 
-* reader: ``training.reader``, shuffled, batches of 4,096, one epoch of each dataset. Beside the peaks' ratio stands how
-  RSS grows with the rows within an epoch, a straight line's slope with its standard error.
+* reader: ``training.reader``, shuffled, batches of 4,096, one epoch of each dataset.
 * trainer: ``training.run.fit``, what a worker of ``jobs.train`` does, one rank, one epoch of each dataset, checkpoints
   included. Its network is small (width 4, layers of 16), so that the loop is quick and what grows is not lost in what
   is large; ``--network`` takes the benchmarks' own.
-* epochs: ``fit`` with the benchmarks' network (width 16, layers of 400) over 20 epochs of 200,000 rows, RSS after each
-  epoch's checkpoint. Growth is the slope of a straight line from the third epoch on, with its standard error.
+* epochs: ``fit`` with the benchmarks' network (width 16, layers of 400) over 20 epochs of 200,000 rows.
 * evaluation: exact metrics keep every score. Bytes a row at the peak, on one rank and on two that gather them.
 * job: ``jobs.train`` itself, under Ray: the peak of each of its processes, on the small network.
 
-Every measurement is a process of its own; peaks are the kernel's (VmHWM). The datasets have 40 columns, 26 of them ids
-of tables with 100,000 rows, in the files and row groups that a build makes; they are drawn without Spark
+Growth, with rows within an epoch and over epochs from the third one's checkpoint on, is the slope of a straight line
+with its standard error; of anonymous memory, since the kernel takes and gives back pages of files as it likes. Every
+measurement is a process of its own; peaks are the kernel's (VmHWM, files included). The datasets have 40 columns, 26 of
+them ids of tables with 100,000 rows, in the files and row groups that a build makes; they are drawn without Spark
 (``criteo_like.write_dataset``), since ten times the rows through Spark would measure Spark.
 """
 
@@ -109,7 +109,7 @@ class Measurement:
     def epochs(self) -> dict[str, Any]:
         dataset, epochs = self._dataset(self.arguments.epoch_rows), self.arguments.epochs
         runs = [_child("trainer", dataset, self._run("epochs"), epochs) for _ in range(self.arguments.repeats)]
-        slopes = [slope([event["rss_mb"] for event in run["checkpoints"]][WARM_UP_EPOCHS:]) for run in runs]
+        slopes = [slope([event["anonymous_mb"] for event in run["checkpoints"]][WARM_UP_EPOCHS:]) for run in runs]
         means = [found["slope"] for found in slopes]
         spread = statistics.stdev(means) if len(means) > 1 else None
         return {"mb_per_epoch": statistics.mean(means), "spread": spread, "of_each_run": slopes, "runs": runs}
@@ -197,7 +197,7 @@ def slope(values: Sequence[float], at: Sequence[float] | None = None) -> dict[st
 
 
 def memory(name: str, pid: int | str = "self") -> float:
-    """``VmRSS`` or ``VmHWM`` of a process, MB; 0 if it is gone."""
+    """``VmRSS``, ``RssAnon`` or ``VmHWM`` of a process, MB; 0 if it is gone."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     except (FileNotFoundError, ProcessLookupError):
@@ -233,10 +233,10 @@ def read(dataset: str) -> dict[str, Any]:
     for number, batch in enumerate(reader.batches(0)):
         rows += batch.num_rows
         if number % max(1, reader.num_steps // 40) == 0:
-            curve.append((rows, memory("VmRSS")))
+            curve.append((rows, memory("RssAnon")))
     if rows != reader.num_rows:
         raise AssertionError(f"{rows} rows were read of {reader.num_rows}")
-    return {"rows": rows, "imports_mb": imports, "peak_mb": memory("VmHWM"), **_growth(curve), "rss_mb": curve}
+    return {"rows": rows, "imports_mb": imports, "peak_mb": memory("VmHWM"), **_growth(curve), "anonymous_mb": curve}
 
 
 def train(dataset: str, run: str, epochs: str, *overrides: str) -> dict[str, Any]:
@@ -247,7 +247,8 @@ def train(dataset: str, run: str, epochs: str, *overrides: str) -> dict[str, Any
 
     def follow(event: dict[str, Any]) -> None:
         keys = {name: event[name] for name in ("event", "epoch", "step")}
-        events.append({**keys, "rss_mb": memory("VmRSS"), "peak_mb": memory("VmHWM")})
+        sizes = {"rss_mb": "VmRSS", "anonymous_mb": "RssAnon", "peak_mb": "VmHWM"}
+        events.append({**keys, **{name: memory(line) for name, line in sizes.items()}})
 
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
@@ -261,7 +262,7 @@ def train(dataset: str, run: str, epochs: str, *overrides: str) -> dict[str, Any
         "rows": metrics["train"]["rows"],
         "rows_per_second": metrics["train"]["rows_per_second"],
         "checkpoints": checkpoints,
-        **_growth([(event["step"] * config.global_batch_size, event["rss_mb"]) for event in progress]),
+        **_growth([(event["step"] * config.global_batch_size, event["anonymous_mb"]) for event in progress]),
         "progress": progress[:: max(1, len(progress) // 40)],
     }
 
