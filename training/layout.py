@@ -36,16 +36,10 @@ def planned_shards(model: CTRModel, config: TrainingConfig, cluster: Cluster) ->
             shards += [Shard(name, "data_parallel", rank, *sizes[name]) for rank in range(cluster.world_size)]
             continue
         for shard in placement.sharding_spec.shards:
-            if math.prod(shard.shard_sizes):
-                shards.append(
-                    Shard(
-                        name,
-                        placement.sharding_type,
-                        shard.placement.rank(),
-                        *shard.shard_sizes,
-                        shard.shard_offsets[0],
-                    )
-                )
+            rows, columns = shard.shard_sizes
+            if rows and columns:  # row-wise, of a table with fewer rows than ranks, some have none
+                rank, first = shard.placement.rank(), shard.shard_offsets[0]
+                shards.append(Shard(name, placement.sharding_type, rank, rows, columns, first))
     return shards
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFeature
-from training.config import MLPEncoder, ModelConfig, ShardingConfig, SharedSelection, TrainingConfig
+from training.config import MLPEncoder, ModelConfig, ShardingConfig, ShardingKind, SharedSelection, TrainingConfig
 from training.layout import dealt_shards, planned_shards, whole_tables
 from training.model.ctr_model import CTRModel
 from training.planner import Cluster
-from training.scaling import Machine, Net, Shard, Traffic, predict
+from training.scaling import Kind, Machine, Net, Shard, Traffic, predict
 
 NOTHING = Net(flops=0.0, field_numbers=0, hidden_numbers=0, parameters=0, num_norms=0)
 FAST = Machine(flops=1e30, memory_bandwidth=1e30)
@@ -74,7 +74,7 @@ def test_row_wise_grows_with_the_ranks_and_two_dimensions_do_not():
     """8 rows a rank: each rank of a row-wise table brings a vector for every row of the global batch."""
     machine = dataclasses.replace(FAST, between_hosts=1.0)
 
-    def vectors(kind: str, hosts: int) -> float:
+    def vectors(kind: Kind, hosts: int) -> float:
         t = Traffic(world_size=2 * hosts, ranks_per_host=2, batch_size=16 * hosts)
         ranks = range(2 * hosts) if kind == "row_wise" else range(2)
         return predict([Shard("t", kind, r, 10, 16, 10 * r) for r in ranks], NOTHING, machine, t).seconds["vectors"]
@@ -100,7 +100,7 @@ def test_dense_gradients_and_messages():
 
 
 @pytest.mark.parametrize("kind", ["auto", "row_wise", "column_wise"])
-def test_planned_shards_are_the_tables(kind: str):
+def test_planned_shards_are_the_tables(kind: ShardingKind):
     rows = {"user": 1_000, "item": 300, "device": 5}
     model = make_model(rows, 8)
     config = TrainingConfig(dataset="unused", model=ModelConfig(embedding_dim=8), sharding=ShardingConfig(kind))
