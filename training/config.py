@@ -416,8 +416,9 @@ class TrainingConfig:
     evaluation_batch_size: Positive = 16_384
     clip_gradient_norm: Annotated[float, Field(gt=0)] | None = 10.0
     """Norm over every gradient of the dense net, and of the tables in the dense lane; None: no clipping."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: autocast of selection and encoders in training. Fusion, loss, weights and scoring stay float32."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """bfloat16: autocast of selection and encoders in training. Fusion, loss, weights and scoring stay float32.
+    tf32, on CUDA alone: matrix products of training see 10 of the 23 bits of their factors' fractions."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Evaluate and ship an exponential moving average of the replicated weights, over about 1 / (1 - decay) steps;
     0: the last weights. Sharded tables are not averaged."""
@@ -427,6 +428,9 @@ class TrainingConfig:
     threads_per_worker: Positive | None = None
     """Torch threads of a worker; None: the machine's cores shared out."""
     device: Literal["cpu", "cuda"] = "cpu"
+    pipelined: bool | None = None
+    """Exchange the next batch's ids between ranks, and copy the one after it to the device, while this one is trained
+    with (TorchRec's sparse-dist train pipeline); the weights are the same. None: on CUDA alone."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Worker crashes Ray Train recovers from before giving up."""
     calibration: CalibrationConfig = field(default_factory=NoCalibration)
@@ -445,3 +449,12 @@ class TrainingConfig:
                 )
         if not self.monitor:
             raise ValueError("training.monitor is empty: name at least one metric")
+        if self.precision == "tf32" and self.device == "cpu":
+            raise ValueError(
+                'training.precision: tf32 is a format of GPUs; set training.device = "cuda", or float32 or bfloat16'
+            )
+
+    @property
+    def is_pipelined(self) -> bool:
+        """``pipelined``, or what it is when it is not set."""
+        return self.device == "cuda" if self.pipelined is None else self.pipelined

@@ -1,10 +1,12 @@
-"""The loop: batches to steps, an evaluation an epoch, a checkpoint when it is time.
+"""The loop: steps over the epochs' batches, an evaluation an epoch, a checkpoint when it is time.
 
 It is a generator of events and knows nothing of Ray, files of a run or progress bars; whoever drives it does.
 """
 
+import contextlib
+import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,20 +18,22 @@ from torch import Tensor, nn
 from features.storage import Place
 from training import checkpoint
 from training.allocator import return_unused_pages
-from training.batch import Batch
-from training.config import DenseOptimizer, TrainingConfig
+from training.config import FusedOptimizer, TrainingConfig
 from training.metrics import DivergedError
 from training.metrics import evaluate as compute_metrics
 from training.model.embedding import FieldEmbedding
-from training.model.objective import OBJECTIVES
 from training.parallelize import ParallelModel, gather
 from training.reader import Reader
 from training.regularization import EmbeddingL2
 from training.schedule import Plateau, lower, monitor_value
+from training.step import Step, matmul_precision, step_seed
 from training.timing import StepTimes
 
 PROGRESS_SECONDS = 1.0
 """Least time between two progress events."""
+
+CUDA_FETCH_INTERVAL = 20
+"""Steps after which a loss is fetched from a GPU, which has then to finish all that it was given to do."""
 
 Event = dict[str, Any]
 
@@ -82,10 +86,7 @@ class Training:
 
     def __post_init__(self) -> None:
         self.times = StepTimes(self.parallel.model, self.device)
-
-
-Step = Callable[[Batch, int], tuple[Tensor, Tensor]]
-"""One optimizer step as a function of (batch, seed): returns (data loss, real rows) over all ranks."""
+        self.fetch_interval = CUDA_FETCH_INTERVAL if self.device.type == "cuda" else 1
 
 
 def train(training: Training, progress: Progress, step: Step) -> Iterator[Event]:
@@ -113,83 +114,65 @@ def make_step(training: Training) -> Step:
 
     The loss that a step returns leaves the embedding L2 out, in both lanes.
     """
-    parallel, config = training.parallel, training.config
-    objective = OBJECTIVES[config.model.objective.kind](config.model.objective)
-    is_dense_lane, embedding_l2 = isinstance(config.optimizer, DenseOptimizer), config.optimizer.embedding_l2
-    looked_up_l2 = _watch_look_ups(training, embedding_l2) if embedding_l2 and not is_dense_lane else None
-    world_size, mark = dist.get_world_size(), training.times.mark
-
-    def step(batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
-        torch.manual_seed(seed)
-        weights = batch.weights[: batch.num_rows]
-        totals = torch.stack([weights.sum().double(), torch.tensor(batch.num_rows, device=weights.device).double()])
-        dist.all_reduce(totals)
-        with torch.autocast(training.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            logits = parallel.model(batch)
-        loss = objective(logits, batch.labels[: batch.num_rows], weights, totals[0].float())
-        parallel.optimizer.zero_grad()
-        total = loss if looked_up_l2 is None else loss + looked_up_l2.loss(batch)
-        mark("dense forward")
-        # Both DDP and TorchRec divide gradients by the world size; this loss is already a share of the whole.
-        (total * world_size).backward()
-        mark("table backward")
-        if is_dense_lane:
-            parallel.add_l2_gradients(embedding_l2)
-        if config.clip_gradient_norm is not None:
-            parallel.clip_gradients(config.clip_gradient_norm)
-        parallel.optimizer.step()
-        mark("optimizer")
-        return loss.detach(), totals[1]
-
-    return step
-
-
-def _watch_look_ups(training: Training, strength: float) -> EmbeddingL2:
-    (embedding,) = (part for part in training.parallel.model.modules() if isinstance(part, FieldEmbedding))
-    batches = (batch.to(training.device) for batch in training.train_reader.batches(epoch=0))
-    return EmbeddingL2(embedding, batches, strength)
+    parallel, optimizer = training.parallel, training.config.optimizer
+    looked_up_l2 = None
+    if isinstance(optimizer, FusedOptimizer) and optimizer.embedding_l2:
+        (embedding,) = (part for part in parallel.model.modules() if isinstance(part, FieldEmbedding))
+        batches = (batch.to(training.device) for batch in training.train_reader.batches(epoch=0))
+        looked_up_l2 = EmbeddingL2(embedding, batches, optimizer.embedding_l2)
+    return Step(parallel, training.config, training.device, training.times, looked_up_l2)
 
 
 def _train_epoch(training: Training, progress: Progress, step: Step) -> Iterator[Event]:
-    config, parallel = training.config, training.parallel
+    config, parallel, times = training.config, training.parallel, training.times
     parallel.model.train()
-    rank = dist.get_rank()
     started = shown = time.perf_counter()
     shown_rows = progress.rows
-    times = training.times
+    first, rank = progress.step_in_epoch, dist.get_rank()
+    seeds = (step_seed(config.seed, progress.epoch, number, rank) for number in itertools.count(first))
+    sums = torch.zeros(2, dtype=torch.float64, device=training.device)
     times.start()
-    for batch in training.train_reader.batches(progress.epoch, progress.step_in_epoch):
-        times.mark("input")
-        seed = step_seed(config.seed, progress.epoch, progress.step_in_epoch, rank)
-        loss, rows = step(batch.to(training.device), seed)
-        dist.all_reduce(loss)
-        value = float(loss)
-        if not np.isfinite(value):
-            raise DivergedError(f"the loss became {value} at step {progress.step + 1}: lower the learning rates")
-        progress.step, progress.step_in_epoch = progress.step + 1, progress.step_in_epoch + 1
-        if parallel.average is not None:
-            parallel.average.update(progress.step)
-        progress.rows, progress.loss_sum = progress.rows + int(rows), progress.loss_sum + value
-        times.mark("other")
-        now = time.perf_counter()
-        is_last = progress.step_in_epoch == training.train_reader.num_steps
-        if now - shown >= PROGRESS_SECONDS or is_last:
-            rate = (progress.rows - shown_rows) / (now - shown)
-            yield _progress_event(training, progress, value, rate, progress.seconds["train"] + now - started)
-            shown, shown_rows = time.perf_counter(), progress.rows
-        if progress.step % config.checkpoint.every_steps == 0 and not is_last:
-            progress.seconds["train"] += time.perf_counter() - started
-            yield _save(training, progress)
-            started = shown = time.perf_counter()
-            parallel.model.train()
-        times.start()
+    with (
+        matmul_precision(config),
+        contextlib.closing(step.run(training.train_reader.batches(progress.epoch, first), seeds)) as results,
+    ):
+        for loss, rows in results:
+            progress.step, progress.step_in_epoch = progress.step + 1, progress.step_in_epoch + 1
+            if parallel.average is not None:
+                parallel.average.update(progress.step)
+            sums += torch.stack([loss.double(), rows])
+            is_last = progress.step_in_epoch == training.train_reader.num_steps
+            is_saved = progress.step % config.checkpoint.every_steps == 0 and not is_last
+            is_fetched = is_last or is_saved or progress.step_in_epoch % training.fetch_interval == 0
+            value = _fetch(loss, sums, progress) if is_fetched else None
+            times.mark("other")
+            now = time.perf_counter()
+            if value is not None and (now - shown >= PROGRESS_SECONDS or is_last):
+                rate = (progress.rows - shown_rows) / (now - shown)
+                yield _progress_event(training, progress, value, rate, progress.seconds["train"] + now - started)
+                shown, shown_rows = time.perf_counter(), progress.rows
+            if is_saved:
+                progress.seconds["train"] += time.perf_counter() - started
+                yield _save(training, progress)
+                started = shown = time.perf_counter()
+                parallel.model.train()
+            times.start()
     times.stop()
     progress.seconds["train"] += time.perf_counter() - started
 
 
-def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
-    """Seed of one rank's step: dropout depends on the position alone, so a resumed run needs no generator state."""
-    return int(np.random.SeedSequence((seed, epoch, step, rank)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def _fetch(loss: Tensor, sums: Tensor, progress: Progress) -> float:
+    """Bring the sums of losses and rows since the last time from the device, and this step's loss.
+
+    Raises:
+        DivergedError: a loss since the last time is not finite; on every rank alike.
+    """
+    value, loss_sum, rows = torch.stack([loss.double(), *sums]).tolist()
+    if not np.isfinite(loss_sum):
+        raise DivergedError(f"the loss became {loss_sum} at step {progress.step}: lower the learning rates")
+    sums.zero_()
+    progress.rows, progress.loss_sum = progress.rows + int(rows), progress.loss_sum + loss_sum
+    return value
 
 
 def _progress_event(

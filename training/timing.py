@@ -9,13 +9,25 @@ from typing import Any
 
 import torch
 from torch import nn
+from torchrec.distributed.batched_embedding_kernel import BaseBatchedEmbeddingBag
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 
 from training.model.embedding import FieldEmbedding
 
-PARTS = ("input", "lookup", "exchange", "dense forward", "dense backward", "table backward", "optimizer", "other")
-"""input: waiting for a batch. exchange: ids and vectors between ranks, and regrouping. table backward: gradients of the
-looked-up rows, their exchange and update, and what is left of the reduction of the dense gradients."""
+COMMUNICATION = ("exchange", "reduction")
+PARTS = (
+    "input",
+    "lookup",
+    "dense forward",
+    "dense backward",
+    "table backward",
+    "optimizer",
+    *COMMUNICATION,
+    "other",
+)
+"""input: waiting for a batch. table backward: gradients of the looked-up rows and their update. exchange: ids, vectors
+and the vectors' gradients between ranks, sorting them, and waiting for ranks that are behind. reduction: of the dense
+gradients, of weights and of losses, as far as a step waits for them; most of it happens beside the backward pass."""
 CUDA_INTERVAL = 100
 
 
@@ -37,6 +49,8 @@ class StepTimes:
                 for lookup in module._lookups:
                     lookup.register_forward_pre_hook(lambda *_: self.mark("exchange"))
                     lookup.register_forward_hook(lambda *_: self.mark("lookup"))
+            if isinstance(module, BaseBatchedEmbeddingBag):
+                module.register_forward_hook(self._watch_update)
 
     def start(self) -> None:
         """A step begins: what follows, up to the first mark, is its wait for a batch."""
@@ -53,6 +67,11 @@ class StepTimes:
         self.seconds[part] += now - self._last
         self._last = now
 
+    def watch_backward(self, total: torch.Tensor) -> None:
+        """Mark what happens between ``total.backward()`` and the end of it."""
+        if self._last is not None:
+            total.register_hook(self._begin_backward)
+
     def stop(self) -> None:
         """What follows belongs to no step."""
         self._last = None
@@ -60,9 +79,11 @@ class StepTimes:
     def summary(self) -> dict[str, Any]:
         """Seconds of a step, and each part's share of them."""
         total = sum(self.seconds.values())
+        shares = {part: value / total if total else 0.0 for part, value in self.seconds.items()}
         return {
             "seconds_per_step": total / max(1, self.num_steps),
-            "shares": {part: value / total if total else 0.0 for part, value in self.seconds.items()},
+            "shares": shares,
+            "communication": sum(shares[part] for part in COMMUNICATION),
         }
 
     def _now(self) -> float:
@@ -75,3 +96,14 @@ class StepTimes:
         for vectors in streams.values():
             if vectors.requires_grad and self._last is not None:
                 vectors.register_hook(lambda _: self.mark("dense backward"))
+
+    def _begin_backward(self, _gradient: torch.Tensor) -> None:
+        self.mark("exchange")  # of the next batch's ids, in a pipeline
+        # DDP queues its last wait when the last gradient is there, so after this.
+        torch.autograd.Variable._execution_engine.queue_callback(lambda: self.mark("table backward"))
+
+    def _watch_update(self, _module: nn.Module, _inputs: Any, vectors: torch.Tensor) -> None:
+        """A kernel's node in the graph: gradients of vectors arrive at it, and it updates its rows."""
+        if vectors.grad_fn is not None and self._last is not None:
+            vectors.grad_fn.register_prehook(lambda _: self.mark("exchange"))
+            vectors.grad_fn.register_hook(lambda *_: self.mark("table backward"))
