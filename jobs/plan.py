@@ -36,6 +36,8 @@ UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12} | {
 GIB = 1 << 30
 MAX_SHOWN = 64
 """Ranks that are printed and tables that are drawn; all of them are in plan.json."""
+MAX_NAMED = 8
+"""Tables in host memory that are named."""
 
 
 def main() -> int:
@@ -46,6 +48,12 @@ def main() -> int:
     )
     parser.add_argument("--world-size", required=True, type=positive, metavar="N", help="ranks, one a GPU")
     parser.add_argument("--device-memory", required=True, type=num_bytes, metavar="SIZE", help="of a rank: 80GiB, 40GB")
+    parser.add_argument(
+        "--host-memory",
+        type=num_bytes,
+        metavar="SIZE",
+        help="of a rank, for tables that training.sharding.device_memory leaves to its host; default: 128GiB",
+    )
     parser.add_argument("--local-world-size", type=positive, metavar="N", help="ranks of a host; default: 8 or fewer")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: cuda")
     parser.add_argument("--output", default="runs/plan", metavar="DIR", help="of plan.json and plan.html")
@@ -68,7 +76,7 @@ def main() -> int:
         padded = needs_padded_tables(training)
         return CTRModel(config.features, rows, training.model, pad_tables=padded, device="meta")
 
-    cluster = Cluster(arguments.device, world_size, ranks_per_host, arguments.device_memory)
+    cluster = Cluster(arguments.device, world_size, ranks_per_host, arguments.device_memory, arguments.host_memory)
     page = output / "plan.html"
     try:
         plan = plan_tables(build(config.training), config.training, cluster)
@@ -136,7 +144,7 @@ def positive(text: str) -> int:
 
 def summary(plan: "Plan", config: Config) -> dict[str, Any]:
     """What plan.json holds."""
-    from training.planner import PARTS, batch_size_per_rank
+    from training.planner import HOST, PARTS, batch_size_per_rank
 
     cluster, topology = plan.cluster, plan.cluster.topology()
     training = config.training
@@ -148,6 +156,7 @@ def summary(plan: "Plan", config: Config) -> dict[str, Any]:
             "world_size": cluster.world_size,
             "local_world_size": cluster.ranks_per_host,
             "device_memory": cluster.memory,
+            "host_memory": topology.devices[0].storage.ddr,
         },
         "global_batch_size": training.global_batch_size,
         "batch_size_per_rank": batch_size_per_rank(training, cluster.world_size),
@@ -158,7 +167,7 @@ def summary(plan: "Plan", config: Config) -> dict[str, Any]:
             "within_host": topology.intra_host_bw / 1e6,
             "between_hosts": topology.inter_host_bw / 1e6,
         },
-        "total": {part: sum(rank[part] for rank in plan.ranks) for part in PARTS},
+        "total": {part: sum(rank[part] for rank in plan.ranks) for part in (*PARTS, HOST)},
         "balance": {name: _balance([rank[name] for rank in plan.ranks]) for name in ("bytes", "ms")},
         "tables": sorted(plan.tables, key=lambda entry: -entry["bytes"]),
         "ranks": plan.ranks,
@@ -202,13 +211,17 @@ def print_plan(result: Mapping[str, Any]) -> None:
 
     cluster, ranks = result["cluster"], result["ranks"]
     shown = sorted(ranks, key=lambda rank: -rank["bytes"])[:MAX_SHOWN]
-    header = ("rank", "shards", "tables", "lookups", "in all", "of memory", "compute ms", "exchange ms", "ms")
-    print("".join(f"{name:>12}" for name in header))
+    hosted = result["total"]["host"] > 0
+    header = ("rank", "shards", "tables", "lookups", "in all", "of memory", *(["on host"] if hosted else []))
+    print("".join(f"{name:>12}" for name in (*header, "compute ms", "exchange ms", "ms")))
     for rank in sorted(shown, key=lambda rank: rank["rank"]):
-        sizes = (rank["weights"] + rank["state"] + rank["gradients"], rank["lookups"], rank["bytes"])
+        held = sum(rank[part] for part in ("weights", "state", "gradients", "cache"))
+        sizes = (held, rank["lookups"], rank["bytes"])
         share = f"{100 * rank['bytes'] / cluster['device_memory']:.1f} %"
         times = (f"{rank[name]:.3f}" for name in ("compute_ms", "exchange_ms", "ms"))
-        print("".join(f"{c:>12}" for c in (rank["rank"], rank["num_shards"], *map(binary, sizes), share, *times)))
+        columns = (rank["rank"], rank["num_shards"], *map(binary, sizes), share)
+        host = (binary(rank["host"]),) if hosted else ()
+        print("".join(f"{c:>12}" for c in (*columns, *host, *times)))
     if len(shown) < len(ranks):
         print(f"... and {len(ranks) - len(shown)} ranks that hold less")
     for name, words in (("bytes", "memory"), ("ms", "load")):
@@ -225,10 +238,15 @@ def _sentence(result: Mapping[str, Any]) -> str:
     cluster, total = result["cluster"], result["total"]
     kinds = [entry["sharding"] for entry in result["tables"]]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds)))
+    cached = [entry["table"] for entry in result["tables"] if entry["host"]]
+    hosted = (
+        f"; in host memory {len(cached)} of them, {binary(total['host'])} with their optimizer state, behind caches of "
+        f"{binary(total['cache'])}: {', '.join(cached[:MAX_NAMED])}{' ...' if len(cached) > MAX_NAMED else ''}"
+    )
     return (
         f"{len(kinds)} tables ({counts}), {binary(total['weights'])} of weights and {binary(total['state'])} of "
         f"optimizer state ({result['embedding_optimizer']}) on {cluster['world_size']} {cluster['device']} ranks of "
-        f"{binary(cluster['device_memory'])}, {cluster['local_world_size']} a host"
+        f"{binary(cluster['device_memory'])}, {cluster['local_world_size']} a host{hosted if cached else ''}"
     )
 
 
@@ -253,6 +271,7 @@ def render(result: Mapping[str, Any], shards: Mapping[tuple[str, int], int]) -> 
         "table weights": [rank["weights"] for rank in ranks],
         "optimizer state": [rank["state"] for rank in ranks],
         "gradients": [rank["gradients"] for rank in ranks],
+        "caches": [rank["cache"] for rank in ranks],
         "lookups": [rank["lookups"] for rank in ranks],
         "dense net and ids": [reserve["fixed"]] * len(ranks),
     }
@@ -295,14 +314,20 @@ def _balance_table(result: Mapping[str, Any]) -> str:
 def _table_table(tables: Sequence[Mapping[str, Any]]) -> str:
     columns = ("table", "rows", "width", "sharding", "kernel", "num_shards")
     rows = [
-        [*map(entry.get, columns), len(set(entry["ranks"])), entry["bytes"] / GIB, entry["state"] / GIB]
+        [
+            *map(entry.get, columns),
+            len(set(entry["ranks"])),
+            *(entry[part] / GIB for part in ("bytes", "state", "cache", "host")),
+        ]
         for entry in tables
     ]
-    return table((*columns[:-1], "shards", "ranks", "weights, GiB", "state, GiB"), rows)
+    sizes = ("weights, GiB", "state, GiB", "cache, GiB", "on hosts, GiB")
+    return table((*columns[:-1], "shards", "ranks", *sizes), rows)
 
 
 def _rank_table(result: Mapping[str, Any]) -> str:
-    parts, times = ("weights", "state", "gradients", "lookups", "bytes"), ("compute_ms", "exchange_ms", "ms")
+    parts = ("weights", "state", "gradients", "cache", "lookups", "bytes", "host")
+    times = ("compute_ms", "exchange_ms", "ms")
     memory = result["cluster"]["device_memory"]
     rows = [
         [
@@ -314,14 +339,15 @@ def _rank_table(result: Mapping[str, Any]) -> str:
         ]
         for rank in result["ranks"]
     ]
-    sizes = [f"{part if part != 'bytes' else 'in all'}, GiB" for part in parts]
+    sizes = [f"{ {'bytes': 'in all', 'host': 'on the host'}.get(part, part) }, GiB" for part in parts]
     return table(("rank", "shards", *sizes, "of memory", "compute, ms", "exchange, ms", "in all, ms"), rows)
 
 
 def _meaning(result: Mapping[str, Any]) -> list[str]:
     bandwidth = result["bandwidth_gb_per_s"]
     return [
-        "Weights and optimizer state are exact. Gradients are those of data-parallel tables, and their moving average. "
+        "Weights and optimizer state are exact; a table in host memory (kernel fused_uvm_caching) has both there, and "
+        "a cache of its rows on the GPU. Gradients are those of data-parallel tables, and their moving average. "
         f"Lookups are the ids and vectors of a batch of {result['global_batch_size']:,} rows "
         f"({result['batch_size_per_rank']:,} a rank) on their way in and out, one id a feature and row. The dense net "
         "counts six times (weights, optimizer, gradients and their buckets), beside the ids of two batches. "

@@ -350,6 +350,11 @@ class ShardingConfig:
     default: ShardingKind = "auto"
     features: dict[str, ShardingKind] = field(default_factory=dict)
     """Per-feature choice; holds for each table of the feature."""
+    device_memory: Annotated[float, Field(gt=0)] | None = None
+    """GiB of a GPU that a rank may fill. Tables that do not fit lie in host memory, with a cache of their rows on the
+    GPU (FBGEMM's UVM caching); the planner chooses them. None: all of the GPU, and no table in host memory."""
+    cache_load_factor: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of a table's rows that the cache of one in host memory holds."""
 
 
 @dataclass(frozen=True, config=STRICT)

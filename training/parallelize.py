@@ -6,6 +6,7 @@ net) is replicated. The same function serves one CPU rank and many CUDA ones.
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -194,8 +195,12 @@ def _replicated(wrapped: DistributedModelParallel) -> dict[str, torch.Tensor]:
 def _cluster(device: torch.device) -> Cluster:
     """This process group as the planner sees it."""
     world_size = dist.get_world_size()
-    memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
-    return Cluster("cuda" if device.type == "cuda" else "cpu", world_size, get_local_size(world_size), memory)
+    ranks_per_host = get_local_size(world_size)
+    if device.type == "cpu":
+        return Cluster("cpu", world_size, ranks_per_host)
+    memory = torch.cuda.get_device_properties(device).total_memory
+    host_memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks_per_host
+    return Cluster("cuda", world_size, ranks_per_host, memory, host_memory)
 
 
 def _embedding_optimizer_kwargs(lane: FusedOptimizer) -> dict[str, Any]:

@@ -15,7 +15,10 @@ from torchrec.distributed.types import ShardingType
 from training.config import DenseOptimizer, FusedOptimizer, ShardingConfig, ShardingKind, TrainingConfig
 from training.model.ctr_model import CTRModel
 from training.planner import (
+    CACHED,
     DATA_PARALLEL,
+    GIB,
+    HOST,
     MARGIN,
     PARTS,
     Cluster,
@@ -28,11 +31,12 @@ from training.planner import (
 )
 
 TIMES = ("compute_ms", "exchange_ms", "ms")
-GIB = 1 << 30
 MAX_NAMED = 3
 """Tables named in a refusal."""
 MAX_MEMORY_GROWTH, MAX_GROWTH, MAX_RANKS = 4, 64, 1_024
 """Memory and clusters so many times as large, and clusters of more ranks, are not tried."""
+MAX_HALVINGS = 4
+"""Sizes of a cache that are tried for tables in host memory, each half the one before."""
 
 
 class PlanError(ValueError):
@@ -68,9 +72,9 @@ class Plan:
     """A dry run's plan.
 
     Attributes:
-        tables: as in a run's plan.json, with ``num_shards`` and the bytes of ``PARTS`` over all ranks.
-        ranks: of each rank its number of shards, bytes by part, their total with ``reserve.fixed``, and TorchRec's
-            estimate of the milliseconds that a step spends in lookups and exchanges.
+        tables: as in a run's plan.json, with ``num_shards`` and the bytes of ``PARTS`` and ``HOST`` over all ranks.
+        ranks: of each rank its number of shards, bytes by part, the total of ``PARTS`` with ``reserve.fixed``, and
+            TorchRec's estimate of the milliseconds that a step spends in lookups and exchanges.
         shards: (table, rank) -> bytes, of all parts.
     """
 
@@ -105,6 +109,7 @@ def plan_tables(model: CTRModel, config: TrainingConfig, cluster: Cluster) -> Pl
         PlanError: the tables do not fit.
         ValueError: as ``make_planner``.
     """
+    cluster = cluster.capped(config.sharding)
     found, sharder = _Found(), Sharder()
     planner = make_planner(model, config, cluster, [found])
     reserve = _reserve(model, config, cluster)
@@ -122,7 +127,7 @@ def plan_tables(model: CTRModel, config: TrainingConfig, cluster: Cluster) -> Pl
         raise _refusal(options, cluster, reserve) from error
     tables = {table.name: table for table in model.tables}
     placed = {name: place for module in placements.plan.values() for name, place in module.items()}
-    nothing = {"num_shards": 0} | dict.fromkeys(PARTS, 0)
+    nothing = {"num_shards": 0} | dict.fromkeys((*PARTS, HOST), 0)
     rows = {name: describe(tables[name], place) | nothing for name, place in placed.items()}
     ranks = [
         {"rank": rank} | nothing | {"bytes": reserve.fixed} | dict.fromkeys(TIMES, 0.0)
@@ -134,19 +139,20 @@ def plan_tables(model: CTRModel, config: TrainingConfig, cluster: Cluster) -> Pl
             if not math.prod(shard.size):
                 continue  # row-wise, of a table with fewer rows than ranks
             assert shard.rank is not None and shard.perf is not None
-            parts = held_bytes(config, option.sharding_type, shard.size)
-            parts["lookups"] = _storage(shard) - sum(parts.values())
+            parts = held_bytes(config, option.sharding_type, shard.size, option.compute_kernel)
+            size = _storage(shard, cluster)
+            parts["lookups"] = size - sum(parts[part] for part in PARTS if part in parts)
             rank = ranks[shard.rank]
             for entry in (rows[option.name], rank):
                 entry["num_shards"] += 1
-                for part in PARTS:
+                for part in (*PARTS, HOST):
                     entry[part] += parts[part]
-            rank["bytes"] += _storage(shard)
+            rank["bytes"] += size
             rank["compute_ms"] += shard.perf.fwd_compute + shard.perf.bwd_compute
             rank["exchange_ms"] += shard.perf.fwd_comms + shard.perf.bwd_comms
             rank["ms"] += shard.perf.total
             place = (option.name, shard.rank)
-            shards[place] = shards.get(place, 0) + _storage(shard)
+            shards[place] = shards.get(place, 0) + size
     return Plan(cluster, reserve, list(rows.values()), ranks, shards)
 
 
@@ -231,14 +237,26 @@ def _kinds_of_change(
 
     def rows_of(number: int) -> tuple[str, float, TrainingConfig, Cluster]:
         cut: dict[str, ShardingKind] = dict.fromkeys(whole[:number], "row_wise")
-        sharding = ShardingConfig(config.sharding.default, config.sharding.features | cut)
+        sharding = dataclasses.replace(config.sharding, features=config.sharding.features | cut)
         words = " ".join(f"training.sharding.features.{name}=row_wise" for name in cut)
         return words, 1.0, dataclasses.replace(config, sharding=sharding), cluster
+
+    def cache_of(number: int) -> tuple[str, float, TrainingConfig, Cluster]:
+        before = config.sharding.device_memory
+        share = config.sharding.cache_load_factor / 2 ** (number if before else number - 1)
+        sharding = dataclasses.replace(
+            config.sharding, device_memory=before or math.ceil(memory / GIB), cache_load_factor=share
+        )
+        words = [] if before else [f"training.sharding.device_memory={sharding.device_memory}"]
+        if share != config.sharding.cache_load_factor:
+            words.append(f"training.sharding.cache_load_factor={share}")
+        return " ".join(words), 1.0, dataclasses.replace(config, sharding=sharding), cluster
 
     is_dense_lane = isinstance(config.optimizer, DenseOptimizer)
     max_hosts = min(MAX_GROWTH * hosts, max(2 * hosts, MAX_RANKS // cluster.ranks_per_host))
     return [
         (fused_of, 1) if is_dense_lane else (rows_of, len(whole)),
+        (cache_of, 0 if is_dense_lane or cluster.device == "cpu" else MAX_HALVINGS),
         (batch_of, batch_size_per_rank(config, cluster.world_size).bit_length() - 1),
         (memory_of, (MAX_MEMORY_GROWTH - 1) * memory // unit),
         (ranks_of, max_hosts - hosts if error.more_ranks_help else 0),
@@ -291,7 +309,7 @@ def _refusal(options: list[ShardingOption], cluster: Cluster, reserve: Reserve) 
     totals: dict[str, int] = {}
     shards: dict[str, tuple[int, str]] = {}
     for option in options:
-        sizes = [_storage(shard) for shard in option.shards]
+        sizes = [_storage(shard, cluster) for shard in option.shards]
         totals[option.name] = min(sum(sizes), totals.get(option.name, sum(sizes)))
         largest = (max(sizes), option.sharding_type)
         shards[option.name] = min(largest, shards.get(option.name, largest))
@@ -313,9 +331,10 @@ def _refusal(options: list[ShardingOption], cluster: Cluster, reserve: Reserve) 
         reasons.append(f"{len(too_large) - MAX_NAMED} more tables are too large for a rank")
     if not reasons:
         size, kind = max(shards.values())
+        hosts = f", and a rank has {binary(_host_memory(cluster))} of host memory" if _can_cache(options) else ""
         reasons.append(
             f"they need {binary(need)} of {binary(have)}, but the planner found no way to lay them out: a shard has up "
-            f"to {binary(size)} ({kind})"
+            f"to {binary(size)} ({kind}){hosts}"
         )
     # Only rows are spread over as many ranks as there are: a replicated table or one cut into columns is not.
     by_rows = {option.name for option in options if option.sharding_type == ShardingType.ROW_WISE.value}
@@ -346,6 +365,15 @@ def _memory(topology: Topology) -> int:
     return storage.ddr if topology.compute_device == "cpu" else storage.hbm
 
 
-def _storage(shard: Shard) -> int:
+def _host_memory(cluster: Cluster) -> int:
+    return cluster.topology().devices[0].storage.ddr
+
+
+def _can_cache(options: list[ShardingOption]) -> bool:
+    return any(option.compute_kernel == CACHED for option in options)
+
+
+def _storage(shard: Shard, cluster: Cluster) -> int:
+    """Bytes of its rank's memory: of the GPU's, if it has one."""
     assert shard.storage is not None
-    return shard.storage.ddr + shard.storage.hbm
+    return shard.storage.ddr if cluster.device == "cpu" else shard.storage.hbm

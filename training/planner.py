@@ -4,7 +4,7 @@ import logging
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
@@ -14,19 +14,10 @@ from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.proposers import GreedyProposer, UniformProposer
 from torchrec.distributed.planner.shard_estimators import EmbeddingPerfEstimator, EmbeddingStorageEstimator
 from torchrec.distributed.planner.storage_reservations import HeuristicalStorageReservation
-from torchrec.distributed.planner.types import (
-    KernelConfig,
-    Proposer,
-    ShardingOption,
-    Stats,
-    Storage,
-    Topology,
-    TopologyFactory,
-    TrainerConfig,
-)
-from torchrec.distributed.types import ShardingType
+from torchrec.distributed.planner.types import Proposer, ShardingOption, Stats, Storage, Topology
+from torchrec.distributed.types import CacheParams, ShardingType
 
-from training.config import DenseOptimizer, FusedOptimizer, TrainingConfig
+from training.config import DenseOptimizer, FusedOptimizer, ShardingConfig, TrainingConfig
 from training.model.ctr_model import CTRModel
 from training.model.embedding import EmbeddingTable
 
@@ -40,13 +31,24 @@ MARGIN = 0.15
 DENSE_COPIES = 6
 """TorchRec's count of what a replicated weight takes: itself, Adam's two moments, its gradient and DDP's buckets."""
 
+CACHED = EmbeddingComputeKernel.FUSED_UVM_CACHING.value
+"""Kernel of a table that lies in host memory, with a cache on the GPU."""
+
+GIB = 1 << 30
 Bytes = dict[str, int]
-PARTS = ("weights", "state", "gradients", "lookups")
-"""What a shard takes: its rows, the optimizer's state, a replicated table's gradient and average, a batch's ids and
-vectors on their way in and out."""
+PARTS = ("weights", "state", "gradients", "cache", "lookups")
+"""What a shard takes of its rank: its rows, the optimizer's state, a replicated table's gradient and average, the cache
+of rows that lie in host memory, a batch's ids and vectors on their way in and out."""
+HOST = "host"
+"""What a shard takes of a GPU's host beside that: rows and the optimizer's state, if they lie there."""
 
 # TorchRec warns of its own default, for nets whose size it cannot tell; make_reservation tells it.
 warnings.filterwarnings("ignore", message="HeuristicalStorageReservation", category=FutureWarning)
+# It wants its topology from a factory that older versions lack, and which adds nothing to what is said here.
+_TOPOLOGY_LOG = "The topology was constructed directly"
+logging.getLogger("torchrec.distributed.planner.types").addFilter(
+    lambda record: not record.getMessage().startswith(_TOPOLOGY_LOG)
+)
 # And of each replicated table, that it is on no rank in particular.
 logging.getLogger().addFilter(lambda record: not record.getMessage().startswith("Sharding spec not found"))
 
@@ -58,8 +60,9 @@ class Sharder(EmbeddingBagCollectionSharder):
         return [DATA_PARALLEL, *MODEL_PARALLEL]
 
     def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
-        kernel = EmbeddingComputeKernel.DENSE if sharding_type == DATA_PARALLEL else EmbeddingComputeKernel.FUSED
-        return [kernel.value]
+        if sharding_type == DATA_PARALLEL:
+            return [EmbeddingComputeKernel.DENSE.value]
+        return [EmbeddingComputeKernel.FUSED.value, *([CACHED] if compute_device_type == "cuda" else [])]
 
 
 class StorageEstimator(EmbeddingStorageEstimator):
@@ -76,10 +79,10 @@ class StorageEstimator(EmbeddingStorageEstimator):
         super().estimate(sharding_options, sharder_data_map)
         for option in sharding_options:
             for shard in option.shards:
-                parts = held_bytes(self._config, option.sharding_type, shard.size)
-                unseen = parts["state"] + parts["gradients"]
+                parts = held_bytes(self._config, option.sharding_type, shard.size, option.compute_kernel)
+                unseen, hosted = parts["state"] + parts["gradients"], max(0, parts[HOST] - 4 * math.prod(shard.size))
                 assert shard.storage is not None
-                shard.storage += Storage(hbm=0, ddr=unseen) if self._on_cpu else Storage(hbm=unseen, ddr=0)
+                shard.storage += Storage(hbm=0, ddr=unseen) if self._on_cpu else Storage(hbm=unseen, ddr=hosted)
 
 
 @dataclass(frozen=True)
@@ -90,34 +93,50 @@ class Cluster:
         world_size: number of ranks.
         ranks_per_host: those that share a fast connection.
         memory: bytes a rank, of its GPU or, on CPU, of its share of the host; None: TorchRec's default.
+        host_memory: bytes a GPU's rank, of its host; None: TorchRec's default.
     """
 
     device: Literal["cpu", "cuda"]
     world_size: int
     ranks_per_host: int
     memory: int | None = None
+    host_memory: int | None = None
 
     def topology(self) -> Topology:
         """The same for TorchRec, with its default bandwidths."""
-        sizes: dict[str, Any] = {"ddr_cap_bytes" if self.device == "cpu" else "hbm_cap_bytes": self.memory}
-        return TopologyFactory.create_topology(
-            trainer_config=TrainerConfig(world_size=self.world_size, local_world_size=self.ranks_per_host, **sizes),
-            kernel_config=KernelConfig(compute_device=self.device),
+        return Topology(
+            self.world_size,
+            self.device,
+            hbm_cap=None if self.device == "cpu" else self.memory,
+            ddr_cap=self.memory if self.device == "cpu" else self.host_memory,
+            local_world_size=self.ranks_per_host,
         )
 
+    def capped(self, sharding: ShardingConfig) -> "Cluster":
+        """These ranks, with no more of a GPU than the config allows."""
+        if sharding.device_memory is None or self.device == "cpu":
+            return self
+        cap = round(sharding.device_memory * GIB)
+        return replace(self, memory=cap if self.memory is None else min(cap, self.memory))
 
-def held_bytes(config: TrainingConfig, sharding_type: str, size: Sequence[int]) -> Bytes:
-    """Bytes of ``PARTS`` that a shard of ``size`` (rows, columns) holds between steps, so without lookups.
 
-    Row-wise Adagrad keeps a number a row of a shard: of a table cut into columns, a number a row for each cut.
+def held_bytes(config: TrainingConfig, sharding_type: str, size: Sequence[int], kernel: str = "") -> Bytes:
+    """Bytes of ``PARTS`` and ``HOST`` that a shard of ``size`` (rows, columns) holds between steps, so without lookups.
+
+    Row-wise Adagrad keeps a number a row of a shard: of a table cut into columns, a number a row for each cut. A cache
+    has 4 bytes of index a row of the table and 16 of bookkeeping a row of its own; the optimizer's state has none.
     """
     rows, columns = size
     weights = 4 * rows * columns
     lane = config.optimizer
     kind = lane.embedding_optimizer if isinstance(lane, FusedOptimizer) else "adam"
     state = {"sgd": 0, "rowwise_adagrad": 4 * rows * bool(columns), "adagrad": weights, "adam": 2 * weights}[kind]
+    if kernel == CACHED:
+        share = config.sharding.cache_load_factor
+        cache = math.ceil(share * weights) + math.ceil(rows * (4 + 16 * share))
+        return {"weights": 0, "state": 0, "gradients": 0, "cache": cache, HOST: weights + state}
     copies = 1 + bool(config.ema_decay) if sharding_type == DATA_PARALLEL else 0
-    return {"weights": weights, "state": state, "gradients": copies * weights}
+    return {"weights": weights, "state": state, "gradients": copies * weights, "cache": 0, HOST: 0}
 
 
 def batch_size_per_rank(config: TrainingConfig, world_size: int) -> int:
@@ -137,6 +156,11 @@ def check_lane(config: TrainingConfig, device: str) -> None:
         raise ValueError(
             "training.sharding: the dense lane replicates its tables (auto or data_parallel), because TorchRec plans "
             'its dense kernel only so; for sharded tables set training.optimizer.kind = "fused"'
+        )
+    if config.sharding.device_memory is not None and (device == "cpu" or isinstance(lane, DenseOptimizer)):
+        raise ValueError(
+            "training.sharding.device_memory: tables in host memory with a cache on the GPU exist on CUDA and in the "
+            'fused lane only; leave it out, or set training.device = "cuda" and training.optimizer.kind = "fused"'
         )
     if isinstance(lane, FusedOptimizer) and lane.embedding_optimizer == "adam":
         if device == "cpu":
@@ -161,15 +185,26 @@ def make_planner(
         ValueError: the config's sharding and its optimizer lane cannot be had together, or it names unknown features.
     """
     check_lane(config, cluster.device)
+    cluster, sharding = cluster.capped(config.sharding), config.sharding
     auto = (DATA_PARALLEL,) if isinstance(config.optimizer, DenseOptimizer) else MODEL_PARALLEL
-    unknown = set(config.sharding.features) - {table.feature for table in model.tables}
+    unknown = set(sharding.features) - {table.feature for table in model.tables}
     if unknown:
         raise ValueError(f"training.sharding.features names unknown features: {', '.join(sorted(unknown))}")
+    kernels = [EmbeddingComputeKernel.DENSE.value, EmbeddingComputeKernel.FUSED.value]
+    cache = None
+    if sharding.device_memory is not None:
+        kernels.append(CACHED)
+        cache = CacheParams(load_factor=sharding.cache_load_factor)
     constraints = {}
     for table in model.tables:
-        kind = config.sharding.features.get(table.feature, config.sharding.default)
+        kind = sharding.features.get(table.feature, sharding.default)
         allowed = list(auto) if kind == "auto" else [kind]
-        constraints[table.name] = ParameterConstraints(sharding_types=allowed, min_partition=4)
+        constraints[table.name] = ParameterConstraints(
+            sharding_types=allowed,
+            compute_kernels=kernels,
+            min_partition=4,
+            cache_params=None if kind == DATA_PARALLEL else cache,
+        )
     topology = cluster.topology()
     batch_size = batch_size_per_rank(config, cluster.world_size)
     estimators = [EmbeddingPerfEstimator(topology, constraints), StorageEstimator(config, topology, constraints)]

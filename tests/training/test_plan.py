@@ -27,7 +27,7 @@ from training.config import (
 from training.model.ctr_model import CTRModel
 from training.parallelize import needs_padded_tables, parallelize
 from training.plan import GIB, Change, Plan, PlanError, _smallest, find_changes, plan_tables
-from training.planner import PARTS, Cluster, Sharder, batch_size_per_rank, held_bytes
+from training.planner import CACHED, PARTS, Cluster, Sharder, batch_size_per_rank, held_bytes
 
 MIB = 1 << 20
 ROWS = {"user": 50_001, "item": 7_000, "shop": 300, "hour": 25}
@@ -128,8 +128,62 @@ def test_a_dry_run_is_what_two_ranks_do(tmp_path: Path):
     ],
 )
 def test_bytes_by_hand(optimizer, kind, size, weights, state, gradients):
-    expected = {"weights": weights, "state": state, "gradients": gradients}
+    expected = {"weights": weights, "state": state, "gradients": gradients, "cache": 0, "host": 0}
     assert held_bytes(replace(CONFIG, optimizer=optimizer), kind, size) == expected
+
+
+def cached(config: TrainingConfig, device_memory: float = 1.0, share: float = 0.2) -> TrainingConfig:
+    sharding = replace(config.sharding, device_memory=device_memory, cache_load_factor=share)
+    return replace(config, sharding=sharding)
+
+
+def test_bytes_of_a_cached_table_by_hand():
+    """100 x 8 floats and a float a row on the host; a quarter of the rows, 4 bytes a row and 16 a cached row here."""
+    config = cached(fused("rowwise_adagrad"), share=0.25)
+    expected = {"weights": 0, "state": 0, "gradients": 0, "cache": 800 + 400 + 400, "host": 3_200 + 400}
+    assert held_bytes(config, "row_wise", (100, 8), CACHED) == expected
+    assert held_bytes(config, "row_wise", (100, 8))["weights"] == 3_200
+
+
+def test_what_does_not_fit_a_gpu_lies_in_host_memory():
+    """Half the memory that the tables take: the planner moves some, and the ones left are on the GPU as before."""
+    config, cluster = fused("adam"), Cluster("cuda", 2, 2, GIB, GIB)
+    roomy = plan_of(config, cluster)
+    assert {table["kernel"] for table in roomy.tables} == {"fused"} and not any(t["host"] for t in roomy.tables)
+    tight = max(rank["bytes"] for rank in roomy.ranks) / 2 / 0.85
+    with pytest.raises(PlanError):
+        plan_of(config, replace(cluster, memory=int(tight)))
+    plan = plan_of(cached(config, tight / GIB), cluster)
+    moved = [table for table in plan.tables if table["kernel"] == CACHED]
+    kept = [table for table in plan.tables if table["kernel"] == "fused"]
+    assert {table["table"] for table in moved} >= {"user__hard"} and kept
+    for table in plan.tables:
+        on_host = 3 * table["bytes"] if table in moved else 0  # Adam has two numbers a weight
+        assert table["host"] == on_host and table["weights"] + table["host"] // 3 == table["bytes"]
+    for rank in plan.ranks:
+        assert rank["bytes"] <= tight - plan.reserve.margin
+        assert rank["bytes"] == plan.reserve.fixed + sum(rank[part] for part in PARTS)
+        assert rank["host"] <= GIB
+    assert sum(rank["host"] for rank in plan.ranks) == sum(table["host"] for table in moved) > 0
+    # Everything on the GPU where it fits, whatever is allowed.
+    assert {table["kernel"] for table in plan_of(cached(config), cluster).tables} == {"fused"}
+    # Lookups are what they are without a cache, but for rounding.
+    alike = {t["table"]: t for t in roomy.tables}
+    for table in moved:
+        if table["sharding"] == alike[table["table"]]["sharding"]:
+            assert table["lookups"] == pytest.approx(alike[table["table"]]["lookups"], abs=4 * table["num_shards"])
+
+
+def test_host_memory_is_limited_too():
+    config, cluster = cached(fused("sgd", "row_wise"), 2 / 1024), Cluster("cuda", 2, 2, GIB, 256 << 10)
+    error = refused(config, cluster)
+    assert "a rank has 256.0 KiB of host memory" in str(error)
+
+
+def test_tables_in_host_memory_are_for_the_fused_lane_on_cuda():
+    for config, device in ((fused("sgd"), "cpu"), (CASES["dense"], "cuda")):
+        with pytest.raises(ValueError, match=r"training\.sharding\.device_memory: tables in host memory"):
+            plan_of(cached(config), Cluster(device, 2, 2, GIB))  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adagrad", "adam", "sgd"])
@@ -213,7 +267,11 @@ def test_too_little_memory_in_all():
     assert error.missing == needed(config) + vectors - have
     assert "8 tables do not fit on 2 x 2.0 MiB" in str(error) and "the largest: user__hard 3.3 MiB" in str(error)
     changes = changes_of(config, cluster)
-    assert set(changes) == {"--world-size", "--device-memory"}
+    assert set(changes) == {"--world-size", "--device-memory", "training.sharding.device_memory"}
+    in_host_memory = changes.pop("training.sharding.device_memory")
+    assert in_host_memory.words == "training.sharding.device_memory=1.0" and any(
+        t["host"] for t in in_host_memory.plan.tables
+    )
     for change in changes.values():
         fits = change.plan.cluster
         if fits.world_size > 2:
