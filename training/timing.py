@@ -32,13 +32,14 @@ CUDA_INTERVAL = 100
 
 
 class StepTimes:
-    """Seconds of each part, over the steps that were timed."""
+    """Seconds of each part, over the steps that were timed: one in ``interval``."""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         """Watch ``model`` by hooks on its embedding; they stay as long as it lives."""
         self.seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
         self.num_steps = 0
         self._cuda = device.type == "cuda"
+        self.interval = CUDA_INTERVAL if self._cuda else 1
         self._step = 0
         self._last: float | None = None
         for module in model.modules():
@@ -55,7 +56,7 @@ class StepTimes:
     def start(self) -> None:
         """A step begins: what follows, up to the first mark, is its wait for a batch."""
         self._step += 1
-        timed = not self._cuda or self._step % CUDA_INTERVAL == 0
+        timed = self._step % self.interval == 0
         self._last = self._now() if timed else None
         self.num_steps += timed
 

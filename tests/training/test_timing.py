@@ -1,12 +1,16 @@
 """StepTimes on real steps: every part is seen, the parts add up, and what is slow shows."""
 
+import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from tests.training.test_run import make_config
+from tests.training.test_run import make_config, on_two_ranks
+from training.config import DenseOptimizer, ShardingConfig
 from training.loop import Progress, Training, make_step, train
 from training.parallelize import parallelize
 from training.run import Dataset, build_model
@@ -15,11 +19,12 @@ from training.timing import PARTS
 CPU = torch.device("cpu")
 
 
-def start(path: Path, checkpoints: Path) -> Training:
-    config = make_config(path, max_epochs=1)
+def start(path: Path, checkpoints: Path, **changes: Any) -> Training:
+    config = make_config(path, max_epochs=1, **changes)
     dataset = Dataset.open(path)
     model = build_model(dataset, config, torch.device("meta"))
-    return Training(parallelize(model, config, CPU), config, dataset.reader("train", config), None, CPU, checkpoints)
+    reader = dataset.reader("train", config, rank=dist.get_rank(), world_size=dist.get_world_size())
+    return Training(parallelize(model, config, CPU), config, reader, None, CPU, checkpoints)
 
 
 def run(training: Training) -> Progress:
@@ -60,3 +65,37 @@ def test_a_slow_part_shows(make_dataset, one_rank, tmp_path: Path) -> None:
     run(training)
     shares = training.times.summary()["shares"]
     assert max(shares, key=lambda part: shares[part]) == "dense forward"
+
+
+SHARDED = {"sharding": ShardingConfig("row_wise")}
+LANES: dict[str, dict[str, Any]] = {
+    "sharded": {**SHARDED, "pipelined": False},
+    "pipelined": {**SHARDED, "pipelined": True},
+    "replicated": {"optimizer": DenseOptimizer()},
+}
+LAG = 0.1
+
+
+def lag_behind(path: Path, folder: Path) -> None:
+    """Rank 1 is slow in its dense net; how the steps of both ranks went."""
+    run(start(path, folder / "warm"))
+    for lane, changes in LANES.items():
+        training = start(path, folder / lane, **changes)
+        if dist.get_rank() == 1:
+            encoder = training.parallel.model.module.hard_encoder  # pyright: ignore
+            encoder.register_forward_pre_hook(lambda *_: time.sleep(LAG))
+        run(training)
+        summary = training.times.summary()
+        assert summary["communication"] == summary["shares"]["exchange"] + summary["shares"]["reduction"]
+        (folder / f"{lane}-{dist.get_rank()}.json").write_text(json.dumps(training.times.seconds))
+
+
+def test_waiting_for_another_rank_is_communication(make_dataset, tmp_path: Path) -> None:
+    on_two_ranks(tmp_path, lag_behind, make_dataset().path, tmp_path)
+    for lane in LANES:
+        first, second = (json.loads((tmp_path / f"{lane}-{rank}.json").read_text()) for rank in range(2))
+        assert second["dense forward"] - first["dense forward"] > 0.9 * 6 * LAG, lane
+        waited = {part: first[part] - second[part] for part in ("exchange", "reduction")}
+        assert sum(waited.values()) > 0.8 * 6 * LAG, lane
+        if lane == "replicated":  # no vector travels
+            assert waited["reduction"] > 0.8 * 6 * LAG
