@@ -5,7 +5,7 @@ hundred is timed, with the device synchronised at each mark.
 """
 
 import time
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from torchrec.distributed.batched_embedding_kernel import BaseBatchedEmbeddingBa
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 
 from training.model.embedding import FieldEmbedding
+from training.model.normalization import GlobalBatchNorm
 
 COMMUNICATION = ("exchange", "reduction")
 PARTS = (
@@ -27,7 +28,8 @@ PARTS = (
 )
 """input: waiting for a batch. table backward: gradients of the looked-up rows and their update. exchange: ids, vectors
 and the vectors' gradients between ranks, sorting them, and waiting for ranks that are behind. reduction: of the dense
-gradients, of weights and of losses, as far as a step waits for them; most of it happens beside the backward pass."""
+gradients, of batch norm's moments, of weights and of losses, as far as a step waits for them: dense gradients travel
+beside the backward pass."""
 CUDA_INTERVAL = 100
 
 
@@ -46,6 +48,8 @@ class StepTimes:
             if isinstance(module, FieldEmbedding):
                 module.register_forward_pre_hook(lambda *_: self.mark("other"))
                 module.register_forward_hook(self._after_embedding)
+            if isinstance(module, GlobalBatchNorm):
+                module.on_wait = self._around_wait
             if isinstance(module, ShardedEmbeddingBagCollection):
                 for lookup in module._lookups:
                     lookup.register_forward_pre_hook(lambda *_: self.mark("exchange"))
@@ -97,6 +101,9 @@ class StepTimes:
         for vectors in streams.values():
             if vectors.requires_grad and self._last is not None:
                 vectors.register_hook(lambda _: self.mark("dense backward"))
+
+    def _around_wait(self, work: Literal["forward", "backward"] | None) -> None:
+        self.mark("reduction" if work is None else f"dense {work}")
 
     def _begin_backward(self, _gradient: torch.Tensor) -> None:
         self.mark("exchange")  # of the next batch's ids, in a pipeline
