@@ -81,21 +81,16 @@ class Step:
 
     def _prepared(self, batches: Iterable[Batch]) -> Generator[Batch, None, None]:
         """The same batches, page-locked for a GPU, and the wait for each of them timed."""
-        if self.device.type == "cuda":
-            unpinned = batches
-            batches = prefetch(lambda: (batch.pin_memory() for batch in unpinned), PINNED_BATCHES)
-        source = iter(batches)
-        try:
-            while True:
-                self.times.mark("exchange")
-                batch = next(source, None)
-                self.times.mark("input")
-                if batch is None:
-                    return
-                yield batch
-        finally:
-            if isinstance(source, Generator):
-                source.close()
+        with _closing(batches) as source:
+            on_gpu = self.device.type == "cuda"
+            with _closing(prefetch(lambda: _pin(source), PINNED_BATCHES) if on_gpu else source) as ready:
+                while True:
+                    self.times.mark("exchange")
+                    batch = next(ready, None)
+                    self.times.mark("input")
+                    if batch is None:
+                        return
+                    yield batch
 
     def _run_pipelined(self, batches: Iterator[Batch], seeds: Iterator[int]) -> Iterator[Result]:
         pipeline = TrainPipelineSparseDist(
@@ -192,6 +187,21 @@ class _Optimizer:
 
     zero_grad: Callable[[], None]
     step: Callable[[], None]
+
+
+def _pin(batches: Iterator[Batch]) -> Generator[Batch, None, None]:
+    for batch in batches:
+        yield batch.pin_memory()
+
+
+@contextlib.contextmanager
+def _closing(batches: Iterable[Batch]) -> Iterator[Iterator[Batch]]:
+    """Read ``batches`` within this context; a generator, which may hold files and a thread, is closed at its end."""
+    try:
+        yield iter(batches)
+    finally:
+        if isinstance(batches, Generator):
+            batches.close()
 
 
 def _wait(work: Any) -> None:
