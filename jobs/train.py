@@ -271,15 +271,21 @@ def _print_summary(run_path: Path, seconds: float) -> None:
         f"trained {train['epochs']} epochs, {train['steps']:,} steps, {train['rows']:,} rows "
         f"at {train['rows_per_second']:,.0f} rows/s; {seconds:.0f} s in all"
     )
-    parts = sorted(train["shares"].items(), key=lambda part: -part[1])
     print(
-        f"a step of {1e3 * train['seconds_per_step']:.0f} ms: {', '.join(f'{n} {share:.0%}' for n, share in parts)}; "
-        f"the reader alone makes {train['reader_rows_per_second']:,.0f} rows/s"
+        f"a step of {1e3 * train['seconds_per_step']:.0f} ms: {_listed(train['shares'])}; "
+        f"the reader ({_listed(train['reader_shares'])}) makes {train['reader_rows_per_second']:,.0f} rows/s beside it"
     )
+    if train["of_limit"]:
+        print(f"of what reader, memory and products give alone: {_listed(train['of_limit'])}")
     if "valid" in metrics:
         valid = metrics["valid"]
         print(f"valid (best, step {metrics['best_step']:,}): auc {valid['auc']:.6f}  logloss {valid['logloss']:.6f}")
     print(f"run: {run_path}")
+
+
+def _listed(shares: dict[str, float]) -> str:
+    """Parts and their shares, the largest first."""
+    return ", ".join(f"{part} {share:.0%}" for part, share in sorted(shares.items(), key=lambda found: -found[1]))
 
 
 if __name__ == "__main__":

@@ -6,13 +6,14 @@ Whoever starts the ranks (Ray Train, a test) only has to form the process group 
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from features.dataset import DatasetManifest
 from features.learnt import Learnt
@@ -20,6 +21,7 @@ from features.storage import ObjectPath, Place, locate
 from training import checkpoint
 from training.calibration import CALIBRATION_NAME, CalibrationError, fit_platt
 from training.config import TrainingConfig
+from training.limits import measure_limits, shares_of_limits
 from training.loop import Event, Progress, Training, make_step, score_all, train
 from training.metrics import curves, evaluate
 from training.model.ctr_model import CTRModel
@@ -228,9 +230,34 @@ def _summarise(training: Training, progress: Progress, loss: float | None, start
             "rows_per_second": progress.rows / max(progress.seconds["train"], 1e-9),
             "reader_rows_per_second": training.train_reader.rows_per_second * dist.get_world_size(),
             **training.times.summary(),
+            "reader_shares": _shares(training.train_reader.seconds),
+            "of_limit": _shares_of_limits(training, progress) if dist.get_rank() == 0 else {},
         },
         "best_step": progress.schedule.best_step,
         "seconds": {"startup": startup, **progress.seconds},
+    }
+
+
+def _shares(seconds: Mapping[str, float]) -> dict[str, float]:
+    total = sum(seconds.values())
+    return {part: value / total if total else 0.0 for part, value in seconds.items()}
+
+
+def _shares_of_limits(training: Training, progress: Progress) -> dict[str, float]:
+    """How near this rank's parts of a step came to what the machine, and for "input" the reader, gives alone."""
+    times, config, world_size = training.times, training.config, dist.get_world_size()
+    if not times.num_batches:
+        return {}  # nothing was left to train
+    (model,) = (part for part in training.parallel.model.modules() if isinstance(part, CTRModel))
+    width = max(part.out_features for part in model.modules() if isinstance(part, nn.Linear))
+    rows = progress.rows / progress.step / world_size
+    seconds = {part: total / times.num_batches for part, total in times.seconds.items()}
+    ids = {name: total / times.num_batches for name, total in times.num_ids.items()}
+    limits = measure_limits(config.global_batch_size // world_size, width, config, training.device)
+    rate = rows / sum(seconds.values())
+    return {
+        "input": rate / training.train_reader.rows_per_second,
+        **shares_of_limits(limits, model, rows=rows, ids=ids, seconds=seconds),
     }
 
 

@@ -5,6 +5,7 @@ hundred is timed, with the device synchronised at each mark.
 """
 
 import time
+from collections import Counter
 from typing import Any, Literal
 
 import torch
@@ -40,13 +41,15 @@ class StepTimes:
         """Watch ``model`` by hooks on its embedding; they stay as long as it lives."""
         self.seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
         self.num_steps = 0
+        self.num_batches, self.num_ids = 0, Counter[str]()
+        """Batches of the timed steps (the last step of an epoch has none), and their ids by feature, on this rank."""
         self._cuda = device.type == "cuda"
         self.interval = CUDA_INTERVAL if self._cuda else 1
         self._step = 0
         self._last: float | None = None
         for module in model.modules():
             if isinstance(module, FieldEmbedding):
-                module.register_forward_pre_hook(lambda *_: self.mark("other"))
+                module.register_forward_pre_hook(self._before_embedding)
                 module.register_forward_hook(self._after_embedding)
             if isinstance(module, GlobalBatchNorm):
                 module.on_wait = self._around_wait
@@ -95,6 +98,12 @@ class StepTimes:
         if self._cuda:
             torch.cuda.synchronize()
         return time.perf_counter()
+
+    def _before_embedding(self, _module: nn.Module, inputs: Any) -> None:
+        self.mark("other")
+        if self._last is not None:
+            self.num_batches += 1
+            self.num_ids.update(dict(zip(inputs[0].keys(), inputs[0].length_per_key(), strict=True)))
 
     def _after_embedding(self, _module: nn.Module, _inputs: Any, streams: dict[str, torch.Tensor]) -> None:
         self.mark("exchange")
