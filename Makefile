@@ -6,7 +6,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 PYTHON_BIN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench test check format package lock
+.PHONY: help setup demo bench chaos test check format package lock
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -29,6 +29,9 @@ check: setup ## lint, format, types, import rules, unsafe code, known vulnerabil
 
 bench: setup ## speed, as ratios against peers and limits, in runs/bench (ARGS=--full: all of it)
 	$(PYTHON_BIN) -m jobs.bench $(ARGS)
+
+chaos: setup package ## kill, fill, cut and hang jobs and count what they lose, in runs/chaos (ARGS="--seeds 5", "--only CASE ...")
+	$(PYTHON_BIN) -m tests.chaos $(ARGS)
 
 format: setup ## put the sources into their one format
 	.venv/bin/ruff check --fix-only .
