@@ -5,15 +5,19 @@ whatever Ray itself remembers.
 """
 
 import dataclasses
+import errno
 import fcntl
 import json
 import logging
 import os
+import secrets
+import signal
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,7 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # also how la
 from tqdm import tqdm
 
 from features.storage import Place, locate
-from jobs.command import absolute, config_parser, parse_config_arguments, place, run_program
+from jobs.command import EXIT_DATA, absolute, config_parser, parse_config_arguments, place, run_program
 from jobs.config import Config, ConfigError, check_manifest, parse_config
 from jobs.worker import LOOPBACK, loopback_settings, set_up_worker
 from training.allocator import HUGE_PAGES
@@ -40,6 +44,14 @@ COMPARED_ON_RESUME = (
 )
 """Training keys that must not change when a run goes on: the weights already depend on them."""
 
+GO_ON = "--resume goes on from the newest checkpoint"
+RAY_ENDED = "Ray ended under the training"
+WORKERS_LOCK = ".workers"
+"""Shared by the workers as long as they live; holds the name of the training that they belong to."""
+ORPHAN_SECONDS = 60.0
+RESERVE = ".reserve"
+"""File of a run that makes room for a last word when the disk is full."""
+
 
 def main() -> int:
     parser = config_parser(
@@ -54,8 +66,9 @@ def main() -> int:
     run_path = absolute(arguments.run)
     started = time.perf_counter()
     with _locked(run_path):
+        training = _take_over(run_path)
         config = _prepare(run_path, config, resume=arguments.resume)
-        _train(run_path, config)
+        _train(run_path, config, training)
     _print_summary(run_path, time.perf_counter() - started)
     return 0
 
@@ -85,6 +98,33 @@ def _locked(run_path: Path) -> Iterator[None]:
         yield
 
 
+def _take_over(run_path: Path) -> str:
+    """Wait until the workers of an earlier training, whose program was killed, have ended too; they take some seconds.
+
+    Returns:
+        A name of this training; workers of an earlier one that have still to start know another and leave.
+
+    Raises:
+        ValueError: they do not end.
+    """
+    deadline = time.monotonic() + ORPHAN_SECONDS
+    with (run_path / WORKERS_LOCK).open("w", encoding="utf-8") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise ValueError(
+                        f"workers of an earlier training are still using {run_path}, though its program is gone: end "
+                        "the ray::RayTrainWorker processes, then --resume goes on"
+                    ) from None
+            time.sleep(0.2)
+        name = secrets.token_hex(8)
+        lock.write(name)
+    return name
+
+
 def _prepare(run_path: Path, config: Config, resume: bool) -> Config:
     """Check dataset and run before any worker starts; returns the config with the dataset's own schema.
 
@@ -111,6 +151,7 @@ def _prepare(run_path: Path, config: Config, resume: bool) -> Config:
     else:
         run.history.unlink(missing_ok=True)
     run.failure.unlink(missing_ok=True)
+    (run_path / RESERVE).write_bytes(bytes(4096))
     run.write("config.json", config.to_dict())
     run.write(
         "dataset.json",
@@ -145,16 +186,22 @@ def _check_same(run: Any, config: Config, schema_fingerprint: str, learnt_finger
         raise ValueError(f"{run.path} was trained on another dataset than {config.training.dataset}")
 
 
-def _train(run_path: Path, config: Config) -> None:
+def _train(run_path: Path, config: Config, name: str) -> None:
     """Run the worker group to its end.
 
+    Args:
+        name: what ``_take_over`` said.
+
     Raises:
+        ConnectionError: Ray ended, not the training.
         ValueError: what a worker found wrong with data, config or checkpoint.
         RuntimeError: workers died more often than ``training.max_failures``.
     """
     if "RAY_ADDRESS" not in os.environ:
         os.environ.update(loopback_settings())
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(config.training.stall_seconds)
     import ray
+    import ray.exceptions
     import ray.train
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -174,8 +221,8 @@ def _train(run_path: Path, config: Config) -> None:
         group = LocalTorchConfig
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"run": str(run_path), "config": config.to_dict()},
-        torch_config=group(backend="nccl" if use_gpu else "gloo"),
+        train_loop_config={"run": str(run_path), "config": config.to_dict(), "training": name},
+        torch_config=group(backend="nccl" if use_gpu else "gloo", timeout_s=training.stall_seconds),
         scaling_config=ScalingConfig(num_workers=training.num_workers, use_gpu=use_gpu),
         run_config=RunConfig(
             name="ray",
@@ -187,17 +234,42 @@ def _train(run_path: Path, config: Config) -> None:
     finished = threading.Event()
     follower = threading.Thread(target=_follow, args=(run_path / "history.jsonl", training, finished), daemon=True)
     follower.start()
+    if group is LocalTorchConfig:
+        threading.Thread(target=_watch_node, args=(finished,), daemon=True).start()
+    signal.signal(signal.SIGTERM, _stop)  # here, because ray.init has just taken it over
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
         _raise_failure(run_path)
         raise RuntimeError(f"workers failed more than {training.max_failures} times; see {run_path}/errors") from error
+    except SystemExit:  # of _stop or of Ray's own handler of SIGINT; Ray's library has made a 1 of its code
+        print(f"terminated: {GO_ON}", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM) from None
+    except ray.exceptions.RayError as error:
+        raise ConnectionError(f"{RAY_ENDED}: {GO_ON}") from error
     finally:
         finished.set()
         follower.join()
         if own_cluster:
             ray.shutdown()
     _raise_failure(run_path)
+
+
+def _watch_node(finished: threading.Event) -> None:
+    """End with a word when the node of our own cluster is gone; Ray's library would end this process without one."""
+    import ray._private.worker
+
+    node: Any = ray._private.worker._global_node
+    (raylet,) = node.all_processes["raylet"]
+    while not finished.wait(0.2):
+        if raylet.process.poll() is not None and not finished.is_set():
+            print(f"error: {RAY_ENDED}: {GO_ON}", file=sys.stderr, flush=True)
+            os._exit(EXIT_DATA)
+
+
+def _stop(*_: Any) -> None:
+    """End in order, workers and all; Ray's own way is to abort and to leave the workers to find out."""
+    raise SystemExit
 
 
 def _raise_failure(run_path: Path) -> None:
@@ -208,6 +280,13 @@ def _raise_failure(run_path: Path) -> None:
 
 def _work(arguments: dict[str, Any]) -> None:
     """One Ray Train worker."""
+    with (Path(arguments["run"]) / WORKERS_LOCK).open(encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        if lock.read() == arguments["training"]:
+            _fit(arguments)
+
+
+def _fit(arguments: dict[str, Any]) -> None:
     import ray.train
 
     from training.run import Run, fit
@@ -227,12 +306,22 @@ def _work(arguments: dict[str, Any]) -> None:
     try:
         fit(run, config, report)
     except Exception as error:
-        errors = run.path / "errors"
-        errors.mkdir(exist_ok=True)
-        (errors / f"rank={rank}.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        if isinstance(error, ValueError):
-            run.write("failure.json", {"rank": rank, "message": str(error)})
+        with suppress(OSError):  # where nothing can be written; the error itself goes to the driver by Ray
+            message = _final_word(error, run.path)
+            if message is not None:
+                (run.path / RESERVE).unlink(missing_ok=True)
+                run.write("failure.json", {"rank": rank, "message": message})
+            errors = run.path / "errors"
+            errors.mkdir(exist_ok=True)
+            (errors / f"rank={rank}.txt").write_text(traceback.format_exc(), encoding="utf-8")
         raise
+
+
+def _final_word(error: Exception, run_path: Path) -> str | None:
+    """What to tell of an error that a restart of the workers would only meet again; None of one that it may mend."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{run_path} cannot be written ({error.strerror}): make room, then go on with --resume"
+    return str(error) if isinstance(error, ValueError) else None
 
 
 def _follow(history: Path, training: Any, finished: threading.Event) -> None:

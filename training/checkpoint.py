@@ -6,6 +6,7 @@ folder is noticed before anything is loaded from it.
 """
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -26,6 +27,8 @@ from training.checkpoint_reader import CheckpointError, CheckpointPlanner, Check
 from training.checkpoint_store import META_NAME, StoreReader, StoreWriter, delete_checkpoint, list_checkpoints
 from training.parallelize import ParallelModel
 
+VERSION = 1
+"""Of the format; a ``checkpoint.json`` without one has this one."""
 AVERAGE = "average"
 """Key of the averaged weights beside "model" and "optimizer"; absent where nothing is averaged."""
 _NAME = re.compile(r"^step=(\d{9})$")
@@ -57,13 +60,16 @@ def save(folder: Place, step: int, parallel: ParallelModel, progress: dict[str, 
         progress: JSON values.
 
     Raises:
+        CheckpointError: on every rank, if some rank's part could not be written.
+        OSError: on the first rank, if what is left to do then could not be done.
         StorageError: on every rank, if the store did not take some rank's part.
     """
     final = folder / f"step={step:09d}"
+    meta = {"version": VERSION, "step": step, "progress": progress}
     if isinstance(final, ObjectPath):
-        _save_to_store(final, parallel, {"step": step, "progress": progress})
+        _save_to_store(final, parallel, meta)
     else:
-        _save_to_disk(final, parallel, {"step": step, "progress": progress})
+        _save_to_disk(final, parallel, meta)
 
 
 def _save_to_store(final: ObjectPath, parallel: ParallelModel, meta: dict[str, Any]) -> None:
@@ -83,7 +89,13 @@ def _save_to_disk(final: Path, parallel: ParallelModel, meta: dict[str, Any]) ->
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     dist.barrier()
-    dcp.save(_without_empty(_state(parallel)), storage_writer=FileSystemWriter(temporary, sync_files=True))
+    try:
+        dcp.save(_without_empty(_state(parallel)), storage_writer=FileSystemWriter(temporary, sync_files=True))
+    except dcp.CheckpointException as error:  # no Exception, and nobody's else would catch it
+        words = f"checkpoint {final} was not saved ({_failure_to_write(error, folder)})"
+        if is_first:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(f"{words}: make room, then go on with --resume") from error
     if is_first:
         sizes = {p.name: p.stat().st_size for p in temporary.iterdir()}
         with (temporary / META_NAME).open("w", encoding="utf-8") as file:
@@ -178,12 +190,18 @@ def open_checkpoint(folder: Place, step: int) -> Checkpoint:
     """
     path = folder / f"step={step:09d}"
     try:
-        meta = json.loads((path / META_NAME).read_bytes().decode())
-        sizes, progress = {**meta["files"]}, {**meta["progress"]}
+        meta = {**json.loads((path / META_NAME).read_bytes().decode())}
+        is_readable = meta.get("version", VERSION) == VERSION  # another version may have none of what follows
+        sizes, progress = ({**meta["files"]}, {**meta["progress"]}) if is_readable else ({}, {})
     except StorageError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(_damaged(path, f"{META_NAME} cannot be read")) from error
+    if not is_readable:
+        raise CheckpointError(
+            f"checkpoint {path} has version {meta['version']!r:.80}, and this program reads version {VERSION}: go on "
+            "with the program that wrote it, or delete the folder to go on from the one before it"
+        )
     stored = path.sizes() if isinstance(path, ObjectPath) else {}
     for name, size in sizes.items():
         try:
@@ -257,6 +275,14 @@ def _reader(checkpoint: Checkpoint) -> Iterator[CheckpointReader]:
             yield StoreReader(checkpoint.path, local, checkpoint.files)
     else:
         yield CheckpointReader(checkpoint.path)
+
+
+def _failure_to_write(error: dcp.CheckpointException, folder: Path) -> object:
+    """What went wrong; when a disk fills up under a tensor, Torch tells of a position in a file and of nothing else."""
+    reason = _first_failure(error)
+    if not isinstance(reason, OSError) and shutil.disk_usage(folder).free < 1 << 20:
+        return os.strerror(errno.ENOSPC)
+    return reason
 
 
 def _first_failure(error: dcp.CheckpointException) -> BaseException:

@@ -438,6 +438,9 @@ class TrainingConfig:
     with (TorchRec's sparse-dist train pipeline); the weights are the same. None: on CUDA alone."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Worker crashes Ray Train recovers from before giving up."""
+    stall_seconds: Positive = 600
+    """A worker that is silent, or missing in an exchange between workers, for so long counts as crashed. More than any
+    wait that is none: for the slowest worker's first batch, or for one to finish a checkpoint."""
     calibration: CalibrationConfig = field(default_factory=NoCalibration)
 
     def __post_init__(self) -> None:

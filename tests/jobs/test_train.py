@@ -1,5 +1,7 @@
 """jobs.train as a user runs it: real Ray, a killed worker, resume, and what it refuses."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -12,6 +14,7 @@ import psutil
 import pytest
 import torch
 
+from jobs import train
 from tests.tiny_dataset import TINY_FEATURES
 from training.export import load_best
 from training.run import Run
@@ -59,15 +62,20 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_best(Run(run))[0].state_dict()
 
 
-def killed_in_mid_epoch(config: Path, run: Path) -> None:
-    """Train with a worker killed between two checkpoints of the first epoch; returns when the job is through."""
+def start(config: Path, run: Path) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+    """A training that has written its first checkpoint, and its workers."""
     job = subprocess.Popen(command(config, run), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 180
     while not list((run / "checkpoints").glob("step=*")):
         assert job.poll() is None and time.monotonic() < deadline, job.stderr and job.stderr.read()
         time.sleep(0.02)
     children = psutil.Process(job.pid).children(recursive=True)
-    workers = [p for p in children if any("RayTrainWorker" in word for word in p.cmdline())]
+    return job, [p for p in children if any("RayTrainWorker" in word for word in p.cmdline())]
+
+
+def killed_in_mid_epoch(config: Path, run: Path) -> None:
+    """Train with a worker killed between two checkpoints of the first epoch; returns when the job is through."""
+    job, workers = start(config, run)
     assert len(workers) == 2
     os.kill(workers[1].pid, signal.SIGKILL)
     assert (run / "metrics.json").exists() is False
@@ -89,6 +97,42 @@ def test_killed_worker_changes_nothing_but_the_time(make_dataset, tmp_path: Path
         assert Run(tmp_path / run).read("metrics.json")["train"]["rows"] == 2 * 3_200
     steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / "history.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)
+
+
+def test_sigterm_ends_the_workers_too(make_dataset, tmp_path: Path) -> None:
+    dataset = make_dataset(train=((800,),) * 4).path
+    job, workers = start(write_config(tmp_path, dataset), tmp_path / "run")
+    job.terminate()
+    _, errors = job.communicate(timeout=60)
+    assert job.returncode == 128 + signal.SIGTERM
+    assert "terminated: --resume goes on from the newest checkpoint" in errors
+    assert len(workers) == 1 and not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in workers)
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_workers_of_a_killed_program_are_waited_for_or_kept_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted = []
+    monkeypatch.setattr(train, "ORPHAN_SECONDS", 0.3)
+    monkeypatch.setattr(train, "_fit", fitted.append)
+    first = train._take_over(tmp_path)
+    of_first, lock = {"run": str(tmp_path), "training": first}, tmp_path / train.WORKERS_LOCK
+    with lock.open() as worker:
+        fcntl.flock(worker, fcntl.LOCK_SH)
+        train._work(of_first)  # workers share it
+        with pytest.raises(ValueError, match="workers of an earlier training are still using"):
+            train._take_over(tmp_path)
+    assert fitted == [of_first]
+    second = train._take_over(tmp_path)
+    train._work(of_first)
+    assert fitted == [of_first] and second != first
+
+
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    word = train._final_word(OSError(errno.ENOSPC, "No space left on device"), tmp_path)
+    assert word == f"{tmp_path} cannot be written (No space left on device): make room, then go on with --resume"
+    assert train._final_word(OSError(errno.EIO, "Input/output error"), tmp_path) is None
 
 
 def test_resume_and_refusals(make_dataset, tmp_path: Path) -> None:

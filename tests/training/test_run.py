@@ -1,6 +1,7 @@
 """Runs on real gloo ranks: two equal one, interrupted equals undisturbed, and a checkpoint fits another world size."""
 
 import json
+import resource
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -405,6 +406,40 @@ def test_damaged_checkpoints(make_dataset, tmp_path: Path, one_rank) -> None:
     assert newest is not None and newest.step == 4
     fit(run, config)
     assert sorted(p.name for p in run.checkpoints.iterdir()) == kept
+
+
+def test_checkpoint_of_a_newer_format_is_refused(make_dataset, tmp_path: Path, one_rank) -> None:
+    dataset = make_dataset().path
+    config, run = make_config(dataset, max_epochs=1), Run(tmp_path / "run")
+    fit(run, config)
+    meta = run.checkpoints / "step=000000006" / "checkpoint.json"
+    written = json.loads(meta.read_text())
+    assert written.pop("version") == 1
+    meta.write_text(json.dumps(written))  # as it was before there were versions
+    assert checkpoint.newest(run.checkpoints).step == 6  # pyright: ignore[reportOptionalMemberAccess]
+    meta.write_text(json.dumps({"version": 2}))
+    with pytest.raises(CheckpointError, match=r"step=000000006 has version 2, .* reads version 1: .*delete the folder"):
+        fit(run, config)
+
+
+def test_full_disk_leaves_the_checkpoints_before(make_dataset, tmp_path: Path, one_rank) -> None:
+    dataset = make_dataset().path
+    config, run, undisturbed = make_config(dataset, max_epochs=1), Run(tmp_path / "run"), Run(tmp_path / "undisturbed")
+    fit_until(run, config, 4)
+    before = {p.name: p.read_bytes() for p in run.checkpoints.glob("step=*/*")}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8_192, limits[1]))  # less than the weights take
+    try:
+        with pytest.raises(CheckpointError, match=r"step=000000006 was not saved \(.*\): make room"):
+            fit(run, config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.name for p in run.checkpoints.iterdir()] == ["step=000000004"]
+    assert {p.name: p.read_bytes() for p in run.checkpoints.glob("step=*/*")} == before
+    fit(run, config)
+    fit(undisturbed, config)
+    ours, theirs = (final_model(of, config).state_dict() for of in (run, undisturbed))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_checkpoint_of_another_model_does_not_load(make_dataset, tmp_path: Path, one_rank) -> None:
