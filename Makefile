@@ -30,7 +30,7 @@ check: setup ## lint, format, types, import rules, unsafe code, known vulnerabil
 bench: setup ## speed, as ratios against peers and limits, in runs/bench (ARGS=--full: all of it)
 	$(PYTHON_BIN) -m jobs.bench $(ARGS)
 
-chaos: setup package ## kill, fill, cut and hang jobs and count what they lose, in runs/chaos (ARGS="--seeds 5", "--only CASE ...")
+chaos: setup ## kill, fill, cut and hang jobs and count what they lose, in runs/chaos (ARGS="--seeds 5", "--only CASE ...")
 	$(PYTHON_BIN) -m tests.chaos $(ARGS)
 
 format: setup ## put the sources into their one format

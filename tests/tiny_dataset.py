@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -78,45 +79,56 @@ def make_dataset(tmp_path: Path) -> Callable[..., TinyDataset]:
     ``genres``. Splits are given as the row groups of their files.
     """
 
-    def make(
-        train: RowGroups = ((24, 24, 16), (40, 24), (64,)),
-        valid: RowGroups = ((32, 8),),
-        test: RowGroups = ((20,),),
-        *,
-        weight: bool = True,
-        group_id: bool = True,
-        seed: int = 0,
-        name: str = "dataset",
-    ) -> TinyDataset:
-        schema = tiny_schema(weight=weight, group_id=group_id)
-        learnt = Learnt(vocabularies={"device": ["mobile", "tablet"]})
-        path = tmp_path / name
-        learnt.save(path / "v1" / "learnt")
-        rng = np.random.default_rng(seed)
-        columns, splits = {}, {}
-        given = {"train": train, "valid": valid, "test": test}
-        for split, row_groups in given.items():
-            if not row_groups:
-                continue
-            columns[split] = tiny_columns(schema, sum(map(sum, row_groups)), rng)
-            files = write_files(path, f"v1/{split}", columns[split], row_groups)
-            splits[split] = Split(files, *statistics(schema, columns[split]))
-        manifest = DatasetManifest(
-            schema=schema,
-            schema_fingerprint=schema.fingerprint,
-            learnt_fingerprint=learnt.fingerprint,
-            learnt_path="v1/learnt",
-            splits=splits,
-            rejected=Rejected(0, {}, None),
-            num_input_rows=sum(s.num_rows for s in splits.values()),
-            num_duplicates=0,
-            inputs={"train": ["made.csv"]},
-            config={},
-        )
-        manifest.write(path)
-        return TinyDataset(path, manifest, learnt, columns)
+    def make(*row_groups: RowGroups, name: str = "dataset", **options: Any) -> TinyDataset:
+        return write_tiny_dataset(tmp_path / name, *row_groups, **options)
 
     return make
+
+
+def write_tiny_dataset(
+    path: Path,
+    train: RowGroups = ((24, 24, 16), (40, 24), (64,)),
+    valid: RowGroups = ((32, 8),),
+    test: RowGroups = ((20,),),
+    *,
+    weight: bool = True,
+    group_id: bool = True,
+    seed: int = 0,
+    number_rows: bool = False,
+) -> TinyDataset:
+    """Write a dataset folder; see ``make_dataset``.
+
+    Args:
+        number_rows: the training rows' group ids number them from 0.
+    """
+    schema = tiny_schema(weight=weight, group_id=group_id)
+    learnt = Learnt(vocabularies={"device": ["mobile", "tablet"]})
+    learnt.save(path / "v1" / "learnt")
+    rng = np.random.default_rng(seed)
+    columns, splits = {}, {}
+    given = {"train": train, "valid": valid, "test": test}
+    for split, row_groups in given.items():
+        if not row_groups:
+            continue
+        columns[split] = tiny_columns(schema, sum(map(sum, row_groups)), rng)
+        if number_rows and split == "train":
+            columns[split]["group_id"] = np.arange(len(columns[split]["label"]))
+        files = write_files(path, f"v1/{split}", columns[split], row_groups)
+        splits[split] = Split(files, *statistics(schema, columns[split]))
+    manifest = DatasetManifest(
+        schema=schema,
+        schema_fingerprint=schema.fingerprint,
+        learnt_fingerprint=learnt.fingerprint,
+        learnt_path="v1/learnt",
+        splits=splits,
+        rejected=Rejected(0, {}, None),
+        num_input_rows=sum(s.num_rows for s in splits.values()),
+        num_duplicates=0,
+        inputs={"train": ["made.csv"]},
+        config={},
+    )
+    manifest.write(path)
+    return TinyDataset(path, manifest, learnt, columns)
 
 
 def tiny_schema(*, weight: bool = True, group_id: bool = True) -> FeatureSchema:

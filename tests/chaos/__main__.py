@@ -1,4 +1,4 @@
-"""Break jobs in every way we know and count what they lose. Exits with 1 if rows were lost or doubled or a case failed."""
+"""Break jobs in every way known, count what they lose. Exits with 1 if rows were lost or doubled or a case fails."""
 
 import argparse
 import json
