@@ -12,7 +12,7 @@ from jobs.command import config_parser, parse_config_arguments, place, run_progr
 from jobs.config import Config, ConfigError
 from pipeline.config import TimeSplit
 from pipeline.dataset import build_dataset
-from pipeline.session import start_spark
+from pipeline.session import start_spark, stop_spark
 from pipeline.sources import Plan, plan_sources
 from pipeline.split import parse_time
 
@@ -39,7 +39,7 @@ def main() -> int:
     try:
         summary = build(spark, config, plan)
     finally:
-        spark.stop()
+        stop_spark(spark)
     print(describe(summary))
     return 0
 

@@ -18,7 +18,7 @@ from pipeline.encode import DUPLICATE, encode, prepare
 from pipeline.estimate import estimate_statistics, features_to_estimate
 from pipeline.ingest import REASON, read_logs
 from pipeline.quality import Profile, check_rejected, enforce_limits, profile, sparse_statistics, write_rejected
-from pipeline.session import SPARK_ERRORS, configure, explain, size_shuffles
+from pipeline.session import SPARK_ERRORS, configure, explain, is_full, size_shuffles
 from pipeline.sources import Plan
 from pipeline.vocabulary import count_values, fit
 from pipeline.write import commit, commit_to_store, max_ids, new_version, staging, write_files
@@ -55,7 +55,11 @@ def build_dataset(
             else:
                 commit(output, version, manifest)
     except SPARK_ERRORS as error:
-        raise DatasetError(f"Spark failed: {explain(error)}") from error
+        raise DatasetError(explain(error, output)) from error
+    except OSError as error:
+        if is_full(error):
+            raise DatasetError(explain(error, output)) from error
+        raise
     return manifest, warnings
 
 

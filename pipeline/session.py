@@ -1,13 +1,16 @@
 """The Spark session: settings that the rows' values and order depend on are pinned, so that no cluster changes them."""
 
 import atexit
+import contextlib
+import errno
 import os
 import re
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
-from py4j.protocol import Py4JJavaError
+from py4j.protocol import Py4JError, Py4JJavaError
 from pyspark import SparkConf
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
@@ -15,8 +18,8 @@ from pyspark.sql import SparkSession
 from features.rawlog import LogError
 from pipeline.config import SparkConfig
 
-SPARK_ERRORS = (Py4JJavaError, PySparkException)
-"""What a failed Spark action raises in Python."""
+SPARK_ERRORS = (Py4JError, PySparkException, ConnectionError)
+"""What a failed Spark action raises in Python, and any action once Spark's own process is gone."""
 
 MIN_PARTITIONS = 16
 """Tasks a splittable input is cut into at least. A constant, and not the number of cores, because row ids follow it."""
@@ -30,6 +33,7 @@ times slower. Executors get the option here; a driver that spark-submit has star
 
 _READ_ERROR = re.compile(r"(?:reading|read) file:? (?:file:)?/*(/\S+?)[.]?(?:\s|$)")
 _CAUSE = re.compile(r"Caused by: (.+)")
+_FULL = re.compile(r"No space left on device|Disk quota exceeded")
 
 
 def start_spark(config: SparkConfig, verbose: bool = False, num_bytes: int = 0) -> SparkSession:
@@ -59,6 +63,12 @@ def start_spark(config: SparkConfig, verbose: bool = False, num_bytes: int = 0) 
     spark.sparkContext.setLogLevel("WARN" if verbose else "OFF")
     configure(spark, config)
     return spark
+
+
+def stop_spark(spark: SparkSession) -> None:
+    """End a session, also one whose process is gone: then there is nothing to stop."""
+    with contextlib.suppress(Py4JError, ConnectionError):
+        spark.stop()
 
 
 def _quiet_log() -> str:
@@ -93,6 +103,8 @@ def configure(spark: SparkSession, config: SparkConfig) -> None:
         # Vocabularies travel as literals or broadcast tables: keep them out of the plan's printed form.
         "spark.sql.maxPlanStringLength": "10000",
         "spark.sql.execution.arrow.pyspark.enabled": "true",
+        # A failed action fails once, in one sentence: not again, slower, after a stack trace.
+        "spark.sql.execution.arrow.pyspark.fallback.enabled": "false",
     }
     for key, value in settings.items():
         spark.conf.set(key, value)
@@ -104,19 +116,51 @@ def size_shuffles(spark: SparkSession, num_bytes: int) -> None:
     spark.conf.set("spark.sql.shuffle.partitions", str(partitions))
 
 
-def explain(error: Exception) -> str:
-    """One sentence for a failed Spark action: the file it was reading, if any, and the first cause that says something.
+def explain(error: Exception, output: Path) -> str:
+    """One sentence for a failed build: the full disk or the file it was reading, if any, or the first cause that tells.
 
     Raises:
         LogError: the cause is an input file that is truncated or damaged.
     """
+    if _is_gone(error):
+        return (
+            "Spark's process died: the system may have killed it, most often because memory ran out; give it more "
+            "(pipeline.spark.driver_memory), or leave it more, and build again"
+        )
     text = str(error)
+    if _FULL.search(text):
+        return _describe_full_disk(error, text, output)
     read = _READ_ERROR.search(text)
     damaged = re.search(r"EOFException|ZipException|Unexpected end of input|not in GZIP|invalid (?:block|stored)", text)
     if read:
         state = "it is truncated or damaged" if damaged else _cause(text)
         raise LogError(f"{read[1]} cannot be read: {state}") from error
-    return _cause(text)
+    return f"Spark failed: {_cause(text)}"
+
+
+def _is_gone(error: Exception) -> bool:
+    """Whether Python has lost the Java process that it was speaking to; an error of that process has a trace."""
+    if isinstance(error, Py4JError):
+        return not isinstance(error, Py4JJavaError) and "Trace:" not in str(error)
+    return isinstance(error, ConnectionError)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether the disk, or the user's share of it, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _describe_full_disk(error: Exception, text: str, output: Path) -> str:
+    """Which of the two disks that a build writes to is full: the output goes through Hadoop's file systems."""
+    frames = traceback.extract_tb(error.__traceback__)
+    in_pyspark = isinstance(error, OSError) and any("/pyspark/" in frame.filename for frame in frames)
+    if "org.apache.hadoop.fs." in text or (isinstance(error, OSError) and not in_pyspark):
+        return f"no space is left for {output}: make room on its disk, or choose another pipeline.output"
+    scratch = os.environ.get("SPARK_LOCAL_DIRS") or SparkConf().get("spark.local.dir", "/tmp")
+    return (
+        f"no space is left for Spark's scratch files in {scratch}: make room on its disk, or name another folder in "
+        "the environment variable SPARK_LOCAL_DIRS (on a cluster: spark.local.dir)"
+    )
 
 
 def _cause(text: str) -> str:

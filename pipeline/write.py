@@ -56,6 +56,7 @@ def new_version(dataset: Path) -> Iterator[Path]:
         except OSError as error:
             raise DatasetError(f"another job is writing to {dataset}: wait for it to end") from error
         try:
+            _remove_leftovers(dataset)
             version.mkdir()
             yield version
         except BaseException:
@@ -112,8 +113,15 @@ def commit(dataset: Path, version: Path, manifest: DatasetManifest) -> None:
             _sync(path)
     manifest.write(dataset)
     _sync(dataset)
+    _remove_leftovers(dataset)
+
+
+def _remove_leftovers(dataset: Path) -> None:
+    """Remove what the manifest does not name: older versions, and what killed jobs left and the next one needs room for."""
+    manifest = dataset / MANIFEST_NAME
+    named = manifest.read_text(encoding="utf-8", errors="replace") if manifest.exists() else ""
     for path in dataset.iterdir():
-        if VERSION.fullmatch(path.name) and path != version:
+        if VERSION.fullmatch(path.name) and path.name not in named:
             shutil.rmtree(path, ignore_errors=True)
         elif re.match(r"^\..*\.json\.\d+$", path.name):
             path.unlink(missing_ok=True)

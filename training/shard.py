@@ -4,6 +4,8 @@ Everything is checked where it is read, because a cut file, a missing value or a
 become a model that is merely worse.
 """
 
+import functools
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,12 +39,13 @@ class ShardChecker:
         self.columns = needed_columns(schema)
         self._bounds = {f.name: (num_embeddings or {}).get(f.name, 2**31) for f in schema.sparse}
         self._bounds |= {f.length_name: f.max_length + 1 for f in schema.sparse if f.is_multi_valued}
+        self._files: dict[Path, DataFile] = {}
 
     def check_file(self, path: Path, file: DataFile) -> None:
         """Compare a file with the manifest, before anything else opens it.
 
         Raises:
-            ReaderError: it is missing, cut, of other row groups or columns, or it carries pickled objects.
+            ReaderError: it is missing, cut, of other bytes, row groups or columns, or it carries pickled objects.
         """
         if not path.is_file():
             raise ReaderError(f"{path} is named in the manifest but is missing: build the dataset again")
@@ -51,6 +54,8 @@ class ShardChecker:
                 f"{path} has {path.stat().st_size} bytes where the manifest says {file.num_bytes}: it was cut or "
                 "changed; build the dataset again"
             )
+        self._files[path] = file
+        self._check_bytes(path)
         try:
             footer = pq.read_metadata(path)
         except (OSError, pa.ArrowException) as error:
@@ -71,8 +76,10 @@ class ShardChecker:
         """A row group's columns, without a copy where Arrow's memory can be used as it is.
 
         Raises:
-            ReaderError: a value is missing or of another type, an id outside its table, a length outside its list.
+            ReaderError: a value is missing or of another type, an id outside its table, a length outside its list, or
+                the file is no longer the one that was checked.
         """
+        self._check_bytes(path)  # it may have changed since it was opened; then the rows are of nobody knows what
         columns: Columns = {}
         for name, (dtype, shape) in self.columns.items():
             column = _to_numpy(table.column(name), name, path)
@@ -88,6 +95,17 @@ class ShardChecker:
             columns[name] = column
         return columns
 
+    def _check_bytes(self, path: Path) -> None:
+        try:
+            digest = _digest(path, _state(path))
+        except OSError as error:
+            raise ReaderError(f"{path} cannot be read ({error}): build the dataset again") from error
+        if digest != self._files[path].sha256:
+            raise ReaderError(
+                f"{path} does not hold the bytes it was written with (its sha256 is not the manifest's): the disk or "
+                "somebody changed it; build the dataset again"
+            )
+
     def _check_bounds(self, column: NDArray[Any], name: str, path: Path) -> None:
         # Seen without a sign, a negative number is larger than any bound: one pass instead of two.
         if len(column) and column.view(f"u{column.dtype.itemsize}").max() >= self._bounds[name]:
@@ -96,6 +114,23 @@ class ShardChecker:
                 f"column {name!r} of {path} holds {wrong}, outside 0 to {self._bounds[name] - 1}: the data and the "
                 "model's tables do not belong together"
             )
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """What differs after any write to a file: nobody can set the last one back."""
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _digest(path: Path, state: tuple[int, ...]) -> str:
+    """The sha256 of a file, read once a process for as long as the file is in this state.
+
+    Nothing less is sure. A page's checksum leaves out page headers and the footer, and one bit of the footer can have
+    other values read from the same pages.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def needed_columns(schema: FeatureSchema) -> dict[str, tuple[type, tuple[int, ...]]]:
