@@ -8,6 +8,7 @@ import re
 import sys
 import tempfile
 import traceback
+import warnings
 from pathlib import Path
 
 from py4j.protocol import Py4JError, Py4JJavaError
@@ -31,6 +32,7 @@ COMPILE_HUGE_METHODS = "-XX:-DontCompileHugeMethods"
 """Spark generates one method for all columns of a stage, and Java leaves one of over 8,000 bytes interpreted: several
 times slower. Executors get the option here; a driver that spark-submit has started needs --driver-java-options."""
 
+warnings.filterwarnings("ignore", message=r"\w+ attempted Arrow optimization")  # and then a stack trace of Java's
 _READ_ERROR = re.compile(r"(?:reading|read) file:? (?:file:)?/*(/\S+?)[.]?(?:\s|$)")
 _CAUSE = re.compile(r"Caused by: (.+)")
 _FULL = re.compile(r"No space left on device|Disk quota exceeded")

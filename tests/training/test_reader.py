@@ -1,5 +1,6 @@
 """What the reader promises, exhaustively and small: every row once, equal steps, one order for any world size."""
 
+import hashlib
 import itertools
 import os
 import subprocess
@@ -233,11 +234,15 @@ def with_files(manifest: DatasetManifest, change: Callable[[DataFile], DataFile]
 
 
 def rewrite(dataset, change: Callable, index: int = 0) -> DatasetManifest:
-    """Write a training file anew with its table changed; the manifest is told its new size, and nothing else."""
+    """Write a training file anew with its table changed; the manifest is told its new bytes, and nothing else."""
     file = dataset.manifest.splits["train"].files[index]
     path = dataset.path / file.path
     pq.write_table(change(pq.read_table(path)), path, row_group_size=file.row_groups[0])
-    return with_files(dataset.manifest, lambda f: replace(f, num_bytes=path.stat().st_size), index)
+    return with_files(dataset.manifest, lambda f: with_bytes_of(f, path), index)
+
+
+def with_bytes_of(file: DataFile, path: Path) -> DataFile:
+    return replace(file, num_bytes=path.stat().st_size, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 @pytest.mark.parametrize(("told", "rows"), [((7, 6), 13), ((7, 4), 11), ((7,), 7), ((7, 5, 1), 13), ((5, 7), 12)])
@@ -289,7 +294,7 @@ def test_a_cut_file_is_named(make_dataset):
     os.truncate(path, size // 2)
     with pytest.raises(ReaderError, match=rf"part-00001\.parquet has {size // 2} bytes where the manifest says {size}"):
         steps_of(make_reader(dataset))
-    manifest = with_files(dataset.manifest, lambda f: replace(f, num_bytes=size // 2), index=1)
+    manifest = with_files(dataset.manifest, lambda f: with_bytes_of(f, path), index=1)
     with pytest.raises(ReaderError, match=r"part-00001\.parquet is not a readable Parquet file"):
         steps_of(make_reader(dataset, manifest=manifest))
 
@@ -300,8 +305,58 @@ def test_a_file_with_damaged_pages_is_named(make_dataset):
     content = bytearray(path.read_bytes())
     content[4:4000] = b"\xff" * 3996
     path.write_bytes(content)
-    with pytest.raises(ReaderError, match=r"part-00000\.parquet cannot be read"):
+    with pytest.raises(ReaderError, match=r"part-00000\.parquet does not hold the bytes it was written with"):
         steps_of(make_reader(dataset))
+    manifest = with_files(dataset.manifest, lambda f: with_bytes_of(f, path))
+    with pytest.raises(ReaderError, match=r"part-00000\.parquet cannot be read"):
+        steps_of(make_reader(dataset, manifest=manifest))
+
+
+def test_one_flipped_bit_is_found_wherever_it_is(make_dataset):
+    """Without the sha256, most of them are read without a word: as other rows, where they are in a page."""
+    dataset = make_dataset(train=((40,), (30,)), valid=(), test=())
+    path = dataset.path / "v1/train/part-00001.parquet"
+    content = path.read_bytes()
+    reader = make_reader(dataset, shuffle=False, num_streams=1)
+    for at in range(0, len(content), 97):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :])
+        with pytest.raises(ReaderError, match=r"part-00001\.parquet does not hold the bytes .* build the dataset again"):
+            steps_of(reader, start_step=5)
+    path.write_bytes(content)
+    assert sum(map(len, steps_of(reader))) == 70
+
+
+@pytest.mark.parametrize("keep_time", [True, False])
+def test_a_bit_that_flips_while_a_file_is_read_is_found(make_dataset, keep_time):
+    """Rows of a row group that was read after it never come out; nor do they in the next epoch."""
+    dataset = make_dataset(train=((32, 32, 32, 32, 32, 32),), valid=(), test=())
+    path = dataset.path / "v1/train/part-00000.parquet"
+    reader = make_reader(dataset, shuffle=False, num_streams=1)
+    reader.config = replace(reader.config, prefetch_batches=1)
+    content, before = bytearray(path.read_bytes()), path.stat()
+    content[pq.read_metadata(path).row_group(5).column(0).data_page_offset + 40] ^= 1
+    batches = reader.batches(epoch=0)
+    seen = rows_of(next(batches))
+    with path.open("r+b") as file:
+        file.write(content)
+    if keep_time:
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(ReaderError, match=r"part-00000\.parquet does not hold the bytes"):
+        for batch in batches:
+            seen += rows_of(batch)
+    assert seen == list(range(len(seen))) and len(seen) < 160
+    with pytest.raises(ReaderError, match=r"part-00000\.parquet does not hold the bytes"):
+        steps_of(reader, epoch=1)
+
+
+def test_a_file_is_read_for_its_sha256_once(make_dataset, monkeypatch):
+    dataset, read = make_dataset(train=((40, 30), (30,)), valid=(), test=()), []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, name: read.append(file.name) or digest(file, name))
+    reader = make_reader(dataset, num_streams=1)
+    for epoch in range(3):
+        steps_of(reader, epoch)
+    assert len(read) == len(set(read)) == 2
 
 
 @pytest.mark.parametrize("key", [b"dataset-toolkit.unischema.v1", b"dataset-toolkit.rowgroups_index.v1"])
