@@ -8,7 +8,7 @@ import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from pydantic.dataclasses import dataclass
 
@@ -106,6 +106,24 @@ def open_text(path: str, encoding: str, errors: str = "strict"):
     # A byte order mark is no part of the first column's name.
     codec = "utf-8-sig" if encoding == "UTF-8" else encoding
     return opener(path, "rt", encoding=codec, errors=errors, newline=None)
+
+
+MAX_LINE = 1 << 24
+"""Characters of a line. One without an end, which a gzip file of a few kilobytes may hold, would fill the memory."""
+TOO_LONG = f"longer than {MAX_LINE} characters"
+
+
+def bounded_lines(file: TextIO) -> Iterator[str]:
+    """The lines of a text file; of one that ``is_too_long`` the first characters alone."""
+    while line := file.readline(MAX_LINE + 1):
+        rest = line
+        while is_too_long(line) and rest and not rest.endswith("\n"):
+            rest = file.readline(MAX_LINE)
+        yield line
+
+
+def is_too_long(line: str) -> bool:
+    return len(line) > MAX_LINE and len(line.rstrip("\n")) > MAX_LINE
 
 
 def read_rows(path: str, log_format: LogFormat, lookups: tuple[Lookup, ...] = ()) -> Iterator[dict[str, Any]]:
@@ -207,7 +225,10 @@ def _read_parquet(path: str) -> _Lines:
 
 def _read_jsonl(path: str, log_format: LogFormat) -> _Lines:
     with open_text(path, log_format.encoding, errors=KEEP_BYTES) as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(bounded_lines(file), start=1):
+            if is_too_long(line):
+                yield number, LogError(TOO_LONG)
+                continue
             if not line.strip(" \t\n\v\f\r"):  # what Java takes for white space
                 continue
             if not is_text(line):
@@ -242,10 +263,15 @@ def _refuse_constant(name: str) -> None:
 
 def _read_delimited(path: str, log_format: LogFormat) -> _Lines:
     with open_text(path, log_format.encoding, errors=KEEP_BYTES) as file:
-        lines = enumerate((line.rstrip("\n") for line in file), start=1)
+        lines = enumerate((line.rstrip("\n") for line in bounded_lines(file)), start=1)
         columns = log_format.columns
         for number, line in lines:
             if not line:
+                continue
+            if is_too_long(line):
+                if not columns:
+                    raise LogError(f"{path}: the header is {TOO_LONG}")
+                yield number, LogError(TOO_LONG)
                 continue
             if not is_text(line):
                 if not columns:

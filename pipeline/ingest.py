@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, MapType, StringType, StructField, StructType
 
 from features.encoding import to_text
-from features.rawlog import LogError, LogFormat, Lookup
+from features.rawlog import MAX_LINE, TOO_LONG, LogError, LogFormat, Lookup
 from features.schema import FeatureSchema
 from pipeline.config import PipelineConfig
 from pipeline.sources import LookupTable, Plan, Source
@@ -82,7 +82,8 @@ def _read_source(spark: SparkSession, source: Source, log_format: LogFormat, lis
     if log_format.kind == "parquet":
         return _read_parquet(spark.read.parquet(*uris), common, log_format, source)
     lines = _spread(spark, spark.read.text(uris).select(*common, _decoded(log_format).alias(LINE)), source)
-    invalid = F.when(~F.is_valid_utf8(LINE), NOT_UTF8)
+    too_long = (F.octet_length(LINE) > MAX_LINE) & (F.length(LINE) > MAX_LINE)
+    invalid = F.when(too_long, TOO_LONG).when(~F.is_valid_utf8(LINE), NOT_UTF8)
     if log_format.kind == "jsonl":
         return _parse_json(lines.filter(F.col(LINE).rlike(r"\S")), source, lists, log_format, invalid)
     lines = lines.filter(F.col(LINE) != "")
@@ -103,8 +104,10 @@ def plain_path(uri: Column) -> Column:
 
 
 def _decoded(log_format: LogFormat) -> Column:
+    """The line; of one that is too long, the first characters alone, so that nothing else is done with all of it."""
     value = F.col("value")
-    return value if log_format.encoding == "UTF-8" else F.decode(value.cast("binary"), log_format.encoding)
+    value = value if log_format.encoding == "UTF-8" else F.decode(value.cast("binary"), log_format.encoding)
+    return F.when(F.octet_length(value) > MAX_LINE, F.substring(value, 1, MAX_LINE + 1)).otherwise(value)
 
 
 def _spread(spark: SparkSession, lines: DataFrame, source: Source) -> DataFrame:

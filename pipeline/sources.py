@@ -16,11 +16,14 @@ import pyarrow.parquet
 
 from features.rawlog import (
     KEEP_BYTES,
+    TOO_LONG,
     LogError,
     LogFormat,
+    bounded_lines,
     expand_paths,
     find_lookup,
     is_text,
+    is_too_long,
     open_text,
     read_lookup,
     split_line,
@@ -160,9 +163,11 @@ def _require(file: str, needed: tuple[str, ...], present) -> None:
 def _read_header(file: str, log_format: LogFormat) -> tuple[tuple[str, ...], str]:
     with open_text(file, log_format.encoding, errors=KEEP_BYTES) as lines:
         # As the reader of the rows does, skip empty lines before the header.
-        line = next((line.rstrip("\n") for line in lines if line.rstrip("\n")), None)
+        line = next((line.rstrip("\n") for line in bounded_lines(lines) if line.rstrip("\n")), None)
     if line is None:
         raise LogError(f"{file} is empty: it has no header line")
+    if is_too_long(line):
+        raise LogError(f"{file}: the header is {TOO_LONG}")
     if not is_text(line):
         raise LogError(f"{file}: the header is not {log_format.encoding} text")
     return tuple(split_line(line, log_format)), line
@@ -171,7 +176,7 @@ def _read_header(file: str, log_format: LogFormat) -> tuple[tuple[str, ...], str
 def _unseen_keys(file: str, log_format: LogFormat, needed: tuple[str, ...]) -> tuple[str, ...]:
     seen: set[str] = set()
     with open_text(file, log_format.encoding, errors="replace") as lines:
-        for line in islice(lines, _JSON_SAMPLE):
+        for line in islice(bounded_lines(lines), _JSON_SAMPLE):
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):
@@ -186,7 +191,7 @@ def find_line(file: str, log_format: LogFormat, text: str, limit: int = 200_000)
         return None
     try:
         with open_text(file, log_format.encoding, errors="replace") as lines:
-            for number, line in enumerate(islice(lines, limit), start=1):
+            for number, line in enumerate(islice(bounded_lines(lines), limit), start=1):
                 if line.rstrip("\n") == text:
                     return number
     except (OSError, EOFError, zlib.error):

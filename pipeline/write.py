@@ -56,7 +56,7 @@ def new_version(dataset: Path) -> Iterator[Path]:
         except OSError as error:
             raise DatasetError(f"another job is writing to {dataset}: wait for it to end") from error
         try:
-            _remove_leftovers(dataset)
+            _remove_leftovers(dataset)  # before there is a version of ours: it needs the room
             version.mkdir()
             yield version
         except BaseException:
@@ -117,7 +117,7 @@ def commit(dataset: Path, version: Path, manifest: DatasetManifest) -> None:
 
 
 def _remove_leftovers(dataset: Path) -> None:
-    """Remove what the manifest does not name: older versions, and what killed jobs left and the next one needs room for."""
+    """Remove what the manifest does not name: older versions, and what killed jobs left."""
     manifest = dataset / MANIFEST_NAME
     named = manifest.read_text(encoding="utf-8", errors="replace") if manifest.exists() else ""
     for path in dataset.iterdir():

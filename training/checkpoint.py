@@ -123,6 +123,24 @@ def restore(checkpoint: Checkpoint, parallel: ParallelModel) -> None:
     # The average was filled in place.
 
 
+def check_size(checkpoint: Checkpoint, model: nn.Module) -> None:
+    """Refuse a model that cannot be in the checkpoint's files, before memory is taken for it.
+
+    Args:
+        model: on the meta device.
+
+    Raises:
+        CheckpointError: it has more bytes than they have.
+    """
+    needed = sum(weight.numel() * weight.element_size() for weight in model.state_dict().values())
+    held = sum(checkpoint.files.values())
+    if needed > held:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path} has {held:,} bytes where the run's config and dataset ask for a model of "
+            f"{needed:,}: they do not belong together"
+        )
+
+
 def restore_model(checkpoint: Checkpoint, model: nn.Module) -> None:
     """Load the weights that are shipped into an unsharded model on one process, without a process group.
 

@@ -79,8 +79,9 @@ def load_best(run: Run, dataset: Dataset | None = None) -> Best:
             f"{dataset.path} was built with another feature schema or other vocabularies than {run.path} was trained "
             "with: its ids mean something else"
         )
-    model = build_model(dataset, config, torch.device("cpu"))
     best = checkpoint.best(run.checkpoints_of(config))
+    checkpoint.check_size(best, build_model(dataset, config, torch.device("meta")))
+    model = build_model(dataset, config, torch.device("cpu"))
     checkpoint.restore_model(best, model)
     return Best(model.eval(), dataset, config, _calibration(run, config, best.step), best.step)
 

@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +126,20 @@ class Reader:
             StorageError: a file cannot be fetched from its store.
         """
         self.rows_delivered = 0
-        with contextlib.closing(
-            prefetch(lambda: self._batches(epoch, start_step), self.config.prefetch_batches)
-        ) as ready:
-            for batch in ready:
+        ready = prefetch(lambda: self._batches(epoch, start_step), self.config.prefetch_batches)
+        with contextlib.closing(ready):
+            while (batch := self._next(ready)) is not None:
                 self.rows_delivered += batch.num_rows
                 yield batch
+
+    def _next(self, ready: Iterator[Batch]) -> Batch | None:
+        try:
+            return next(ready, None)
+        except MemoryError as error:  # NumPy's message says how much of it
+            raise ReaderError(
+                f"{self.dataset}: rows of {self.config.shuffle_row_groups} row groups a stream do not fit in memory "
+                f"({error}): lower training.reader.shuffle_row_groups, or pipeline.write.row_group_rows and build again"
+            ) from error
 
     def _batches(self, epoch: int, start_step: int) -> Generator[Batch, None, None]:
         """Runs in the prefetch thread."""

@@ -97,7 +97,7 @@ class ShardChecker:
 
     def _check_bytes(self, path: Path) -> None:
         try:
-            digest = _digest(path, _state(path))
+            digest = digest_of(path, _state(path))
         except OSError as error:
             raise ReaderError(f"{path} cannot be read ({error}): build the dataset again") from error
         if digest != self._files[path].sha256:
@@ -123,7 +123,7 @@ def _state(path: Path) -> tuple[int, ...]:
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _digest(path: Path, state: tuple[int, ...]) -> str:
+def digest_of(path: Path, state: tuple[int, ...]) -> str:
     """The sha256 of a file, read once a process for as long as the file is in this state.
 
     Nothing less is sure. A page's checksum leaves out page headers and the footer, and one bit of the footer can have

@@ -1,4 +1,4 @@
-"""What can happen to a dataset's Parquet files, before they are read, while they are, between two epochs and in a training.
+"""What can happen to a dataset's Parquet files: before they are read, meanwhile, between two epochs, in a training.
 
 Whatever a reader hands out is compared with what was written, so a wrong row is found whether or not anybody complains.
 """
@@ -84,7 +84,9 @@ class Reading:
             after_step(step)
         return counts
 
-    def refuses(self, number: int, path: Path, what: str, after_step: Callable[[int], None] = lambda step: None) -> None:
+    def refuses(
+        self, number: int, path: Path, what: str, after_step: Callable[[int], None] = lambda step: None
+    ) -> None:
         """An epoch ends with an error that names the file and the cure.
 
         Raises:

@@ -125,10 +125,13 @@ def _where(error: BaseException) -> str:
 class _limits:
     """Less memory than a blow-up takes, and an alarm."""
 
+    def __init__(self, memory: int = MEMORY) -> None:
+        self.memory = memory
+
     def __enter__(self) -> None:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         self.limits = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, self.limits[1]))
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + self.memory, self.limits[1]))
         self.handler = signal.signal(signal.SIGALRM, _alarm)
 
     def __exit__(self, *_: object) -> None:

@@ -106,6 +106,15 @@ def mutate_bytes(rng: random.Random, data: bytes, others: list[bytes]) -> bytes:
     return data
 
 
+def mutate_in_place(rng: random.Random, data: bytes) -> bytes:
+    """A few bytes changed, none moved: what stands elsewhere by its offset stays where it was."""
+    changed = bytearray(data)
+    for _ in range(rng.choice((1, 1, 1, 2, 3, 8))):
+        at = rng.randrange(len(changed))
+        changed[at] = rng.choice((changed[at] ^ 1 << rng.randrange(8), rng.randrange(256), 0, 255, 127))
+    return bytes(changed)
+
+
 def mutate_tree(rng: random.Random, tree: Any) -> Any:
     """The same tree of dictionaries and lists with a few parts replaced, removed, doubled or moved."""
     tree = deepcopy(tree)

@@ -7,7 +7,8 @@ import json
 import random
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from features.learnt import Learnt, LearntError
 from features.rawlog import LogError, LogFormat, Lookup, read_lines
 from jobs.config import Config, ConfigError, load_config, parse_config
 from pipeline.sources import plan_sources
-from tests.fuzz.mutation import JSON_TREES, mutate_bytes, mutate_tree
+from tests.fuzz.mutation import JSON_TREES, mutate_bytes, mutate_in_place, mutate_tree
 from tests.tiny_dataset import TINY_FEATURES, statistics, tiny_columns, tiny_schema, write_files
 
 CONFIG = (
@@ -256,6 +257,101 @@ def manifest(folder: Path) -> Target:
     return Target(make, strategy, run, (DatasetError, LearntError))
 
 
+def shard(folder: Path) -> Target:
+    """training.reader and training.shard: a stranger's Parquet file, with a manifest that agrees with it."""
+    from training.config import ReaderConfig
+    from training.reader import Reader
+    from training.shard import digest_of
+
+    made = make_dataset(folder)
+    [file] = made.splits["train"].files
+    path = folder / file.path
+    config = ReaderConfig(num_streams=1, shuffle_row_groups=1, prefetch_batches=1)
+    table = pyarrow.parquet.read_table(path, partitioning=None)
+    seeds = {name: parquet_bytes(table, **options) for name, options in PARQUET.items()}
+
+    def make(rng: random.Random) -> tuple[bytes, bool]:
+        data = seeds[rng.choice(list(seeds))]
+        if rng.random() < 0.3:
+            return parquet_bytes(_mutate_table(rng, table), **PARQUET[rng.choice(list(PARQUET))]), rng.random() < 0.5
+        size = int.from_bytes(data[-8:-4], "little")
+        footer = data[-8 - size : -8]
+        if rng.random() < 0.5:  # the footer is where sizes, offsets and types stand
+            changed = mutate_bytes(rng, footer, [footer, data])
+            told = len(changed) if rng.random() < 0.9 else rng.randrange(2**32)
+            return data[: -8 - size] + changed + told.to_bytes(4, "little") + b"PAR1", rng.random() < 0.2
+        if rng.random() < 0.8:  # pages, with the footer as it was
+            return mutate_in_place(rng, data[: -8 - size]) + data[-8 - size :], False
+        return mutate_bytes(rng, data, list(seeds.values())), False
+
+    def run(given: tuple[bytes, bool]) -> None:
+        data, agree = given
+        path.write_bytes(data)
+        digest_of.cache_clear()  # two files of one size in the same tick of the clock
+        described = replace(file, num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        if agree:  # with the row groups that the file now says it has
+            with suppress(OSError, pyarrow.ArrowException, ValueError):
+                footer = pyarrow.parquet.read_metadata(path)
+                groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
+                described = replace(described, row_groups=groups)
+        split = replace(made.splits["train"], files=(described,))
+        manifest = replace(made, splits={"train": split})
+        sizes = {"user": 50, "genres": 20, "device": 4, "age": 5}
+        reader = Reader(folder, manifest, "train", config, batch_size=8, seed=0, num_embeddings=sizes)
+        for batch in reader.batches(0):
+            assert batch.dense_features.isfinite().all()
+
+    return Target(make, st.tuples(st.binary(max_size=200), st.just(False)), run, (DatasetError,))
+
+
+PARQUET: dict[str, dict[str, Any]] = {
+    "snappy": {},
+    "plain": {"compression": "none", "use_dictionary": False},
+    "zstd": {"compression": "zstd", "data_page_version": "2.0"},
+    "gzip": {"compression": "gzip", "write_page_index": True},
+    "split": {"compression": "lz4", "use_dictionary": False, "use_byte_stream_split": ["row", "price"]},
+}
+
+
+def parquet_bytes(table: pyarrow.Table, **options: Any) -> bytes:
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(table, file, row_group_size=12, **options)
+    return file.getvalue()
+
+
+def _mutate_table(rng: random.Random, table: pyarrow.Table) -> pyarrow.Table:
+    """The same table with a column of other values or of another type; as a stranger may well write it."""
+    name = rng.choice(table.schema.names)
+    at, n = table.schema.names.index(name), table.num_rows
+    extremes = (0, 1, 2**31 - 1, -(2**31), 19, 49, None)
+    columns: tuple[Callable[[], pyarrow.Array], ...] = (
+        lambda: pyarrow.array([rng.choice(extremes) for _ in range(n)], pyarrow.int32()),
+        lambda: pyarrow.array([rng.choice((0, 2**63 - 1, -(2**63))) for _ in range(n)], pyarrow.int64()),
+        lambda: pyarrow.array(
+            [rng.choice((0.5, float("nan"), float("inf"), None)) for _ in range(n)], pyarrow.float32()
+        ),
+        lambda: pyarrow.array([["x"] * rng.choice((0, 1, 3, 400)) for _ in range(n)], pyarrow.list_(pyarrow.string())),
+        lambda: pyarrow.array([[1] * rng.choice((0, 3, 9)) for _ in range(n)], pyarrow.list_(pyarrow.int32())),
+        lambda: pyarrow.array([[[1, 2]] * 2] * n, pyarrow.list_(pyarrow.list_(pyarrow.int32()))),
+        lambda: pyarrow.array([{"element": 1, "list": [1]}] * n),
+        lambda: pyarrow.array([[("a", 1)]] * n, pyarrow.map_(pyarrow.string(), pyarrow.int32())),
+        lambda: pyarrow.array(["x" * rng.choice((0, 9_999))] * n).dictionary_encode(),
+        lambda: pyarrow.array([None] * n, rng.choice((pyarrow.null(), pyarrow.int32(), pyarrow.bool_()))),
+        lambda: pyarrow.array([b"ab"] * n, rng.choice((pyarrow.binary(), pyarrow.binary(2)))),
+        lambda: pyarrow.array([1] * n, rng.choice((pyarrow.timestamp("ns"), pyarrow.date32(), pyarrow.uint32()))),
+        lambda: pyarrow.array([[1, 2, 3]] * n, pyarrow.list_(pyarrow.int32(), 3)),
+    )
+    kind = rng.random()
+    if kind < 0.1:
+        return table.append_column(rng.choice((name, "x", "user.x", "", "label\0")), rng.choice(columns)())
+    if kind < 0.2:
+        return table.rename_columns([rng.choice((*table.schema.names, "", "a.b")) if i == at else old
+                                     for i, old in enumerate(table.schema.names)])  # fmt: skip
+    if kind < 0.3:
+        return table.select(rng.sample(table.schema.names, rng.randrange(1, table.num_columns + 1)))
+    return table.set_column(at, name, rng.choice(columns)())
+
+
 # ------------------------------------------------------------------------------------------------------------ artifact
 
 
@@ -450,6 +546,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "sources": sources,
     "config": config,
     "manifest": manifest,
+    "shard": shard,
     "artifact": artifact,
     "checkpoint": checkpoint,
 }

@@ -1,11 +1,13 @@
 """What fuzzing found, one small input each."""
 
+import gzip
 import json
 import shutil
 import struct
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +30,17 @@ from features.schema import (
     expand_names,
 )
 from jobs.config import ConfigError, load_config, parse_config
+from pipeline.sources import plan_sources
 from tests.fuzz.campaign import _limits
-from tests.fuzz.targets import digests, log_bytes, make_artifact, make_checkpoint, make_dataset
+from tests.fuzz.targets import CONFIG, digests, log_bytes, make_artifact, make_checkpoint, make_dataset
 from training import checkpoint
 from training.checkpoint import CheckpointError
+from training.config import ReaderConfig
+from training.export import load_best
 from training.predict import ArtifactError, Predictor
+from training.reader import Reader
+from training.run import Run
+from training.shard import ReaderError
 
 JSONL = LogFormat("jsonl")
 
@@ -310,3 +318,87 @@ def test_a_record_that_unpacks_to_more_than_it_is(saved: Path, tmp_path: Path) -
     info.offset, info.length = 0, bomb.stat().st_size
     with shard.open("rb") as stream, pytest.raises(CheckpointError, match="holds compressed data"):
         reader._slice_file(stream, info)
+
+
+# ------------------------------------------------------------------------------------------------- lines without an end
+
+
+def write_endless(path: Path, before: bytes, byte: bytes = b"x", after: bytes = b"\n") -> None:
+    """A gzip file of some kilobytes with a line of 300 MB between two others."""
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(before)
+        for _ in range(300):
+            file.write(byte * 1_000_000)
+        file.write(after)
+
+
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.jsonl.gz"])
+def test_a_line_without_an_end_is_one_malformed_row(tmp_path: Path, name: str) -> None:
+    before, after = (b"a\n1\n", b"\n2\n") if name == "a.csv.gz" else (b'{"a": 1}\n', b'\n{"a": 2}\n')
+    write_endless(tmp_path / name, before, after=after)
+    log_format = LogFormat() if name == "a.csv.gz" else JSONL
+    with _limits(256 << 20):
+        found = [
+            str(row) if isinstance(row, LogError) else row for _, row in read_lines(str(tmp_path / name), log_format)
+        ]
+    assert found == [{"a": "1"}, "longer than 16777216 characters", {"a": "2"}]
+
+
+def test_a_header_without_an_end(tmp_path: Path) -> None:
+    write_endless(tmp_path / "a.csv.gz", b"")
+    tree = {
+        "features": {"label": "a", "sparse": [{"name": "b", "encoding": {"kind": "vocabulary"}}]},
+        "pipeline": {"output": "x", "input": {"train": str(tmp_path / "a.csv.gz")}},
+        "training": {"dataset": "x"},
+    }
+    config = parse_config(tree)
+    with _limits(256 << 20), pytest.raises(LogError, match="the header is longer than 16777216 characters"):
+        plan_sources(config.pipeline, config.features)
+
+
+def test_a_line_without_an_end_is_one_rejected_row_of_spark(spark, tmp_path: Path) -> None:
+    from jobs.build_dataset import build
+
+    rows = b"".join(b"1,u%d\n0,u%d\n" % (i, i) for i in range(100))
+    write_endless(tmp_path / "a.csv.gz", b"click,user\n" + rows, after=b"\n1,last\n")
+    tree = {
+        "features": {"label": "click", "sparse": [{"name": "user", "encoding": {"kind": "vocabulary"}}]},
+        "pipeline": {"output": str(tmp_path / "dataset"), "input": {"train": str(tmp_path / "a.csv.gz")}},
+        "training": {"dataset": "x"},
+    }
+    summary = build(spark, parse_config(tree))
+    assert summary["reasons"] == {"longer than 16777216 characters": 1}
+    assert (summary["rows"], summary["splits"]["train"]["rows"]) == (202, 201)
+
+
+# ---------------------------------------------------------------------------------------------------------- huge claims
+
+
+def test_a_run_that_asks_for_more_memory_than_its_checkpoint_has(tmp_path: Path) -> None:
+    """A stranger's run with a dataset of its own that both say: two thousand million rows."""
+    dataset, run = tmp_path / "dataset", tmp_path / "run"
+    made = make_dataset(dataset)
+    [user, *others] = made.schema.sparse
+    schema = replace(made.schema, sparse=(replace(user, encoding=HashEncoding(num_buckets=2**31 - 1)), *others))
+    replace(made, schema=schema, schema_fingerprint=schema.fingerprint).write(dataset)
+    make_checkpoint(run / "checkpoints" / "step=000000004")
+    (run / "config.toml").write_text(CONFIG)
+    (run / "config.json").write_text(json.dumps(load_config([str(run / "config.toml")]).to_dict()))
+    prints = {"schema_fingerprint": schema.fingerprint, "learnt_fingerprint": made.learnt_fingerprint}
+    (run / "dataset.json").write_text(json.dumps({"dataset": str(dataset), **prints}))
+    with _limits(), pytest.raises(CheckpointError, match=r"bytes where the run's config and dataset ask for .*,\d{3}"):
+        load_best(Run(run))
+
+
+def test_a_manifest_that_claims_more_rows_than_memory_holds(tmp_path: Path) -> None:
+    made = make_dataset(tmp_path)
+    [file] = made.splits["train"].files
+    split = replace(made.splits["train"], files=(replace(file, row_groups=(10**12,)),))
+    reader = Reader(
+        tmp_path, replace(made, splits={"train": split}), "train", ReaderConfig(num_streams=1), batch_size=8, seed=0
+    )
+    with (
+        _limits(),
+        pytest.raises(ReaderError, match=r"do not fit in memory .*lower training\.reader\.shuffle_row_groups"),
+    ):
+        list(reader.batches(0))

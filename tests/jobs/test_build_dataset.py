@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import time
 import zipfile
 from pathlib import Path
 
+import psutil
 import pytest
 
 from features.dataset import DatasetManifest
@@ -99,24 +102,31 @@ def test_killed_at_any_moment_then_repeated(spark, project):
     before, old = contents(dataset), {path.name for path in dataset.glob("version-*")}
     assert len(old) == 1
 
-    moments = {
-        "begun": lambda: {path.name for path in dataset.glob("version-*")} - old,
+    def versions() -> set[str]:
+        return {path.name for path in dataset.glob("version-*")}
+
+    for name, happened in {
+        "begun": lambda: versions() - old,
         "written": lambda: [p for p in dataset.glob("version-*/unsorted/part-*") if p.parts[-3] not in old],
-    }
-    for name, happened in moments.items():
+    }.items():
         process = subprocess.Popen(
-            command(project), cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command(project), cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
         try:
             assert wait_for(process, happened), f"ended before it had {name}"
+            if name == "written":  # as the system does when memory runs out: Python lives to say so
+                [java] = [p for p in psutil.Process(process.pid).children() if p.name() == "java"]
+                java.kill()
+                errors = process.communicate(timeout=100)[1].decode()
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         assert contents(dataset) == before, f"killed when {name}"
-        left = {path.name for path in dataset.glob("version-*")}
-        assert len(left) == len(old) + 1
-        old = left
+        assert len(versions()) == (2 if name == "begun" else 1), "what was left is removed before room is needed again"
+    assert process.returncode == 1
+    assert re.search(r"^error: Spark's process died: .* memory .* build again$", errors, re.MULTILINE), errors
+    assert "Traceback" not in errors
 
     done = run(project)
     assert done.returncode == 0, done.stderr
@@ -181,6 +191,37 @@ def test_bad_rows_fail_in_one_sentence_and_leave_the_old_dataset(spark, project,
         build(spark, config)
     assert contents(tmp_path / "dataset") == before
     assert len(list((tmp_path / "dataset").glob("version-*"))) == 1
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of its own of 4 MB, and a function that gives it another size."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", path], capture_output=True).returncode:
+        pytest.skip("a disk that is really full needs the right to mount one")
+    yield path, lambda size: subprocess.run(["mount", "-o", f"remount,size={size}", path], check=True)
+    subprocess.run(["umount", "--lazy", path], check=True)
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_dataset(spark, project, disk):
+    from features.dataset import DatasetError
+    from jobs.build_dataset import build
+
+    path, resize = disk
+    dataset = path / "dataset"
+    config = load_config([str(project)], [f"pipeline.output={dataset}"])
+    build(spark, config)
+    before = contents(dataset)
+    for room in (4096, 40960):  # not even for what was learnt, and not for all files
+        resize(shutil.disk_usage(path).used + room)
+        with pytest.raises(DatasetError, match=rf"^no space is left for {dataset}: make room on its disk, or choose"):
+            build(spark, config)
+        assert contents(dataset) == before
+        assert len(list(dataset.glob("version-*"))) == 1
+    resize("4m")
+    build(spark, config)
+    assert contents(dataset) == before
 
 
 def test_help_has_an_example():

@@ -320,7 +320,9 @@ def test_one_flipped_bit_is_found_wherever_it_is(make_dataset):
     reader = make_reader(dataset, shuffle=False, num_streams=1)
     for at in range(0, len(content), 97):
         path.write_bytes(content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :])
-        with pytest.raises(ReaderError, match=r"part-00001\.parquet does not hold the bytes .* build the dataset again"):
+        with pytest.raises(
+            ReaderError, match=r"part-00001\.parquet does not hold the bytes .* build the dataset again"
+        ):
             steps_of(reader, start_step=5)
     path.write_bytes(content)
     assert sum(map(len, steps_of(reader))) == 70

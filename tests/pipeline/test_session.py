@@ -1,0 +1,42 @@
+"""What is said of a build that failed below Python; tests/chaos makes disks full and kills processes for it."""
+
+import errno
+import os
+import re
+from pathlib import Path
+
+import pytest
+from py4j.protocol import Py4JError, Py4JNetworkError
+
+from pipeline.session import explain
+
+SHUFFLE = "java.io.IOException: No space left on device\n\tat org.apache.spark.storage.TimeTrackingOutputStream.write"
+PARQUET = "org.apache.hadoop.fs.FSError: java.io.IOException: No space left on device\n\tat org.apache.hadoop.fs.Raw"
+
+
+class JavaError(Exception):
+    """Stands for Py4J's, whose text is asked of Java."""
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            JavaError(f"Caused by: {SHUFFLE}"),
+            "no space is left for Spark's scratch files in /scratch: .*SPARK_LOCAL_DIRS",
+        ),
+        (
+            JavaError(f"Caused by: {PARQUET}"),
+            r"no space is left for /data: make room .* choose another pipeline\.output",
+        ),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "no space is left for /data: make room"),
+        (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), "no space is left for /data: make room"),
+        (ConnectionRefusedError(), "Spark's process died: .* memory"),
+        (Py4JNetworkError("Answer from Java side is empty"), "Spark's process died"),
+        (Py4JError("An error occurred while calling o1.stop"), "Spark's process died"),
+        (Py4JError("An error occurred while calling o1.x. Trace:\nno such method"), "Spark failed: An error occurred"),
+    ],
+)
+def test_which_disk_is_full_and_who_died(monkeypatch: pytest.MonkeyPatch, error: Exception, said: str) -> None:
+    monkeypatch.setenv("SPARK_LOCAL_DIRS", "/scratch")
+    assert re.match(said, explain(error, Path("/data")))
