@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ class Build:
         Raises:
             Unexpected: the build ends before.
         """
-        while not any(self.dataset.glob("version-*/unsorted/_temporary/0/**/part-*")):
+        while not glob(f"{self.dataset}/version-*/unsorted/_temporary/0/*/*/part-*"):
             if process.poll() is not None:
                 raise Unexpected(f"the build ended with {process.returncode} before it wrote: {process.communicate()}")
             time.sleep(0.005)
