@@ -124,12 +124,15 @@ def explain(error: Exception, output: Path) -> str:
     Raises:
         LogError: the cause is an input file that is truncated or damaged.
     """
-    if _is_gone(error):
+    try:
+        text = "" if _is_gone(error) else str(error)  # which asks Java
+    except SPARK_ERRORS:
+        text = ""
+    if not text:
         return (
-            "Spark's process died: the system may have killed it, most often because memory ran out; give it more "
-            "(pipeline.spark.driver_memory), or leave it more, and build again"
+            "Spark's process died, most often because memory ran out: leave it more, or give it more "
+            "(pipeline.spark.driver_memory), and see that no log has a line without an end; then build again"
         )
-    text = str(error)
     if _FULL.search(text):
         return _describe_full_disk(error, text, output)
     read = _READ_ERROR.search(text)

@@ -6,6 +6,7 @@ become a model that is merely worse.
 
 import functools
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,10 @@ class ShardChecker:
                 f"{path} has {sum(row_groups)} rows in {len(row_groups)} row groups where the manifest says "
                 f"{file.num_rows} rows in {len(file.row_groups)}: build the dataset again"
             )
-        missing = set(self.columns) - set(footer.schema.to_arrow_schema().names)
-        if missing:
-            raise ReaderError(f"{path} lacks columns {', '.join(sorted(missing))}: build the dataset again")
+        names = Counter(footer.schema.to_arrow_schema().names)
+        amiss = sorted(name for name in self.columns if names[name] != 1)
+        if amiss:
+            raise ReaderError(f"{path} lacks columns {', '.join(amiss)}, or has them twice: build the dataset again")
 
     def to_columns(self, table: pa.Table, path: Path) -> Columns:
         """A row group's columns, without a copy where Arrow's memory can be used as it is.

@@ -323,19 +323,19 @@ def test_a_record_that_unpacks_to_more_than_it_is(saved: Path, tmp_path: Path) -
 # ------------------------------------------------------------------------------------------------- lines without an end
 
 
-def write_endless(path: Path, before: bytes, byte: bytes = b"x", after: bytes = b"\n") -> None:
-    """A gzip file of some kilobytes with a line of 300 MB between two others."""
+def write_endless(path: Path, before: bytes, after: bytes = b"\n", megabytes: int = 300) -> None:
+    """A gzip file of some kilobytes with a very long line in its middle."""
     with gzip.open(path, "wb", compresslevel=1) as file:
         file.write(before)
-        for _ in range(300):
-            file.write(byte * 1_000_000)
+        for _ in range(megabytes):
+            file.write(b"x" * 1_000_000)
         file.write(after)
 
 
 @pytest.mark.parametrize("name", ["a.csv.gz", "a.jsonl.gz"])
 def test_a_line_without_an_end_is_one_malformed_row(tmp_path: Path, name: str) -> None:
     before, after = (b"a\n1\n", b"\n2\n") if name == "a.csv.gz" else (b'{"a": 1}\n', b'\n{"a": 2}\n')
-    write_endless(tmp_path / name, before, after=after)
+    write_endless(tmp_path / name, before, after)
     log_format = LogFormat() if name == "a.csv.gz" else JSONL
     with _limits(256 << 20):
         found = [
@@ -357,10 +357,11 @@ def test_a_header_without_an_end(tmp_path: Path) -> None:
 
 
 def test_a_line_without_an_end_is_one_rejected_row_of_spark(spark, tmp_path: Path) -> None:
+    """One of hundreds of megabytes is more than a small Java process survives: the build says that memory ran out."""
     from jobs.build_dataset import build
 
     rows = b"".join(b"1,u%d\n0,u%d\n" % (i, i) for i in range(100))
-    write_endless(tmp_path / "a.csv.gz", b"click,user\n" + rows, after=b"\n1,last\n")
+    write_endless(tmp_path / "a.csv.gz", b"click,user\n" + rows, b"\n1,last\n", megabytes=20)
     tree = {
         "features": {"label": "click", "sparse": [{"name": "user", "encoding": {"kind": "vocabulary"}}]},
         "pipeline": {"output": str(tmp_path / "dataset"), "input": {"train": str(tmp_path / "a.csv.gz")}},

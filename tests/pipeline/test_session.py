@@ -31,9 +31,9 @@ class JavaError(Exception):
         ),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "no space is left for /data: make room"),
         (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), "no space is left for /data: make room"),
-        (ConnectionRefusedError(), "Spark's process died: .* memory"),
-        (Py4JNetworkError("Answer from Java side is empty"), "Spark's process died"),
-        (Py4JError("An error occurred while calling o1.stop"), "Spark's process died"),
+        (ConnectionRefusedError(), "Spark's process died, .* memory"),
+        (Py4JNetworkError("Answer from Java side is empty"), "Spark's process died, most"),
+        (Py4JError("An error occurred while calling o1.stop"), "Spark's process died, most"),
         (Py4JError("An error occurred while calling o1.x. Trace:\nno such method"), "Spark failed: An error occurred"),
     ],
 )
