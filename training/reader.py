@@ -282,7 +282,7 @@ class RowGroups:
                         raise ReaderError(f"row group {piece.row_group} of {path} gave {found} rows, not {planned}")
                     columns = self.checker.to_columns(table, path)
                     yield {name: column[piece.first_row : piece.last_row] for name, column in columns.items()}
-        except (OSError, KeyError, pa.ArrowException) as error:
+        except (OSError, KeyError, UnicodeDecodeError, pa.ArrowException) as error:
             raise ReaderError(f"{path} cannot be read ({error}): build the dataset again") from error
 
     def _open(self, path: Path, pieces: Sequence[Piece]) -> Generator[pa.Table, None, None]:

@@ -59,7 +59,8 @@ class ShardChecker:
         self._check_bytes(path)
         try:
             footer = pq.read_metadata(path)
-        except (OSError, pa.ArrowException) as error:
+            names = Counter(footer.schema.to_arrow_schema().names)
+        except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
             raise ReaderError(f"{path} is not a readable Parquet file ({error}): build the dataset again") from error
         if any(key.startswith(PETASTORM_KEY) for key in footer.metadata or {}):
             raise ReaderError(f"{path} carries pickled Petastorm keys, which could run code: it is not opened")
@@ -69,7 +70,6 @@ class ShardChecker:
                 f"{path} has {sum(row_groups)} rows in {len(row_groups)} row groups where the manifest says "
                 f"{file.num_rows} rows in {len(file.row_groups)}: build the dataset again"
             )
-        names = Counter(footer.schema.to_arrow_schema().names)
         amiss = sorted(name for name in self.columns if names[name] != 1)
         if amiss:
             raise ReaderError(f"{path} lacks columns {', '.join(amiss)}, or has them twice: build the dataset again")

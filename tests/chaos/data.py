@@ -144,6 +144,7 @@ def _references(shared: Path, seed: int) -> Path:
     from pipeline.session import start_spark, stop_spark
 
     folder = shared / f"seed={seed}"
+    shutil.rmtree(folder, ignore_errors=True)  # of a case that did not get this far
     folder.mkdir(parents=True)
     spark = start_spark(SparkConfig(master="local[2]", driver_memory="1g"))
     for name, num_rows in NUM_ROWS.items():
