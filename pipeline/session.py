@@ -161,7 +161,7 @@ def _describe_full_disk(error: Exception, text: str, output: Path) -> str:
     in_pyspark = isinstance(error, OSError) and any("/pyspark/" in frame.filename for frame in frames)
     if "org.apache.hadoop.fs." in text or (isinstance(error, OSError) and not in_pyspark):
         return f"no space is left for {output}: make room on its disk, or choose another pipeline.output"
-    scratch = os.environ.get("SPARK_LOCAL_DIRS") or SparkConf().get("spark.local.dir", "/tmp")
+    scratch = os.environ.get("SPARK_LOCAL_DIRS") or SparkConf().get("spark.local.dir", tempfile.gettempdir())
     return (
         f"no space is left for Spark's scratch files in {scratch}: make room on its disk, or name another folder in "
         "the environment variable SPARK_LOCAL_DIRS (on a cluster: spark.local.dir)"
