@@ -55,10 +55,10 @@ def build_dataset(
             else:
                 commit(output, version, manifest)
     except SPARK_ERRORS as error:
-        raise DatasetError(explain(error, output)) from error
+        raise DatasetError(explain(error, folder)) from error
     except OSError as error:
         if is_full(error):
-            raise DatasetError(explain(error, output)) from error
+            raise DatasetError(explain(error, folder)) from error
         raise
     return manifest, warnings
 
