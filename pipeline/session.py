@@ -102,6 +102,8 @@ def configure(spark: SparkSession, config: SparkConfig) -> None:
         # A parsed line is used for all its columns: Spark must not parse it once for each.
         "spark.sql.optimizer.enableCsvExpressionOptimization": "false",
         "spark.sql.optimizer.enableJsonExpressionOptimization": "false",
+        # Rows are kept between passes for minutes: packing their hashes tighter takes longer than it saves.
+        "spark.sql.inMemoryColumnarStorage.compressed": "false",
         # Vocabularies travel as literals or broadcast tables: keep them out of the plan's printed form.
         "spark.sql.maxPlanStringLength": "10000",
         "spark.sql.execution.arrow.pyspark.enabled": "true",
