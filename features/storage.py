@@ -19,10 +19,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from pyarrow import fs
+if TYPE_CHECKING:
+    from pyarrow import fs
 
 PATIENCE_SECONDS = 25.0
 """How long a transfer is repeated after its first failure; with the time-outs below, nobody waits for much more than a
@@ -88,6 +89,8 @@ class ObjectPath:
         Raises:
             StorageError: there is no such bucket, or it may not be listed.
         """
+
+        from pyarrow import fs
 
         def list_() -> list[fs.FileInfo]:
             try:
@@ -176,6 +179,8 @@ class ObjectPath:
 
     def delete(self) -> None:
         """Remove this file or this folder with everything in it, if it is there."""
+
+        from pyarrow import fs
 
         def remove() -> None:
             info = _store().get_file_info(self._path)
@@ -350,7 +355,7 @@ def temporary_folder() -> Iterator[Path]:
 # ----------------------------------------------------------------------------------------------------------- the store
 
 
-def _store() -> fs.FileSystem:
+def _store() -> "fs.FileSystem":
     """The store that the environment names."""
     return _connect(*_endpoint(), os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"))
 
@@ -371,7 +376,9 @@ def _endpoint() -> tuple[str, str] | tuple[None, None]:
 
 
 @lru_cache
-def _connect(scheme: str | None, host: str | None, region: str | None) -> fs.FileSystem:
+def _connect(scheme: str | None, host: str | None, region: str | None) -> "fs.FileSystem":
+    from pyarrow import fs  # here, as whoever only has files on disk needs none of it
+
     options: dict[str, Any] = {"scheme": scheme or "https", "endpoint_override": host}
     if region or host:
         options["region"] = region or "us-east-1"
