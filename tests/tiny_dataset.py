@@ -99,7 +99,8 @@ def write_tiny_dataset(
     """Write a dataset folder; see ``make_dataset``.
 
     Args:
-        number_rows: the training rows' group ids number them from 0.
+        number_rows: the training rows' group ids number them from 0, and the dense feature ``row`` is below 1: large
+            numbers leave float32 few digits for the rest, and training multiplies what is lost.
     """
     schema = tiny_schema(weight=weight, group_id=group_id)
     learnt = Learnt(vocabularies={"device": ["mobile", "tablet"]})
@@ -111,8 +112,10 @@ def write_tiny_dataset(
         if not row_groups:
             continue
         columns[split] = tiny_columns(schema, sum(map(sum, row_groups)), rng)
-        if number_rows and split == "train":
-            columns[split]["group_id"] = np.arange(len(columns[split]["label"]))
+        if number_rows:
+            columns[split]["row"] /= len(columns[split]["row"])
+            if split == "train":
+                columns[split]["group_id"] = np.arange(len(columns[split]["label"]))
         files = write_files(path, f"v1/{split}", columns[split], row_groups)
         splits[split] = Split(files, *statistics(schema, columns[split]))
     manifest = DatasetManifest(

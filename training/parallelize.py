@@ -30,8 +30,8 @@ from training.model.ctr_model import CTRModel
 from training.model.embedding import EmbeddingTable
 from training.planner import DATA_PARALLEL, Cluster, Sharder, describe, make_planner
 
-FUSED = "fused"
-"""Name of FBGEMM's optimizer among the combined ones."""
+FUSED, DENSE = "fused", "dense"
+"""Names among the combined optimizers of FBGEMM's and of the dense net's."""
 
 FUSED_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "rowwise_adagrad": torchrec.optim.RowWiseAdagrad,
@@ -72,6 +72,7 @@ class ParallelModel:
     """Those with gradients: in the dense lane, every table."""
     _clipped_parameters: list[nn.Parameter]
     """Replicated parameters whose gradients share one norm."""
+    _learning_rates: list[float]
 
     def init_optimizer_state(self) -> None:
         """Give every dense optimizer its state tensors.
@@ -104,14 +105,22 @@ class ParallelModel:
 
     @property
     def learning_rates(self) -> list[float]:
-        """Of every parameter group; the dense net's is the last."""
-        return [group["lr"] for group in self.optimizer.param_groups]
+        """The tables' and the dense net's, whichever tables this rank has; in the dense lane they are one.
+
+        Not read from the parameter groups: FBGEMM has one a kernel, and so another number on every rank and plan.
+        """
+        return self._learning_rates
 
     @learning_rates.setter
     def learning_rates(self, rates: list[float]) -> None:
-        groups: list[Any] = list(self.optimizer.param_groups)
-        for group, rate in zip(groups, rates, strict=True):
-            group["lr"] = rate
+        """Take those of any rank and plan; a list may hold the tables' more than once."""
+        self._learning_rates = [rates[0], rates[-1]]
+        for name, optimizer in self.optimizer.optimizers:
+            groups: list[Any] = list(optimizer.param_groups)
+            for group in groups:
+                group["lr"] = self._learning_rates[name == DENSE]
+        # FBGEMM's kernels are told here, and read it in their forward: told after it, they would be a step late.
+        self.optimizer.zero_grad()
 
 
 def parallelize(model: CTRModel, config: TrainingConfig, device: torch.device) -> ParallelModel:
@@ -151,6 +160,7 @@ def parallelize(model: CTRModel, config: TrainingConfig, device: torch.device) -
         plan=[describe(tables[name], placement) for name, placement in placements.items()],
         _embedding_parameters=[p for n, p in parameters.items() if n in embedding_names],
         _clipped_parameters=[p for n, p in parameters.items() if is_dense_lane or n not in table_parameters],
+        _learning_rates=[lane.learning_rate if is_dense_lane else lane.embedding_learning_rate, lane.learning_rate],
     )
 
 
@@ -229,7 +239,7 @@ def _make_optimizer(
     adam = KeyedOptimizerWrapper(
         parameters, lambda p: torch.optim.Adam(p, lr=lane.learning_rate, eps=lane.epsilon, foreach=True)
     )
-    return CombinedOptimizer([*optimizers, ("dense", adam)])
+    return CombinedOptimizer([*optimizers, (DENSE, adam)])
 
 
 def _table_of(parameter_name: str, tables: dict[str, EmbeddingTable]) -> str | None:

@@ -36,6 +36,7 @@ from training.config import (
     MoESelection,
     NoEncoder,
     ReaderConfig,
+    ScheduleConfig,
     ShardingConfig,
     SharedSelection,
     SingleFusion,
@@ -74,6 +75,8 @@ def make_config(dataset: Path, **changes: Any) -> TrainingConfig:
     return replace(config, **changes)
 
 
+LOWERED = {"schedule": ScheduleConfig(factor=0.5, min_delta=10.0, patience=9)}
+"""All evaluations but the first lower the learning rates."""
 LANES: dict[str, dict[str, Any]] = {
     "auto": {},
     "row_wise": {"sharding": ShardingConfig("row_wise")},
@@ -85,6 +88,11 @@ LANES: dict[str, dict[str, Any]] = {
     },
     "replicated": {"sharding": ShardingConfig("data_parallel")},
     "mixed": {"sharding": ShardingConfig("table_wise", {"user": "row_wise", "age": "data_parallel"})},
+    "lowered": {
+        "sharding": ShardingConfig("table_wise", {"user": "row_wise", "age": "data_parallel"}),
+        "max_epochs": 4,
+        **LOWERED,
+    },
     "dense": {"optimizer": DenseOptimizer(learning_rate=0.01, embedding_l2=0.01)},
     "averaged": {"sharding": ShardingConfig("row_wise", {"age": "data_parallel"}), "ema_decay": 0.9},
     "averaged dense": {"optimizer": DenseOptimizer(learning_rate=0.01), "ema_decay": 0.9},
@@ -105,7 +113,8 @@ PLANNED = {
     "dense": "data_parallel",
 }
 """Lane -> how every one of its tables must be sharded."""
-INTERRUPTED = ("row_wise", "dense", "averaged", "unused heads")
+INTERRUPTED = {"row_wise": 4, "lowered": 16, "dense": 4, "averaged": 4, "unused heads": 4}
+"""Lane -> step of the checkpoint from which it goes on at another world size."""
 
 
 def on_two_ranks(tmp_path: Path, work: Callable[..., None], *arguments: Any) -> None:
@@ -156,18 +165,19 @@ def assert_same_weights(ours: Run, theirs: Run, config: TrainingConfig, toleranc
 
 
 def test_two_ranks_equal_one_and_a_run_goes_on_at_another_world_size(make_dataset, tmp_path: Path, one_rank) -> None:
-    dataset = make_dataset().path
-    on_two_ranks(tmp_path, fit_all, tmp_path / "two", dataset, dict.fromkeys(INTERRUPTED, 4))
+    dataset = make_dataset(number_rows=True).path
+    on_two_ranks(tmp_path, fit_all, tmp_path / "two", dataset, INTERRUPTED)
     for lane, changes in LANES.items():
         config = make_config(dataset, **changes)
         alone, together = Run(tmp_path / "one" / lane), Run(tmp_path / "two" / lane)
         fit(alone, config)
         if lane in INTERRUPTED:
-            assert checkpoint.newest(together.checkpoints).step == 4  # pyright: ignore[reportOptionalMemberAccess]
-            fit(together, config)  # begun on two ranks, interrupted inside the first epoch, goes on here
+            newest = checkpoint.newest(together.checkpoints)
+            assert newest is not None and newest.step == INTERRUPTED[lane]
+            fit(together, config)  # begun on two ranks, interrupted inside an epoch, goes on here
         assert losses(together) == pytest.approx(losses(alone), rel=1e-6, abs=1e-6), lane
         assert_same_weights(together, alone, config, 1e-5)
-        assert together.read("metrics.json")["train"]["rows"] == 2 * 192
+        assert together.read("metrics.json")["train"]["rows"] == config.max_epochs * 192
         plan = together.read("plan.json")
         if lane in PLANNED:
             assert {row["sharding"] for row in plan} == {PLANNED[lane]}
@@ -176,11 +186,13 @@ def test_two_ranks_equal_one_and_a_run_goes_on_at_another_world_size(make_datase
             assert (kinds["user"], kinds["age"], kinds["device"]) == ("row_wise", "data_parallel", "table_wise")
 
     # And back: begun on one rank, goes on on two.
-    config = make_config(dataset, **LANES["row_wise"])
-    back = Run(tmp_path / "back")
-    fit_until(back, config, step=4)
+    config = make_config(dataset, **LANES["lowered"])
+    back, alone = Run(tmp_path / "back"), Run(tmp_path / "one" / "lowered")
+    fit_until(back, config, INTERRUPTED["lowered"])
     on_two_ranks(tmp_path, fit_until, back, config)
-    assert losses(back) == pytest.approx(losses(Run(tmp_path / "one" / "row_wise")), abs=1e-6)
+    assert losses(back) == pytest.approx(losses(alone), abs=1e-6)
+    assert learning_rates(back) == learning_rates(alone) == [1e-3, 1e-3, 5e-4, 2.5e-4]
+    assert_same_weights(back, alone, config, 1e-5)
 
 
 BLOCKS = {
@@ -231,8 +243,16 @@ def test_every_block_trains_on_two_ranks_as_on_one(make_dataset, tmp_path: Path,
 
 
 def losses(run: Run) -> list[float]:
+    return [evaluation["train_loss"] for evaluation in evaluations(run)]
+
+
+def learning_rates(run: Run) -> list[float]:
+    return [evaluation["learning_rate"] for evaluation in evaluations(run)]
+
+
+def evaluations(run: Run) -> list[Event]:
     events = [json.loads(line) for line in run.history.read_text().splitlines()]
-    return [e["train_loss"] for e in events if e["event"] == "evaluation"]
+    return [event for event in events if event["event"] == "evaluation"]
 
 
 @pytest.mark.parametrize("lane", ["auto", "dense", "averaged", "averaged dense"])
@@ -241,9 +261,10 @@ def test_interrupted_equals_undisturbed_bit_for_bit(make_dataset, tmp_path: Path
     config = make_config(dataset, **LANES[lane])
     dropout = replace(config.model, easy=MLPEncoder((8,), dropout=0.3), hard=CrossNetEncoder(2))
     config = replace(config, model=dropout, precision="bfloat16" if lane == "averaged dense" else "float32")
+    config = replace(config, max_epochs=3, **LOWERED)
     undisturbed, interrupted = Run(tmp_path / "undisturbed"), Run(tmp_path / "interrupted")
     fit(undisturbed, config)
-    for step in (4, STEPS_PER_EPOCH, 8):
+    for step in (4, STEPS_PER_EPOCH, 8, 16):
         fit_until(interrupted, config, step)
     fit(interrupted, config)
     ours, theirs = (final_model(run, config).state_dict() for run in (interrupted, undisturbed))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.test_run import MODEL, STEPS_PER_EPOCH, final_model, fit_until, make_config, on_two_ranks
+from tests.training.test_run import LOWERED, MODEL, STEPS_PER_EPOCH, final_model, fit_until, make_config, on_two_ranks
 from training.batch import Batch
 from training.config import CrossNetEncoder, DenseOptimizer, FusedOptimizer, MLPEncoder, ShardingConfig, TrainingConfig
 from training.loop import Progress, Training, make_step, train
@@ -22,7 +22,7 @@ from training.step import matmul_precision
 DROPOUT = replace(MODEL, easy=MLPEncoder((8,), dropout=0.3), hard=CrossNetEncoder(2))
 MIXED = ShardingConfig("table_wise", {"user": "row_wise", "age": "data_parallel"})
 LANES: dict[str, dict[str, Any]] = {
-    "fused": {"sharding": MIXED, "clip_gradient_norm": 0.1, "ema_decay": 0.9},
+    "fused": {"sharding": MIXED, "clip_gradient_norm": 0.1, "ema_decay": 0.9, "max_epochs": 3, **LOWERED},
     "dense": {"optimizer": DenseOptimizer(learning_rate=0.01, embedding_l2=0.01), "clip_gradient_norm": 0.1},
     "embedding l2": {"optimizer": FusedOptimizer(embedding_learning_rate=0.05, embedding_l2=0.1), "sharding": MIXED},
     "bfloat16": {"precision": "bfloat16", "sharding": ShardingConfig("row_wise")},
