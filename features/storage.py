@@ -4,6 +4,7 @@ A store has no rename, so what is written to it counts by one object, put there 
 happens or does not. Everything that this object names is there before, checked by size.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -312,6 +313,11 @@ def _all(act: Callable[[T], R], items: Iterable[T]) -> list[R]:
 
 
 # -------------------------------------------------------------------------------------------------------- this machine
+
+
+def is_full(error: OSError) -> bool:
+    """Whether the disk, or the user's share of it, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def scratch() -> Path:

@@ -5,7 +5,6 @@ whatever Ray itself remembers.
 """
 
 import dataclasses
-import errno
 import fcntl
 import json
 import logging
@@ -25,7 +24,7 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # also how la
 
 from tqdm import tqdm
 
-from features.storage import Place, locate
+from features.storage import Place, is_full, locate
 from jobs.command import EXIT_DATA, absolute, config_parser, parse_config_arguments, place, run_program
 from jobs.config import Config, ConfigError, check_manifest, parse_config
 from jobs.worker import LOOPBACK, loopback_settings, set_up_worker
@@ -319,7 +318,7 @@ def _fit(arguments: dict[str, Any]) -> None:
 
 def _final_word(error: Exception, run_path: Path) -> str | None:
     """What to tell of an error that a restart of the workers would only meet again; None of one that it may mend."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and is_full(error):
         return f"{run_path} cannot be written ({error.strerror}): make room, then go on with --resume"
     return str(error) if isinstance(error, ValueError) else None
 

@@ -12,13 +12,13 @@ from tqdm import tqdm
 from features.dataset import DataFile, DatasetError, DatasetManifest, FeatureStatistics, Rejected, Split
 from features.learnt import Learnt
 from features.schema import FeatureSchema
-from features.storage import ObjectPath, locate
+from features.storage import ObjectPath, is_full, locate
 from pipeline.config import PipelineConfig, TimeSplit, WriteConfig
 from pipeline.encode import DUPLICATE, encode, prepare
 from pipeline.estimate import estimate_statistics, features_to_estimate
 from pipeline.ingest import REASON, read_logs
 from pipeline.quality import Profile, check_rejected, enforce_limits, profile, sparse_statistics, write_rejected
-from pipeline.session import SPARK_ERRORS, configure, explain, is_full, size_shuffles
+from pipeline.session import SPARK_ERRORS, configure, explain, size_shuffles
 from pipeline.sources import Plan
 from pipeline.vocabulary import count_values, fit
 from pipeline.write import commit, commit_to_store, max_ids, new_version, staging, write_files

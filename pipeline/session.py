@@ -2,7 +2,6 @@
 
 import atexit
 import contextlib
-import errno
 import os
 import re
 import sys
@@ -150,11 +149,6 @@ def _is_gone(error: Exception) -> bool:
     if isinstance(error, Py4JError):
         return not isinstance(error, Py4JJavaError) and "Trace:" not in str(error)
     return isinstance(error, ConnectionError)
-
-
-def is_full(error: OSError) -> bool:
-    """Whether the disk, or the user's share of it, is full."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _describe_full_disk(error: Exception, text: str, output: Path) -> str:
