@@ -9,6 +9,9 @@ pytest_plugins = ("tests.tiny_dataset", "tests.object_store")
 # Tests run small jobs in young JVMs: the optimising compiler costs more than it saves.
 os.environ.setdefault("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1")
 
+# What a rank, a process of its own, was doing when it crashes; pytest sees to its own process alone.
+os.environ.setdefault("PYTHONFAULTHANDLER", "1")
+
 
 @pytest.fixture(scope="session")
 def spark():

@@ -62,9 +62,10 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_best(Run(run))[0].state_dict()
 
 
-def start(config: Path, run: Path) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+def start(config: Path, run: Path, *more: str) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
     """A training that has written its first checkpoint, and its workers."""
-    job = subprocess.Popen(command(config, run), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    words = command(config, run, *more)
+    job = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 180
     while not list((run / "checkpoints").glob("step=*")):
         assert job.poll() is None and time.monotonic() < deadline, job.stderr and job.stderr.read()
@@ -101,7 +102,8 @@ def test_killed_worker_changes_nothing_but_the_time(make_dataset, tmp_path: Path
 
 def test_sigterm_ends_the_workers_too(make_dataset, tmp_path: Path) -> None:
     dataset = make_dataset(train=((800,),) * 4).path
-    job, workers = start(write_config(tmp_path, dataset), tmp_path / "run")
+    # So many epochs that it is not over when the signal comes, however busy the machine.
+    job, workers = start(write_config(tmp_path, dataset), tmp_path / "run", "training.max_epochs=1000")
     job.terminate()
     _, errors = job.communicate(timeout=60)
     assert job.returncode == 128 + signal.SIGTERM
