@@ -1,13 +1,17 @@
 """Break jobs in every way known, count what they lose. Exits with 1 if rows were lost or doubled or a case fails."""
 
 import argparse
+import contextlib
 import json
+import multiprocessing
 import os
 import shutil
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,8 @@ from tqdm import tqdm
 from tests.chaos import data, training
 from tests.chaos.outcome import Outcome, Skipped
 
-CASES: dict[str, Callable[[Path, int], Outcome]] = {**training.CASES, **data.CASES}
+Case = Callable[[Path, int], Outcome]
+CASES: dict[str, Case] = {**training.CASES, **data.CASES}
 
 
 def main() -> int:
@@ -29,68 +34,102 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=2, metavar="N", help="times each case is run (default 2)")
     parser.add_argument("--only", nargs="+", choices=CASES, metavar="CASE", help=f"of {', '.join(CASES)}")
     parser.add_argument(
+        "--at-once", type=int, default=2, metavar="N", help="seeds that run beside each other (default 2)"
+    )
+    parser.add_argument(
         "--output", type=Path, default=Path("runs/chaos/chaos.json"), metavar="FILE", help="default %(default)s"
     )
     arguments = parser.parse_args()
-    if arguments.seeds < 1:
-        parser.error("--seeds must be 1 or more")
+    if min(arguments.seeds, arguments.at_once) < 1:
+        parser.error("--seeds and --at-once must be 1 or more")
     names = [name for name in CASES if name in (arguments.only or CASES)]
     started = time.perf_counter()
-    rows = run(names, arguments.seeds, arguments.output)
+    rows = run(names, arguments.seeds, arguments.output, arguments.at_once)
     _print_table(rows)
     print(f"{time.perf_counter() - started:.0f} s in all; {arguments.output}")
     return int(any(is_amiss(row) for row in rows))
 
 
-def run(names: Sequence[str], num_seeds: int, output: Path) -> list[dict[str, Any]]:
+def run(names: Sequence[str], num_seeds: int, output: Path, at_once: int = 1) -> list[dict[str, Any]]:
     """Run cases, each with every seed, and keep the JSON file as far as they have come.
 
-    A case gets an empty folder ``work/CASE/seed=N`` beside ``output``. Other folders in ``work`` are for what cases
-    share and go in the end; that of a case that failed is kept.
+    A case gets an empty folder ``work/CASE/seed=N`` beside ``output``. Other folders in ``work`` are for what the cases
+    of a seed share and go in the end; that of a case that failed is kept. All cases of a seed run one after the other
+    in one process, and up to ``at_once`` such processes beside each other: mostly they wait.
     """
     work = output.parent.absolute() / "work"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    rows = []
-    with tqdm(total=len(names) * num_seeds, unit="case", disable=None, dynamic_ncols=True) as bar:
-        for name in names:
-            bar.set_description(name)
-            rows.append({"case": name, "times": 0, "rows_lost": 0, "rows_doubled": 0, "weights_equal": None})
-            rows[-1] |= {"seconds": 0.0, "failures": []}
-            for seed in range(num_seeds):
-                _run_once(rows[-1], work / name / f"seed={seed}", seed)
-                bar.update()
-            _write(output, rows)
-            if is_amiss(rows[-1]):
+    rows = {
+        name: {"case": name, "times": 0, "rows_lost": 0, "rows_doubled": 0, "weights_equal": None} for name in names
+    }
+    for row in rows.values():
+        row |= {"seconds": 0.0, "failures": []}
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(tqdm(total=len(names) * num_seeds, unit="case", disable=None, dynamic_ncols=True))
+        context = multiprocessing.get_context("spawn")
+        lanes = [stack.enter_context(ProcessPoolExecutor(1, context)) for _ in range(min(at_once, num_seeds))]
+        running = {
+            lanes[seed % len(lanes)].submit(_run_once, CASES[name], work / name / f"seed={seed}", seed): (name, seed)
+            for name in names
+            for seed in range(num_seeds)
+        }
+        left = dict.fromkeys(names, num_seeds)
+        for done in as_completed(running):
+            name, seed = running[done]
+            _add(rows[name], done.result(), seed)
+            bar.update()
+            left[name] -= 1
+            if left[name]:
+                continue
+            _write(output, [row for row in rows.values() if not left[row["case"]]])
+            if is_amiss(rows[name]):
                 bar.write(f"{name} failed; its files are kept in {work / name}")
             else:
                 shutil.rmtree(work / name)
-    kept = {row["case"] for row in rows if is_amiss(row)}
+    kept = {name for name, row in rows.items() if is_amiss(row)}
     for folder in work.iterdir():
         if folder.name not in kept:
             shutil.rmtree(folder)
-    return rows
+    return [*rows.values()]
 
 
-def _run_once(row: dict[str, Any], folder: Path, seed: int) -> None:
-    """Run a case with one seed and add what came of it to its row."""
+@dataclass(frozen=True)
+class _Result:
+    """What came of one case with one seed: an outcome, or why there is none."""
+
+    seconds: float
+    outcome: Outcome | None = None
+    skipped: str | None = None
+    failure: str | None = None
+
+
+def _run_once(case: Case, folder: Path, seed: int) -> _Result:
     folder.mkdir(parents=True)
     started = time.perf_counter()
-    row["times"] += 1
     try:
-        outcome = CASES[row["case"]](folder, seed)
+        outcome = case(folder, seed)
     except Skipped as reason:
-        row["times"] -= 1
-        row["skipped"] = str(reason)
+        return _Result(time.perf_counter() - started, skipped=str(reason))
     except Exception as error:
         (folder / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        row["failures"].append(f"seed {seed}: {type(error).__name__}: {error}")
-    else:
-        row["rows_lost"] += outcome.rows_lost
-        row["rows_doubled"] += outcome.rows_doubled
-        if outcome.weights_equal is not None:
-            row["weights_equal"] = outcome.weights_equal and row["weights_equal"] is not False
-    row["seconds"] = round(row["seconds"] + time.perf_counter() - started, 1)
+        return _Result(time.perf_counter() - started, failure=f"{type(error).__name__}: {error}")
+    return _Result(time.perf_counter() - started, outcome)
+
+
+def _add(row: dict[str, Any], result: _Result, seed: int) -> None:
+    row["seconds"] = round(row["seconds"] + result.seconds, 1)
+    if result.skipped is not None:
+        row["skipped"] = result.skipped
+        return
+    row["times"] += 1
+    if result.failure is not None:
+        row["failures"] = sorted([*row["failures"], f"seed {seed}: {result.failure}"])
+    if result.outcome is not None:
+        row["rows_lost"] += result.outcome.rows_lost
+        row["rows_doubled"] += result.outcome.rows_doubled
+        if result.outcome.weights_equal is not None:
+            row["weights_equal"] = result.outcome.weights_equal and row["weights_equal"] is not False
 
 
 def is_amiss(row: dict[str, Any]) -> bool:

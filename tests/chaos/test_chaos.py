@@ -35,23 +35,37 @@ def test_rows_count_in_the_weights_that_they_are_in(tmp_path: Path, resumed: dic
     assert rows_of(tmp_path, 2) == counts
 
 
-def test_a_case_that_fails_is_told_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(folder: Path, seed: int) -> Outcome:
-        raise Unexpected("it did not")
+def fails(folder: Path, seed: int) -> Outcome:
+    raise Unexpected("it did not")
 
-    def skips(folder: Path, seed: int) -> Outcome:
-        raise Skipped("no right to")
 
-    cases = {
-        "fails": fails,
-        "skips": skips,
-        "loses": lambda folder, seed: Outcome(seed, 0, None),
-        "doubles": lambda folder, seed: Outcome(0, 2, True),
-        "differs": lambda folder, seed: Outcome(0, 0, seed == 1),
-        "fine": lambda folder, seed: Outcome(0, 0, True),
-    }
+def skips(folder: Path, seed: int) -> Outcome:
+    raise Skipped("no right to")
+
+
+def loses(folder: Path, seed: int) -> Outcome:
+    return Outcome(seed, 0, None)
+
+
+def doubles(folder: Path, seed: int) -> Outcome:
+    return Outcome(0, 2, True)
+
+
+def differs(folder: Path, seed: int) -> Outcome:
+    return Outcome(0, 0, seed == 1)
+
+
+def fine(folder: Path, seed: int) -> Outcome:
+    return Outcome(0, 0, True)
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_case_that_fails_is_told_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    cases = {case.__name__: case for case in (fails, skips, loses, doubles, differs, fine)}
     monkeypatch.setattr(chaos, "CASES", cases)
-    rows = chaos.run(list(cases), 2, tmp_path / "chaos.json")
+    rows = chaos.run(list(cases), 2, tmp_path / "chaos.json", at_once)
     assert json.loads((tmp_path / "chaos.json").read_text()) == rows
     by_name = {row["case"]: row for row in rows}
     assert {name for name, row in by_name.items() if chaos.is_amiss(row)} == {"fails", "loses", "doubles", "differs"}

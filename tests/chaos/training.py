@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tests.chaos.data import MIB, expect, small_disk
@@ -181,16 +182,12 @@ def _unfinished(folder: Path, seed: int) -> Training:
     return training
 
 
-def _alone(case: Callable[[Path, int], Outcome]) -> Callable[[Path, int], Outcome]:
+def _alone(case: Callable[[Path, int], Outcome], folder: Path, seed: int) -> Outcome:
     """The case, and nothing of it left running."""
-
-    def run(folder: Path, seed: int) -> Outcome:
-        try:
-            return case(folder, seed)
-        finally:
-            Driver.end_all()
-
-    return run
+    try:
+        return case(folder, seed)
+    finally:
+        Driver.end_all()
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
@@ -199,15 +196,15 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 
 CASES: dict[str, Callable[[Path, int], Outcome]] = {
-    "worker-killed": _alone(kill_worker),
-    "node-killed": _alone(kill_node),
-    "driver-killed": _alone(kill_driver),
-    "sigterm-in-checkpoint": _alone(terminate_in_checkpoint),
-    "disk-full-in-checkpoint": _alone(fill_disk),
-    "worker-hung": _alone(hang_worker),
-    "two-trainings": _alone(train_twice_at_once),
-    "other-world-size": _alone(change_world_size),
-    "other-schema": _alone(change_schema),
-    "newer-format": _alone(meet_newer_format),
+    "worker-killed": partial(_alone, kill_worker),
+    "node-killed": partial(_alone, kill_node),
+    "driver-killed": partial(_alone, kill_driver),
+    "sigterm-in-checkpoint": partial(_alone, terminate_in_checkpoint),
+    "disk-full-in-checkpoint": partial(_alone, fill_disk),
+    "worker-hung": partial(_alone, hang_worker),
+    "two-trainings": partial(_alone, train_twice_at_once),
+    "other-world-size": partial(_alone, change_world_size),
+    "other-schema": partial(_alone, change_schema),
+    "newer-format": partial(_alone, meet_newer_format),
 }
 """Name -> the case: does its damage in the given folder, with the given seed, and says what came of it."""
