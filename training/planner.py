@@ -28,6 +28,9 @@ MODEL_PARALLEL = tuple(
 MARGIN = 0.15
 """Share of a GPU's memory that the planner leaves alone: activations of the dense net, fragments, the CUDA context."""
 
+MOST_COLUMNS = 32
+"""Of a part of a table that the planner may cut by columns: 128 bytes a row."""
+
 DENSE_COPIES = 6
 """TorchRec's count of what a replicated weight takes: itself, Adam's two moments, its gradient and DDP's buckets."""
 
@@ -139,6 +142,21 @@ def held_bytes(config: TrainingConfig, sharding_type: str, size: Sequence[int], 
     return {"weights": weights, "state": state, "gradients": copies * weights, "cache": 0, HOST: 0}
 
 
+def columns_per_part(sharding: str, table: EmbeddingTable, tables: Sequence[EmbeddingTable], world_size: int) -> int:
+    """Columns of a part of a table that is cut by columns; the planner takes the next number that divides the table's.
+
+    Where the config says so, every rank gets a part. Left to the planner ("auto"), parts are as wide as leaves two for
+    each rank, over all tables, and no wider than a line of memory or two: each part needs all ids of its feature, and a
+    number a row of row-wise Adagrad.
+    """
+    if sharding == "auto":
+        share = sum(other.padded_width for other in tables) / (2 * world_size)
+        columns = min(MOST_COLUMNS, 4 * math.ceil(share / 4))
+    else:
+        columns = 4 * math.ceil(table.padded_width / world_size / 4)
+    return min(columns, table.padded_width)
+
+
 def batch_size_per_rank(config: TrainingConfig, world_size: int) -> int:
     """Rows of the largest part of a global batch."""
     return math.ceil(config.global_batch_size / world_size)
@@ -202,7 +220,7 @@ def make_planner(
         constraints[table.name] = ParameterConstraints(
             sharding_types=allowed,
             compute_kernels=kernels,
-            min_partition=4,
+            min_partition=columns_per_part(kind, table, model.tables, cluster.world_size),
             cache_params=None if kind == DATA_PARALLEL else cache,
         )
     topology = cluster.topology()
