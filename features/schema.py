@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import cached_property
 from typing import Annotated, Literal, cast
 
 from pydantic import ConfigDict, Field, FiniteFloat
@@ -293,11 +294,16 @@ class FeatureSchema:
     def label_rule(self) -> Label:
         return Label.parse(self.label)
 
-    @property
+    @cached_property
     def sparse_names(self) -> tuple[str, ...]:
         return tuple(f.name for f in self.sparse)
 
-    @property
+    @cached_property
+    def multi_valued(self) -> dict[int, SparseFeature]:
+        """Sparse features with several ids a row, by their place among all."""
+        return {i: feature for i, feature in enumerate(self.sparse) if feature.is_multi_valued}
+
+    @cached_property
     def dense_names(self) -> tuple[str, ...]:
         return tuple(f.name for f in self.dense)
 

@@ -108,7 +108,7 @@ class WriteConfig:
     rows_per_file: Annotated[int, Field(ge=1)] = 1_000_000
     min_files: Annotated[int, Field(ge=1)] = 8
     """Files a split has at least (if it has as many rows), so that every rank has files of its own."""
-    row_group_rows: Annotated[int, Field(ge=1)] = 65_536
+    row_group_rows: Annotated[int, Field(ge=1)] = 131_072
     compression: Literal["snappy", "zstd", "lz4", "none"] = "snappy"
     staging: str | None = None
     """Where a dataset that goes to an object store is made first, seen by every executor; None: below TMPDIR, which

@@ -4,7 +4,6 @@ One function makes it, from Parquet columns and from encoded raw rows alike, so 
 """
 
 import functools
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -126,25 +125,24 @@ def _lay_named(parts: Sequence[Rows], name: str, out: NDArray[Any]) -> NDArray[A
 
 def _sparse_features(parts: Sequence[Rows], schema: FeatureSchema, num_rows: int, size: int) -> KeyedJaggedTensor:
     """All ids, feature by feature. Neighbouring single-valued features are copied as one block; no mask is needed."""
-    multi_valued = [(i, feature) for i, feature in enumerate(schema.sparse) if feature.is_multi_valued]
     lengths = _single_lengths(len(schema.sparse), num_rows, size)
-    if multi_valued:
+    length_per_key, jagged = [num_rows] * len(schema.sparse), dict[int, list[NDArray[Any]]]()
+    if schema.multi_valued:
         lengths = lengths.copy()
-    jagged = {feature.name: _jagged(parts, feature, lengths[i]) for i, feature in multi_valued}
-    # The sums are known here; without them TorchRec would ask the device, and wait, for each of them.
-    length_per_key = [sum(map(len, jagged[f.name])) if f.is_multi_valued else num_rows for f in schema.sparse]
+        for i, feature in schema.multi_valued.items():
+            jagged[i] = _jagged(parts, feature, lengths[i])
+            # The sums are known here; without them TorchRec would ask the device, and wait, for each of them.
+            length_per_key[i] = sum(map(len, jagged[i]))
     values = np.empty(sum(length_per_key), dtype=np.int64)
     start = first = 0
-    for is_multi_valued, group in itertools.groupby(schema.sparse, key=lambda feature: feature.is_multi_valued):
-        if is_multi_valued:
-            bags = [ids for feature in group for ids in jagged[feature.name]]
-            lay_end_to_end(bags, values[start:])
-            start += sum(map(len, bags))
-        else:
-            last = first + sum(1 for _ in group)
-            block = values[start : start + (last - first) * num_rows].reshape(last - first, num_rows)
-            lay_end_to_end((part.ids[first:last].T for part in parts), block.T)
-            start, first = start + block.size, last
+    for i, num_singles in _runs(len(schema.sparse), tuple(schema.multi_valued)):
+        last = first + num_singles
+        block = values[start : start + num_singles * num_rows].reshape(num_singles, num_rows)
+        lay_end_to_end((part.ids[first:last].T for part in parts), block.T)
+        start, first = start + block.size, last
+        if i is not None:
+            lay_end_to_end(jagged[i], values[start:])
+            start += length_per_key[i]
     return KeyedJaggedTensor(
         keys=list(schema.sparse_names),
         values=torch.from_numpy(values),
@@ -152,6 +150,15 @@ def _sparse_features(parts: Sequence[Rows], schema: FeatureSchema, num_rows: int
         stride=size,
         length_per_key=length_per_key,
     )
+
+
+@functools.lru_cache(maxsize=16)
+def _runs(num_features: int, multi_valued: tuple[int, ...]) -> list[tuple[int | None, int]]:
+    """Each multi-valued feature's place and how many single-valued ones stand before it; None: the end."""
+    firsts = [0, *(i + 1 for i in multi_valued)]
+    return [
+        (i, (num_features if i is None else i) - first) for i, first in zip([*multi_valued, None], firsts, strict=True)
+    ]
 
 
 @functools.lru_cache(maxsize=4)

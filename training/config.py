@@ -365,7 +365,7 @@ class ReaderConfig:
     """Row streams an epoch is cut into; every rank reads num_streams / world_size of them, so the batches do not
     depend on the world size."""
     shuffle: bool = True
-    shuffle_row_groups: Positive = 4
+    shuffle_row_groups: Positive = 2
     """Row groups of one stream in its shuffle buffer."""
     prefetch_batches: Positive = 8
     cache_bytes: Annotated[int, Field(ge=1)] = 32 * 2**30

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from features.encoding import Columns, RowError
 from features.schema import FeatureSchema
 
+BLOCK_ROWS = 4_096
+"""Rows of dense features that are laid out together."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -85,15 +88,16 @@ class Rows:
         rows = self[: sum(len(part[self.schema.sparse_names[0]]) for part in parts)]
         # Column by column, since one column fits in the cache and all of them do not; but dense features, being next to
         # each other, move a row at a time.
-        blocks = [([name], out) for name, out in zip(single_valued_names(self.schema), rows.ids, strict=True)]
-        blocks += [([name], out) for name, out in rows.others.items()]
-        for names, out in [*blocks, (self.schema.dense_names, rows.dense)]:
+        names = [*single_valued_names(self.schema), *rows.others]
+        for name, out in [*zip(names, [*rows.ids, *rows.others.values()], strict=True), ("", rows.dense)]:
             laid = out
             if order is not None:
                 assert scratch is not None
                 laid = scratch[: out.nbytes].view(out.dtype).reshape(out.shape)
-            for name, column in zip(names, laid.T if out is rows.dense else [laid], strict=True):
-                lay_end_to_end((part[name] for part in parts), column)
+            if out is rows.dense:
+                lay_side_by_side(parts, self.schema.dense_names, laid)
+            else:
+                lay_end_to_end((part[name] for part in parts), laid)
             if order is not None:
                 # "clip" only because it lets NumPy write without a copy; every index is in range.
                 laid.take(order, axis=0, out=out, mode="clip")
@@ -126,6 +130,20 @@ def lay_end_to_end(arrays: Iterable[NDArray[Any]], out: NDArray[Any]) -> None:
     for array in arrays:
         out[start : start + len(array)] = array
         start += len(array)
+
+
+def lay_side_by_side(parts: Iterable[Columns], names: Sequence[str], out: NDArray[Any]) -> None:
+    """Copy the named columns of ``parts`` into the columns of ``out``, one part below the other.
+
+    A block of rows at a time, which stays in the cache until its last column is there.
+    """
+    start = 0
+    for part in parts if names else ():
+        for first in range(0, len(part[names[0]]), BLOCK_ROWS):
+            last = min(first + BLOCK_ROWS, len(part[names[0]]))
+            for name, column in zip(names, out[start + first : start + last].T, strict=True):
+                column[:] = part[name][first:last]
+        start += len(part[names[0]])
 
 
 class RowsPool:
