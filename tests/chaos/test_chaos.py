@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import __main__ as chaos
+from tests.chaos import suite
 from tests.chaos.ledger import rows_of
 from tests.chaos.outcome import Outcome, Skipped, Unexpected
 
@@ -64,11 +64,11 @@ def test_a_case_that_fails_is_told_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
     cases = {case.__name__: case for case in (fails, skips, loses, doubles, differs, fine)}
-    monkeypatch.setattr(chaos, "CASES", cases)
-    rows = chaos.run(list(cases), 2, tmp_path / "chaos.json", at_once)
+    monkeypatch.setattr(suite, "CASES", cases)
+    rows = suite.run(list(cases), 2, tmp_path / "chaos.json", at_once)
     assert json.loads((tmp_path / "chaos.json").read_text()) == rows
     by_name = {row["case"]: row for row in rows}
-    assert {name for name, row in by_name.items() if chaos.is_amiss(row)} == {"fails", "loses", "doubles", "differs"}
+    assert {name for name, row in by_name.items() if suite.is_amiss(row)} == {"fails", "loses", "doubles", "differs"}
     assert by_name["fails"]["failures"] == ["seed 0: Unexpected: it did not", "seed 1: Unexpected: it did not"]
     assert (by_name["skips"]["times"], by_name["skips"]["skipped"]) == (0, "no right to")
     counted = ("times", "rows_lost", "rows_doubled", "weights_equal")
