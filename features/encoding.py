@@ -143,9 +143,7 @@ class RowEncoder:
         if encoding.kind in BUCKET_KINDS:
             boundaries = self.learnt.boundaries_of(feature)
             return lambda v: MISSING_ID if v is None else 1 + bisect_right(boundaries, v)
-        tokens = self.learnt.vocabularies[feature.name]
-        ids = {token: i for i, token in enumerate(tokens, start=1)}
-        out_of_vocabulary = len(tokens) + 1
+        ids, out_of_vocabulary = self.learnt.ids_of(feature.name), self.learnt.oov_id(feature.name)
         return lambda token: ids.get(token, out_of_vocabulary)
 
     def _transform(self, feature: DenseFeature, raw: Any) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import FiniteFloat, TypeAdapter, ValidationError
+from pydantic import FiniteFloat, StrictInt, TypeAdapter, ValidationError
 
 from features.schema import (
     VOCABULARY_KINDS,
@@ -22,6 +22,8 @@ from features.schema import (
 
 Number = FiniteFloat | int
 
+OUT_OF_VOCABULARY_NAME = "out_of_vocabulary.json"
+
 
 class LearntError(ValueError):
     """A learnt file is missing, damaged, or belongs to other features."""
@@ -32,14 +34,17 @@ class Learnt:
     """State fitted on the training split only.
 
     Attributes:
-        vocabularies: feature -> kept tokens in id order (the first has id 1).
+        vocabularies: feature -> kept tokens in id order (the first has id 1; see ``ids_of``).
         boundaries: feature -> strictly rising quantile boundaries.
         moments: dense feature -> (mean, standard deviation) after fill, clip and log1p.
+        out_of_vocabulary: feature -> its out-of-vocabulary id, only for a vocabulary that extends an earlier one's: the
+            id stays where it was, and newer tokens come after it. Everywhere else it comes after the last token.
     """
 
     vocabularies: dict[str, list[str]] = field(default_factory=dict)
     boundaries: dict[str, list[float]] = field(default_factory=dict)
     moments: dict[str, tuple[float, float]] = field(default_factory=dict)
+    out_of_vocabulary: dict[str, int] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -61,11 +66,16 @@ class Learnt:
         parts = {f"vocabulary.{name}.json": _dump(tokens) for name, tokens in self.vocabularies.items()}
         parts["boundaries.json"] = _dump(self.boundaries)
         parts["moments.json"] = _dump(self.moments)
+        if self.out_of_vocabulary:  # else no file: datasets that extend no other keep their fingerprints
+            parts[OUT_OF_VOCABULARY_NAME] = _dump(self.out_of_vocabulary)
         return parts
 
     def save(self, folder: Path) -> list[str]:
-        """Write one JSON file a vocabulary, plus ``boundaries.json`` and ``moments.json``; returns the file names."""
+        """Write one JSON file a vocabulary, plus ``boundaries.json``, ``moments.json`` and, only where a vocabulary was
+        extended, ``out_of_vocabulary.json``; returns the file names.
+        """
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / OUT_OF_VOCABULARY_NAME).unlink(missing_ok=True)  # an older one would move ids
         for name, part in self._parts().items():
             (folder / name).write_text(part + "\n", encoding="utf-8")
         return sorted(self._parts())
@@ -75,7 +85,7 @@ class Learnt:
         """Read what ``save`` wrote.
 
         Raises:
-            LearntError: a file that ``schema`` needs is missing or damaged.
+            LearntError: a file that ``schema`` needs is missing or damaged, or an out-of-vocabulary id cannot be.
         """
         vocabularies = {
             f.name: _read(folder / f"vocabulary.{f.name}.json", list[str])
@@ -83,12 +93,15 @@ class Learnt:
             if f.encoding.kind in VOCABULARY_KINDS
         }
         boundaries = _read(folder / "boundaries.json", dict[str, list[Number]])
-        learnt = cls(vocabularies, boundaries, _read(folder / "moments.json", dict[str, tuple[Number, Number]]))
+        moments = _read(folder / "moments.json", dict[str, tuple[Number, Number]])
+        extended = folder / OUT_OF_VOCABULARY_NAME
+        out_of_vocabulary = _read(extended, dict[str, StrictInt]) if extended.exists() else {}
+        learnt = cls(vocabularies, boundaries, moments, out_of_vocabulary)
         learnt.check(schema)
         return learnt
 
     def check(self, schema: FeatureSchema) -> None:
-        """Raise LearntError unless every fitted feature of ``schema`` has its state."""
+        """Raise LearntError unless every fitted feature of ``schema`` has its state, and ids can be told from it."""
         for feature in schema.sparse:
             kind = feature.encoding.kind
             if kind in VOCABULARY_KINDS and feature.name not in self.vocabularies:
@@ -98,6 +111,37 @@ class Learnt:
         for dense in schema.dense:
             if dense.standardise and dense.name not in self.moments:
                 raise LearntError(f"feature {dense.name!r} has no learnt moments: build the dataset again")
+        for name, id_ in self.out_of_vocabulary.items():
+            if name not in self.vocabularies:
+                raise LearntError(f"{name!r} has an out-of-vocabulary id but no vocabulary: build the dataset again")
+            last = len(self.vocabularies[name]) + 1
+            if not 1 <= id_ <= last:
+                raise LearntError(
+                    f"feature {name!r} has the out-of-vocabulary id {id_}, which is not one of 1 to {last}: build the "
+                    "dataset again"
+                )
+
+    def oov_id(self, name: str) -> int:
+        """Out-of-vocabulary id of a feature with a vocabulary: of any other or a missing value."""
+        return self.out_of_vocabulary.get(name, len(self.vocabularies[name]) + 1)
+
+    def ids_of(self, name: str) -> dict[str, int]:
+        """Token -> id of a feature with a vocabulary, in id order: 1, 2, ... without the out-of-vocabulary id."""
+        out_of_vocabulary = self.oov_id(name)
+        tokens = enumerate(self.vocabularies[name], start=1)
+        return {token: place + (place >= out_of_vocabulary) for place, token in tokens}
+
+    def extends(self, other: "Learnt") -> bool:
+        """Whether every id of ``other`` means the same here, and every number becomes the same bucket and float.
+
+        Then rows encoded with ``other`` are rows of this state too; it may have more tokens. A state extends itself.
+        """
+        return (self.boundaries, self.moments) == (other.boundaries, other.moments) and all(
+            name in self.vocabularies
+            and self.vocabularies[name][: len(tokens)] == tokens
+            and self.oov_id(name) == other.oov_id(name)
+            for name, tokens in other.vocabularies.items()
+        )
 
     def boundaries_of(self, feature: SparseFeature) -> tuple[float, ...]:
         """Boundaries of a feature bucketed by ``boundaries``, ``quantiles`` or ``log``."""
@@ -109,7 +153,7 @@ class Learnt:
     def num_embeddings(self, feature: SparseFeature) -> int:
         """Rows of the feature's table: ids are 0 <= id < num_embeddings.
 
-        hash: num_buckets. vocabulary, log_squared: n + 2 (0 is padding, n + 1 is out-of-vocabulary).
+        hash: num_buckets. vocabulary, log_squared: n + 2 (0 is padding, one is out-of-vocabulary).
         boundaries, quantiles, log: boundaries + 2 (0 is missing).
         """
         if isinstance(feature.encoding, HashEncoding):

@@ -72,7 +72,10 @@ class HashEncoding:
 
 @dataclass(frozen=True, config=STRICT)
 class VocabularyEncoding:
-    """Ids 1..n for the n values kept from the training split, in byte order; n + 1 for any other or a missing value."""
+    """Ids 1..n for the n values kept from the training split, in byte order; n + 1 for any other or a missing value.
+
+    A dataset that goes on with another (pipeline.base) gives its new values ids behind that.
+    """
 
     min_count: Annotated[int, Field(ge=1)] = 1
     max_size: Annotated[int, Field(ge=1)] | None = None

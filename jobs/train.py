@@ -31,6 +31,7 @@ from jobs.worker import LOOPBACK, loopback_settings, set_up_worker
 from training.allocator import HUGE_PAGES
 
 COMPARED_ON_RESUME = (
+    "warm_start",
     "model",
     "optimizer",
     "global_batch_size",
@@ -75,6 +76,8 @@ def main() -> int:
 def _with_places(config: Config) -> Config:
     """The config with paths that mean the same to every worker."""
     training = dataclasses.replace(config.training, dataset=str(place(config.training.dataset)))
+    if training.warm_start is not None:
+        training = dataclasses.replace(training, warm_start=str(absolute(training.warm_start)))
     if training.checkpoint.folder is not None:
         folder = str(place(training.checkpoint.folder))
         training = dataclasses.replace(training, checkpoint=dataclasses.replace(training.checkpoint, folder=folder))
@@ -131,11 +134,12 @@ def _prepare(run_path: Path, config: Config, resume: bool) -> Config:
         ValueError: the dataset does not fit the config, or the run folder is used by another run.
     """
     from training import checkpoint
-    from training.run import Dataset, Run
+    from training.run import LEARNT_NAME, Dataset, Run, find_warm_start
 
     dataset = Dataset.open(config.training.dataset)
     manifest = dataset.manifest
     check_manifest(config, manifest)
+    find_warm_start(config.training, dataset)
     run = Run(run_path)
     checkpoints = run.checkpoints_of(config.training)
     used = [folder for folder in {checkpoints, run.checkpoints, *_places_before(run)} if checkpoint.saved_steps(folder)]
@@ -152,6 +156,7 @@ def _prepare(run_path: Path, config: Config, resume: bool) -> Config:
     run.failure.unlink(missing_ok=True)
     (run_path / RESERVE).write_bytes(bytes(4096))
     run.write("config.json", config.to_dict())
+    dataset.learnt.save(run_path / LEARNT_NAME)
     run.write(
         "dataset.json",
         {

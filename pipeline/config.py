@@ -133,6 +133,9 @@ class PipelineConfig:
 
     output: str
     """Folder of the dataset."""
+    base: str | None = None
+    """Folder of the dataset whose vocabularies, boundaries and moments this one goes on with: ids keep their meaning,
+    new values get new ids. It may be the output itself. None: everything is learnt from the input."""
     input: InputConfig = field(default_factory=InputConfig)
     split: SplitRule = field(default_factory=FilesSplit)
     dedupe: tuple[str, ...] = ()

@@ -40,7 +40,8 @@ def build_dataset(
         The manifest, and warnings for a person.
 
     Raises:
-        LogError, DatasetError, StorageError: one sentence about what is wrong with the input or the output.
+        LogError, DatasetError, LearntError, StorageError: one sentence about what is wrong with the input, the base or
+            the output.
     """
     configure(spark, pipeline.spark)
     size_shuffles(spark, plan.num_bytes())
@@ -81,8 +82,8 @@ def _build(
     bar: tqdm,
 ) -> tuple[DatasetManifest, list[str]]:
     bar.set_description("read")
-    prepared = prepare(read_logs(spark, pipeline, schema, plan), schema, pipeline)
-    prepared.persist(StorageLevel.MEMORY_AND_DISK)
+    base = load_base(pipeline.base, schema)  # under the output's lock: it may be the output
+    prepared = prepare(read_logs(spark, pipeline, schema, plan), schema, pipeline).persist(StorageLevel.MEMORY_AND_DISK)
     counts: DataFrame | None = None
     try:
         seen = profile(prepared, schema)
@@ -92,7 +93,7 @@ def _build(
         estimated = features_to_estimate(schema, seen)
         counted = [name for name in schema.sparse_names if name not in estimated]
         counts = count_values(rows, schema, counted).persist(StorageLevel.MEMORY_AND_DISK)
-        learnt = fit(rows, counts, schema)
+        learnt = fit(rows, counts, schema, base)
         learnt.save(version / "learnt")
         _step(bar, "profile")
         statistics = sparse_statistics(spark, counts, schema, learnt, seen)
@@ -113,6 +114,25 @@ def _build(
     manifest.check_ids(learnt)
     _step(bar, "done")
     return manifest, warnings + _missing_splits(pipeline, manifest)
+
+
+def load_base(folder: str | None, schema: FeatureSchema) -> Learnt | None:
+    """What an earlier dataset has learnt, for a new one to go on with; None without one.
+
+    Raises:
+        DatasetError, LearntError, StorageError: it is no dataset, damaged, or of another schema, whose ids mean
+            something else.
+    """
+    if folder is None:
+        return None
+    manifest = DatasetManifest.load(folder)
+    if manifest.schema_fingerprint != schema.fingerprint:
+        raise DatasetError(
+            f"pipeline.base {folder} was built from another feature schema (fingerprint "
+            f"{manifest.schema_fingerprint[:12]}) than the config's ({schema.fingerprint[:12]}): its ids mean "
+            "something else; build without a base, or with the base's features"
+        )
+    return manifest.load_learnt(folder)
 
 
 def _describe(

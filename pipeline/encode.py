@@ -218,7 +218,7 @@ def encode(spark: SparkSession, rows: DataFrame, schema: FeatureSchema, learnt: 
     """Turn prepared rows into the columns of the Parquet files; ``row:id`` and ``row:split`` stay."""
     for feature in schema.sparse:
         if not feature.is_multi_valued and len(learnt.vocabularies.get(feature.name, ())) > _MAX_LITERAL_TOKENS:
-            rows = _join_vocabulary(spark, rows, feature, learnt.vocabularies[feature.name])
+            rows = _join_vocabulary(spark, rows, feature, learnt.ids_of(feature.name))
     columns = [F.col(ROW_ID), F.col(SPLIT)]
     for feature in schema.sparse:
         if not feature.is_multi_valued:
@@ -246,10 +246,9 @@ def _single_id(feature: SparseFeature, learnt: Learnt) -> Column:
     if feature.encoding.kind in BUCKET_KINDS:
         index = count_at_or_below(value, learnt.boundaries_of(feature))
         return F.when(value.isNull(), F.lit(MISSING_ID)).otherwise(index + 1)
-    tokens = learnt.vocabularies[feature.name]
-    if len(tokens) > _MAX_LITERAL_TOKENS:
-        return F.coalesce(F.col(f"id:{feature.name}"), F.lit(len(tokens) + 1))
-    return _lookup(tokens)(_token(feature))
+    if len(learnt.vocabularies[feature.name]) > _MAX_LITERAL_TOKENS:
+        return F.coalesce(F.col(f"id:{feature.name}"), F.lit(learnt.oov_id(feature.name)))
+    return _lookup(feature, learnt)(_token(feature))
 
 
 def _token(feature: SparseFeature) -> Column:
@@ -257,8 +256,8 @@ def _token(feature: SparseFeature) -> Column:
     return log_squared_token(value) if feature.encoding.kind == "log_squared" else value
 
 
-def _join_vocabulary(spark: SparkSession, rows: DataFrame, feature: SparseFeature, tokens: list[str]) -> DataFrame:
-    table = pyarrow.table({"token": pyarrow.array(tokens, pyarrow.string()), "id": range(1, len(tokens) + 1)})
+def _join_vocabulary(spark: SparkSession, rows: DataFrame, feature: SparseFeature, ids: dict[str, int]) -> DataFrame:
+    table = pyarrow.table({"token": pyarrow.array(list(ids), pyarrow.string()), "id": list(ids.values())})
     side = spark.createDataFrame(table)  # pyright: ignore[reportArgumentType]
     side = F.broadcast(side.select("token", F.col("id").cast("int").alias(f"id:{feature.name}")))
     return rows.join(side, _token(feature) == side["token"], "left").drop("token")
@@ -290,20 +289,20 @@ def _list_ids(feature: SparseFeature, learnt: Learnt) -> Column:
     if isinstance(feature.encoding, HashEncoding):
         num_buckets = feature.encoding.num_buckets
         return F.transform(values, lambda hashed: _hash_id(hashed, num_buckets).cast("int"))
-    return F.transform(values, _lookup(learnt.vocabularies[feature.name]))
+    return F.transform(values, _lookup(feature, learnt))
 
 
-def _lookup(tokens: list[str]) -> Callable[[Column], Column]:
+def _lookup(feature: SparseFeature, learnt: Learnt) -> Callable[[Column], Column]:
     """A function token -> id (int) whose vocabulary is one literal: an array of small maps, a hash table.
 
     The tokens of an array cannot be joined, and a lookup in one large map would walk through all of it.
     """
-    unknown = F.lit(len(tokens) + 1)
-    if not tokens:
+    ids, unknown = learnt.ids_of(feature.name), F.lit(learnt.oov_id(feature.name))
+    if not ids:
         return lambda _: unknown
-    num_buckets = math.ceil(len(tokens) / _TOKENS_PER_BUCKET)
+    num_buckets = math.ceil(len(ids) / _TOKENS_PER_BUCKET)
     buckets: list[dict[str, int]] = [{} for _ in range(num_buckets)]
-    for number, token in enumerate(tokens, start=1):
+    for token, number in ids.items():
         buckets[hash_text([token]) % num_buckets][token] = number
     # from_json of a literal is folded into a literal before the job runs.
     text = json.dumps(buckets, ensure_ascii=False, separators=(",", ":"))

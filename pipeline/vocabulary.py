@@ -1,10 +1,13 @@
 """What is learnt from the data: vocabularies, quantile boundaries and moments, from the training split alone.
 
+With a base (what an earlier dataset has learnt) only the tokens that it lacks are.
+
 One table of (split, feature, value, count) is made in one pass; everything learnt, and most of the statistics, follow
 from it, so the rows are not read once a feature.
 """
 
 from collections.abc import Collection
+from dataclasses import replace
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
@@ -72,14 +75,18 @@ def _entries(number: int, feature: SparseFeature) -> Column:
     return F.when(F.size(values) == 0, missing).otherwise(present)
 
 
-def fit(rows: DataFrame, counts: DataFrame, schema: FeatureSchema) -> Learnt:
+def fit(rows: DataFrame, counts: DataFrame, schema: FeatureSchema, base: Learnt | None = None) -> Learnt:
     """Learn vocabularies, quantiles and moments.
 
     Args:
         rows: good prepared rows of all splits.
         counts: what ``count_values`` made of them.
+        base: what was learnt with the same schema before: its ids, boundaries and moments are kept, and only tokens
+            that it has not are learnt. None: everything is.
     """
     train = counts.filter(F.col("split") == "train")
+    if base is not None:
+        return _extend(base, _fit_vocabularies(train, schema, base))
     return Learnt(
         vocabularies=_fit_vocabularies(train, schema),
         boundaries=_fit_quantiles(train, schema),
@@ -96,7 +103,15 @@ def token_of(schema: FeatureSchema) -> Column:
     return token
 
 
-def _fit_vocabularies(train: DataFrame, schema: FeatureSchema) -> dict[str, list[str]]:
+def _extend(base: Learnt, new: dict[str, list[str]]) -> Learnt:
+    """``base`` with new tokens, whose ids come after the out-of-vocabulary one, so that no id changes its meaning."""
+    vocabularies = {name: [*tokens, *new[name]] for name, tokens in base.vocabularies.items()}
+    moved = {name: base.oov_id(name) for name, tokens in new.items() if tokens}
+    return replace(base, vocabularies=vocabularies, out_of_vocabulary={**base.out_of_vocabulary, **moved})
+
+
+def _fit_vocabularies(train: DataFrame, schema: FeatureSchema, base: Learnt | None = None) -> dict[str, list[str]]:
+    """Feature -> tokens to keep, in byte order; those of ``base`` are left out, and count as some of ``max_size``."""
     encodings = {
         n: f.encoding
         for n, f in enumerate(schema.sparse)
@@ -118,9 +133,12 @@ def _fit_vocabularies(train: DataFrame, schema: FeatureSchema) -> dict[str, list
     vocabularies = {}
     for number, encoding in encodings.items():
         part = table[table["feature"] == number]
-        ranked = sorted(zip(part["token"], part["count"], strict=True), key=lambda pair: (-pair[1], pair[0].encode()))
-        kept_tokens = [token for token, _ in ranked[: encoding.max_size]]
-        vocabularies[schema.sparse[number].name] = sorted(kept_tokens, key=str.encode)
+        name = schema.sparse[number].name
+        known = set() if base is None else set(base.vocabularies[name])
+        found = [pair for pair in zip(part["token"], part["count"], strict=True) if pair[0] not in known]
+        ranked = sorted(found, key=lambda pair: (-pair[1], pair[0].encode()))
+        room = None if encoding.max_size is None else max(encoding.max_size - len(known), 0)
+        vocabularies[name] = sorted((token for token, _ in ranked[:room]), key=str.encode)
     return vocabularies
 
 

@@ -95,15 +95,17 @@ def write_tiny_dataset(
     group_id: bool = True,
     seed: int = 0,
     number_rows: bool = False,
+    devices: Sequence[str] = (),
 ) -> TinyDataset:
     """Write a dataset folder; see ``make_dataset``.
 
     Args:
         number_rows: the training rows' group ids number them from 0, and the dense feature ``row`` is below 1: large
             numbers leave float32 few digits for the rest, and training multiplies what is lost.
+        devices: more tokens of the device's vocabulary, as of a dataset that goes on with one without them.
     """
     schema = tiny_schema(weight=weight, group_id=group_id)
-    learnt = Learnt(vocabularies={"device": ["mobile", "tablet"]})
+    learnt = Learnt({"device": ["mobile", "tablet", *devices]}, out_of_vocabulary={"device": 3} if devices else {})
     learnt.save(path / "v1" / "learnt")
     rng = np.random.default_rng(seed)
     columns, splits = {}, {}
@@ -111,7 +113,7 @@ def write_tiny_dataset(
     for split, row_groups in given.items():
         if not row_groups:
             continue
-        columns[split] = tiny_columns(schema, sum(map(sum, row_groups)), rng)
+        columns[split] = tiny_columns(schema, sum(map(sum, row_groups)), rng, 4 + len(devices))
         if number_rows:
             columns[split]["row"] /= len(columns[split]["row"])
             if split == "train":
@@ -150,8 +152,8 @@ def tiny_schema(*, weight: bool = True, group_id: bool = True) -> FeatureSchema:
     )
 
 
-def tiny_columns(schema: FeatureSchema, num_rows: int, rng: np.random.Generator) -> Columns:
-    """Random rows, named and typed as in the Parquet files."""
+def tiny_columns(schema: FeatureSchema, num_rows: int, rng: np.random.Generator, num_devices: int = 4) -> Columns:
+    """Random rows, named and typed as in the Parquet files; device ids are below ``num_devices``."""
     lengths = rng.integers(0, 4, num_rows).astype(np.int32)
     genres = np.where(np.arange(3) < lengths[:, None], rng.integers(1, 20, (num_rows, 3)), 0).astype(np.int32)
     user = rng.integers(0, 50, num_rows).astype(np.int32)
@@ -160,7 +162,7 @@ def tiny_columns(schema: FeatureSchema, num_rows: int, rng: np.random.Generator)
         "user": user,
         "genres": genres,
         "genres__length": lengths,
-        "device": rng.integers(1, 4, num_rows).astype(np.int32),
+        "device": rng.integers(1, num_devices, num_rows).astype(np.int32),
         "age": rng.integers(0, 5, num_rows).astype(np.int32),
         "row": np.arange(num_rows, dtype=np.float32),
         "price": rng.standard_normal(num_rows).astype(np.float32),

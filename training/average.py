@@ -25,6 +25,12 @@ class WeightAverage:
         self._floats = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
 
     @torch.no_grad()
+    def restart(self) -> None:
+        """Forget the past: the average is of the tensors as they are now."""
+        for name, average in self.values.items():
+            average.copy_(self._tensors[name])
+
+    @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after ``step`` steps: average = d * average + (1 - d) * weights.
 

@@ -23,7 +23,7 @@ from torch import nn
 from torch.distributed.checkpoint import FileSystemWriter
 
 from features.storage import ObjectPath, Place, StorageError, check_relative, temporary_folder
-from training.checkpoint_reader import CheckpointError, CheckpointPlanner, CheckpointReader
+from training.checkpoint_reader import CheckpointError, CheckpointPlanner, CheckpointReader, GrownPlanner
 from training.checkpoint_store import META_NAME, StoreReader, StoreWriter, delete_checkpoint, list_checkpoints
 from training.parallelize import ParallelModel
 
@@ -121,6 +121,25 @@ def restore(checkpoint: Checkpoint, parallel: ParallelModel) -> None:
     parallel.model.load_state_dict(state["model"])
     parallel.optimizer.load_state_dict(state["optimizer"])
     # The average was filled in place.
+
+
+def begin(checkpoint: Checkpoint, parallel: ParallelModel) -> None:
+    """Begin where another run's checkpoint ends: its weights and optimizer state, this run's own learning rates.
+
+    A table may have more rows now: those come after the ones it had, and stay as they are.
+
+    Raises:
+        CheckpointError, StorageError: as ``restore``.
+    """
+    rates = parallel.learning_rates
+    parallel.init_optimizer_state()
+    state = {name: part for name, part in _state(parallel).items() if name != AVERAGE}
+    _load(checkpoint, _without_empty(state), GrownPlanner())
+    parallel.model.load_state_dict(state["model"])
+    parallel.optimizer.load_state_dict(state["optimizer"])
+    parallel.learning_rates = rates
+    if parallel.average is not None:
+        parallel.average.restart()
 
 
 def check_size(checkpoint: Checkpoint, model: nn.Module) -> None:
@@ -274,11 +293,12 @@ def _without_empty(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "optimizer": {**optimizer, "state": kept}}
 
 
-def _load(checkpoint: Checkpoint, state: dict[str, Any]) -> None:
+def _load(checkpoint: Checkpoint, state: dict[str, Any], planner: CheckpointPlanner | None = None) -> None:
     try:
         with warnings.catch_warnings(), _reader(checkpoint) as reader:
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is intended
-            dcp.load(state, storage_reader=reader, planner=CheckpointPlanner(), no_dist=not dist.is_initialized())
+            alone = not dist.is_initialized()
+            dcp.load(state, storage_reader=reader, planner=planner or CheckpointPlanner(), no_dist=alone)
     except (dcp.CheckpointException, RuntimeError, ValueError) as error:
         reason = _first_failure(error) if isinstance(error, dcp.CheckpointException) else error
         if isinstance(reason, StorageError):

@@ -8,11 +8,13 @@ import io
 import os
 import pickle  # nosec B403
 import zipfile
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import IO, Any, cast
 
 import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
+from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 from torch.distributed.checkpoint._traverse import set_element
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
@@ -76,6 +78,22 @@ class CheckpointPlanner(DefaultLoadPlanner):
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         path = self.mappings[read_item.dest_index.fqn]
         set_element(self.original_state_dict, path, torch.load(value, weights_only=True))
+
+
+class GrownPlanner(CheckpointPlanner):
+    """Loads tables that had fewer rows when they were saved into the first rows of what they are now."""
+
+    def create_local_plan(self) -> Any:
+        assert self.metadata is not None
+        saved = self.metadata.state_dict_metadata
+        # Not of self.state_dict: it leaves out tables that lie on other ranks alone, and is then replaced by this one.
+        for name, value in flatten_state_dict(self.original_state_dict)[0].items():
+            entry = saved.get(name)
+            if ".embedding_bags." in name and isinstance(entry, TensorStorageMetadata):
+                before, now = entry.size, value.size()
+                if before[:1] < now[:1] and before[1:] == now[1:]:
+                    saved[name] = replace(entry, size=now)
+        return super().create_local_plan()
 
 
 _BUILT = (

@@ -409,6 +409,9 @@ class TrainingConfig:
 
     dataset: str
     """Folder of a built dataset."""
+    warm_start: str | None = None
+    """Folder of a finished run to begin from, with the weights and the optimizer state of its best checkpoint. The
+    dataset's vocabularies must be that run's or go on with them (pipeline.base); new values start untrained."""
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: Optimizer = field(default_factory=FusedOptimizer)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

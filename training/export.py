@@ -73,12 +73,10 @@ def load_best(run: Run, dataset: Dataset | None = None) -> Best:
     trained_on = run.read("dataset.json")
     config = TypeAdapter(TrainingConfig).validate_python(run.read("config.json")["training"])
     dataset = dataset or Dataset.open(trained_on["dataset"])
-    fingerprints = (dataset.manifest.schema_fingerprint, dataset.learnt.fingerprint)
-    if fingerprints != (trained_on["schema_fingerprint"], trained_on["learnt_fingerprint"]):
-        raise RunError(
-            f"{dataset.path} was built with another feature schema or other vocabularies than {run.path} was trained "
-            "with: its ids mean something else"
-        )
+    if dataset.manifest.schema_fingerprint != trained_on["schema_fingerprint"]:
+        raise RunError(f"{dataset.path} was built with another feature schema than {run.path} was trained with")
+    if dataset.learnt.fingerprint != trained_on["learnt_fingerprint"]:
+        dataset = dataset.seen_by(run.learnt(dataset.manifest.schema))
     best = checkpoint.best(run.checkpoints_of(config))
     checkpoint.check_size(best, build_model(dataset, config, torch.device("meta")))
     model = build_model(dataset, config, torch.device("cpu"))

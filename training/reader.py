@@ -67,6 +67,7 @@ class Reader:
         world_size: int = 1,
         shuffle: bool = True,
         num_embeddings: Mapping[str, int] | None = None,
+        later: Mapping[str, int] | None = None,
     ) -> None:
         """Check the arithmetic; nothing is opened yet.
 
@@ -76,6 +77,7 @@ class Reader:
             seed: of the order; with shuffle=False it has no effect.
             shuffle: training; else the rows of a stream come in file order.
             num_embeddings: feature -> rows of its table; ids outside it are refused. None: not checked.
+            later: feature -> what ids outside its table become instead.
 
         Raises:
             ValueError: the streams cannot be shared out evenly.
@@ -94,7 +96,7 @@ class Reader:
         self.schema = manifest.schema
         self.files = manifest.split(split).files
         self.config, self.seed, self.shuffle = config, seed, shuffle
-        self.checker = ShardChecker(manifest.schema, num_embeddings)
+        self.checker = ShardChecker(manifest.schema, num_embeddings, later)
         self.num_rows = manifest.split(split).num_rows
         largest = max(rows for file in self.files for rows in file.row_groups)
         window = largest * (config.shuffle_row_groups if shuffle else 1)

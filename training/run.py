@@ -7,16 +7,18 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from pydantic import TypeAdapter
 from torch import nn
 
 from features.dataset import DatasetManifest
 from features.learnt import Learnt
+from features.schema import FeatureSchema
 from features.storage import ObjectPath, Place, locate
 from training import checkpoint
 from training.calibration import CALIBRATION_NAME, CalibrationError, fit_platt
@@ -28,6 +30,8 @@ from training.model.ctr_model import CTRModel
 from training.parallelize import needs_padded_tables, parallelize
 from training.reader import Reader
 from training.shard_cache import ShardCache
+
+LEARNT_NAME = "learnt"
 
 
 class RunError(ValueError):
@@ -76,6 +80,14 @@ class Run:
         temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, path)
 
+    def learnt(self, schema: FeatureSchema) -> Learnt:
+        """The learnt state of the dataset that the run was trained on.
+
+        Raises:
+            LearntError: it is missing or damaged.
+        """
+        return Learnt.load(self.path / LEARNT_NAME, schema)
+
     def append(self, event: Event) -> None:
         """Add one line to the history."""
         with self.history.open("a", encoding="utf-8") as file:
@@ -99,6 +111,8 @@ class Dataset:
     path: Place
     manifest: DatasetManifest
     learnt: Learnt
+    is_ahead: bool = False
+    """Whether its files know values that ``learnt`` does not."""
 
     @classmethod
     def open(cls, path: Place | str) -> "Dataset":
@@ -116,6 +130,19 @@ class Dataset:
                 manifest.check_files(path, name)
         manifest.check_ids(learnt)
         return cls(path, manifest, learnt)
+
+    def seen_by(self, learnt: Learnt) -> "Dataset":
+        """The same rows for a model with an earlier learnt state: values that came later are out of its vocabulary.
+
+        Raises:
+            RunError: the dataset's learnt state does not go on with that one.
+        """
+        if not self.learnt.extends(learnt):
+            raise RunError(
+                f"{self.path} was built with other vocabularies (learnt state {self.learnt.fingerprint[:12]}) than the "
+                f"run's ({learnt.fingerprint[:12]}), and does not go on with them: its ids mean something else"
+            )
+        return replace(self, learnt=learnt, is_ahead=self.learnt.fingerprint != learnt.fingerprint)
 
     def num_embeddings(self) -> dict[str, int]:
         """Feature -> rows of its table."""
@@ -138,6 +165,7 @@ class Dataset:
             world_size=world_size,
             shuffle=config.reader.shuffle and is_train,
             num_embeddings=self.num_embeddings(),
+            later={name: self.learnt.oov_id(name) for name in self.learnt.vocabularies} if self.is_ahead else None,
         )
 
     def _files(self, cache_bytes: int) -> Path | ShardCache:
@@ -158,6 +186,25 @@ def build_model(dataset: Dataset, config: TrainingConfig, device: torch.device) 
         pad_tables=needs_padded_tables(config),
         device=device,
     )
+
+
+def find_warm_start(config: TrainingConfig, dataset: Dataset) -> checkpoint.Checkpoint | None:
+    """The checkpoint that a new run begins from; None where the config names no run.
+
+    Raises:
+        RunError: the named run's vocabularies are not the beginning of the dataset's, or its schema is another.
+        CheckpointError, StorageError: it has no checkpoint that can be read.
+    """
+    if config.warm_start is None:
+        return None
+    before = Run(Path(config.warm_start))
+    if before.read("dataset.json")["schema_fingerprint"] != dataset.manifest.schema_fingerprint:
+        raise RunError(
+            f"training.warm_start: {before.path} was trained on another feature schema than {dataset.path} has"
+        )
+    dataset.seen_by(before.learnt(dataset.manifest.schema))
+    trained = TypeAdapter(TrainingConfig).validate_python(before.read("config.json")["training"])
+    return checkpoint.best(before.checkpoints_of(trained))
 
 
 def fit(run: Run, config: TrainingConfig, on_event: Callable[[Event], None] = lambda event: None) -> dict[str, Any]:
@@ -196,6 +243,8 @@ def fit(run: Run, config: TrainingConfig, on_event: Callable[[Event], None] = la
     if last is not None:
         checkpoint.restore(last, parallel)
         progress = Progress.from_json(last.progress)
+    elif (begun := find_warm_start(config, dataset)) is not None:
+        checkpoint.begin(begun, parallel)
     if rank == 0:
         run.rewind(progress.step)
         run.write("plan.json", parallel.plan)

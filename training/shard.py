@@ -35,8 +35,16 @@ class ShardChecker:
         columns: the columns a batch needs: name -> type, shape of one row.
     """
 
-    def __init__(self, schema: FeatureSchema, num_embeddings: Mapping[str, int] | None) -> None:
-        """With ``num_embeddings`` None, ids have no upper bound."""
+    def __init__(
+        self, schema: FeatureSchema, num_embeddings: Mapping[str, int] | None, later: Mapping[str, int] | None = None
+    ) -> None:
+        """With ``num_embeddings`` None, ids have no upper bound.
+
+        Args:
+            later: feature -> the id that takes the place of ids outside its table, which are of values that a model
+                with a shorter vocabulary does not know.
+        """
+        self._later = later or {}
         self.columns = needed_columns(schema)
         self._bounds = {f.name: (num_embeddings or {}).get(f.name, 2**31) for f in schema.sparse}
         self._bounds |= {f.length_name: f.max_length + 1 for f in schema.sparse if f.is_multi_valued}
@@ -57,14 +65,9 @@ class ShardChecker:
             )
         self._files[path] = file
         self._check_bytes(path)
-        try:
-            footer = pq.read_metadata(path)
-            names = Counter(footer.schema.to_arrow_schema().names)
-        except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-            raise ReaderError(f"{path} is not a readable Parquet file ({error}): build the dataset again") from error
-        if any(key.startswith(PETASTORM_KEY) for key in footer.metadata or {}):
+        keys, row_groups, names = _footer_of(path, _state(path))
+        if any(key.startswith(PETASTORM_KEY) for key in keys):
             raise ReaderError(f"{path} carries pickled Petastorm keys, which could run code: it is not opened")
-        row_groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
         if row_groups != file.row_groups:
             raise ReaderError(
                 f"{path} has {sum(row_groups)} rows in {len(row_groups)} row groups where the manifest says "
@@ -90,9 +93,11 @@ class ShardChecker:
                     f"column {name!r} of {path} must hold {np.dtype(dtype)} of shape {shape} a row, got {column.dtype} "
                     f"of shape {column.shape[1:]}"
                 )
+            if name in self._later:
+                column = np.where(column >= self._bounds[name], np.int32(self._later[name]), column)
             if name in self._bounds:
                 self._check_bounds(column, name, path)
-            elif not np.isfinite(column).all():
+            elif not _is_finite(column):
                 raise ReaderError(f"column {name!r} of {path} has infinite values or NaN")
             columns[name] = column
         return columns
@@ -135,6 +140,22 @@ def digest_of(path: Path, state: tuple[int, ...]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@functools.lru_cache(maxsize=1 << 12)
+def _footer_of(path: Path, state: tuple[int, ...]) -> tuple[tuple[bytes, ...], tuple[int, ...], Counter[str]]:
+    """Metadata keys, rows of each row group and column names of a file, read once for as long as it is in this state.
+
+    Raises:
+        ReaderError: it is no readable Parquet file.
+    """
+    try:
+        footer = pq.read_metadata(path)
+        names = Counter(footer.schema.to_arrow_schema().names)
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+        raise ReaderError(f"{path} is not a readable Parquet file ({error}): build the dataset again") from error
+    row_groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
+    return tuple(footer.metadata or {}), row_groups, names
+
+
 def needed_columns(schema: FeatureSchema) -> dict[str, tuple[type, tuple[int, ...]]]:
     """The columns a batch needs: name -> type, shape of one row."""
     columns: dict[str, tuple[type, tuple[int, ...]]] = {"label": (np.float32, ())}
@@ -148,6 +169,13 @@ def needed_columns(schema: FeatureSchema) -> dict[str, tuple[type, tuple[int, ..
     if schema.group_id:
         columns["group_id"] = (np.int64, ())
     return columns
+
+
+def _is_finite(column: NDArray[Any]) -> bool:
+    if column.dtype.kind != "f":
+        return True
+    # A sum of squares is finite only where all are, and takes one pass; where it overflows, each number is looked at.
+    return bool(np.isfinite(np.dot(column, column)) or np.isfinite(column).all())
 
 
 def _to_numpy(column: pa.ChunkedArray, name: str, path: Path) -> NDArray[Any]:

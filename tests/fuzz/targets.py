@@ -215,7 +215,8 @@ def config(folder: Path) -> Target:
 
 def make_dataset(path: Path) -> DatasetManifest:
     """A dataset of one split on disk."""
-    schema, learnt = tiny_schema(), Learnt(vocabularies={"device": ["mobile", "tablet"]})
+    schema = tiny_schema()
+    learnt = Learnt(vocabularies={"device": ["mobile", "tablet"]}, out_of_vocabulary={"device": 2})
     learnt.save(path / "v1" / "learnt")
     columns = tiny_columns(schema, 20, np.random.default_rng(0))
     split = Split(write_files(path, "v1/train", columns, ((12, 8),)), *statistics(schema, columns))
@@ -230,7 +231,8 @@ def make_dataset(path: Path) -> DatasetManifest:
 def manifest(folder: Path) -> Target:
     """features.dataset and features.learnt: manifest, learnt files, files on disk, ids."""
     make_dataset(folder)
-    names = ("manifest.json", "v1/learnt/vocabulary.device.json", "v1/learnt/boundaries.json", "v1/learnt/moments.json")
+    parts = ("vocabulary.device", "boundaries", "moments", "out_of_vocabulary")
+    names = ("manifest.json", *(f"v1/learnt/{part}.json" for part in parts))
     seeds = {name: (folder / name).read_bytes() for name in names}
     trees = {name: json.loads(data) for name, data in seeds.items()}
 

@@ -160,6 +160,8 @@ def test_numbers_that_are_no_boundaries() -> None:
         ("boundaries", '{"a": ["x"]}'),
         ("vocabulary.device", "[1]"),
         ("vocabulary.device", '["\\ud800"]'),
+        ("out_of_vocabulary", '{"device": 1e400}'),
+        ("out_of_vocabulary", '{"\\ud800": 1}'),
     ],
 )
 def test_learnt_files(tmp_path: Path, name: str, text: str) -> None:
