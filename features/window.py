@@ -86,7 +86,7 @@ def join(partitions: Mapping[str, Sequence[Path]], output: Path) -> DatasetManif
             rejected=_join_rejected(everyone),
             num_input_rows=sum(partition.manifest.num_input_rows for partition in everyone),
             num_duplicates=sum(partition.manifest.num_duplicates for partition in everyone),
-            inputs={split: [str(part.path) for part in parts] for split, parts in opened.items()},
+            inputs=_join_inputs(opened),
             config=newest.manifest.config,
         )
         manifest.write(temporary)
@@ -176,6 +176,16 @@ def _join_dense(parts: Sequence[DenseStatistics], rows: Sequence[int]) -> DenseS
         minimum=min(part.minimum for part in present),
         maximum=max(part.maximum for part in present),
     )
+
+
+def _join_inputs(opened: Mapping[str, Sequence[Partition]]) -> dict[str, list[str]]:
+    """The raw logs of each split, and the lookups of all."""
+    inputs: dict[str, list[str]] = {}
+    for split, parts in opened.items():
+        for part in parts:
+            for name, files in part.manifest.inputs.items():
+                inputs.setdefault(split if name == SOURCE_SPLIT else name, []).extend(files)
+    return {name: list(dict.fromkeys(files)) for name, files in inputs.items()}
 
 
 def _join_rejected(parts: Sequence[Partition]) -> Rejected:

@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from features.dataset import DatasetManifest
 from features.schema import STRICT, FeatureSchema, expand_names
+from jobs.retraining import RetrainConfig
 from pipeline.config import PipelineConfig
 from training.config import TrainingConfig
 
@@ -35,6 +36,7 @@ class Config:
     features: FeatureSchema
     pipeline: PipelineConfig
     training: TrainingConfig
+    retrain: RetrainConfig | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved tree as plain JSON values."""
@@ -257,11 +259,15 @@ def _known_keys() -> list[str]:
     """Every key of every config dataclass."""
     import features.rawlog
     import features.schema
+    import jobs.data_checks
+    import jobs.retraining
     import pipeline.config
     import training.config
+    import training.gate
 
     keys = {field.name for field in fields(Config)}  # pyright: ignore[reportArgumentType]
-    for module in (features.schema, features.rawlog, pipeline.config, training.config):
+    modules = (features.schema, features.rawlog, pipeline.config, training.config)
+    for module in (*modules, training.gate, jobs.data_checks, jobs.retraining):
         for item in vars(module).values():
             if isinstance(item, type) and hasattr(item, "__dataclass_fields__"):
                 keys |= set(item.__dataclass_fields__)

@@ -48,6 +48,7 @@ def test_every_row_once_and_what_is_known_of_them(days, tmp_path: Path) -> None:
             (columns["price"].mean(), columns["price"].std())
         )
         assert (price.minimum, price.maximum) == (columns["price"].min(), columns["price"].max())
+    assert joined.inputs == {"train": ["made.csv"], "valid": ["made.csv"]}
     assert joined.num_input_rows == sum(day.manifest.num_input_rows for day in days)
 
 

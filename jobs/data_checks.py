@@ -1,0 +1,377 @@
+"""Data checks: may a new dataset, a day's log say, be trained on? It is held against the ones that were before it.
+
+Rules about rates bite when a limit is clearly passed, not when a few thousand rows may have passed it by luck.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass as checked
+
+from features.dataset import DatasetManifest
+from features.drift import (
+    DataProfile,
+    Distribution,
+    DriftError,
+    Fraction,
+    SparseDistribution,
+    jensen_shannon,
+    new_ids,
+    psi,
+)
+from features.schema import STRICT
+
+STANDARD_ERRORS = 1.96
+"""By which a rate must be beyond its limit: it is with 97.5 % confidence."""
+
+Action = Literal["stop", "warn"]
+Level = Literal["ok", "warn", "stop"]
+Ratio = Annotated[float, Field(gt=0)]
+LEVELS: tuple[Level, ...] = ("ok", "warn", "stop")
+
+# ---------------------------------------------------------------------------------------------------------- the config
+
+
+@checked(frozen=True, config=STRICT)
+class RowLimits:
+    """Rows over the mean of the reference's datasets; None: no limit."""
+
+    min_ratio: Ratio | None = 0.3
+    max_ratio: Ratio | None = 3.0
+    action: Action = "stop"
+
+
+@checked(frozen=True, config=STRICT)
+class LabelLimits:
+    """Label rate over the reference's; None: no limit."""
+
+    min_ratio: Ratio | None = 0.5
+    max_ratio: Ratio | None = 2.0
+    action: Action = "stop"
+
+
+@checked(frozen=True, config=STRICT)
+class NullLimits:
+    """How much the share of missing values may rise over the reference's; None: no limit."""
+
+    max_rise: Fraction | None = 0.1
+    action: Action = "stop"
+
+
+@checked(frozen=True, config=STRICT)
+class OovLimits:
+    """Share of the non-missing values that is out of the vocabulary; None: no limit."""
+
+    max_rate: Fraction | None = 0.9
+    """What a renamed key looks like; rare values alone do not get there."""
+    action: Action = "stop"
+
+
+@checked(frozen=True, config=STRICT)
+class CategoryLimits:
+    """Categories that the reference has not, among those with at least ``min_count`` values; None: no limit."""
+
+    max_value_share: Fraction | None = 0.5
+    """Of all values, those of new categories."""
+    max_share: Fraction | None = None
+    """Of the categories, however many values each has."""
+    min_count: Annotated[int, Field(ge=1)] = 10
+    """Of a long tail most categories are new every day: rarer ones count as known."""
+    action: Action = "stop"
+
+
+@checked(frozen=True, config=STRICT)
+class DriftLimits:
+    """Distance between a feature's distribution and the reference's; None: no limit."""
+
+    distance: Literal["psi", "js"] = "psi"
+    """psi: population stability index. js: Jensen-Shannon divergence in bits."""
+    max_distance: Annotated[float, Field(ge=0)] | None = 0.25
+    action: Action = "warn"
+    """Catalogues and campaigns change every day: a distance says where to look, not that something is broken."""
+
+
+@checked(frozen=True, config=STRICT)
+class FeatureLimits:
+    """Limits of one feature; None: the general one."""
+
+    max_null_rise: Fraction | None = None
+    max_oov_rate: Fraction | None = None
+    max_new_value_share: Fraction | None = None
+    max_new_share: Fraction | None = None
+    max_distance: Annotated[float, Field(ge=0)] | None = None
+
+
+@checked(frozen=True, config=STRICT)
+class DataChecksConfig:
+    """What a new dataset must keep to be trained on."""
+
+    rows: RowLimits = field(default_factory=RowLimits)
+    labels: LabelLimits = field(default_factory=LabelLimits)
+    nulls: NullLimits = field(default_factory=NullLimits)
+    oov: OovLimits = field(default_factory=OovLimits)
+    categories: CategoryLimits = field(default_factory=CategoryLimits)
+    drift: DriftLimits = field(default_factory=DriftLimits)
+    features: dict[str, FeatureLimits] = field(default_factory=dict)
+    """Per-feature limits; a value given here replaces the general one."""
+
+
+# ---------------------------------------------------------------------------------------------------------- the checks
+
+
+@dataclass(frozen=True)
+class Result:
+    """One rule on one feature, or on the whole dataset."""
+
+    rule: str
+    feature: str | None
+    value: float
+    reference: float | None
+    threshold: str
+    level: Level
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What every rule said."""
+
+    results: tuple[Result, ...]
+
+    @property
+    def level(self) -> Level:
+        """The gravest of all results'."""
+        return LEVELS[max((LEVELS.index(result.level) for result in self.results), default=0)]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"level": self.level, "results": [asdict(result) for result in self.results]}
+
+    def table(self) -> str:
+        """For a person: what is not ok, gravest first, then of each rule the largest value that is."""
+        rows = [("", "rule", "feature", "value", "reference", "threshold", "")]
+        rows += [_cells(result, result.feature or "") for result in self._grave()]
+        for of_rule in _by_rule(r for r in self.results if r.level == "ok").values():
+            largest = max(of_rule, key=lambda result: result.value)
+            others = f" and {len(of_rule) - 1} below" if len(of_rule) > 1 else ""
+            rows.append(_cells(largest, f"{largest.feature or ''}{others}"))
+        widths = [max(len(row[i]) for row in rows) for i in range(6)]
+        lines = ["  ".join(f"{cell:<{w}}" for cell, w in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows]
+        counts = ", ".join(f"{sum(r.level == level for r in self.results)} {level}" for level in reversed(LEVELS))
+        return "\n".join([*lines, counts])
+
+    def _grave(self) -> list[Result]:
+        beyond = [result for result in self.results if result.level != "ok"]
+        return sorted(beyond, key=lambda result: -LEVELS.index(result.level))
+
+
+def _cells(result: Result, feature: str) -> tuple[str, ...]:
+    reference = "" if result.reference is None else f"{result.reference:.6g}"
+    return result.level, result.rule, feature, f"{result.value:.6g}", reference, result.threshold, result.reason
+
+
+def _by_rule(results: Iterable[Result]) -> dict[str, list[Result]]:
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.rule, []).append(result)
+    return groups
+
+
+def check(
+    manifest: DatasetManifest, profile: DataProfile, reference: DataProfile | None, config: DataChecksConfig
+) -> Checks:
+    """Hold a dataset against those before it.
+
+    Args:
+        manifest: the dataset's.
+        profile: what ``features.drift.measure`` counted in it, with the reference's bins if there is a reference.
+        reference: the same of earlier datasets, added up by ``features.drift.total``; None: there are none, and only
+            what needs no comparison is checked.
+
+    Raises:
+        DriftError: the profile is of another dataset, or cannot be compared with the reference.
+        ValueError: the config names a feature that the dataset has not.
+    """
+    strange = set(config.features) - set(profile.features)
+    if strange:
+        raise ValueError(f"data checks name features that are none: {', '.join(sorted(strange))}")
+    if profile.datasets != (manifest.fingerprint,):
+        raise DriftError("the profile is not of this dataset: measure again")
+    results = [*_oov(profile, reference, config)]
+    if reference is not None:
+        profile.check_comparable(reference)
+        if manifest.fingerprint in reference.datasets:
+            raise DriftError("the dataset is a part of its own reference")
+        results = [
+            _rows(profile, reference, config.rows),
+            _labels(profile, reference, config.labels),
+            *_nulls(profile, reference, config),
+            *results,
+            *_categories(profile, reference, config),
+            *_drift(profile, reference, config),
+        ]
+    return Checks(tuple(result for result in results if result is not None))
+
+
+def _rows(profile: DataProfile, reference: DataProfile, limits: RowLimits) -> Result | None:
+    if limits.min_ratio is None and limits.max_ratio is None:
+        return None
+    mean = reference.num_rows / len(reference.datasets)
+    ratio = profile.num_rows / mean if mean else math.inf
+    is_beyond = ratio < (limits.min_ratio or 0) or ratio > (limits.max_ratio or math.inf)
+    reason = f"{ratio:.3g} times the rows of a mean dataset"
+    level = limits.action if is_beyond else "ok"
+    return Result("rows", None, float(profile.num_rows), mean, _band(limits), level, reason)
+
+
+def _labels(profile: DataProfile, reference: DataProfile, limits: LabelLimits) -> Result | None:
+    """Ratios are compared as logarithms, whose errors follow from the counts of positive rows alone."""
+    if limits.min_ratio is None and limits.max_ratio is None:
+        return None
+    logs, variance = [], 0.0
+    for side in (profile, reference):
+        positive, rows = side.num_positives + 0.5, side.num_rows + 1
+        logs.append(math.log(positive / rows))
+        variance += 1 / positive - 1 / rows
+    log_ratio, slack = logs[0] - logs[1], STANDARD_ERRORS * math.sqrt(variance)
+    is_low = limits.min_ratio is not None and log_ratio + slack < math.log(limits.min_ratio)
+    is_high = limits.max_ratio is not None and log_ratio - slack > math.log(limits.max_ratio)
+    reason = f"{math.exp(log_ratio):.3g} times the reference's"
+    level = limits.action if is_low or is_high else "ok"
+    return Result("label rate", None, profile.label_rate, reference.label_rate, _band(limits), level, reason)
+
+
+def _band(limits: RowLimits | LabelLimits) -> str:
+    ends = [("at least", limits.min_ratio), ("at most", limits.max_ratio)]
+    return " and ".join(f"{words} {ratio:g}" for words, ratio in ends if ratio is not None) + " times"
+
+
+def _nulls(profile: DataProfile, reference: DataProfile, config: DataChecksConfig) -> Iterator[Result]:
+    for name, rate in profile.null_rates.items():
+        limit = _limit(config.nulls.max_rise, _own(config, name).max_null_rise)
+        if limit is None:
+            continue
+        before = reference.null_rates[name]
+        variance = _variance(rate, profile.num_rows) + _variance(before, reference.num_rows)
+        is_beyond = rate - before - STANDARD_ERRORS * math.sqrt(variance) > limit
+        level = config.nulls.action if is_beyond else "ok"
+        yield Result("nulls", name, rate, before, f"at most {limit:g} more", level)
+
+
+def _oov(profile: DataProfile, reference: DataProfile | None, config: DataChecksConfig) -> Iterator[Result]:
+    for name, rate in profile.oov_rates.items():
+        limit = _limit(config.oov.max_rate, _own(config, name).max_oov_rate)
+        if limit is None:
+            continue
+        error = math.sqrt(_variance(rate, profile.num_rows * (1 - profile.null_rates[name])))
+        level = config.oov.action if rate - STANDARD_ERRORS * error > limit else "ok"
+        before = None if reference is None else reference.oov_rates.get(name)
+        yield Result("out of vocabulary", name, rate, before, f"at most {limit:g}", level)
+
+
+def _variance(rate: float, rows: float) -> float:
+    return rate * (1 - rate) / rows if rows else 0.0
+
+
+def _categories(profile: DataProfile, reference: DataProfile, config: DataChecksConfig) -> Iterator[Result]:
+    limits = config.categories
+    for name, current in profile.features.items():
+        before = reference.features[name]
+        if not isinstance(current, SparseDistribution) or not isinstance(before, SparseDistribution):
+            continue
+        own, found = _own(config, name), new_ids(before, current, limits.min_count)
+        reason = f"{found.num_new} of {found.num_ids} categories with {limits.min_count} or more values are new"
+        for rule, limit, share in (
+            ("new values", _limit(limits.max_value_share, own.max_new_value_share), found.value_share),
+            ("new categories", _limit(limits.max_share, own.max_new_share), found.id_share),
+        ):
+            if limit is not None:
+                level = limits.action if share > limit else "ok"
+                yield Result(rule, name, share, None, f"at most {limit:g}", level, reason)
+
+
+def _drift(profile: DataProfile, reference: DataProfile, config: DataChecksConfig) -> Iterator[Result]:
+    distance = {"psi": psi, "js": jensen_shannon}[config.drift.distance]
+    for name, current in profile.features.items():
+        limit = _limit(config.drift.max_distance, _own(config, name).max_distance)
+        if limit is None or not _has_values(current) or not _has_values(reference.features[name]):
+            continue
+        value = distance(reference.features[name], current)
+        level = config.drift.action if value > limit else "ok"
+        yield Result(config.drift.distance, name, value, None, f"at most {limit:g}", level)
+
+
+def _has_values(distribution: Distribution) -> bool:
+    return any(distribution.counts) or distribution.rest + distribution.missing > 0
+
+
+def _own(config: DataChecksConfig, name: str) -> FeatureLimits:
+    return config.features.get(name, FeatureLimits())
+
+
+def _limit(general: float | None, own: float | None) -> float | None:
+    return general if own is None else own
+
+
+# ------------------------------------------------------------------------------------------------------------ the order
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A dataset as it was delivered."""
+
+    name: str
+    """Sorts as time does: ``2024-01-05``, say."""
+    content: tuple[str, ...]
+    """sha256 of each of its files, in any order."""
+
+    @classmethod
+    def of(cls, name: str, manifest: DatasetManifest) -> "Delivery":
+        return cls(name, tuple(file.sha256 for split in manifest.splits.values() for file in split.files))
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be done about each delivery; what is done, and as it was, is in none of them."""
+
+    new: tuple[Delivery, ...]
+    """Oldest first."""
+    late: tuple[Delivery, ...]
+    """Older than the newest that was trained on, and not trained on itself. Oldest first."""
+    duplicates: Mapping[str, str]
+    """Name -> another name with the same files: one that is done, else the oldest."""
+    changed: tuple[Delivery, ...]
+    """Done, but with other files since."""
+
+
+def order_partitions(found: Sequence[Delivery], done: Sequence[Delivery]) -> Order:
+    """Sort out what was found.
+
+    Args:
+        found: what is there, in any order.
+        done: what was trained on.
+
+    Raises:
+        ValueError: a name is there twice.
+    """
+    contents = {delivery.name: sorted(delivery.content) for delivery in done}
+    if len(contents) < len(done) or len({delivery.name for delivery in found}) < len(found):
+        raise ValueError("deliveries need names that differ")
+    owners = {tuple(content): name for name, content in contents.items()}
+    newest = max(contents, default="")
+    new, late, changed, duplicates = [], [], [], {}
+    for delivery in sorted(found, key=lambda delivery: delivery.name):
+        content = sorted(delivery.content)
+        if contents.get(delivery.name) == content:
+            continue
+        owner = owners.get(tuple(content)) if content else None
+        if owner not in (None, delivery.name):
+            duplicates[delivery.name] = owner
+        elif delivery.name in contents:
+            changed.append(delivery)
+        else:
+            owners[tuple(content)] = delivery.name
+            (late if delivery.name < newest else new).append(delivery)
+    return Order(tuple(new), tuple(late), duplicates, tuple(changed))
