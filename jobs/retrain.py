@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -27,7 +28,7 @@ from features.drift import DataProfile, measure, total
 from features.window import SOURCE_SPLIT, join
 from jobs.command import absolute, config_parser, parse_config_arguments, run_program, write_json
 from jobs.config import Config, ConfigError
-from jobs.data_checks import Checks, check
+from jobs.data_checks import Checks, Delivery, Result, check, order_partitions
 from jobs.registry import ModelVersion, Registry
 from jobs.retraining import RetrainConfig, Todo, date_key, find_partitions, plan
 from pipeline.config import FilesSplit
@@ -130,6 +131,7 @@ class Retraining:
     def run(self, as_of: str | None) -> dict[str, Any]:
         """All steps; returns what is also written to ``verdicts/DATE.json``."""
         started = time.perf_counter()
+        self._clean()
         files = find_partitions(self.rules.partitions)
         if dates := self.look(as_of).build:
             self.build({date: files[date] for date in dates})
@@ -151,6 +153,15 @@ class Retraining:
         )
         self.train(todo)
         return self.decide(todo, window, started)
+
+    def _clean(self) -> None:
+        """Remove what a killed retraining left, and carry out what it had decided."""
+        for leftover in self.root.glob("windows/.*"):
+            shutil.rmtree(leftover)
+        for path in sorted(self.root.glob("verdicts/*.json")):
+            verdict = json.loads(path.read_text(encoding="utf-8"))
+            if not verdict["is_done"]:
+                self._carry_out(verdict)
 
     def _nothing(self, as_of: str | None) -> dict[str, Any]:
         stopped = self.stopped()
@@ -194,6 +205,12 @@ class Retraining:
 
     def check(self, date: str) -> Checks:
         """Hold a partition against those before it, and keep what came of it."""
+        found = self._twin(date) or self._compare(date)
+        print(f"checks of {date}:\n{found.table()}", flush=True)
+        write_json(self.note("checks", date), found.to_json())
+        return found
+
+    def _compare(self, date: str) -> Checks:
         folder = self.folder("partitions", date)
         manifest = DatasetManifest.load(folder)
         before = [d for d in self.built() if d < date and d not in self.stopped() and self.note("profiles", d).exists()]
@@ -201,10 +218,15 @@ class Retraining:
         reference = total(profiles) if profiles else None
         profile = measure(folder, manifest, SOURCE_SPLIT, None if reference is None else reference.bins)
         profile.save(self.note("profiles", date))
-        found = check(manifest, profile, reference, self.rules.checks)
-        print(f"checks of {date}:\n{found.table()}", flush=True)
-        write_json(self.note("checks", date), found.to_json())
-        return found
+        return check(manifest, profile, reference, self.rules.checks)
+
+    def _twin(self, date: str) -> Checks | None:
+        """What is to be said of a partition that was delivered before under another name."""
+        deliveries = [Delivery.of(d, DatasetManifest.load(self.folder("partitions", d))) for d in self.built()]
+        twin = order_partitions(deliveries, [d for d in deliveries if d.name != date]).duplicates.get(date)
+        if twin is None:
+            return None
+        return Checks((Result("duplicate", None, 1.0, None, "rows of its own", "stop", f"it has the rows of {twin}"),))
 
     def train(self, todo: Todo) -> None:
         """Train the candidate, or go on with it."""
@@ -222,11 +244,6 @@ class Retraining:
         champion, registry = self.champion(), self.registry()
         verdict, metrics = self._judge(todo.test, champion)
         version = self._register(registry, todo, champion, metrics["candidate"])
-        if verdict.passed:
-            registry.promote(self.rules.model, version)
-        else:
-            reasons = [f"{rule.name}: {rule.reason or rule.threshold}" for rule in verdict.rules if not rule.passed]
-            registry.refuse(self.rules.model, version, reasons)
         word = "promoted" if verdict.passed else "refused"
         summary = {
             "day": todo.test,
@@ -241,11 +258,25 @@ class Retraining:
             "is_warm": todo.is_warm,
             "metrics": metrics,
             "gate": verdict.to_json(),
+            "is_done": False,
             "seconds": round(time.perf_counter() - started, 1),
         }
+        # Before it is carried out: killed in between, a retraining would not know any more what it had decided.
         write_json(self.note("verdicts", todo.test), summary)
+        self._carry_out(summary)
         head = f"{todo.test}: version {version} {word}, trained on {', '.join(todo.train)}"
         return {**summary, "text": f"{verdict.table()}\n{head}, {summary['seconds']:.0f} s"}
+
+    def _carry_out(self, verdict: dict[str, Any]) -> None:
+        """Promote or refuse as was decided; once, as somebody may roll back later."""
+        registry, version = self.registry(), verdict["version"]
+        if verdict["verdict"] == "promoted":
+            registry.promote(self.rules.model, version)
+        else:
+            failed = [rule for rule in verdict["gate"]["rules"] if not rule["passed"]]
+            reasons = [f"{rule['name']}: {rule['reason'] or rule['threshold']}" for rule in failed]
+            registry.refuse(self.rules.model, version, reasons)
+        write_json(self.note("verdicts", verdict["day"]), {**verdict, "is_done": True})
 
     def _judge(self, date: str, champion: ModelVersion | None) -> tuple["Verdict", dict[str, Any]]:
         """Score the newest partition with both models."""

@@ -48,7 +48,7 @@ hard = {{ kind = "mlp", hidden_units = [8], dropout = 0.0 }}
 root = "{folder}/retrain"
 partitions = "{folder}/logs/day={{date}}/*.csv"
 segments = ["device"]
-gate = {{ max_ne = 1.2, max_logloss_rise = 0.01, min_calibration = 0.5, max_calibration = 2.0 }}
+gate = {{ max_ne = 1.2, max_logloss_rise = 0.01, min_calibration = 0.5, max_calibration = 2.0, max_score_psi = 1.0 }}
 """
 
 
@@ -102,11 +102,17 @@ def test_days_come_and_the_champion_follows(folder: Path) -> None:
     assert "label rate" in broken.stdout and "20240103 is not trained on" in broken.stdout
     assert registry.champion("ctr") == first
 
-    write_day(folder, 4)
-    done = retrain(folder, "--as-of", "2024-01-04")
+    shutil.copytree(folder / "logs" / "day=2024-01-02", folder / "logs" / "day=2024-01-04")
+    twin = retrain(folder)
+    assert twin.returncode == 0, twin.stderr
+    assert "it has the rows of 20240102" in twin.stdout
+    shutil.rmtree(folder / "logs" / "day=2024-01-04")
+
+    write_day(folder, 5)
+    done = retrain(folder, "--as-of", "2024-01-05")
     assert done.returncode == 0, done.stderr
-    found = verdict(folder, 4)
-    assert (found["day"], found["trained_on"], found["is_warm"]) == ("20240104", ["20240102"], True)
+    found = verdict(folder, 5)
+    assert (found["day"], found["trained_on"], found["is_warm"]) == ("20240105", ["20240102"], True)
     assert found["verdict"] == "promoted", done.stdout
     champion = registry.champion("ctr")
     assert champion is not None and champion.version == found["champion_version"] == 2
@@ -118,12 +124,29 @@ def test_days_come_and_the_champion_follows(folder: Path) -> None:
     scores = predictor.predict(rows)
     assert scores[0] != scores[1] == scores[2]  # a device of the second day is known
 
-    days = [DatasetManifest.load(folder / "retrain" / "partitions" / f"2024010{day}") for day in (1, 2, 4)]
+    days = [DatasetManifest.load(folder / "retrain" / "partitions" / f"2024010{day}") for day in (1, 2, 5)]
     learnt = [
         day.load_learnt(folder / "retrain" / "partitions" / f"2024010{i}")
-        for i, day in zip((1, 2, 4), days, strict=True)
+        for i, day in zip((1, 2, 5), days, strict=True)
     ]
     assert learnt[1].extends(learnt[0]) and learnt[2].extends(learnt[1])
+
+
+def test_what_was_decided_is_carried_out_once(folder: Path) -> None:
+    """Killed between its verdict and the promotion, a retraining promotes when it is started again; and only then."""
+    registry = Registry.open(None, folder / "retrain" / "registry")
+    champion = registry.champion("ctr")
+    assert champion is not None
+    path = max((folder / "retrain" / "verdicts").glob("*.json"))
+    decided = json.loads(path.read_text())
+    assert decided["is_done"] and decided["version"] == champion.version
+    registry.rollback("ctr")
+    assert retrain(folder).returncode == 0
+    assert registry.champion("ctr").version == champion.version - 1  # pyright: ignore[reportOptionalMemberAccess]
+    path.write_text(json.dumps({**decided, "is_done": False}))
+    assert retrain(folder, f"retrain.partitions={folder}/logs/day={{date}}/*.csv").returncode == 0
+    assert registry.champion("ctr").version == champion.version  # pyright: ignore[reportOptionalMemberAccess]
+    assert json.loads(path.read_text())["is_done"]
 
 
 def test_two_at_once(folder: Path) -> None:
