@@ -6,7 +6,7 @@ started again, and one that is done does nothing. All of it is in one folder:
     partitions/DATE/     datasets, each going on with the one before     checks/DATE.json   may it be trained on?
     profiles/DATE.json   what its columns look like                      windows/DATE/      what a candidate trains on
     runs/DATE/           the candidate, its artifact in it               verdicts/DATE.json what became of it
-    registry/            versions of the model
+    registry/            versions of the model                           last.json          what the last one came to
 """
 
 import contextlib
@@ -57,8 +57,9 @@ def main() -> int:
         print(_describe(retraining.look(as_of)))
         return 0
     with retraining.alone():
-        summary = retraining.run(as_of)
-    print(summary["text"])
+        summary, text = retraining.run(as_of)
+        write_json(retraining.root / "last.json", summary)
+    print(text)
     return 0
 
 
@@ -128,8 +129,8 @@ class Retraining:
 
     # -------------------------------------------------------------------------------------------------------- the steps
 
-    def run(self, as_of: str | None) -> dict[str, Any]:
-        """All steps; returns what is also written to ``verdicts/DATE.json``."""
+    def run(self, as_of: str | None) -> tuple[dict[str, Any], str]:
+        """All steps; returns what became of the newest day, for programs and for a person."""
         started = time.perf_counter()
         self._clean()
         files = find_partitions(self.rules.partitions)
@@ -143,7 +144,7 @@ class Retraining:
             return self._nothing(as_of)
         verdict_file = self.note("verdicts", todo.test)
         if verdict_file.exists():
-            return {**json.loads(verdict_file.read_text(encoding="utf-8")), "text": f"{todo.test}: done before"}
+            return json.loads(verdict_file.read_text(encoding="utf-8")), f"{todo.test}: done before"
         window = join(
             {
                 "train": [self.folder("partitions", date) for date in todo.train],
@@ -163,12 +164,15 @@ class Retraining:
             if not verdict["is_done"]:
                 self._carry_out(verdict)
 
-    def _nothing(self, as_of: str | None) -> dict[str, Any]:
-        stopped = self.stopped()
-        newest = [date for date in self.built() if as_of is None or date <= as_of][-1:]
-        if newest and newest[0] in stopped:
-            return {"day": newest[0], "verdict": "stopped", "text": f"{newest[0]} is not trained on: see checks/"}
-        return {"day": None, "verdict": "nothing", "text": "nothing is new: the champion has seen all there is"}
+    def _nothing(self, as_of: str | None) -> tuple[dict[str, Any], str]:
+        champion = self.champion()
+        serving, stopped = champion and champion.version, self.stopped()
+        newest = max((date for date in self.built() if as_of is None or date <= as_of), default=None)
+        if newest in stopped:
+            summary = {"day": newest, "verdict": "stopped", "stopped_by": "data checks", "champion_version": serving}
+            return summary, f"{newest} is not trained on: {self.note('checks', newest)} says why"
+        summary = {"day": newest, "verdict": "nothing", "stopped_by": None, "champion_version": serving}
+        return summary, "nothing is new: there is no day before the newest one that the champion has not seen"
 
     def build(self, files: Mapping[str, tuple[str, ...]]) -> None:
         """Preprocess partitions; the vocabularies of each go on with those of the newest one that was built."""
@@ -238,7 +242,7 @@ class Retraining:
         if not (run / "metrics.json").exists():
             self._call("train", *self.settings, "--run", str(run), *(["--resume"] if run.exists() else []), *more)
 
-    def decide(self, todo: Todo, window: DatasetManifest, started: float) -> dict[str, Any]:
+    def decide(self, todo: Todo, window: DatasetManifest, started: float) -> tuple[dict[str, Any], str]:
         """Judge the candidate, register it, and promote or refuse it."""
         assert todo.test is not None
         champion, registry = self.champion(), self.registry()
@@ -265,7 +269,7 @@ class Retraining:
         write_json(self.note("verdicts", todo.test), summary)
         self._carry_out(summary)
         head = f"{todo.test}: version {version} {word}, trained on {', '.join(todo.train)}"
-        return {**summary, "text": f"{verdict.table()}\n{head}, {summary['seconds']:.0f} s"}
+        return summary, f"{verdict.table()}\n{head}, {summary['seconds']:.0f} s"
 
     def _carry_out(self, verdict: dict[str, Any]) -> None:
         """Promote or refuse as was decided; once, as somebody may roll back later."""

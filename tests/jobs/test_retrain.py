@@ -81,6 +81,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def last(folder: Path) -> dict:
+    return json.loads((folder / "retrain" / "last.json").read_text())
+
+
 def verdict(folder: Path, day: int) -> dict:
     return json.loads((folder / "retrain" / "verdicts" / f"202401{day:02d}.json").read_text())
 
@@ -89,24 +93,21 @@ def test_days_come_and_the_champion_follows(folder: Path) -> None:
     registry = Registry.open(None, folder / "retrain" / "registry")
     first = registry.champion("ctr")
     assert first is not None and json.loads(first.tags[TRAINED_TAG]) == ["20240101"]
-    assert retrain(folder).stdout.strip() == "nothing is new: the champion has seen all there is"
-    assert len(registry.list("ctr")) == 1
+    assert "nothing is new" in retrain(folder).stdout
+    assert len(registry.list("ctr")) == 1 and last(folder)["verdict"] == "nothing"
 
     write_day(folder, 3, clicks=3.0)  # three times the clicks: something is broken
+    twin = folder / "logs" / "day=2024-01-04"
+    shutil.copytree(folder / "logs" / "day=2024-01-02", twin)
     dry = retrain(folder, "--dry-run")
-    assert (
-        "would build and check 20240103" in dry.stdout and not (folder / "retrain" / "partitions" / "20240103").exists()
-    )
+    assert "would build and check 20240103, 20240104" in dry.stdout
+    assert not (folder / "retrain" / "partitions" / "20240103").exists()
     broken = retrain(folder)
     assert broken.returncode == 0, broken.stderr
-    assert "label rate" in broken.stdout and "20240103 is not trained on" in broken.stdout
-    assert registry.champion("ctr") == first
-
-    shutil.copytree(folder / "logs" / "day=2024-01-02", folder / "logs" / "day=2024-01-04")
-    twin = retrain(folder)
-    assert twin.returncode == 0, twin.stderr
-    assert "it has the rows of 20240102" in twin.stdout
-    shutil.rmtree(folder / "logs" / "day=2024-01-04")
+    assert "label rate" in broken.stdout and "it has the rows of 20240102" in broken.stdout
+    assert "20240104 is not trained on" in broken.stdout and registry.champion("ctr") == first
+    assert last(folder)["stopped_by"] == "data checks"
+    shutil.rmtree(twin)
 
     write_day(folder, 5)
     done = retrain(folder, "--as-of", "2024-01-05")
