@@ -12,16 +12,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as checked
 
 from features.dataset import DatasetManifest
-from features.drift import (
-    DataProfile,
-    Distribution,
-    DriftError,
-    Fraction,
-    SparseDistribution,
-    jensen_shannon,
-    new_ids,
-    psi,
-)
+from features.distribution import Distribution, DriftError, SparseDistribution, new_ids
+from features.drift import jensen_shannon, psi
+from features.profile import DataProfile, Fraction
 from features.schema import STRICT
 
 STANDARD_ERRORS = 1.96
@@ -186,8 +179,8 @@ def check(
 
     Args:
         manifest: the dataset's.
-        profile: what ``features.drift.measure`` counted in it, with the reference's bins if there is a reference.
-        reference: the same of earlier datasets, added up by ``features.drift.total``; None: there are none, and only
+        profile: what ``features.profile.measure`` counted in it, with the reference's bins if there is a reference.
+        reference: the same of earlier datasets, added up by ``features.profile.total``; None: there are none, and only
             what needs no comparison is checked.
 
     Raises:

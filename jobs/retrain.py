@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from features.dataset import MANIFEST_NAME, DatasetManifest
-from features.drift import DataProfile, measure, total
+from features.profile import DataProfile, measure, total
 from features.window import SOURCE_SPLIT, join
 from jobs.command import absolute, config_parser, parse_config_arguments, run_program, write_json
 from jobs.config import Config, ConfigError

@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass as checked
 
-from features.drift import bin_counts, population_stability, quantile_edges
+from features.bins import bin_counts, quantile_edges
+from features.drift import population_stability
 from features.schema import STRICT
 from training.comparison import Difference, paired_bootstrap
 from training.metrics import Floats, auc, calibration, check_rows, logloss, ne, row_logloss

@@ -10,18 +10,11 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from features.drift import (
-    DataProfile,
-    DenseDistribution,
-    DriftError,
-    IdSample,
-    SparseDistribution,
-    choose_bins,
-    count,
-    measure,
-    total,
-)
+from features.bins import choose_bins, count
+from features.distribution import DenseDistribution, DriftError, SparseDistribution
 from features.encoding import Columns
+from features.id_counts import IdSample
+from features.profile import DataProfile, measure, total
 from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFeature, VocabularyEncoding
 from jobs.data_checks import Checks, DataChecksConfig, Delivery, check, order_partitions
 

@@ -24,8 +24,10 @@ from typing import Any
 import psutil
 import pytest
 
-from jobs import registry as module
-from jobs.registry import DATABASE_NAME, LOCK_NAME, ModelVersion, Registry, RegistryError
+from jobs import registry_store
+from jobs.model_versions import ModelVersion
+from jobs.registry import Registry
+from jobs.registry_store import DATABASE_NAME, LOCK_NAME, RegistryError
 from tests.fuzz.targets import digests
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -373,7 +375,7 @@ def shorten(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     def text(statement: str) -> Any:
         return sqlalchemy.sql.text(statement.replace("busy_timeout = 20000", f"busy_timeout = {int(seconds * 1000)}"))
 
-    monkeypatch.setattr(module, "PATIENCE_SECONDS", seconds)
+    monkeypatch.setattr(registry_store, "PATIENCE_SECONDS", seconds)
     monkeypatch.setattr(utils, "sql", SimpleNamespace(text=text))
 
 
