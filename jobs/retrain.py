@@ -267,12 +267,12 @@ class Retraining:
         }
         # Before it is carried out: killed in between, a retraining would not know any more what it had decided.
         write_json(self.note("verdicts", todo.test), summary)
-        self._carry_out(summary)
+        summary = self._carry_out(summary)
         head = f"{todo.test}: version {version} {word}, trained on {', '.join(todo.train)}"
         return summary, f"{verdict.table()}\n{head}, {summary['seconds']:.0f} s"
 
-    def _carry_out(self, verdict: dict[str, Any]) -> None:
-        """Promote or refuse as was decided; once, as somebody may roll back later."""
+    def _carry_out(self, verdict: dict[str, Any]) -> dict[str, Any]:
+        """Promote or refuse as was decided; once, as somebody may roll back later. Returns the verdict that says so."""
         registry, version = self.registry(), verdict["version"]
         if verdict["verdict"] == "promoted":
             registry.promote(self.rules.model, version)
@@ -280,7 +280,9 @@ class Retraining:
             failed = [rule for rule in verdict["gate"]["rules"] if not rule["passed"]]
             reasons = [f"{rule['name']}: {rule['reason'] or rule['threshold']}" for rule in failed]
             registry.refuse(self.rules.model, version, reasons)
-        write_json(self.note("verdicts", verdict["day"]), {**verdict, "is_done": True})
+        verdict = {**verdict, "is_done": True}
+        write_json(self.note("verdicts", verdict["day"]), verdict)
+        return verdict
 
     def _judge(self, date: str, champion: ModelVersion | None) -> tuple["Verdict", dict[str, Any]]:
         """Score the newest partition with both models."""
