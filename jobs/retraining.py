@@ -29,11 +29,11 @@ class RetrainConfig:
     partitions: str
     """Raw log of one day, hour or month as a path or glob with {date} in it, such as logs/day={date}/*.csv.gz; {date}
     stands for digits and dashes that sort as time does."""
-    mode: Literal["new", "window"] = "new"
+    train_on: Literal["new", "window"] = "new"
     """new: a warm start from the champion, on the partitions that it was not trained on. window: from nothing, on the
     last ``window`` partitions."""
     window: Annotated[int, Field(ge=1)] = 7
-    """Partitions that are trained on without a champion or with mode = "window", and that data checks compare with."""
+    """Partitions that are trained on without a champion or with train_on = "window", and that data checks compare with."""
     model: str = "ctr"
     """Name in the registry."""
     registry: str | None = None
@@ -123,7 +123,7 @@ def plan(
     if not usable:
         return Todo(build, (), None, False)
     *before, newest = usable
-    is_warm = trained is not None and config.mode == "new"
+    is_warm = trained is not None and config.train_on == "new"
     unseen = tuple(date for date in before if date not in (trained or ()))
     train = unseen if is_warm else tuple(before[-config.window :])
     is_new = bool(set(train) & set(unseen))

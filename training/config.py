@@ -409,9 +409,6 @@ class TrainingConfig:
 
     dataset: str
     """Folder of a built dataset."""
-    warm_start: str | None = None
-    """Folder of a finished run to begin from, with the weights and the optimizer state of its best checkpoint. The
-    dataset's vocabularies must be that run's or go on with them (pipeline.base); new values start untrained."""
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: Optimizer = field(default_factory=FusedOptimizer)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -445,6 +442,9 @@ class TrainingConfig:
     """A worker that is silent, or missing in an exchange between workers, for so long counts as crashed. More than any
     wait that is none: for the slowest worker's first batch, or for one to finish a checkpoint."""
     calibration: CalibrationConfig = field(default_factory=NoCalibration)
+    warm_start: str | None = None
+    """Folder of a finished run to begin from, with the weights and the optimizer state of its best checkpoint. The
+    dataset's vocabularies must be that run's or go on with them (pipeline.base); new values start untrained."""
 
     def __post_init__(self) -> None:
         streams = self.reader.num_streams

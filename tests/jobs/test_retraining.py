@@ -67,7 +67,7 @@ def test_a_stopped_day_is_neither_trained_on_nor_compared_on() -> None:
 
 
 def test_from_nothing_on_a_window_that_moves() -> None:
-    config = replace(CONFIG, mode="window")
+    config = replace(CONFIG, train_on="window")
     assert plan(DAYS, None, DAYS, {}, DAYS[:4], config) == Todo((), tuple(DAYS[2:5]), DAYS[5], False)
     assert plan(DAYS, None, DAYS, {}, DAYS[2:5], config).test is None
 
