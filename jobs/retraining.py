@@ -33,7 +33,8 @@ class RetrainConfig:
     """new: a warm start from the champion, on the partitions that it was not trained on. window: from nothing, on the
     last ``window`` partitions."""
     window: Annotated[int, Field(ge=1)] = 7
-    """Partitions that are trained on without a champion or with train_on = "window", and that data checks compare with."""
+    """Partitions that are trained on without a champion or with train_on = "window", and that data checks compare
+    with."""
     model: str = "ctr"
     """Name in the registry."""
     registry: str | None = None
