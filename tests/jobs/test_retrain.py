@@ -15,6 +15,8 @@ from jobs.registry import Registry
 from jobs.retrain import TRAINED_TAG
 from training.predict import Predictor
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 CONFIG = """
 [features]

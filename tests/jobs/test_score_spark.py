@@ -523,6 +523,7 @@ def large(tmp_path: Path) -> Path:
     return tmp_path / "logs"
 
 
+@pytest.mark.slow
 def test_killed_workers_and_a_killed_job(artifact, large: Path, tmp_path: Path, monkeypatch) -> None:
     """A killed job leaves nothing that counts; the next one works as ever, and loses a worker on its way."""
     output = tmp_path / "out"

@@ -60,7 +60,7 @@ def begun(dataset: Path, config: TrainingConfig, run: Run) -> tuple[ParallelMode
     return parallel, Training(parallel, config, opened.reader("train", config), None, DEVICE, dataset / "none")
 
 
-@pytest.mark.parametrize("lane", ["row_wise", "table_wise", "column_wise", "replicated", "dense", "averaged dense"])
+@pytest.mark.parametrize("lane", ["row_wise", "column_wise", "averaged dense"])
 def test_rows_keep_their_weights_and_new_ones_are_fresh(days, tmp_path: Path, one_rank, lane: str) -> None:
     config = make_config(days[0], **LANES[lane], max_epochs=1)
     run = finish(tmp_path / "first", config)
