@@ -320,6 +320,22 @@ def is_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def sync(path: Path) -> None:
+    """Make a file's bytes, or the names in a folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Make a folder and all that is in it durable."""
+    for parent, _folders, files in os.walk(folder):
+        for path in [Path(parent), *(Path(parent) / name for name in files)]:
+            sync(path)
+
+
 def scratch() -> Path:
     """This user's folder among the machine's temporary files (TMPDIR).
 

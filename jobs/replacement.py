@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from features.storage import sync, sync_tree
+
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _LOCK, _OLD = ".lock", "old"
 
@@ -47,7 +49,7 @@ def new_folder(output: Path, marker: str) -> Iterator[tuple[Path, Path]]:
         new.mkdir(parents=True)
         scratch.mkdir()
         yield new, scratch
-        _sync(new)
+        sync_tree(new)
         _put(new, output, staging / _OLD)
     finally:
         _restore(staging / _OLD, output)
@@ -90,7 +92,7 @@ def _put(new: Path, output: Path, aside: Path) -> None:
     elif not _exchange(new, output):
         output.rename(aside)
         new.rename(output)
-    _sync_one(output.parent)
+    sync(output.parent)
 
 
 def _restore(aside: Path, output: Path) -> None:
@@ -105,17 +107,3 @@ def _exchange(one: Path, other: Path) -> bool:
     if swap is None:
         return False
     return swap(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0
-
-
-def _sync(folder: Path) -> None:
-    for parent, _folders, files in os.walk(folder):
-        for path in [Path(parent), *(Path(parent) / name for name in files)]:
-            _sync_one(path)
-
-
-def _sync_one(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

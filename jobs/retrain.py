@@ -179,10 +179,10 @@ class Retraining:
         from jobs.build_dataset import build, check, describe
         from pipeline.session import start_spark, stop_spark
 
+        base = self._last_built()
         spark, num_bytes = None, sum(Path(path).stat().st_size for paths in files.values() for path in paths)
         try:
             for date, paths in files.items():
-                base = self._last_built()
                 pipeline = dataclasses.replace(
                     self.config.pipeline,
                     output=str(self.folder("partitions", date)),
@@ -194,6 +194,7 @@ class Retraining:
                 check(config)
                 spark = spark or start_spark(pipeline.spark, num_bytes=num_bytes)
                 print(f"partition {date}\n{describe(build(spark, config))}", flush=True)
+                base = date
         finally:
             if spark is not None:
                 stop_spark(spark)

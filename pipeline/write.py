@@ -21,7 +21,17 @@ from pyspark.sql import functions as F
 
 from features.dataset import MANIFEST_NAME, DataFile, DatasetError, DatasetManifest
 from features.schema import FeatureSchema
-from features.storage import VERSION, ObjectPath, StorageError, clean, new_version_name, publish, scratch
+from features.storage import (
+    VERSION,
+    ObjectPath,
+    StorageError,
+    clean,
+    new_version_name,
+    publish,
+    scratch,
+    sync,
+    sync_tree,
+)
 from pipeline.config import WriteConfig
 from pipeline.footer import sort_encodings
 from pipeline.ingest import ROW_ID, SPLIT
@@ -108,11 +118,9 @@ def commit_to_store(dataset: ObjectPath, version: Path, manifest: DatasetManifes
 
 def commit(dataset: Path, version: Path, manifest: DatasetManifest) -> None:
     """Make ``version`` the dataset in one step, then remove older versions and what killed jobs left."""
-    for folder, _folders, files in os.walk(version):
-        for path in [Path(folder), *(Path(folder) / name for name in files)]:
-            _sync(path)
+    sync_tree(version)
     manifest.write(dataset)
-    _sync(dataset)
+    sync(dataset)
     _remove_leftovers(dataset)
 
 
@@ -125,14 +133,6 @@ def _remove_leftovers(dataset: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         elif re.match(r"^\..*\.json\.\d+$", path.name):
             path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # ---------------------------------------------------------------------------------------------------------------- files

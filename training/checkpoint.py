@@ -22,7 +22,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint import FileSystemWriter
 
-from features.storage import ObjectPath, Place, StorageError, check_relative, temporary_folder
+from features.storage import ObjectPath, Place, StorageError, check_relative, sync, temporary_folder
 from training.checkpoint_reader import CheckpointError, CheckpointPlanner, CheckpointReader, GrownPlanner
 from training.checkpoint_store import META_NAME, StoreReader, StoreWriter, delete_checkpoint, list_checkpoints
 from training.parallelize import ParallelModel
@@ -104,7 +104,7 @@ def _save_to_disk(final: Path, parallel: ParallelModel, meta: dict[str, Any]) ->
             os.fsync(file.fileno())
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
-        _sync_folder(folder)
+        sync(folder)  # makes the rename durable
     dist.barrier()
 
 
@@ -330,12 +330,3 @@ def _first_failure(error: dcp.CheckpointException) -> BaseException:
 
 def _damaged(path: Place, what: str) -> str:
     return f"checkpoint {path} is damaged ({what}): delete the folder to go on from the one before it"
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import TypeAdapter
 from safetensors.torch import save_file
 
 from features.rawlog import LogError, expand_paths
@@ -71,7 +70,7 @@ def load_best(run: Run, dataset: Dataset | None = None) -> Best:
         ValueError subclasses: the run, its checkpoint or the dataset cannot be used, or they do not belong together.
     """
     trained_on = run.read("dataset.json")
-    config = TypeAdapter(TrainingConfig).validate_python(run.read("config.json")["training"])
+    config = run.config()
     dataset = dataset or Dataset.open(trained_on["dataset"])
     if dataset.manifest.schema_fingerprint != trained_on["schema_fingerprint"]:
         raise RunError(f"{dataset.path} was built with another feature schema than {run.path} was trained with")

@@ -80,6 +80,14 @@ class Run:
         temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, path)
 
+    def config(self) -> TrainingConfig:
+        """The training section that the run was started with.
+
+        Raises:
+            RunError: it is absent or damaged.
+        """
+        return TypeAdapter(TrainingConfig).validate_python(self.read("config.json")["training"])
+
     def learnt(self, schema: FeatureSchema) -> Learnt:
         """The learnt state of the dataset that the run was trained on.
 
@@ -203,8 +211,7 @@ def find_warm_start(config: TrainingConfig, dataset: Dataset) -> checkpoint.Chec
             f"training.warm_start: {before.path} was trained on another feature schema than {dataset.path} has"
         )
     dataset.seen_by(before.learnt(dataset.manifest.schema))
-    trained = TypeAdapter(TrainingConfig).validate_python(before.read("config.json")["training"])
-    return checkpoint.best(before.checkpoints_of(trained))
+    return checkpoint.best(before.checkpoints_of(before.config()))
 
 
 def fit(run: Run, config: TrainingConfig, on_event: Callable[[Event], None] = lambda event: None) -> dict[str, Any]:
