@@ -1,0 +1,61 @@
+"""Shapes: histograms of the features that moved most, small enough to be kept beside the results of their checks.
+
+A distance says that a feature moved; which of its values came or went is what a person wants to see next.
+"""
+
+from itertools import pairwise
+from typing import Any
+
+from features.distribution import DenseDistribution, Distribution, SparseDistribution
+from features.profile import DataProfile
+from jobs.data_checks import Checks
+
+DISTANCES = ("psi", "js")
+"""Rules of data checks whose value is a distance."""
+NUM_FEATURES = 6
+NUM_IDS = 14
+"""Of a sparse feature, the ids that make up most of either side; the others are one bar."""
+
+
+def shapes(found: Checks, current: DataProfile, reference: DataProfile) -> dict[str, Any]:
+    """Feature -> {"bins", "current", "reference"}: names of bins, and the share of values that each side has there.
+
+    Args:
+        found: what ``data_checks.check`` said of both; features come in the order of its distances, the largest first.
+        current: of the dataset that was checked.
+        reference: of those before it, over the same bins.
+    """
+    moved = sorted((r for r in found.results if r.rule in DISTANCES), key=lambda result: -result.value)
+    names = [result.feature for result in moved if result.feature is not None]
+    return {name: _shape(current.features[name], reference.features[name]) for name in names[:NUM_FEATURES]}
+
+
+def _shape(current: Distribution, reference: Distribution) -> dict[str, Any]:
+    sides = [_sparse(d) if isinstance(d, SparseDistribution) else _dense(d) for d in (current, reference)]
+    totals = [sum(side.values()) or 1 for side in sides]
+    ours, theirs = ({name: n / total for name, n in side.items()} for side, total in zip(sides, totals, strict=True))
+    kept = list(ours)
+    if isinstance(current, SparseDistribution):
+        *ids, _, _ = kept  # the rest and what is missing stay
+        largest = sorted(ids, key=lambda name: -max(ours[name], theirs[name]))[:NUM_IDS]
+        for side in (ours, theirs):
+            side["other ids"] += sum(side[name] for name in ids if name not in largest)
+        kept = [*sorted(largest, key=lambda name: -theirs[name]), *kept[-2:]]
+    return {
+        "bins": kept,
+        "current": [round(ours[name], 6) for name in kept],
+        "reference": [round(theirs[name], 6) for name in kept],
+    }
+
+
+def _sparse(found: SparseDistribution) -> dict[str, int]:
+    counts = {f"id {number}": count for number, count in zip(found.ids, found.counts, strict=True)}
+    return {**counts, "other ids": found.rest, "missing": found.missing}
+
+
+def _dense(found: DenseDistribution) -> dict[str, int]:
+    edges = [f"{edge:.6g}" for edge in found.edges]
+    names = [f"below {edges[0]}", *(f"{a} to {b}" for a, b in pairwise(edges)), f"{edges[-1]} up"] if edges else ["all"]
+    # Edges that differ beyond six digits alone would share a name.
+    names = [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names)]
+    return {**dict(zip(names, found.counts, strict=True)), "missing": found.missing}
