@@ -21,7 +21,7 @@ SUMMARY_NAME = "_summary.json"
 
 def main() -> int:
     arguments = _parse_arguments()
-    spec = LogSpec(arguments.rows, arguments.days, arguments.seed, arguments.click_rate)
+    spec = LogSpec(arguments.rows, arguments.days, arguments.seed, arguments.click_rate, drift=arguments.drift)
     summary = generate(Path(arguments.output), spec)
     print(
         f"{summary['rows']:,} rows of {summary['days']} days in {summary['files']} files, {summary['seconds']:.1f} s: "
@@ -58,6 +58,7 @@ def generate(output: Path, spec: LogSpec) -> dict[str, Any]:
         "rows": spec.rows,
         "days": spec.days,
         "seed": spec.seed,
+        "drift": spec.drift,
         "files": files,
         "click_rate": float(labels.mean()),
         "oracle": {"auc": oracle["auc"], "logloss": oracle["logloss"]},
@@ -78,6 +79,9 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--days", type=int, default=10, metavar="D", help="from 2024-01-01 on (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="same seed, same files (default: %(default)s)")
     parser.add_argument("--click-rate", type=float, default=0.24, metavar="P", help="mean click probability")
+    parser.add_argument(
+        "--drift", type=float, default=0.0, metavar="D", help="share of users, ads and tastes that is new each day"
+    )
     return parser.parse_args()
 
 

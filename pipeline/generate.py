@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow
 import pyarrow.csv
 
+from pipeline.world_drift import let_a_day_pass
 from pipeline.world import FIRST_DAY, SECONDS_PER_DAY, Ints, RawColumns, World
 
 COLUMNS = (
@@ -33,6 +34,8 @@ class LogSpec:
     seed: int = 0
     click_rate: float = 0.24
     rows_per_file: int = 50_000
+    drift: float = 0.0
+    """How much of the world is another one a day later; see ``pipeline.world_drift.let_a_day_pass``."""
 
     def __post_init__(self) -> None:
         for name in ("rows", "days", "rows_per_file"):
@@ -42,12 +45,16 @@ class LogSpec:
             raise ValueError(f"{self.rows} rows cannot cover {self.days} days: give at least one row a day")
         if not 0 < self.click_rate < 1:
             raise ValueError(f"click_rate must be between 0 and 1, got {self.click_rate}")
+        if not 0 <= self.drift <= 1:
+            raise ValueError(f"drift must be from 0 to 1, got {self.drift}")
 
 
 def generate_chunks(spec: LogSpec) -> Iterator[tuple[int, int, RawColumns]]:
     """Yield (day from 0, file of the day from 0, columns), in order of time."""
     world = World(spec.seed, spec.click_rate)
     for day in range(spec.days):
+        if day and spec.drift:
+            let_a_day_pass(world, spec.drift, np.random.default_rng([spec.seed, 4, day]))
         day_rows = spec.rows * (day + 1) // spec.days - spec.rows * day // spec.days
         timestamps = _draw_timestamps(np.random.default_rng([spec.seed, 2, day]), day, day_rows)
         num_files = -(-day_rows // spec.rows_per_file)

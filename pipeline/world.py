@@ -1,7 +1,6 @@
 """A small world of users, ads and places with known tastes: what the generated logs are drawn from.
 
-Everything a row's click probability depends on is here or in the row, so this is also the place for a world that
-changes from day to day (drift).
+Everything a row's click probability depends on is here or in the row; ``pipeline/world_drift.py`` changes it from day to day.
 """
 
 from typing import Any
@@ -70,12 +69,18 @@ COUNTRIES = tuple(
     ]
 )
 GENDERS = ("f", "m")
+GOLDEN_RATIO = 0.6180339887498949
+"""Its multiples without their whole parts are spread evenly."""
 NUM_POSITIONS, NUM_DAYPARTS, NUM_AGE_GROUPS = 6, 4, 5
 AGE_LIMITS = (25, 35, 45, 60)
 
 
 class World:
-    """Who is there and what they like: drawn once from the seed, then only looked up."""
+    """Who is there and what they like: drawn once from the seed, then only looked up.
+
+    Attributes:
+        renewals: how often on average the place of a user or of an ad has been taken by a new one.
+    """
 
     def __init__(self, seed: int, click_rate: float) -> None:
         rng = np.random.default_rng([seed, 0])
@@ -83,6 +88,7 @@ class World:
         self._draw_ads(rng)
         self._draw_places(rng)
         self._draw_effects(rng)
+        self.renewals = 0.0
         self.bias = 0.0
         self.bias = self._bias_for(click_rate, np.random.default_rng([seed, 1]))
 
@@ -155,18 +161,19 @@ class World:
     def draw(self, rng: np.random.Generator, timestamps: Ints) -> dict[str, Ints]:
         """Impressions at the given times, every property an index (n,) into its table."""
         n = len(timestamps)
-        user = np.searchsorted(self.user_cdf, rng.random(n))
+        user = self._who_is_there(np.searchsorted(self.user_cdf, rng.random(n)), NUM_USERS)
         profile = user % NUM_PROFILES
-        ad = np.searchsorted(self.ad_cdf, rng.random(n))
+        ad = self._who_is_there(np.searchsorted(self.ad_cdf, rng.random(n)), NUM_ADS)
         place = self.place_of_rank[np.searchsorted(self.place_cdf, rng.random(n))]
-        campaign = self.ad_campaign[ad]
+        ad_kind = ad % NUM_ADS
+        campaign = self.ad_campaign[ad_kind]
         advertiser = self.campaign_advertiser[campaign]
         city, model = self.profile_city[profile], self.profile_model[profile]
         hour = (timestamps % SECONDS_PER_DAY) // 3600
         return {
-            "timestamp": timestamps, "user": user, "profile": profile, "ad": ad, "place": place,
+            "timestamp": timestamps, "user": user, "profile": profile, "ad": ad, "ad_kind": ad_kind, "place": place,
             "campaign": campaign, "advertiser": advertiser, "category": self.advertiser_category[advertiser],
-            "creative": self.ad_creative[ad], "place_category": self.place_category[place],
+            "creative": self.ad_creative[ad_kind], "place_category": self.place_category[place],
             "city": city, "country": self.city_country[city], "gender": self.profile_gender[profile],
             "age": self.profile_age[profile], "model": model, "device": self.model_type[model],
             "system": self.model_system[model], "browser": rng.integers(0, len(BROWSERS), n),
@@ -176,6 +183,11 @@ class World:
             "impressions": np.minimum(rng.pareto(1.1, n) * 2, 500).astype(np.int64),
             "session": np.minimum(rng.lognormal(4.0, 1.5, n), 20_000).astype(np.int64),
         }  # fmt: skip
+
+    def _who_is_there(self, places: Ints, num_places: int) -> Ints:
+        """Numbers of the users or ads in these places, popular ones first; every place changes at a time of its own."""
+        renewals = np.floor(self.renewals + places * GOLDEN_RATIO % 1).astype(np.int64)
+        return places + renewals * (num_places + 1)  # one more, so that a new one has other properties
 
     def logits(self, row: dict[str, Ints]) -> Floats:
         """Log-odds of a click, (n,), for what ``draw`` returned."""
@@ -193,7 +205,7 @@ class World:
             + self.advertiser_effect[row["advertiser"]]
             + self.campaign_effect[row["campaign"]]
             + self.profile_effect[profile]
-            + self.ad_effect[row["ad"]]
+            + self.ad_effect[row["ad_kind"]]
             + self.place_effect[row["place"]]
             - 0.20 * row["position"]
             - 0.20 * np.log1p(row["impressions"])
@@ -233,7 +245,7 @@ class World:
             "ad_id": _ids("ad_", row["ad"], 5), "campaign_id": _ids("c", row["campaign"], 4),
             "advertiser_id": _ids("adv_", row["advertiser"], 3),
             "category": np.array(CATEGORIES, object)[row["category"]],
-            "creative_type": np.array(CREATIVE_TYPES, object)[row["creative"]], "price": self.ad_price[row["ad"]],
+            "creative_type": np.array(CREATIVE_TYPES, object)[row["creative"]], "price": self.ad_price[row["ad_kind"]],
             "site_id": _optional(_ids("s", place, 4), ~is_app), "app_id": _optional(_ids("app_", place, 4), is_app),
             "site_category": np.array(SITE_CATEGORIES, object)[row["place_category"]],
             "slot_size": np.array(SLOT_SIZES, object)[row["slot"]], "position": row["position"],

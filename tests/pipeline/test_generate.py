@@ -1,5 +1,6 @@
 """The generated world: its probabilities against a row-by-row oracle, its labels against its probabilities."""
 
+import copy
 import math
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 
 from features.rawlog import LogFormat, read_rows
 from pipeline.generate import COLUMNS, LogSpec, file_name, generate_chunks, write_chunk
-from pipeline.world import AGE_LIMITS, FIRST_DAY, SECONDS_PER_DAY, RawColumns, World
+from pipeline.world import AGE_LIMITS, FIRST_DAY, NUM_ADS, NUM_USERS, SECONDS_PER_DAY, RawColumns, World, sigmoid
+from pipeline.world_drift import ARROWS, EFFECTS, let_a_day_pass
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +107,57 @@ def test_one_side_of_a_pair_tells_nothing(world: World):
         np.testing.assert_allclose(table.mean(axis=1), 0, atol=1e-12)
 
 
+def drifted(world: World, days: int, drift: float = 0.1) -> World:
+    later = copy.deepcopy(world)
+    for day in range(days):
+        let_a_day_pass(later, drift, np.random.default_rng(day))
+    return later
+
+
+def test_a_world_that_drifts_leaves_its_first_day_as_it_was(logs):
+    spec = LogSpec(rows=40_001, days=3, seed=5, rows_per_file=10_000, drift=0.1)
+    drifting = {(day, number): columns for day, number, columns in generate_chunks(spec)}
+    assert drifting.keys() == logs.keys()
+    for (day, number), columns in drifting.items():
+        still = logs[day, number]
+        assert all(np.array_equal(columns[name], still[name]) for name in COLUMNS) == (day == 0)
+        np.testing.assert_array_equal(columns["timestamp"], still["timestamp"])
+
+
+def test_what_was_learnt_of_a_drifting_world_is_worth_less_every_day(world: World):
+    """Nats a row that yesterday's probabilities lose on later rows: what retraining is for."""
+    rows = world.draw(np.random.default_rng(0), FIRST_DAY + np.arange(20_000))
+    old, lost = sigmoid(world.logits(rows)), []
+    for days in (0, 1, 3, 10):
+        new = sigmoid(drifted(world, days).logits(rows))
+        lost.append(float((new * np.log(new / old) + (1 - new) * np.log((1 - new) / (1 - old))).mean()))
+        assert abs(new.mean() - old.mean()) < 0.05
+    assert lost[0] == 0 and lost[1] > 0.0005
+    assert all(later > 1.5 * sooner for sooner, later in zip(lost[1:], lost[2:], strict=False))
+
+
+def test_a_drifting_world_keeps_its_proportions(world: World):
+    later = drifted(world, 20)
+    for name in ARROWS:
+        lengths = [np.linalg.norm(getattr(w, name), axis=1) for w in (world, later)]
+        np.testing.assert_allclose(*lengths, rtol=0, atol=1e-12)
+    for name in EFFECTS:
+        before, after = getattr(world, name), getattr(later, name)
+        np.testing.assert_allclose((after.mean(), after.std()), (before.mean(), before.std()), atol=1e-9)
+    moved = np.corrcoef(world.profile_effect, drifted(world, 1).profile_effect)[0, 1]
+    assert moved == pytest.approx(math.sqrt(1 - 0.1**2), abs=1e-3)
+
+
+def test_users_and_ads_are_replaced_day_by_day(world: World):
+    seen = [drifted(world, days).draw(np.random.default_rng(0), np.full(50_000, FIRST_DAY)) for days in (0, 1, 11)]
+    for name, places in (("user", NUM_USERS), ("ad", NUM_ADS)):
+        before, after, much_later = (row[name] for row in seen)
+        assert np.isin(after, np.arange(places)).mean() == pytest.approx(0.9, abs=0.05)
+        assert np.array_equal(after[after < places], before[after < places])
+        assert (much_later >= places).all()
+        assert len(np.unique(much_later)) == len(np.unique(before))
+
+
 def test_same_seed_same_bytes(tmp_path: Path):
     for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
         (tmp_path / folder).mkdir()
@@ -135,6 +188,7 @@ def test_a_file_reads_back_as_it_was_made(logs, tmp_path: Path):
         ({"rows": 0}, "rows must be 1 or more"),
         ({"rows": 5, "days": 6}, "5 rows cannot cover 6 days"),
         ({"rows": 5, "days": 5, "click_rate": 1.0}, "click_rate must be between 0 and 1"),
+        ({"rows": 5, "days": 5, "drift": 1.5}, "drift must be from 0 to 1"),
     ],
 )
 def test_impossible_wishes_are_refused(values: dict, message: str):
