@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow
 import pyarrow.csv
 
-from pipeline.world_drift import let_a_day_pass
 from pipeline.world import FIRST_DAY, SECONDS_PER_DAY, Ints, RawColumns, World
+from pipeline.world_drift import let_a_day_pass
 
 COLUMNS = (
     "timestamp", "click", "click_probability", "user_id", "gender", "age", "interests", "country", "city",

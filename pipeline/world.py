@@ -1,6 +1,7 @@
 """A small world of users, ads and places with known tastes: what the generated logs are drawn from.
 
-Everything a row's click probability depends on is here or in the row; ``pipeline/world_drift.py`` changes it from day to day.
+Everything a row's click probability depends on is here or in the row; ``pipeline/world_drift.py`` changes it from day
+to day.
 """
 
 from typing import Any
@@ -34,40 +35,10 @@ DEVICE_TYPES = ("desktop", "phone", "tablet", "tv")
 SYSTEMS = ("android", "ios", "linux", "macos", "tvos", "windows")
 BROWSERS = ("chrome", "edge", "firefox", "opera", "safari")
 CONNECTIONS = ("3g", "4g", "5g", "wifi")
-COUNTRIES = tuple(
-    [
-        "ar",
-        "at",
-        "au",
-        "be",
-        "br",
-        "ca",
-        "ch",
-        "cn",
-        "de",
-        "dk",
-        "es",
-        "fi",
-        "fr",
-        "gb",
-        "gr",
-        "id",
-        "ie",
-        "in",
-        "it",
-        "jp",
-        "kr",
-        "mx",
-        "nl",
-        "no",
-        "pl",
-        "pt",
-        "se",
-        "tr",
-        "us",
-        "za",
-    ]
-)
+COUNTRIES = (
+    "ar", "at", "au", "be", "br", "ca", "ch", "cn", "de", "dk", "es", "fi", "fr", "gb", "gr",
+    "id", "ie", "in", "it", "jp", "kr", "mx", "nl", "no", "pl", "pt", "se", "tr", "us", "za",
+)  # fmt: skip
 GENDERS = ("f", "m")
 GOLDEN_RATIO = 0.6180339887498949
 """Its multiples without their whole parts are spread evenly."""

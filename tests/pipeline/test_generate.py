@@ -1,6 +1,7 @@
 """The generated world: its probabilities against a row-by-row oracle, its labels against its probabilities."""
 
 import copy
+import itertools
 import math
 from pathlib import Path
 
@@ -133,7 +134,7 @@ def test_what_was_learnt_of_a_drifting_world_is_worth_less_every_day(world: Worl
         lost.append(float((new * np.log(new / old) + (1 - new) * np.log((1 - new) / (1 - old))).mean()))
         assert abs(new.mean() - old.mean()) < 0.05
     assert lost[0] == 0 and lost[1] > 0.0005
-    assert all(later > 1.5 * sooner for sooner, later in zip(lost[1:], lost[2:], strict=False))
+    assert all(later > 1.5 * sooner for sooner, later in itertools.pairwise(lost[1:]))
 
 
 def test_a_drifting_world_keeps_its_proportions(world: World):
