@@ -29,6 +29,10 @@ SOURCE_SPLIT = "train"
 """Of a partition; a partition has no other, as nobody knows yet what it will be used for."""
 
 
+class OtherWindow(DatasetError):
+    """The folder for a window holds something else."""
+
+
 @dataclass(frozen=True)
 class Partition:
     """A dataset that may be a part of others."""
@@ -66,8 +70,8 @@ def join(partitions: Mapping[str, Sequence[Path]], output: Path) -> DatasetManif
         output: folder to make. One that holds the same window already is left as it is.
 
     Raises:
-        DatasetError: a partition cannot be used, the partitions do not go on with each other, or ``output`` holds
-            something else.
+        DatasetError: a partition cannot be used, or the partitions do not go on with each other.
+        OtherWindow: ``output`` holds something else.
     """
     opened = {split: [Partition.open(path) for path in paths] for split, paths in partitions.items() if paths}
     everyone = [partition for parts in opened.values() for partition in parts]
@@ -119,7 +123,7 @@ def _newest(partitions: Sequence[Partition]) -> Partition:
 
 def _check_same(output: Path, manifest: DatasetManifest) -> None:
     if not (output / MANIFEST_NAME).exists() or DatasetManifest.load(output).fingerprint != manifest.fingerprint:
-        raise DatasetError(f"{output} exists and is another dataset: choose another folder")
+        raise OtherWindow(f"{output} exists and is another dataset: choose another folder")
 
 
 def _join_split(split: str, parts: Sequence[Partition], output: Path) -> Split:

@@ -1,10 +1,8 @@
-"""What a retraining is: its config, which partitions of a log there are, and what is to be done with them.
+"""What a retraining is: its config, and what is to be done with the partitions that there are.
 
-Nothing is read or written here but names; ``jobs.retrain`` does the work.
+Nothing is read or written here; ``jobs.retrain`` does the work.
 """
 
-import glob
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -14,10 +12,11 @@ from pydantic.dataclasses import dataclass as checked
 
 from features.schema import STRICT
 from jobs.data_checks import DataChecksConfig
+from jobs.raw_partitions import DATE, date_of, is_late
 from training.gate import GateConfig
 
-DATE = "{date}"
-_DATE_PATTERN = r"[0-9](?:[0-9-]*[0-9])?"
+Ending = Literal["promoted", "refused", "stopped", "failed"]
+"""What a retraining may come to: the gate's two verdicts, data checks that stop the newest day, a step that fails."""
 
 
 @checked(frozen=True, config=STRICT)
@@ -28,13 +27,22 @@ class RetrainConfig:
     """Folder of all that retraining keeps: partitions, windows, runs, verdicts and the registry."""
     partitions: str
     """Raw log of one day, hour or month as a path or glob with {date} in it, such as logs/day={date}/*.csv.gz; {date}
-    stands for digits and dashes that sort as time does."""
+    stands for digits and dashes that sort as time does. With ``partition_by`` a time: folder or glob of all files."""
+    partition_by: Literal["path", "hour", "day", "month"] = "path"
+    """path: the {date} in it. Else every row goes by features.timestamp, in UTC, to its 2014102807, 20141028 or 201410,
+    whatever file it is in."""
+    late: Literal["ignore", "build"] = "ignore"
+    """Files with rows of a date that is built already. ignore: they are counted and left out. build: they become a
+    partition of their own, such as 20141028+1, which the next candidate is trained on; none is compared on it."""
     train_on: Literal["new", "window"] = "new"
     """new: a warm start from the champion, on the partitions that it was not trained on. window: from nothing, on the
     last ``window`` partitions."""
     window: Annotated[int, Field(ge=1)] = 7
     """Partitions that are trained on without a champion or with train_on = "window", and that data checks compare
     with."""
+    valid: bool = False
+    """Keep the newest partition before the one that models are compared on as validation split, for early stopping and
+    training.calibration. The next candidate is trained on it."""
     model: str = "ctr"
     """Name in the registry."""
     registry: str | None = None
@@ -43,40 +51,25 @@ class RetrainConfig:
     """Single-valued sparse features whose ids the gate looks at one by one."""
     checks: DataChecksConfig = field(default_factory=DataChecksConfig)
     gate: GateConfig = field(default_factory=GateConfig)
+    retries: Annotated[int, Field(ge=0)] = 2
+    """How often a step that fails is tried again, where that may help: a wrong config or a damaged log stays so."""
+    retry_seconds: Annotated[float, Field(ge=0)] = 60.0
+    """Between two tries."""
+    alert_on: tuple[Ending, ...] = ("failed", "stopped", "refused")
+    """When last.json is sent to the webhook whose address is in the environment variable TWINFOCUS_WEBHOOK, if it is
+    set."""
 
     def __post_init__(self) -> None:
-        if self.partitions.count(DATE) != 1:
-            raise ValueError(f"retrain.partitions needs {DATE} in one place, got {self.partitions!r}")
-
-
-def date_key(text: str) -> str:
-    """A date without its dashes: 2014-10-28 and 20141028 are one."""
-    return text.replace("-", "")
-
-
-def find_partitions(pattern: str) -> dict[str, tuple[str, ...]]:
-    """Date -> raw files, oldest first.
-
-    Raises:
-        ValueError: the dates are of different lengths, so that they do not sort as time does.
-    """
-    before, after = pattern.split(DATE)
-    # The rest of the pattern is a glob; what stands for {date} in a path that it matches is looked up in the path.
-    matcher = re.compile(f"{_translate(before)}(?P<date>{_DATE_PATTERN}){_translate(after)}")
-    found: dict[str, list[str]] = {}
-    for path in sorted(glob.glob(f"{before}*{after}", recursive=True)):
-        match = matcher.fullmatch(path)
-        if match is not None:
-            found.setdefault(date_key(match["date"]), []).append(path)
-    if len({len(date) for date in found}) > 1:
-        raise ValueError(f"{pattern} finds dates of different lengths: {', '.join(sorted(found)[:5])}")
-    return {date: tuple(found[date]) for date in sorted(found)}
-
-
-def _translate(part: str) -> str:
-    """A part of a glob as a regular expression; a star matches within a folder's name."""
-    tokens = re.split(r"(\*\*/|\*|\?)", part)
-    return "".join({"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}.get(token, re.escape(token)) for token in tokens)
+        num_dates = self.partitions.count(DATE)
+        if self.partition_by == "path" and num_dates != 1:
+            raise ValueError(
+                f"retrain.partitions needs {DATE} in one place, got {self.partitions!r}; rows go by their own time "
+                'with retrain.partition_by = "hour", "day" or "month"'
+            )
+        if self.partition_by != "path" and num_dates:
+            raise ValueError(
+                f'retrain.partitions has {DATE}, which is for retrain.partition_by = "path", not {self.partition_by!r}'
+            )
 
 
 @dataclass(frozen=True)
@@ -84,16 +77,18 @@ class Todo:
     """What a retraining is to do.
 
     Attributes:
-        build: dates to build, in this order; each goes on with the one before.
-        train: dates to train on.
+        build: partitions to build, in this order; each goes on with the one before.
+        train: partitions to train on.
         test: the newest date, which neither model has seen; None: there is nothing to train on before it.
         is_warm: whether the candidate begins where the champion ended.
+        valid: partition to validate on; None: there is no such split.
     """
 
     build: tuple[str, ...]
     train: tuple[str, ...]
     test: str | None
     is_warm: bool
+    valid: str | None = None
 
 
 def plan(
@@ -107,25 +102,31 @@ def plan(
     """Decide what to do; a pure function, so that a dry run says what a real one would do.
 
     Args:
-        dates: of the partitions that are there.
+        dates: of the partitions that are there, in order; those of late rows stand behind their date's own.
         as_of: later ones do not exist yet; None: all exist.
-        built: dates that have a dataset.
-        stopped: dates that data checks refused; they are trained on never.
+        built: partitions that have a dataset.
+        stopped: partitions that data checks refused; they are trained on never.
         trained: what the champion was trained on; None: there is no champion.
 
     Raises:
         ValueError: ``as_of`` is no date like those of the partitions.
     """
-    if as_of is not None and dates and len(as_of) != len(dates[0]):
+    if as_of is not None and dates and len(as_of) != len(date_of(dates[0])):
         raise ValueError(f"--as-of {as_of} is no date like those of the partitions, such as {dates[0]}")
-    known = [date for date in dates if as_of is None or date <= as_of]
+    known = [date for date in dates if as_of is None or date_of(date) <= as_of]
     build = tuple(date for date in known if date not in built)
     usable = [date for date in known if date not in stopped]
-    if not usable:
-        return Todo(build, (), None, False)
-    *before, newest = usable
     is_warm = trained is not None and config.train_on == "new"
-    unseen = tuple(date for date in before if date not in (trained or ()))
-    train = unseen if is_warm else tuple(before[-config.window :])
-    is_new = bool(set(train) & set(unseen))
-    return Todo(build, train if is_new else (), newest if train and is_new else None, is_warm)
+    # Late rows are a part of a day: no day to compare on.
+    test = max((date for date in usable if not is_late(date)), default=None)
+    nothing = Todo(build, (), None, is_warm)
+    if test is None or test <= max(map(date_of, trained or ()), default=""):
+        return nothing  # the clock went back: the champion knows that day, or later ones
+    before = [date for date in usable if date < test]
+    unseen = [date for date in before if date not in (trained or ())]
+    train, valid = list(unseen if is_warm else before[-config.window :]), None
+    if config.valid and train:
+        valid = train.pop()
+    if not set(train) & set(unseen):
+        return nothing
+    return Todo(build, tuple(train), test, is_warm, valid)

@@ -31,6 +31,9 @@ class InputConfig:
     test: Paths = ()
     format: LogFormat = field(default_factory=LogFormat)
     lookups: tuple[Lookup, ...] = ()
+    times: tuple[int, int] | None = None
+    """Unix seconds, of features.timestamp: rows before the first, not before the second or without a readable time are
+    left out, and counted nowhere. None: every row is taken."""
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -97,6 +97,9 @@ def _prepare(frame: DataFrame, schema: FeatureSchema, config: PipelineConfig) ->
     parsed = frame.select(
         "*", seconds.alias("seconds"), *(number_of(*value(name)).alias(f"number:{name}") for name in numbers)
     )
+    if config.input.times is not None:
+        first, end = config.input.times
+        parsed = parsed.filter((F.col("seconds") >= first) & (F.col("seconds") < end))
     reasons = [F.col(REASON)]
     reasons += [
         F.when(is_bad_number(*value(name), F.col(f"number:{name}")), f"column {name!r} is not a number")

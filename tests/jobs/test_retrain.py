@@ -12,7 +12,7 @@ import pytest
 
 from features.dataset import DatasetManifest
 from jobs.registry import Registry
-from jobs.retrain import TRAINED_TAG
+from jobs.retrain_folder import TRAINED_TAG
 from training.predict import Predictor
 
 pytestmark = pytest.mark.slow

@@ -1,0 +1,35 @@
+"""Alert: a retraining's summary, sent where somebody is told of it; that it cannot be sent stops nothing."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from http.client import HTTPException
+from typing import Any
+from urllib.request import Request, urlopen
+
+VARIABLE = "TWINFOCUS_WEBHOOK"
+"""Environment variable with the address: many hold a secret, so it stands in no config and in no message."""
+TIMEOUT_SECONDS = 10.0
+
+
+def alert(summary: Mapping[str, Any], alert_on: Sequence[str]) -> bool:
+    """POST a summary as JSON to the webhook, if there is one and it wants to know; returns whether it was sent."""
+    address = os.environ.get(VARIABLE)
+    if not address or summary["verdict"] not in alert_on:
+        return False
+    if not address.startswith(("http://", "https://")):
+        return _warn(f"{VARIABLE} is no http:// or https:// address")
+    try:
+        body = json.dumps(summary).encode()
+        request = Request(address, body, {"Content-Type": "application/json"}, method="POST")
+        with urlopen(request, timeout=TIMEOUT_SECONDS):  # nosec B310: the scheme is checked above
+            return True
+    except (OSError, HTTPException, ValueError) as error:
+        # An error's own words may hold the address.
+        return _warn(f"the webhook of {VARIABLE} was not reached ({type(error).__name__})")
+
+
+def _warn(text: str) -> bool:
+    print(f"warning: {text}: nobody was alerted", file=sys.stderr)
+    return False

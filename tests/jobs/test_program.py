@@ -1,0 +1,35 @@
+"""A program that another one starts says how it failed, and does not outlive it."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from jobs.program import ProgramError, run_module
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_exit_codes() -> None:
+    run_module("jobs.retrain", "--help")
+    with pytest.raises(ProgramError, match=r"jobs\.retrain failed with exit code 2") as caught:
+        run_module("jobs.retrain")
+    assert caught.value.code == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells a process that its parent is gone")
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_it_ends_with_the_program_that_started_it(end: signal.Signals) -> None:
+    code = "from jobs.program import run_module; run_module('http.server', '--bind', '127.0.0.1', '0')"
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 30
+    while not (children := psutil.Process(parent.pid).children()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    parent.send_signal(end)
+    assert parent.wait() == -end
+    assert psutil.wait_procs(children, timeout=10)[1] == []
