@@ -15,11 +15,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from tests.chaos import data, training
+from tests.chaos import data, retraining, training
 from tests.chaos.outcome import Outcome, Skipped
 
 Case = Callable[[Path, int], Outcome]
-CASES: dict[str, Case] = {**training.CASES, **data.CASES}
+CASES: dict[str, Case] = {**training.CASES, **data.CASES, **retraining.CASES}
 
 
 def run(names: Sequence[str], num_seeds: int, output: Path, at_once: int = 1) -> list[dict[str, Any]]:
