@@ -8,9 +8,8 @@ again; when it fails for good, ``last.json`` and the exit code say so, and the c
 import contextlib
 import json
 import shutil
-import sys
 import time
-from argparse import Namespace
+from argparse import ArgumentParser
 from functools import partial
 from typing import Any
 
@@ -20,7 +19,7 @@ from jobs.command import absolute, config_parser, parse_config_arguments, run_pr
 from jobs.config import ConfigError
 from jobs.partitions import build, check_partition, find_dates
 from jobs.raw_partitions import date_key, date_of
-from jobs.registry import RegistryError
+from jobs.registry import ModelVersion, RegistryError
 from jobs.retrain_folder import RetrainFolder
 from jobs.steps import Steps
 
@@ -47,20 +46,20 @@ def main() -> int:
     steps = Steps(config.retrain.retries, config.retrain.retry_seconds)
     with place.alone():
         try:
-            summary, text = retrain(place, steps, _settings(arguments), as_of)
+            summary, text = retrain(place, steps, _settings(parser), as_of)
         except Exception as error:
             with contextlib.suppress(OSError):  # what went wrong first is to be told
                 _end(place, _failure(place, steps.current, error))
             raise
         left_out = _left_out(place)
         _end(place, {**summary, **left_out})
-    print("\n".join([*(f"{name}: {found}" for name, found in left_out.items()), text]))
+    print("\n".join([*_warnings(left_out), text]))
     return 0
 
 
-def _settings(arguments: Namespace) -> list[str]:
+def _settings(parser: ArgumentParser) -> list[str]:
     """The same config for the programs that are started from here."""
-    overrides = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
+    arguments, overrides = parser.parse_known_args()
     return [*(word for path in arguments.config for word in ("--config", path)), *overrides]
 
 
@@ -70,15 +69,16 @@ def retrain(place: RetrainFolder, steps: Steps, settings: list[str], as_of: str 
     _finish(place, steps)
     if files := place.undated_files():
         steps.do("dates", partial(find_dates, place, files))
-    look, raw = partial(place.look, as_of), place.raw()
-    if names := steps.do("look", look).build:
+    raw = place.raw()
+    if names := place.look(as_of, steps.do("look", place.champion)).build:
         steps.do("build", partial(build, place, {name: raw[name] for name in names}))
     for name in place.built():
         if not place.note("checks", name).exists():
             steps.do("check", partial(check_partition, place, name))
-    todo, champion = steps.do("look", look), steps.do("look", place.champion)
+    champion = steps.do("look", place.champion)
+    todo = place.look(as_of, champion)
     if todo.test is None:
-        return _nothing(place, as_of)
+        return _nothing(place, as_of, champion)
     if (verdict := place.note("verdicts", todo.test)).exists():
         return json.loads(verdict.read_text(encoding="utf-8")), f"{todo.test}: done before"
     candidate = Candidate(place, todo, todo.test, champion, settings)
@@ -122,8 +122,7 @@ def _finish(place: RetrainFolder, steps: Steps) -> None:
             steps.do("promote", partial(carry_out, place, verdict))
 
 
-def _nothing(place: RetrainFolder, as_of: str | None) -> Ended:
-    champion = place.champion()
+def _nothing(place: RetrainFolder, as_of: str | None, champion: ModelVersion | None) -> Ended:
     serving, stopped = champion and champion.version, place.stopped()
     newest = max((name for name in place.built() if as_of is None or date_of(name) <= as_of), default=None)
     if newest in stopped:
@@ -155,6 +154,19 @@ def _left_out(place: RetrainFolder) -> dict[str, Any]:
     return {name: found for name, found in left_out.items() if found}
 
 
+def _warnings(left_out: dict[str, Any]) -> list[str]:
+    """The same for a person."""
+    lines = []
+    for name, late in left_out.get("late", {}).items():
+        rows = "" if late["rows"] is None else f" with {late['rows']:,} rows"
+        lines.append(f"warning: {date_of(name)}: {late['files']} files{rows} came late and are left out (retrain.late)")
+    for name, more in left_out.get("changed", {}).items():
+        lines.append(f"warning: {name}: its raw files have changed by {more:+,} rows since it was built")
+    if undated := left_out.get("undated_rows"):
+        lines.append(f"warning: {undated:,} rows have no readable time and are in no partition")
+    return lines
+
+
 def _end(place: RetrainFolder, summary: dict[str, Any]) -> None:
     """Leave the summary for the scheduler, and tell whoever wants to know, of what was so before only once."""
     path = place.root / "last.json"
@@ -170,7 +182,7 @@ def _describe(place: RetrainFolder, as_of: str | None) -> str:
     lines = []
     if files := place.undated_files():
         lines.append(f"would look for dates in {len(files)} files first, which may show more than is known now")
-    todo = place.look(as_of)
+    todo = place.look(as_of, place.champion())
     lines.append(f"would build and check {', '.join(todo.build) or 'nothing'}")
     if todo.test is None:
         lines.append("would train nothing" + (" before that is checked" if todo.build else ": nothing is new"))

@@ -24,9 +24,9 @@ from jobs.raw_partitions import RawPartition, date_of, find_late, find_partition
 from jobs.registry import ModelVersion, Registry
 from jobs.retraining import RetrainConfig, Todo, plan
 
-TRAINED_TAG, RUN_TAG = "trained_on", "run"
-"""Of a version: the partitions that it has seen, and its run's folder in the root, which the next candidate begins
-from."""
+TRAINED_TAG, RUN_TAG, TABLES_TAG = "trained_on", "run", "tables"
+"""Of a version: the partitions that it has seen, the folder in the root of its run, which the next candidate begins
+from, and the precision of the tables that it serves."""
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,7 @@ class RetrainFolder:
         """The run that a version was exported from."""
         return self.root / version.tags[RUN_TAG]
 
-    def look(self, as_of: str | None) -> Todo:
+    def look(self, as_of: str | None, champion: ModelVersion | None) -> Todo:
         """What is to be done as things are."""
-        champion = self.champion()
         trained = None if champion is None else json.loads(champion.tags[TRAINED_TAG])
         return plan(list(self.raw()), as_of, self.built(), self.stopped(), trained, self.rules)

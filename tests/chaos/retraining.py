@@ -1,4 +1,4 @@
-"""What can happen to a retraining: a kill at every step, a locked registry, a full disk, a clock gone back, a late day."""
+"""What can happen to a retraining: a kill at every step, a locked registry, a full disk, a wrong clock, a late day."""
 
 import contextlib
 import random
