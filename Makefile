@@ -6,16 +6,19 @@ export RAY_USAGE_STATS_ENABLED = 0
 PYTHON_BIN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench chaos test check format package lock
+.PHONY: help setup demo retrain-demo bench chaos test check format package lock
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-13s %s\n", $$1, $$2 }'
 
 setup: ## make .venv from the lock (ACCELERATOR=cpu or cuda); does nothing when it is up to date
 	@infra/setup.sh
 
 demo: setup package ## generated logs -> dataset -> trained, exported and scored model, in runs/demo
 	$(PYTHON_BIN) -m jobs.demo
+
+retrain-demo: setup ## a week of a log that drifts, retrained on every day and served, in runs/retrain-demo
+	$(PYTHON_BIN) -m jobs.retrain_demo
 
 test: setup ## run the tests (ARGS="tests/features -x" for some of them)
 	$(PYTHON_BIN) -m pytest $(ARGS)

@@ -1,0 +1,133 @@
+"""A client that asks a server for the same rows all the time, and remembers who answered what.
+
+What it has seen shows whether the champion was served throughout: no request failed, the versions that answered are the
+champions in their order, none before its promotion, and the answers are what their artifacts give.
+"""
+
+import itertools
+import json
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+SECONDS_BETWEEN = 0.2
+PICKED_UP_SECONDS = 60.0
+"""Within which a promotion must have come through to the answers."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of one request.
+
+    Attributes:
+        at: Unix time when it was sent.
+        seconds: that it took.
+        error: what failed; empty: nothing.
+        version: that answered, and its probabilities of the rows.
+    """
+
+    at: float
+    seconds: float
+    error: str
+    version: int | None = None
+    scores: tuple[float, ...] = ()
+
+
+class DemoClient:
+    """Asks in a thread of its own, from ``start`` to ``stop``."""
+
+    def __init__(self, address: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.address, self.rows = address, rows
+        self.answers: list[Answer] = []
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._ask_on, daemon=True)
+
+    def is_ready(self) -> bool:
+        """Whether the server says that it can answer."""
+        try:
+            with urllib.request.urlopen(f"{self.address}/healthz", timeout=5):
+                return True
+        except OSError:
+            return False
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop when the request that is on its way has been answered."""
+        self._stopped.set()
+        self._thread.join()
+
+    def saw(self, version: int) -> bool:
+        """Wait until this version answers; whether it did in time."""
+        deadline = time.monotonic() + PICKED_UP_SECONDS
+        while time.monotonic() < deadline:
+            if self.answers and self.answers[-1].version == version:
+                return True
+            time.sleep(SECONDS_BETWEEN)
+        return False
+
+    def describe(self) -> str:
+        """A line on all requests for a person."""
+        failed = sum(bool(answer.error) for answer in self.answers)
+        by_version = Counter(answer.version for answer in self.answers if not answer.error)
+        slowest = max((answer.seconds for answer in self.answers), default=0.0)
+        versions = ", ".join(f"version {version}: {number:,}" for version, number in by_version.items())
+        return f"{len(self.answers):,} requests, {failed} failed, the slowest took {slowest:.2f} s; {versions}"
+
+    def _ask_on(self) -> None:
+        while not self._stopped.wait(SECONDS_BETWEEN):
+            self.answers.append(ask(self.address, self.rows))
+
+
+def ask(address: str, rows: Sequence[Mapping[str, Any]], timeout: float = 30.0) -> Answer:
+    """One request; whatever goes wrong is in the answer."""
+    at, started = time.time(), time.perf_counter()
+    body = json.dumps({"rows": list(rows)}).encode()
+    request = urllib.request.Request(f"{address}/v1/score", body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as response:
+            found = json.load(response)
+        version, scores, error = int(found["version"]), tuple(found["scores"]), ""
+        if len(scores) != len(rows):
+            error = f"{len(scores)} scores of {len(rows)} rows"
+    except (OSError, ValueError, KeyError) as failure:
+        version, scores, error = None, (), f"{type(failure).__name__}: {failure}"
+    return Answer(at, time.perf_counter() - started, error, version, scores)
+
+
+def find_wrong(
+    answers: Sequence[Answer], promoted: Sequence[tuple[int, float]], expected: Mapping[int, Sequence[float]]
+) -> list[str]:
+    """What shows that the champion was not served throughout.
+
+    Args:
+        answers: in the order of their requests.
+        promoted: versions and the Unix times when they became champion, in order.
+        expected: version -> the rows' probabilities by its artifact.
+    """
+    if not answers:
+        return ["nobody was asked"]
+    wrong = []
+    failed = [answer.error for answer in answers if answer.error]
+    if failed:
+        wrong.append(f"{len(failed)} of {len(answers)} requests failed, the first with {failed[0]}")
+    answered = [(answer, answer.version) for answer in answers if answer.version is not None]
+    seen = [version for version, _ in itertools.groupby(version for _, version in answered)]
+    if seen != [version for version, _ in promoted]:
+        wrong.append(f"versions {seen} answered, but champions were {[version for version, _ in promoted]}")
+    times = dict(promoted)
+    for answer, version in answered:
+        if version in times and answer.at + answer.seconds < times[version]:
+            wrong.append(f"version {version} answered before it was promoted")
+        if (
+            version in expected
+            and max(abs(a - b) for a, b in zip(answer.scores, expected[version], strict=True)) > 1e-6
+        ):
+            wrong.append(f"version {version} answered {answer.scores}, but its artifact gives {expected[version]}")
+    return list(dict.fromkeys(wrong))
