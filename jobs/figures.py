@@ -11,26 +11,23 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-BLUE, ORANGE, GREEN, GREY, GOLD = "#1f5fa8", "#c8591a", "#2e7d4f", "#9aa3ad", "#b8860b"
+from jobs.figure_style import BLUE, GOLD, GREEN, GREY, INK, ORANGE, Events, blank, column, list_names, style
+
 SPLIT_COLOURS = {"train": GREEN, "valid": BLUE, "test": ORANGE}
 SERIES_COLOURS = (BLUE, ORANGE, GREEN)
 MAX_POINTS = 1_500
 """Points of a curve beyond which it is thinned: no screen shows more."""
 
-Events = Sequence[Mapping[str, Any]]
-
 
 def loss_curve(progress: Events, evaluations: Events) -> go.Figure:
     """Training loss of single steps, and its mean over each epoch, by step."""
     steps = _thinned(progress)
-    figure = _figure("step", "loss")
-    figure.add_scatter(
-        x=_column(steps, "step"), y=_column(steps, "loss"), name="step", line={"color": GREY, "width": 1}
-    )
+    figure = blank("step", "loss")
+    figure.add_scatter(x=column(steps, "step"), y=column(steps, "loss"), name="step", line={"color": GREY, "width": 1})
     epochs = [e for e in evaluations if e.get("train_loss") is not None]
     figure.add_scatter(
-        x=_column(epochs, "step"),
-        y=_column(epochs, "train_loss"),
+        x=column(epochs, "step"),
+        y=column(epochs, "train_loss"),
         name="epoch mean",
         mode="lines+markers",
         line={"color": BLUE, "width": 2},
@@ -41,17 +38,17 @@ def loss_curve(progress: Events, evaluations: Events) -> go.Figure:
 def metric_curves(evaluations: Events) -> go.Figure:
     """AUC (and GAUC) on the left axis, logloss on the right, by step; a star marks the best."""
     figure = make_subplots(specs=[[{"secondary_y": True}]])
-    _style(figure, "step", "auc")
-    steps = _column(evaluations, "step")
+    style(figure, "step", "auc")
+    steps = column(evaluations, "step")
     for name, colour, dash in (("auc", BLUE, "solid"), ("gauc", GREEN, "dot")):
         if any(e.get(name) is not None for e in evaluations):
             line = {"color": colour, "dash": dash}
-            figure.add_scatter(x=steps, y=_column(evaluations, name), name=name, mode="lines+markers", line=line)
-    losses, line = _column(evaluations, "logloss"), {"color": ORANGE}
+            figure.add_scatter(x=steps, y=column(evaluations, name), name=name, mode="lines+markers", line=line)
+    losses, line = column(evaluations, "logloss"), {"color": ORANGE}
     figure.add_scatter(x=steps, y=losses, name="logloss", mode="lines+markers", line=line, secondary_y=True)
     best = [e for e in evaluations if e.get("best")][-1:]
     marker = {"symbol": "star", "size": 14, "color": GOLD}
-    figure.add_scatter(x=_column(best, "step"), y=_column(best, "auc"), name="best", mode="markers", marker=marker)
+    figure.add_scatter(x=column(best, "step"), y=column(best, "auc"), name="best", mode="markers", marker=marker)
     figure.update_yaxes(title_text="logloss", secondary_y=True, showgrid=False)
     return figure
 
@@ -59,9 +56,9 @@ def metric_curves(evaluations: Events) -> go.Figure:
 def speed_curve(progress: Events) -> go.Figure:
     """Rows a second by seconds of training."""
     steps = _thinned(progress)
-    figure = _figure("seconds of training", "rows/s")
+    figure = blank("seconds of training", "rows/s")
     figure.add_scatter(
-        x=_column(steps, "seconds"), y=_column(steps, "rows_per_second"), line={"color": BLUE, "width": 1.5}
+        x=column(steps, "seconds"), y=column(steps, "rows_per_second"), line={"color": BLUE, "width": 1.5}
     )
     figure.update_yaxes(rangemode="tozero")
     figure.update_layout(showlegend=False)
@@ -71,9 +68,9 @@ def speed_curve(progress: Events) -> go.Figure:
 def learning_rate_curve(progress: Events) -> go.Figure:
     """Learning rate of the dense net by step."""
     steps = _thinned(progress)
-    figure = _figure("step", "learning rate")
+    figure = blank("step", "learning rate")
     line = {"color": BLUE, "shape": "hv"}
-    figure.add_scatter(x=_column(steps, "step"), y=_column(steps, "learning_rate"), line=line)
+    figure.add_scatter(x=column(steps, "step"), y=column(steps, "learning_rate"), line=line)
     figure.update_yaxes(rangemode="tozero", exponentformat="power")
     figure.update_layout(showlegend=False)
     return figure
@@ -81,7 +78,7 @@ def learning_rate_curve(progress: Events) -> go.Figure:
 
 def roc(curves: Mapping[str, Any]) -> go.Figure:
     """ROC curve of each split, over the diagonal of chance."""
-    figure = _figure("false positive rate", "true positive rate")
+    figure = blank("false positive rate", "true positive rate")
     for split, curve in curves.items():
         line = {"color": SPLIT_COLOURS.get(split, GREY), "width": 2}
         figure.add_scatter(x=curve["roc"]["fpr"], y=curve["roc"]["tpr"], name=split, mode="lines", line=line)
@@ -91,7 +88,7 @@ def roc(curves: Mapping[str, Any]) -> go.Figure:
 
 def reliability(curves: Mapping[str, Any]) -> go.Figure:
     """Label rate against mean score over bins of equal weight; on the diagonal, scores are probabilities."""
-    figure = _figure("mean score of the bin", "label rate of the bin")
+    figure = blank("mean score of the bin", "label rate of the bin")
     top = 0.0
     for split, curve in curves.items():
         scores = [b["mean_score"] for b in curve["reliability"]]
@@ -118,7 +115,7 @@ def score_histogram(curve: Mapping[str, Any]) -> go.Figure:
     """Distribution of the scores of each label, each summing to one."""
     histogram = curve["histogram"]
     edges = histogram["edges"]
-    figure = _figure("score", "share of the label's rows")
+    figure = blank("score", "share of the label's rows")
     for name, key, colour in (("label 0", "negatives", GREY), ("label 1", "positives", BLUE)):
         total = sum(histogram[key]) or 1.0
         figure.add_bar(
@@ -135,7 +132,7 @@ def score_histogram(curve: Mapping[str, Any]) -> go.Figure:
 
 def seconds_by_stage(seconds: Mapping[str, float]) -> go.Figure:
     """A bar a stage, first on top."""
-    figure = _figure("seconds", "")
+    figure = blank("seconds", "")
     values = list(seconds.values())
     figure.add_bar(
         x=values,
@@ -153,10 +150,10 @@ def seconds_by_stage(seconds: Mapping[str, float]) -> go.Figure:
 def deviations(rows: Sequence[Mapping[str, Any]], metric: str) -> go.Figure:
     """Mean of a metric by model, best row on top, with its standard deviation over seeds."""
     rows = [row for row in reversed(rows) if row.get(metric) is not None]
-    figure = _figure(metric.replace("_", " "), "")
+    figure = blank(metric.replace("_", " "), "")
     figure.add_scatter(
-        x=_column(rows, metric),
-        y=_column(rows, "model"),
+        x=column(rows, metric),
+        y=column(rows, "model"),
         error_x={"type": "data", "array": [row.get(f"{metric}_std") or 0 for row in rows]},
         mode="markers",
         marker={"size": 9, "color": BLUE},
@@ -167,8 +164,8 @@ def deviations(rows: Sequence[Mapping[str, Any]], metric: str) -> go.Figure:
 
 def importance(entries: Events, measure: str, title: str) -> go.Figure:
     """A bar a feature or branch, in the order given, first on top, with its standard deviation over repeats."""
-    deviations = _column(entries, f"{measure}_std")
-    return _bars(_column(entries, "name"), _column(entries, measure), None if None in deviations else deviations, title)
+    deviations = column(entries, f"{measure}_std")
+    return _bars(column(entries, "name"), column(entries, measure), None if None in deviations else deviations, title)
 
 
 def variance_shares(parts: Mapping[str, float]) -> go.Figure:
@@ -193,7 +190,7 @@ def gate_histogram(gate: Mapping[str, Any]) -> go.Figure:
         series = {
             f"all {len(series)} fields": [sum(counts) / len(series) for counts in zip(*series.values(), strict=True)]
         }
-    figure = _figure("gate", "share of rows")
+    figure = blank("gate", "share of rows")
     for (name, shares), colour in zip(series.items(), SERIES_COLOURS, strict=False):
         width = gate["top"] / len(shares)
         figure.add_bar(
@@ -211,7 +208,7 @@ def gate_histogram(gate: Mapping[str, Any]) -> go.Figure:
 
 def branch_agreement(p_t: Sequence[Sequence[float]]) -> go.Figure:
     """Share of rows by the probability that each branch gives the row's own class, on a logarithmic colour scale."""
-    figure = _figure("easy branch: p of the right class", "hard branch: p of the right class")
+    figure = blank("easy branch: p of the right class", "hard branch: p of the right class")
     centres = [(i + 0.5) / len(p_t) for i in range(len(p_t))]
     ticks = range(-5, 1)
     figure.add_heatmap(
@@ -232,7 +229,7 @@ def branch_agreement(p_t: Sequence[Sequence[float]]) -> go.Figure:
 
 def by_rank(parts: Mapping[str, Sequence[float]], title: str) -> go.Figure:
     """A bar a rank, of its parts on each other."""
-    figure = _figure("rank", title)
+    figure = blank("rank", title)
     for (name, values), colour in zip(parts.items(), (*SERIES_COLOURS, GREY, GOLD), strict=False):
         figure.add_bar(y=values, name=name, marker={"color": colour, "line": {"width": 0}})
     figure.update_layout(barmode="stack", bargap=0.1)
@@ -241,7 +238,7 @@ def by_rank(parts: Mapping[str, Sequence[float]], title: str) -> go.Figure:
 
 def placement(tables: Sequence[str], gibibytes: Sequence[Sequence[float]]) -> go.Figure:
     """How much of each table (a line, first on top) each rank holds, on a logarithmic scale; nothing is white."""
-    figure = _figure("rank", "")
+    figure = blank("rank", "")
     powers = [math.floor(math.log10(size)) for line in gibibytes for size in line if size]
     ticks = range(min(powers), max(powers) + 2)
     figure.add_heatmap(
@@ -259,36 +256,13 @@ def placement(tables: Sequence[str], gibibytes: Sequence[Sequence[float]]) -> go
 
 def _bars(names: Sequence[str], values: Sequence[float], deviations: Sequence[float] | None, title: str) -> go.Figure:
     """Horizontal bars, first on top; the more, the taller the figure."""
-    figure = _figure(title, "")
-    error = None if deviations is None else {"type": "data", "array": deviations, "color": "#1d2733", "thickness": 1}
+    figure = blank(title, "")
+    error = None if deviations is None else {"type": "data", "array": deviations, "color": INK, "thickness": 1}
     figure.add_bar(x=values, y=names, orientation="h", marker={"color": BLUE}, error_x=error)
-    figure.update_yaxes(autorange="reversed", type="category", dtick=1, ticksuffix="  ")
+    list_names(figure, len(names))
     figure.update_xaxes(exponentformat="none")
-    figure.update_layout(showlegend=False, bargap=0.35, height=max(320, 80 + 20 * len(names)))
+    figure.update_layout(showlegend=False, bargap=0.35)
     return figure
-
-
-def _figure(x: str, y: str) -> go.Figure:
-    figure = go.Figure()
-    _style(figure, x, y)
-    return figure
-
-
-def _style(figure: go.Figure, x: str, y: str) -> None:
-    figure.update_layout(
-        template="plotly_white",
-        height=320,
-        margin={"l": 60, "r": 20, "t": 10, "b": 50},
-        font={"family": "system-ui, sans-serif", "size": 12, "color": "#1d2733"},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        hovermode="closest",
-    )
-    figure.update_xaxes(title_text=x)
-    figure.update_yaxes(title_text=y)
-
-
-def _column(events: Events, name: str) -> list[Any]:
-    return [event.get(name) for event in events]
 
 
 def _thinned(events: Events) -> Events:

@@ -10,6 +10,8 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+LONG = 36
+"""Characters of a cell beyond which its text is broken into lines."""
 STYLE = """
 :root { --ink: #1d2733; --soft: #5c6875; --line: #dfe4ea; --back: #f5f7f9; --accent: #1f5fa8; }
 * { box-sizing: border-box; }
@@ -21,6 +23,8 @@ p { margin: 0 0 10px; } .soft, .note { color: var(--soft); } .note { font-style:
 nav { margin: 10px 0 20px; } nav a { color: var(--accent); text-decoration: none; margin-right: 16px; }
 section { background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: 18px 20px;
   margin-bottom: 18px; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 18px; margin: 0; } dt { color: var(--soft); }
+dd { margin: 0; overflow-wrap: anywhere; } dl + .note { margin-top: 12px; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin-bottom: 18px; }
 .card { background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: 12px 16px; }
 .card b { display: block; font-size: 22px; font-variant-numeric: tabular-nums; }
@@ -33,6 +37,8 @@ table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-
 th, td { text-align: left; padding: 5px 10px; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; border-bottom: 2px solid var(--line); }
 td.number, th.number { text-align: right; } tbody tr:hover { background: var(--back); }
+td.long { white-space: normal; min-width: 180px; overflow-wrap: anywhere; } td { vertical-align: top; }
+.mark { font-weight: 600; } .good { color: #2e7d4f; } .fair { color: #c8591a; } .bad { color: #b3261e; }
 pre { overflow-x: auto; background: var(--back); border: 1px solid var(--line); border-radius: 6px; padding: 12px;
   font: 12.5px/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; margin: 0; max-height: 640px; }
 """
@@ -66,7 +72,8 @@ def grid(plots: Mapping[str, go.Figure]) -> str:
 
 def _plot(figure: go.Figure) -> str:
     config = {"displaylogo": False, "displayModeBar": False, "responsive": True}
-    return figure.to_html(full_html=False, include_plotlyjs=False, config=config, default_height="320px")
+    height = f"{figure.to_dict()['layout'].get('height', 320)}px"
+    return figure.to_html(full_html=False, include_plotlyjs=False, config=config, default_height=height)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -75,14 +82,20 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     numeric = [any(_is_number(row[i]) for row in body) for i in range(len(header))]
     head = "".join(f"<th{_class(n)}>{escape(h)}</th>" for h, n in zip(header, numeric, strict=True))
     lines = (
-        "<tr>" + "".join(f"<td{_class(n)}>{text(v)}</td>" for v, n in zip(row, numeric, strict=True)) + "</tr>"
+        "<tr>" + "".join(f"<td{_class(n, v)}>{_cell(v)}</td>" for v, n in zip(row, numeric, strict=True)) + "</tr>"
         for row in body
     )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 
-def _class(is_number: bool) -> str:
-    return ' class="number"' if is_number else ""
+def _class(is_number: bool, value: Any = None) -> str:
+    if is_number:
+        return ' class="number"'
+    return ' class="long"' if len(shown(value)) > LONG else ""
+
+
+def _cell(value: Any) -> str:
+    return mark(value) if isinstance(value, Mark) else text(value)
 
 
 def _is_number(value: Any) -> bool:
@@ -96,6 +109,21 @@ class Percent(str):
 def percent(share: float | None) -> Percent | None:
     """A share as a percentage; None stays None."""
     return None if share is None else Percent(f"{100 * share:.2f} %")
+
+
+class Mark(str):
+    """A word that says how something went, in the colour of its tone: good, fair or bad news, or none."""
+
+    tone: str
+
+    def __new__(cls, word: str, tone: str) -> "Mark":
+        made = super().__new__(cls, word)
+        made.tone = tone
+        return made
+
+
+def mark(word: Mark) -> str:
+    return f'<span class="mark {word.tone}">{escape(word)}</span>'
 
 
 def note(sentence: str) -> str:

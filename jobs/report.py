@@ -12,7 +12,9 @@ from typing import Any
 from features.dataset import SPLITS, DatasetManifest
 from features.schema import DenseFeature, SparseFeature
 from jobs import figures
+from jobs.check_sections import checks_section, gate_section
 from jobs.command import local, plain_parser, run_program
+from jobs.figure_style import dashed
 from jobs.markup import document, grid, note, percent, shown, table, text
 from jobs.runfiles import RunFiles
 from training.metrics import METRICS
@@ -44,6 +46,7 @@ def render(run: RunFiles) -> str:
         "training": ("Training", _training(run)),
         "scores": ("Scores", _scores(run)),
         "attribution": ("What predictions rest on", _attribution(run)),
+        **_retraining(run),
         "dataset": ("Dataset", _dataset(run)),
         "sharding": ("Sharding plan", _sharding(run)),
         "speed": ("Time and throughput", _speed(run)),
@@ -178,6 +181,17 @@ def _part_table(found: Mapping[str, Any]) -> str:
     weights = " + ".join(f"{weight:.4f} {name}" for name, weight in (found["fusion_weights"] or {}).items())
     learnt = f" Learnt weights: fused = {weights}." if weights else ""
     return table(("part", *columns, "variance share"), rows) + f"<p>{escape(meaning + learnt)}</p>"
+
+
+def _retraining(run: RunFiles) -> dict[str, tuple[str, str]]:
+    """Sections that a retraining's candidate has and no other run."""
+    sections = {}
+    if run.gate is not None:
+        day = "" if run.gate.day is None else f"<p>Compared on {escape(dashed(run.gate.day))}.</p>"
+        sections["gate"] = ("Gate", day + gate_section(run.gate.verdict, run.gate.metrics))
+    if run.data_checks:
+        sections["checks"] = ("Data checks", checks_section(run.data_checks))
+    return sections
 
 
 def _dataset(run: RunFiles) -> str:

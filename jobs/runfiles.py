@@ -4,10 +4,28 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked
 
 from features.dataset import DatasetError, DatasetManifest
 from features.storage import Place, StorageError, locate
+from jobs.shapes import KeptChecks
+from training.gate import Verdict
+
+T = TypeVar("T")
+
+
+@checked(frozen=True)
+class GateFile:
+    """What the gate said of a candidate."""
+
+    verdict: Verdict
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """candidate and champion -> metrics."""
+    day: str | None = None
+    """Whose rows both were compared on."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +38,8 @@ class RunFiles:
         evaluations: split -> {"metrics", "curves"}.
         best_step: step of the checkpoint that is served, as far as the history tells.
         attribution: of ``jobs.attribute``.
+        data_checks: date -> what was said of each partition that it was trained or tested on, if it is a retraining's.
+        gate: what the gate said of it.
         build: what the last ``jobs.build_dataset`` said of itself.
         notes: why a part is missing, for the reader of the report.
     """
@@ -33,6 +53,8 @@ class RunFiles:
     evaluations: Mapping[str, Any] = field(default_factory=dict)
     best_step: int | None = None
     attribution: Mapping[str, Any] = field(default_factory=dict)
+    data_checks: Mapping[str, KeptChecks] = field(default_factory=dict)
+    gate: GateFile | None = None
     dataset_path: str | None = None
     manifest: DatasetManifest | None = None
     build: Mapping[str, Any] = field(default_factory=dict)
@@ -62,6 +84,8 @@ class RunFiles:
             evaluations={name: _read(path / "evaluation" / f"{name}.json", {}) for name in splits},
             best_step=_best_step(history),
             attribution=_read(path / "attribution.json", {}),
+            data_checks=_checked(path / "checks.json", dict[str, KeptChecks]) or {},
+            gate=_checked(path / "gate.json", GateFile),
             dataset_path=folder,
             manifest=manifest,
             build=_read(locate(folder) / "build.json", {}) if manifest is not None and folder else {},
@@ -96,6 +120,17 @@ def _read(path: Place, absent: Any) -> Any:
         return json.loads(path.read_bytes().decode())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _checked(path: Path, kind: type[T]) -> T | None:
+    """A file of a known kind; keys that are not known here are left alone."""
+    if not path.is_file():
+        return None
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    except ValidationError as error:
+        [first, *_] = error.errors()
+        raise ValueError(f"{path} cannot be read: {first['msg']} at {'.'.join(map(str, first['loc']))}") from error
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:

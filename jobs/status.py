@@ -1,0 +1,77 @@
+"""Say how retraining stands, in the terminal and as one page; nothing of a retraining or its registry is changed."""
+
+import json
+import os
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+
+from jobs.command import local, parse_config_arguments, plain_parser, run_program
+from jobs.config import ConfigError
+from jobs.retraining_status import RetrainingStatus, read_status
+from jobs.status_page import render
+from jobs.status_text import describe
+
+
+def main() -> int:
+    parser = _parser()
+    arguments, _ = parser.parse_known_args()
+    if (arguments.config is None) == (arguments.root is None):
+        parser.error("give either --config FILE or --root DIR")
+    status = _read(parser)
+    print(json.dumps(status.to_json()) if arguments.json else describe(status), flush=True)
+    if status.is_empty:
+        raise ValueError(f"there is nothing to show of {status.root}: python -m jobs.retrain begins it")
+    if arguments.output or not arguments.json:
+        said = write_page(status, Path(arguments.output) if arguments.output else None)
+        print(said, file=sys.stderr if arguments.json else sys.stdout)
+    return 0
+
+
+def _parser() -> ArgumentParser:
+    parser = plain_parser(
+        "jobs.status",
+        "Say how retraining stands: the champion, what became of every day, drift, what is next.",
+        "python -m jobs.status --config mine.toml",
+    )
+    parser.add_argument("--config", action="append", metavar="FILE", help="what jobs.retrain is started with")
+    parser.add_argument("--root", metavar="DIR", help="in place of --config: retrain.root")
+    parser.add_argument("--name", default="ctr", help="with --root: of the model (default: ctr)")
+    parser.add_argument("--registry", metavar="URL", help="with --root: an MLflow server's http:// address")
+    parser.add_argument("--json", action="store_true", help="print one JSON object; a page only with --output")
+    parser.add_argument("--output", metavar="FILE", help="of the page (default: status.html in the root)")
+    return parser
+
+
+def _read(parser: ArgumentParser) -> RetrainingStatus:
+    if parser.parse_known_args()[0].config is None:
+        arguments = parser.parse_args()  # nothing is there that section.key=value could change
+        return read_status(local(arguments.root).absolute(), arguments.name, arguments.registry)
+    _, config = parse_config_arguments(parser)
+    if config.retrain is None:
+        raise ConfigError("config key 'retrain' is missing: see python -m jobs.retrain --help and README.md")
+    rules = config.retrain
+    return read_status(local(rules.root).absolute(), rules.model, rules.registry, config)
+
+
+def write_page(status: RetrainingStatus, output: Path | None) -> str:
+    """Write the page in one step and say where it is; in the root only if that is there and may be written.
+
+    Raises:
+        OSError: ``output`` is given and cannot be written.
+    """
+    path = output or status.root / "status.html"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(render(status), encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if output is not None:
+            raise
+        return f"no page: {error}; --output FILE writes it elsewhere"
+    return f"page: {path}"
+
+
+if __name__ == "__main__":
+    run_program(main)
