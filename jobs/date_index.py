@@ -70,11 +70,11 @@ class DateIndex:
         return found
 
     def partitions(self) -> dict[str, RawPartition]:
-        """Date -> the files that have rows of it, oldest first."""
+        """Date -> the files that have rows of it, oldest first; a file that is gone has none."""
         rows: dict[str, dict[str, int | None]] = {}
         for file in self.files().values():
             for date, num_rows in file.dates.items():
-                if date != UNDATED:
+                if date != UNDATED and Path(file.path).exists():
                     rows.setdefault(date, {})[file.path] = num_rows
         return {date: RawPartition(rows[date], times_of(date)) for date in sorted(rows)}
 

@@ -181,7 +181,9 @@ def _end(place: RetrainFolder, summary: dict[str, Any]) -> None:
 def _describe(place: RetrainFolder, as_of: str | None) -> str:
     lines = []
     if files := place.undated_files():
-        lines.append(f"would look for dates in {len(files)} files first, which may show more than is known now")
+        lines.append(f"would look for dates in {len(files)} files first, which will show more than is known now")
+        if not place.dates.files():
+            return lines[0]
     todo = place.look(as_of, place.champion())
     lines.append(f"would build and check {', '.join(todo.build) or 'nothing'}")
     if todo.test is None:

@@ -20,7 +20,7 @@ from features.rawlog import expand_paths
 from features.window import SOURCE_SPLIT
 from jobs.config import Config
 from jobs.date_index import DateIndex
-from jobs.raw_partitions import RawPartition, date_of, find_late, find_partitions, is_late
+from jobs.raw_partitions import RawPartition, date_of, find_late, find_partitions
 from jobs.registry import ModelVersion, Registry
 from jobs.retraining import RetrainConfig, Todo, plan
 
@@ -79,18 +79,22 @@ class RetrainFolder:
         return self.dates.unknown([str(Path(file).absolute()) for file in expand_paths(self.rules.partitions)])
 
     def raw(self) -> dict[str, RawPartition]:
-        """The log as it is now, oldest first, with partitions of late rows behind their date's own, if they are wanted.
+        """The log as it is now, oldest first: what was built stays, also when its raw files are gone, and partitions of
+        late rows, if they are wanted, stand behind their date's own.
 
         Raises:
-            ValueError: nothing is there.
+            ValueError: nothing is there, or the folder was begun with dates of another kind.
         """
-        found, late = self._there(), {}
+        found, built = self._there(), self._sources()
         if self.rules.late == "build":
-            made = {
-                name: RawPartition(dict.fromkeys(files)) for name, files in self._sources().items() if is_late(name)
-            }
-            late = {**made, **find_late(found, self._sources())}
-        return dict(sorted({**found, **late}.items()))
+            found |= find_late(found, built)
+        found = {**{name: RawPartition(dict.fromkeys(files)) for name, files in built.items()}, **found}
+        lengths = {len(date_of(name)): name for name in found}
+        if len(lengths) > 1:
+            raise ValueError(
+                f"{self.root} has partitions such as {' and '.join(lengths.values())}: choose another root"
+            )
+        return dict(sorted(found.items()))
 
     def late(self) -> dict[str, RawPartition]:
         """What came when its date was built already; no partition has it."""

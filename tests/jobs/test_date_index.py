@@ -42,6 +42,8 @@ def test_a_file_is_looked_through_when_it_is_new_or_has_changed(tmp_path: Path) 
     assert DateIndex(tmp_path / "dates").unknown(files) == (files[0],)
     index.add([files[0]], lambda undated: {files[0]: {"20240103": 3}})
     assert list(index.partitions()) == ["20240102", "20240103"] and index.num_undated() == 0
+    paths[1].unlink()
+    assert list(index.partitions()) == ["20240103"]
 
 
 def test_a_pass_that_was_killed_counts_for_nothing(tmp_path: Path) -> None:
