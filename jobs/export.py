@@ -11,15 +11,23 @@ def main() -> int:
     )
     parser.add_argument("--run", required=True, metavar="DIR")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder, file:// or s3:// URL")
+    parser.add_argument(
+        "--tables",
+        default="float32",
+        choices=["float32", "float16", "int8"],
+        help="precision of the tables that are served (default: float32); jobs.compare_tables says what each costs",
+    )
     parser.add_argument("--golden-input", metavar="FILE", help="raw log for the golden rows, if the dataset's is gone")
     arguments = parser.parse_args()
 
     from training.export import NUM_GOLDEN_ROWS, export
     from training.run import Run
 
-    predictor = export(Run(local(arguments.run)), place(arguments.output), arguments.golden_input)
-    parameters = sum(p.numel() for p in predictor.model.parameters())
-    print(f"exported {parameters:,} parameters to {arguments.output}; up to {NUM_GOLDEN_ROWS} golden rows replayed")
+    predictor = export(Run(local(arguments.run)), place(arguments.output), arguments.golden_input, arguments.tables)
+    print(
+        f"exported {len(predictor.model.tables)} {arguments.tables} tables and the network to {arguments.output}; "
+        f"up to {NUM_GOLDEN_ROWS} golden rows replayed"
+    )
     return 0
 
 

@@ -17,6 +17,7 @@ from jobs.command import local, plain_parser, run_program
 from jobs.figure_style import dashed
 from jobs.markup import document, grid, note, percent, shown, table, text
 from jobs.runfiles import RunFiles
+from jobs.table_section import section as table_section
 from training.metrics import METRICS
 
 
@@ -46,6 +47,7 @@ def render(run: RunFiles) -> str:
         "training": ("Training", _training(run)),
         "scores": ("Scores", _scores(run)),
         "attribution": ("What predictions rest on", _attribution(run)),
+        "tables": ("Smaller tables to serve", table_section(run.tables, str(run.path), run.best_step)),
         **_retraining(run),
         "dataset": ("Dataset", _dataset(run)),
         "sharding": ("Sharding plan", _sharding(run)),

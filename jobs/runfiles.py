@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass as checked
 from features.dataset import DatasetError, DatasetManifest
 from features.storage import Place, StorageError, locate
 from jobs.shapes import KeptChecks
+from jobs.table_section import NAME as TABLES_NAME
 from training.gate import Verdict
 
 T = TypeVar("T")
@@ -38,6 +39,7 @@ class RunFiles:
         evaluations: split -> {"metrics", "curves"}.
         best_step: step of the checkpoint that is served, as far as the history tells.
         attribution: of ``jobs.attribute``.
+        tables: of ``jobs.compare_tables``.
         data_checks: date -> what was said of each partition that it was trained or tested on, if it is a retraining's.
         gate: what the gate said of it.
         build: what the last ``jobs.build_dataset`` said of itself.
@@ -53,6 +55,7 @@ class RunFiles:
     evaluations: Mapping[str, Any] = field(default_factory=dict)
     best_step: int | None = None
     attribution: Mapping[str, Any] = field(default_factory=dict)
+    tables: Mapping[str, Any] = field(default_factory=dict)
     data_checks: Mapping[str, KeptChecks] = field(default_factory=dict)
     gate: GateFile | None = None
     dataset_path: str | None = None
@@ -84,6 +87,7 @@ class RunFiles:
             evaluations={name: _read(path / "evaluation" / f"{name}.json", {}) for name in splits},
             best_step=_best_step(history),
             attribution=_read(path / "attribution.json", {}),
+            tables=_read(path / TABLES_NAME, {}),
             data_checks=_checked(path / "checks.json", dict[str, KeptChecks]) or {},
             gate=_checked(path / "gate.json", GateFile),
             dataset_path=folder,

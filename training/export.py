@@ -2,7 +2,8 @@
 
 Files: ``weights.safetensors``, ``learnt/``, ``config.json`` (resolved), ``metrics.json``, ``calibration.json`` (where
 the run has one), ``golden.jsonl`` (raw rows with their probabilities), and ``artifact.json``, written last, with the
-fingerprints and every other file's sha256.
+fingerprints and every other file's sha256. Tables may be quantised: then golden rows have the quantised model's
+probabilities, and ``artifact.json`` says ``tables``.
 """
 
 import contextlib
@@ -30,10 +31,11 @@ from features.storage import (
 )
 from training import checkpoint
 from training.calibration import CALIBRATION_NAME, Calibration
-from training.config import TrainingConfig
+from training.config import TablePrecision, TrainingConfig
 from training.loop import Scores, score
 from training.model.ctr_model import CTRModel
 from training.predict import ARTIFACT_NAME, GOLDEN_NAME, WEIGHTS_NAME, Predictor
+from training.quantization import check_finite, quantize, to_tensors
 from training.run import Dataset, Run, RunError, build_model
 
 NUM_GOLDEN_ROWS = 64
@@ -58,6 +60,10 @@ class Best(NamedTuple):
         reader = self.dataset.reader(split, self.config)
         logits, labels, weights, group_ids = score(self.model, reader, torch.device("cpu"))
         return self.calibration.apply(logits), labels, weights, group_ids
+
+    def with_tables(self, tables: TablePrecision) -> "Best":
+        """The same with its tables as they would be served in that precision; itself with float32."""
+        return self if tables == "float32" else self._replace(model=quantize(self.model, tables))
 
 
 def load_best(run: Run, dataset: Dataset | None = None) -> Best:
@@ -94,26 +100,28 @@ def _calibration(run: Run, config: TrainingConfig, step: int) -> Calibration:
     return Calibration.from_json(values)
 
 
-def export(run: Run, output: Place, golden_input: str | None = None) -> Predictor:
+def export(run: Run, output: Place, golden_input: str | None = None, tables: TablePrecision = "float32") -> Predictor:
     """Write the artifact of a run's best checkpoint; it appears in one step, replacing an older artifact.
 
     Args:
         run: a finished run.
         output: folder to write.
         golden_input: raw log to take golden rows from; None: the files the dataset was built from.
+        tables: precision of the tables that are served.
 
     Returns:
         The predictor, loaded back from what was written.
 
     Raises:
         RunError: the output folder holds something else, or no raw row is there to take.
+        QuantizationError: a table holds numbers that the precision cannot.
         StorageError: the output's store cannot be written; an older artifact stays as it was.
     """
     _check_output(output)
     if isinstance(output, ObjectPath):
         with temporary_folder() as staging:
             version = staging / new_version_name()
-            _write_artifact(run, version, golden_input, {"folder": version.name})
+            _write_artifact(run, version, golden_input, tables, {"folder": version.name})
             publish(version, output, ARTIFACT_NAME)
         with contextlib.suppress(StorageError):  # what is left goes after the next export
             clean(output, version.name)
@@ -121,7 +129,7 @@ def export(run: Run, output: Place, golden_input: str | None = None) -> Predicto
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        _write_artifact(run, temporary, golden_input, {})
+        _write_artifact(run, temporary, golden_input, tables, {})
         if output.exists():
             shutil.rmtree(output)
         temporary.rename(output)
@@ -140,24 +148,31 @@ def _check_output(output: Place) -> None:
         raise RunError(f"{output} exists and is not an artifact: choose another --output")
 
 
-def _write_artifact(run: Run, folder: Path, golden_input: str | None, more: dict[str, Any]) -> None:
+def _write_artifact(
+    run: Run, folder: Path, golden_input: str | None, tables: TablePrecision, more: dict[str, Any]
+) -> None:
     """Write the artifact's files, ``artifact.json`` last."""
-    model, dataset, training, calibration, _ = load_best(run)
+    best = load_best(run)
+    _, dataset, training, calibration, _ = best
     config = run.read("config.json")
     folder.mkdir(parents=True)
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / WEIGHTS_NAME)
+    tensors = to_tensors(best.model, tables)
+    if tables != "float32":
+        check_finite(tensors)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / WEIGHTS_NAME)
     dataset.learnt.save(folder / "learnt")
     _write(folder / "config.json", config)
     _write(folder / "metrics.json", run.read("metrics.json"))
     if training.calibration.kind != "none":
         _write(folder / CALIBRATION_NAME, calibration.to_json())
-    predictor = Predictor(model, dataset.manifest.schema, dataset.learnt, config, calibration)
+    served = best.with_tables(tables).model
+    predictor = Predictor(served, dataset.manifest.schema, dataset.learnt, config, calibration)
     rows = golden_rows(predictor, dataset, golden_input)
     scores = predictor.predict(rows)
     with (folder / GOLDEN_NAME).open("w", encoding="utf-8") as file:
         for row, probability in zip(rows, scores, strict=True):
             file.write(json.dumps({"row": row, "probability": float(probability)}, ensure_ascii=False) + "\n")
-    _write(folder / ARTIFACT_NAME, {**_describe(folder, dataset, model), **more})
+    _write(folder / ARTIFACT_NAME, {**_describe(folder, best, tables), **more})
 
 
 def golden_rows(predictor: Predictor, dataset: Dataset, golden_input: str | None) -> list[dict[str, Any]]:
@@ -180,13 +195,14 @@ def golden_rows(predictor: Predictor, dataset: Dataset, golden_input: str | None
     return rows
 
 
-def _describe(folder: Path, dataset: Dataset, model: CTRModel) -> dict[str, Any]:
+def _describe(folder: Path, best: Best, tables: TablePrecision) -> dict[str, Any]:
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     return {
-        "version": 1,
-        "schema_fingerprint": dataset.manifest.schema_fingerprint,
-        "learnt_fingerprint": dataset.learnt.fingerprint,
-        "num_parameters": sum(p.numel() for p in model.parameters()),
+        # Version 1 is float32, and whoever reads it needs to know of no other.
+        **({"version": 1} if tables == "float32" else {"version": 2, "tables": tables}),
+        "schema_fingerprint": best.dataset.manifest.schema_fingerprint,
+        "learnt_fingerprint": best.dataset.learnt.fingerprint,
+        "num_parameters": sum(p.numel() for p in best.model.parameters()),
         "files": {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files},
     }
 

@@ -49,7 +49,10 @@ class GateConfig:
     min_segment_rows: Annotated[int, Field(ge=1)] = 100
     """Of each class; smaller segments are not judged."""
     max_score_psi: Limit | None = 0.25
-    """Population stability index of the candidate's probabilities over the deciles of the champion's."""
+    """Population stability index of the candidate's probabilities over the deciles of the champion's. Scores spread as
+    a young model learns: they may, where the whole interval of the logloss' difference is below 0."""
+    max_quantized_auc_drop: Limit | None = 0.0005
+    """By which AUC may fall because the tables are served in a smaller precision than they were trained in."""
     min_class_rows: Annotated[int, Field(ge=1)] | None = 100
     """Rows of each class without which nothing is decided, and the champion stays."""
     num_resamples: Annotated[int, Field(ge=10)] = 1_000
@@ -123,16 +126,19 @@ def judge(
     config: GateConfig,
     segments: Mapping[str, ArrayLike] | None = None,
     group_ids: ArrayLike | None = None,
+    unquantized: ArrayLike | None = None,
 ) -> Verdict:
     """Decide whether a candidate may replace the champion.
 
     Args:
-        candidate: (n,) logits as they would be served, calibrated ones if the model is calibrated.
+        candidate: (n,) logits as they would be served, calibrated ones if the model is calibrated, of quantised tables
+            if those would be served.
         champion: (n,) the same rows' by the model in service; None: there is none, and absolute rules alone decide.
         labels: (n,) 0 or 1.
         weights: (n,) not negative; None: 1 each. Rows of weight 0 do not count.
         segments: name -> (n,) each row's value, such as its country.
         group_ids: (n,) integers: rows of a group are drawn together by the bootstrap, as they are no independent ones.
+        unquantized: (n,) the candidate's logits with the tables it was trained with; None: those are what is served.
 
     Raises:
         DivergedError: the champion's logits hold NaN.
@@ -147,6 +153,9 @@ def judge(
     if num_bad or not all(rows.num_by_class):
         return Verdict((finite, enough))
     rules = [finite, enough, *_absolute(rows, config)]
+    if unquantized is not None and config.max_quantized_auc_drop is not None:
+        before = check_rows(unquantized, labels, weights)[0]
+        rules.append(_quantized(rows, before, config.max_quantized_auc_drop))
     if rows.champion is not None:
         rules += _relative(rows, rows.champion, config)
     return Verdict(tuple(rules))
@@ -218,6 +227,15 @@ def _absolute(rows: _Rows, config: GateConfig) -> list[RuleResult]:
     return results
 
 
+def _quantized(rows: _Rows, unquantized: Floats, limit: float) -> RuleResult:
+    """The same rows and the same model, so there is no luck in it: a plain difference."""
+    served, trained = (auc(scores, rows.labels, rows.weights) for scores in (rows.candidate, unquantized))
+    assert served is not None and trained is not None  # there are rows of both classes
+    drop = trained - served
+    threshold, reason = f"at most {limit:g} lower than unquantized", f"{-drop:+.6f} from {trained:.6f}"
+    return RuleResult("quantized auc", served, None, threshold, drop <= limit, reason)
+
+
 def _both(metric: Any, rows: _Rows) -> tuple[float, float | None]:
     """A metric of the candidate, and of the champion if there is one."""
     of_champion = None if rows.champion is None else metric(rows.champion, rows.labels, rows.weights)
@@ -228,7 +246,7 @@ def _both(metric: Any, rows: _Rows) -> tuple[float, float | None]:
 
 
 def _relative(rows: _Rows, champion: Floats, config: GateConfig) -> list[RuleResult]:
-    results = []
+    results, is_better = [], False
     limits = {"auc": config.max_auc_drop, "logloss": config.max_logloss_rise}
     if any(limit is not None for limit in limits.values()):
         found = paired_bootstrap(
@@ -241,6 +259,7 @@ def _relative(rows: _Rows, champion: Floats, config: GateConfig) -> list[RuleRes
             confidence=config.confidence,
             seed=config.seed,
         )
+        is_better = found["logloss"].high < 0
         for name, metric in (("auc", auc), ("logloss", logloss)):
             limit = limits[name]
             if limit is not None:
@@ -248,7 +267,7 @@ def _relative(rows: _Rows, champion: Floats, config: GateConfig) -> list[RuleRes
                 change = f"at most {limit:g} {'lower' if name == 'auc' else 'higher'}"
                 results.append(RuleResult(name, *_both(metric, rows), change, passed, reason))
     if config.max_score_psi is not None:
-        results.append(_score_shift(rows, champion, config.max_score_psi))
+        results.append(_score_shift(rows, champion, config.max_score_psi, is_better))
     if config.max_segment_rise is not None:
         for name in rows.segments:
             results += _segments(name, rows, champion, config.max_segment_rise, config.min_segment_rows)
@@ -265,13 +284,16 @@ def _decide(name: str, found: Difference, limit: float, config: GateConfig) -> t
     return passed, f"{found.mean:+.6f} ({found.low:+.6f} to {found.high:+.6f}): {verdict}"
 
 
-def _score_shift(rows: _Rows, champion: Floats, limit: float) -> RuleResult:
+def _score_shift(rows: _Rows, champion: Floats, limit: float, is_better: bool) -> RuleResult:
     # A sigmoid keeps the order, so bins of logits are bins of probabilities.
     weights = rows.weights / rows.weights.mean()
     edges = quantile_edges(champion, weights)
     value = population_stability(*(bin_counts(scores, edges, weights) for scores in (champion, rows.candidate)))
-    reason = "" if value <= limit else "its probabilities are spread otherwise than the champion's"
-    return RuleResult("score psi", value, None, f"at most {limit:g}", value <= limit, reason)
+    is_shift = value > limit
+    reason = "its probabilities are spread otherwise than the champion's" if is_shift else ""
+    reason += ", but fit better" if is_shift and is_better else ""
+    threshold = f"at most {limit:g}, or a lower logloss"
+    return RuleResult("score psi", value, None, threshold, is_better or not is_shift, reason)
 
 
 def _segments(name: str, rows: _Rows, champion: Floats, limit: float, min_rows: int) -> list[RuleResult]:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -21,9 +21,10 @@ from features.schema import FeatureSchema
 from features.storage import VERSION, ObjectPath, Place, check_relative, download_all, locate, temporary_folder
 from training.batch import to_batch
 from training.calibration import CALIBRATION_NAME, Calibration, CalibrationError
-from training.config import TrainingConfig
+from training.config import TablePrecision, TrainingConfig
 from training.model.ctr_model import CTRModel
 from training.parallelize import needs_padded_tables
+from training.quantization import QuantizationError, check_layout, restore
 
 ARTIFACT_NAME = "artifact.json"
 WEIGHTS_NAME = "weights.safetensors"
@@ -31,6 +32,8 @@ GOLDEN_NAME = "golden.jsonl"
 GOLDEN_TOLERANCE = 1e-6
 """Largest difference between a golden row's stored and replayed probability."""
 BATCH_SIZE = 4096
+VERSIONS = (1, 2)
+"""Of artifacts: 1 has float32 tables, 2 quantised ones."""
 
 P = TypeVar("P", Path, ObjectPath)
 
@@ -81,7 +84,7 @@ class Predictor:
             description.get("learnt_fingerprint"),
         ):
             raise ArtifactError(f"{folder} belongs to another feature schema: export the model again")
-        model = _load_model(folder / WEIGHTS_NAME, schema, learnt, training)
+        model = _load_model(folder / WEIGHTS_NAME, schema, learnt, training, description.get("tables", "float32"))
         predictor = cls(model, schema, learnt, config, _read_calibration(folder, training))
         predictor._replay(folder / GOLDEN_NAME)
         return predictor
@@ -153,7 +156,9 @@ class Predictor:
                 )
 
 
-def _load_model(weights: Path, schema: FeatureSchema, learnt: Learnt, training: TrainingConfig) -> CTRModel:
+def _load_model(
+    weights: Path, schema: FeatureSchema, learnt: Learnt, training: TrainingConfig, tables: TablePrecision
+) -> CTRModel:
     """The network of a config with the stored weights; memory is taken for it only when their shapes are the same."""
     num_embeddings = {f.name: learnt.num_embeddings(f) for f in schema.sparse}
     padded = needs_padded_tables(training)
@@ -161,10 +166,11 @@ def _load_model(weights: Path, schema: FeatureSchema, learnt: Learnt, training: 
         stored = load_file(weights)
         with torch.device("meta"):
             outline = CTRModel(schema, num_embeddings, training.model, pad_tables=padded, device="meta")
-        outline.load_state_dict(stored, assign=True)
-        model = CTRModel(schema, num_embeddings, training.model, pad_tables=padded)
-        model.load_state_dict(stored)
-    except (SafetensorError, RuntimeError) as error:
+        check_layout(outline, stored, tables)
+        device = "cpu" if tables == "float32" else "meta"  # tables that are not kept take no memory
+        model = CTRModel(schema, num_embeddings, training.model, pad_tables=padded, device=device)
+        restore(model, stored, tables)
+    except (SafetensorError, QuantizationError, RuntimeError) as error:
         raise ArtifactError(f"{weights} does not fit the artifact's config: {error}") from error
     return model
 
@@ -192,10 +198,11 @@ def _files_of(artifact: P, description: dict[str, Any]) -> P:
 def _read_description(artifact: Path) -> tuple[Path, dict[str, Any]]:
     """The folder of the artifact's files, all of them checked, and what ``artifact.json`` says."""
     description = _read_json(artifact / ARTIFACT_NAME)
-    if description.get("version") != 1:
-        raise ArtifactError(
-            f"{artifact} has artifact version {description.get('version')}; this program reads version 1"
-        )
+    version, tables = description.get("version"), description.get("tables", "float32")
+    if version not in VERSIONS:
+        raise ArtifactError(f"{artifact} has artifact version {version!r:.80}; this program reads versions 1 and 2")
+    if tables not in get_args(TablePrecision) or (version == 1) != (tables == "float32"):
+        raise ArtifactError(f"{artifact} has tables of {tables!r:.80}, which version {version} has not")
     folder = _files_of(artifact, description)
     files = description.get("files")
     if not isinstance(files, dict) or not {WEIGHTS_NAME, GOLDEN_NAME, "config.json"} <= set(files):

@@ -23,6 +23,7 @@ OFF = {
     "max_ne": None,
     "max_segment_rise": None,
     "max_score_psi": None,
+    "max_quantized_auc_drop": None,
     "min_class_rows": None,
 }
 
@@ -183,6 +184,16 @@ def test_score_shift_by_hand() -> None:
     assert rule(doubled, "score psi").candidate == pytest.approx(expected, abs=1e-9)
 
 
+def test_scores_that_fit_better_may_shift() -> None:
+    truth, labels, random = rows(7)
+    worse = noisy(truth, random, 2.0)
+    for candidate, champion, is_better in ((truth, worse, True), (worse, truth, False)):
+        limits = only(max_score_psi=0.01, max_logloss_rise=9.0)
+        found = rule(judge(candidate, champion, labels, None, config=limits), "score psi")
+        assert found.candidate is not None and found.candidate > 0.01
+        assert found.passed == is_better and found.reason.endswith("but fit better") == is_better
+
+
 def test_segments_against_naive_ones() -> None:
     truth, labels, random = rows(6)
     weights = random.integers(0, 3, N).astype(float)
@@ -223,6 +234,47 @@ def test_small_segments_are_not_judged() -> None:
         verdict = judge(truth, truth, labels, None, config=limits, segments={"rare": rare})
         assert {r.name for r in verdict.rules if r.name.startswith("rare")} == expected and verdict.passed
     assert "none of 2 segments" in rule(verdict, "rare").reason
+
+
+def test_quantised_tables_at_and_beyond_the_limit() -> None:
+    """Of 4 positives over 5 negatives one pair is lost: AUC falls by 1 / 20."""
+    labels = np.array([0, 0, 0, 0, 0, 1, 1, 1, 1.0])
+    unquantized = np.array([-5, -4, -3, -2, -1, 1, 2, 3, 4.0])
+    served = np.where(unquantized == -1, 1.5, unquantized)
+    for limit, expected in ((0.0501, True), (0.0499, False)):
+        found = rule(
+            judge(served, None, labels, None, config=only(max_quantized_auc_drop=limit), unquantized=unquantized),
+            "quantized auc",
+        )
+        assert (found.passed, found.candidate, found.champion) == (expected, pytest.approx(0.95), None)
+        assert (
+            found.reason == "-0.050000 from 1.000000" and found.threshold == f"at most {limit:g} lower than unquantized"
+        )
+    drop = 1.0 - float(found.candidate)  # type: ignore[arg-type]
+    at_limit = only(max_quantized_auc_drop=drop)
+    assert judge(served, None, labels, None, config=at_limit, unquantized=unquantized).passed
+    # A lost pair that weighs nothing is not lost, and a better order is no fall.
+    weights = np.where(unquantized == -1, 0.0, 1.0)
+    for call in ((served, None, labels, weights), (unquantized, None, labels, None)):
+        other = served if call[3] is None else unquantized
+        assert judge(*call, config=only(max_quantized_auc_drop=0.0), unquantized=other).passed
+
+
+def test_quantised_tables_are_judged_only_where_they_are_served() -> None:
+    truth, labels, random = rows(16)
+    unquantized = noisy(truth, random, 0.05)
+    served = noisy(unquantized, random, 0.3)
+    assert "quantized auc" not in {r.name for r in judge(served, truth, labels, None, config=config()).rules}
+    verdict = judge(served, None, labels, None, config=config(), unquantized=unquantized)
+    assert failed(verdict) == {"quantized auc"}
+    assert rule(verdict, "quantized auc").candidate == pytest.approx(auc(served, labels), abs=1e-12)
+    off = config(max_quantized_auc_drop=None)
+    assert judge(served, None, labels, None, config=off, unquantized=unquantized).passed
+    # What float16 could not hold is refused, and not held against anything.
+    broken = np.where(np.arange(N) < 3, np.nan, served)
+    assert failed(judge(broken, None, labels, None, config=config(), unquantized=unquantized)) == {"finite"}
+    with pytest.raises(ValueError):
+        judge(served, None, labels, None, config=config(), unquantized=unquantized[1:])
 
 
 # ------------------------------------------------------------------------------------------------------- what is judged

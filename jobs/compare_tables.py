@@ -1,0 +1,54 @@
+"""Say what smaller tables save and cost a run's model; the last line of stdout is one JSON object."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from jobs.command import local, plain_parser, run_program
+from jobs.markup import shown
+from jobs.table_section import NAME, rows
+
+
+def main() -> int:
+    parser = plain_parser(
+        "jobs.compare_tables",
+        "Hold the best checkpoint with float16 and int8 tables against itself with float32: bytes, time, metrics.",
+        "python -m jobs.compare_tables --run runs/demo --split test",
+    )
+    parser.add_argument("--run", required=True, metavar="DIR")
+    parser.add_argument("--dataset", metavar="DIR", help="another dataset built with the same vocabularies")
+    parser.add_argument("--split", default="valid", choices=["train", "valid", "test"])
+    parser.add_argument("--seconds", type=float, default=3.0, metavar="S", help="for timing a batch size (default: 3)")
+    arguments = parser.parse_args()
+
+    import torch
+
+    from training.export import load_best
+    from training.run import LEARNT_NAME, Dataset, Run
+    from training.table_precision import compare
+
+    run = Run(local(arguments.run))
+    best = load_best(run, Dataset.open(arguments.dataset) if arguments.dataset else None)
+    found: dict[str, Any] = {
+        "step": best.step,
+        "dataset": str(best.dataset.path),
+        "split": arguments.split,
+        "threads": torch.get_num_threads(),
+        "vocabulary_bytes": sum(path.stat().st_size for path in (run.path / LEARNT_NAME).iterdir()),
+        "precisions": compare(best, arguments.split, seconds=arguments.seconds),
+    }
+    run.write(NAME, found)
+    print(summary(*rows(found)))
+    print(json.dumps(found))
+    return 0
+
+
+def summary(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
+    """The table for a terminal."""
+    texts = [list(header), *([shown(value) for value in line] for line in lines)]
+    widths = [max(len(line[i]) for line in texts) for i in range(len(header))]
+    return "\n".join("  ".join(f"{text:>{w}}" for text, w in zip(line, widths, strict=True)) for line in texts)
+
+
+if __name__ == "__main__":
+    run_program(main)

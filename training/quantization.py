@@ -1,0 +1,175 @@
+"""Quantised tables, smaller to serve: rows of 8-bit integers with a scale and an offset of their own, or of float16.
+
+A row w is kept as integers q = round((w - offset) / scale) and read as scale * q + offset by FBGEMM's inference kernels
+in TorchRec's quantised EmbeddingBagCollection, which gives float32 vectors. All that is no table stays float32.
+
+Shapes: V rows of a table, D its width without padding.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torchrec import EmbeddingBagCollection
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig
+from torchrec.quant.embedding_modules import EmbeddingBagCollection as QuantEmbeddingBagCollection
+
+from training.config import TablePrecision
+from training.model.ctr_model import CTRModel
+from training.model.embedding import EmbeddingTable
+
+SCALE_OFFSET_BYTES = 4
+"""What int8 adds to a row: scale and offset in float16, as FBGEMM reads them."""
+MAX_LEVEL = 255
+
+_BAGS = "embedding.bags.embedding_bags."
+_CHUNK_ROWS = 1 << 20
+
+
+class QuantizationError(ValueError):
+    """A table holds numbers that the asked precision cannot."""
+
+
+def stored_type(table: EmbeddingTable, tables: TablePrecision) -> torch.dtype:
+    """Of a table's numbers. With int8, one up to 4 wide is kept in float16, which is no larger there and more exact."""
+    if tables == "float32":
+        return torch.float32
+    return torch.float16 if tables == "float16" or table.width <= SCALE_OFFSET_BYTES else torch.uint8
+
+
+def quantize_rows(weight_VD: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of float32 as 8-bit integers, none of them off by more than half its row's scale.
+
+    Offsets are rounded down to float16 and scales up, so that a row's ends are within 0 to 255. FBGEMM's own quantiser
+    rounds both to the nearest, which cuts ends off, and makes the scale of a row of nearly equal numbers 0.
+
+    Returns:
+        (V, D) uint8 integers, (V, 2) float16 scales and offsets; a row of zeros stays exactly that.
+    """
+    parts = [_quantize_chunk(chunk) for chunk in weight_VD.split(_CHUNK_ROWS)]
+    levels, scale_offsets = zip(*parts, strict=True)
+    return torch.cat(levels), torch.cat(scale_offsets)
+
+
+def _quantize_chunk(weight_VD: Tensor) -> tuple[Tensor, Tensor]:
+    offset_V1 = -_rounded_up(-weight_VD.amin(1, keepdim=True))
+    scale_V1 = _rounded_up((weight_VD.amax(1, keepdim=True) - offset_V1.float()) / MAX_LEVEL)
+    step_V1 = torch.where(scale_V1 > 0, scale_V1, 1).float()
+    levels = ((weight_VD - offset_V1.float()) / step_V1).round().clamp(0, MAX_LEVEL)
+    return levels.to(torch.uint8), torch.cat([scale_V1, offset_V1], dim=1)
+
+
+def _rounded_up(x: Tensor) -> Tensor:
+    """The least float16 numbers that are not below."""
+    near = x.half()
+    # The bits of float16 numbers of one sign are in the order of their sizes.
+    bits = near.view(torch.int16)
+    above = torch.where(near > 0, bits + 1, torch.where(near < 0, bits - 1, 1)).to(torch.int16).view(torch.float16)
+    return torch.where(near.float() < x, above, near)
+
+
+def to_tensors(model: CTRModel, tables: TablePrecision) -> dict[str, Tensor]:
+    """What an artifact stores of a trained model: its ``state_dict``, with quantised tables in place of its own.
+
+    A table T is ``T.weight``, (V, D) float16 or uint8 without its padding, and with uint8 ``T.scale_offset``, (V, 2).
+    """
+    tensors = dict(model.state_dict())
+    for table in model.tables if tables != "float32" else ():
+        name = f"{_BAGS}{table.name}"
+        weight_VD = tensors[f"{name}.weight"][:, : table.width]
+        if stored_type(table, tables) == torch.uint8:
+            tensors[f"{name}.weight"], tensors[f"{name}.scale_offset"] = quantize_rows(weight_VD)
+        else:
+            tensors[f"{name}.weight"] = weight_VD.half()
+    return tensors
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """See that no number was lost to float16, which ends at 65504.
+
+    Raises:
+        QuantizationError: names the tensor.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise QuantizationError(
+                f"{name} holds numbers that are not finite or too large for float16: export it with float32 tables"
+            )
+
+
+def table_bytes(model: CTRModel, tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of the tables among a model's stored tensors."""
+    names = {f"{_BAGS}{table.name}.{part}" for table in model.tables for part in ("weight", "scale_offset")}
+    return sum(tensor.nbytes for name, tensor in tensors.items() if name in names)
+
+
+def check_layout(outline: CTRModel, tensors: Mapping[str, Tensor], tables: TablePrecision) -> None:
+    """See that stored tensors are those of a model, which may be on the meta device.
+
+    Raises:
+        QuantizationError: names a tensor that is missing, too many, or of another shape or type.
+    """
+    expected = {name: (tuple(t.shape), t.dtype) for name, t in outline.state_dict().items()}
+    for table in outline.tables if tables != "float32" else ():
+        name, dtype = f"{_BAGS}{table.name}", stored_type(table, tables)
+        expected[f"{name}.weight"] = (table.num_embeddings, table.width), dtype
+        if dtype == torch.uint8:
+            expected[f"{name}.scale_offset"] = (table.num_embeddings, 2), torch.float16
+    found = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise QuantizationError(
+                f"tensor {name:.200} is {_shown(found.get(name))} and should be {_shown(expected.get(name))}"
+            )
+
+
+def _shown(shape_and_type: tuple[tuple[int, ...], torch.dtype] | None) -> str:
+    return "absent" if shape_and_type is None else f"{shape_and_type[1]} of shape {shape_and_type[0]}"
+
+
+def quantize(model: CTRModel, tables: TablePrecision) -> CTRModel:
+    """A trained model with its tables as they would be served; with float32 the model itself."""
+    if tables == "float32":
+        return model
+    bags = _make_bags(model, to_tensors(model, tables), tables)
+    return copy.deepcopy(model, {id(model.embedding.bags): bags})  # pyright: ignore[reportArgumentType]
+
+
+def restore(model: CTRModel, tensors: Mapping[str, Tensor], tables: TablePrecision) -> None:
+    """Give a model an artifact's tensors, which ``check_layout`` passed; its own tables may be on the meta device."""
+    if tables == "float32":
+        model.load_state_dict(tensors)
+        return
+    model.load_state_dict({name: t for name, t in tensors.items() if not name.startswith(_BAGS)}, strict=False)
+    model.embedding.register_module("bags", _make_bags(model, tensors, tables))
+
+
+def _make_bags(model: CTRModel, tensors: Mapping[str, Tensor], tables: TablePrecision) -> QuantEmbeddingBagCollection:
+    """The lookup of quantised tables, with copies of their tensors."""
+    configs = _bag_configs(model.embedding.bags, model.tables, tables)
+    weights = {}
+    for table in model.tables:
+        levels = tensors[f"{_BAGS}{table.name}.weight"]
+        scale_offset = tensors.get(f"{_BAGS}{table.name}.scale_offset")
+        # FBGEMM takes and keeps bytes: a row's scale and offset, then its numbers.
+        pair = (levels.view(torch.uint8), None if scale_offset is None else scale_offset.view(torch.uint8))
+        weights[table.name] = pair
+    return QuantEmbeddingBagCollection(
+        configs,
+        is_weighted=False,
+        device=torch.device("cpu"),
+        table_name_to_quantized_weights=weights,
+        row_alignment=1,  # 16, which a GPU needs, would double a row of 8 numbers
+    )
+
+
+def _bag_configs(
+    bags: EmbeddingBagCollection, tables: Sequence[EmbeddingTable], precision: TablePrecision
+) -> list[EmbeddingBagConfig]:
+    types = {torch.uint8: DataType.INT8, torch.float16: DataType.FP16}
+    return [
+        dataclasses.replace(config, embedding_dim=table.width, data_type=types[stored_type(table, precision)])
+        for config, table in zip(bags.embedding_bag_configs(), tables, strict=True)
+    ]
