@@ -12,7 +12,7 @@ from features.window import OtherWindow, join
 from jobs.command import write_json
 from jobs.program import ProgramError, run_module
 from jobs.registry import ModelVersion
-from jobs.retrain_folder import RUN_TAG, TRAINED_TAG, RetrainFolder
+from jobs.retrain_folder import RUN_TAG, TABLES_TAG, TRAINED_TAG, RetrainFolder
 from jobs.retraining import Todo
 
 if TYPE_CHECKING:
@@ -65,7 +65,11 @@ class Candidate:
         run_module("jobs.train", *self.settings, "--run", str(self.run), *resume, *more)
 
     def judge(self) -> tuple["Verdict", dict[str, Any]]:
-        """Score the newest partition with both models; returns the gate's verdict and both models' metrics."""
+        """Score the newest partition with both models as they are served.
+
+        Returns:
+            The gate's verdict, and the metrics of "candidate" and, if there is one, "champion".
+        """
         from training.columns import read_columns
         from training.export import load_best
         from training.gate import judge
@@ -74,10 +78,13 @@ class Candidate:
 
         rules, dataset, run = self.place.rules, Dataset.open(self.window), Run(self.run)
         candidate = load_best(run, dataset)
-        logits, labels, weights, group_ids = candidate.score("test")
+        served = candidate.with_tables(rules.tables)
+        logits, labels, weights, group_ids = served.score("test")
         metrics, before = {"candidate": evaluate(logits, labels, weights, group_ids)}, None
         if self.champion is not None:
-            before = load_best(Run(self.place.run_of(self.champion)), dataset).score("test")[0]
+            champion = load_best(Run(self.place.run_of(self.champion)), dataset)
+            tables: Any = self.champion.tags.get(TABLES_TAG, "float32")
+            before = champion.with_tables(tables).score("test")[0]
             metrics["champion"] = evaluate(before, labels, weights, group_ids)
         reader = dataset.reader("test", candidate.config)
         columns = read_columns(reader, reader.num_rows) if rules.segments else {}
@@ -89,6 +96,7 @@ class Candidate:
             config=rules.gate,
             segments={name: columns[name] for name in rules.segments},
             group_ids=group_ids,
+            unquantized=None if served is candidate else candidate.score("test")[0],
         )
         run.write("evaluation/test.json", {"metrics": metrics["candidate"], "curves": curves(logits, labels, weights)})
         run.write("gate.json", {"day": self.day, "verdict": verdict.to_json(), "metrics": metrics})
@@ -96,7 +104,8 @@ class Candidate:
 
     def export(self) -> None:
         if not (self.run / "artifact" / "artifact.json").exists():
-            run_module("jobs.export", "--run", str(self.run), "--output", str(self.run / "artifact"))
+            output = ("--output", str(self.run / "artifact"), "--tables", self.place.rules.tables)
+            run_module("jobs.export", "--run", str(self.run), *output)
 
     def report(self) -> None:
         """Make the run's page; a good model serves without one, too."""
@@ -123,6 +132,7 @@ class Candidate:
             tags={
                 TRAINED_TAG: json.dumps(sorted({*seen, *self.todo.train})),
                 RUN_TAG: str(self.run.relative_to(root)),
+                TABLES_TAG: self.place.rules.tables,
             },
             extra=[report] if report.exists() else [],
         )

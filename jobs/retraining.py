@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass as checked
 from features.schema import STRICT
 from jobs.data_checks import DataChecksConfig
 from jobs.raw_partitions import DATE, date_of, is_late
+from training.config import TablePrecision
 from training.gate import GateConfig
 
 Ending = Literal["promoted", "refused", "stopped", "failed"]
@@ -47,6 +48,8 @@ class RetrainConfig:
     """Name in the registry."""
     registry: str | None = None
     """Address of an MLflow server; None: a folder in ``root``."""
+    tables: TablePrecision = "float32"
+    """Of the tables that are served; retrain.gate.max_quantized_auc_drop says how much worse they may make a model."""
     segments: tuple[str, ...] = ()
     """Single-valued sparse features whose ids the gate looks at one by one."""
     checks: DataChecksConfig = field(default_factory=DataChecksConfig)
