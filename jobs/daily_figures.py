@@ -76,8 +76,8 @@ def null_rates_by_day(partitions: Sequence[PartitionStatus]) -> go.Figure:
     for partition in partitions:
         for name, rate in partition.null_rates.items():
             rates.setdefault(name, []).append(rate)
-    moving = sorted(rates, key=lambda name: min(rates[name]) - max(rates[name]))
-    figure = blank("", "share of rows without a value")
+    moving = sorted((n for n in rates if any(rates[n])), key=lambda name: min(rates[name]) - max(rates[name]))
+    figure = blank("", "without a value")
     days = [dashed(partition.name) for partition in partitions]
     for name, colour in zip(moving, LINE_COLOURS, strict=False):
         values = [partition.null_rates.get(name) for partition in partitions]

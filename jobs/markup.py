@@ -37,7 +37,7 @@ table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-
 th, td { text-align: left; padding: 5px 10px; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; border-bottom: 2px solid var(--line); }
 td.number, th.number { text-align: right; } tbody tr:hover { background: var(--back); }
-td.long { white-space: normal; min-width: 180px; overflow-wrap: anywhere; } td { vertical-align: top; }
+td.long { white-space: normal; min-width: 200px; overflow-wrap: anywhere; } td { vertical-align: top; }
 .mark { font-weight: 600; } .good { color: #2e7d4f; } .fair { color: #c8591a; } .bad { color: #b3261e; }
 pre { overflow-x: auto; background: var(--back); border: 1px solid var(--line); border-radius: 6px; padding: 12px;
   font: 12.5px/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; margin: 0; max-height: 640px; }

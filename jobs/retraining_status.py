@@ -21,7 +21,7 @@ from jobs.registry_store import RegistryError
 from jobs.retrain_folder import TRAINED_TAG, RetrainFolder
 from jobs.retraining import RetrainConfig, Todo, plan
 from jobs.shapes import distances, limit_of
-from jobs.status_files import Outcome, StatusFiles
+from jobs.status_files import Outcome, StatusFiles, one_line
 
 NUM_SHOWN = 10
 """Retrainings that are listed, the newest ones."""
@@ -168,10 +168,14 @@ def _read_log(place: RetrainFolder, notes: list[str]) -> tuple[tuple[str, ...], 
     try:
         if new := place.undated_files():
             notes.append(f"{len(new)} raw files are new: the next retraining looks for the dates of their rows")
+        for name, more in place.changed().items():
+            notes.append(f"the raw files of {name} have changed by {more:+,} rows since it was built")
+        if undated := place.dates.num_undated():
+            notes.append(f"{undated:,} raw rows have no readable time and are in no partition")
         late = place.late() if place.rules.late == "ignore" else ()
         return tuple(place.raw()), tuple(late)
     except (ValueError, OSError, KeyError, TypeError) as error:
-        notes.append(f"which partitions are there is not known: {error}")
+        notes.append(f"which partitions are there is not known: {one_line(error)}")
         return (), ()
 
 
@@ -224,4 +228,4 @@ def _plan(there: tuple[str, ...], files: StatusFiles, trained: tuple[str, ...] |
     stopped = {name: checks for name, checks in files.checks.items() if checks.level == "stop"}
     todo = plan(there, None, list(files.partitions), stopped, trained, rules)
     # A day is decided once: after a refusal nothing is trained before there is a newer one.
-    return replace(todo, train=(), test=None) if todo.test in files.verdicts else todo
+    return replace(todo, train=(), test=None, valid=None) if todo.test in files.verdicts else todo

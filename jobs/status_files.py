@@ -109,8 +109,13 @@ class _Reader:
                 place = ".".join(map(str, first["loc"]))
                 self.problems.append(f"{path} is damaged: {first['msg']}{f' at {place}' if place else ''}")
             except (ValueError, OSError) as error:
-                self.problems.append(f"{path} cannot be read: {error}")
+                self.problems.append(f"{path} cannot be read: {one_line(error)}")
         return found
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, without the details that some add below."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _read_outcome(path: Path) -> Outcome:

@@ -69,7 +69,8 @@ def next_line(status: RetrainingStatus) -> str:
     if todo.test is not None:
         start = "from the champion" if todo.is_warm else "from nothing"
         checks = ", if its checks allow it" if todo.build else ""
-        parts.append(f"train {start} on {names(todo.train)} and compare on {dashed(todo.test)}{checks}")
+        stop = f", stop by {dashed(todo.valid)}" if todo.valid else ""
+        parts.append(f"train {start} on {names(todo.train)}{stop} and compare on {dashed(todo.test)}{checks}")
     return "; ".join(parts) or "nothing is new"
 
 
@@ -104,10 +105,10 @@ def names(dates: Sequence[str]) -> str:
 
 
 def span(dates: Sequence[str]) -> str:
-    """Partitions as a stretch of time."""
+    """Partitions as a stretch of time, and how many they are."""
     if len(dates) == 1:
         return dashed(dates[0])
-    return f"{dashed(dates[0])} to {dashed(dates[-1])} ({_plural(len(dates), 'partition')})" if dates else ""
+    return f"{dashed(dates[0])} to {dashed(dates[-1])} ({len(dates)})" if dates else ""
 
 
 def age(since: str, now: str) -> str:

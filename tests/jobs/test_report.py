@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from features.dataset import DataFile, DatasetManifest, DenseStatistics, Feature
 from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFeature, VocabularyEncoding
 from jobs.report import render
 from jobs.runfiles import RunFiles
+from tests.browser import open_page
+from tests.jobs.retrained import BROKEN, FIRST, REFUSED, make_retrained
 from training.metrics import curves, evaluate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -198,6 +201,57 @@ def test_a_complete_run(tmp_path: Path):
     assert page.row("read") == ["read", "412,345"]
     assert page.row("build_dataset") == ["build_dataset", "16,260"]
     assert "1,000,000 rows read, 3 rejected" in page.text
+
+
+def make_retrained_run(run: Path, retrained: Path, days: Sequence[str], tested: str) -> None:
+    """Give a run what a retraining leaves in its candidate's: checks of its partitions, and the gate's verdict."""
+    kept = {day: json.loads((retrained / "checks" / f"{day}.json").read_text()) for day in days}
+    (run / "checks.json").write_text(json.dumps(kept))
+    verdict = json.loads((retrained / "verdicts" / f"{tested}.json").read_text())
+    gate = {"day": tested, "verdict": verdict["gate"], "metrics": verdict["metrics"], "a key of tomorrow": 1}
+    (run / "gate.json").write_text(json.dumps(gate))
+
+
+def test_a_retrainings_candidate(tmp_path: Path):
+    """Data checks and gate as pictures and tables, in a real browser; other runs have no such sections."""
+    run, retrained = tmp_path / "run", make_retrained(tmp_path).root
+    make_run(run, tmp_path / "dataset")
+    assert "Data checks" not in Page(render(RunFiles.load(run))).text
+
+    make_retrained_run(run, retrained, [FIRST, BROKEN, REFUSED], REFUSED)
+    files = RunFiles.load(run)
+    html = render(files)
+    page, traces = Page(html), figure_traces(html)
+    assert files.gate is not None and not files.gate.verdict.passed
+    for rule in files.gate.verdict.shown:
+        mark = "ok" if rule.passed else "FAILED"
+        assert page.row(mark, rule.name)[4:] == [rule.threshold, rule.reason]
+    auc = next(rule for rule in files.gate.verdict.rules if rule.name == "auc")
+    assert page.row("FAILED", "auc")[2:4] == [f"{auc.candidate:.6g}", f"{auc.champion:.6g}"]
+    assert "Compared on 2014-10-27." in page.text
+    assert page.row("champion", "2,000")[2] == f"{files.gate.metrics['champion']['auc']:.6g}"
+    assert page.row("2014-10-25", "stop", "nulls", "app")[4] == "1"
+
+    [heat] = [trace for trace in traces if trace["type"] == "heatmap" and "app" in trace["y"]]
+    assert heat["x"] == ["2014-10-25", "2014-10-27"], "of the first day nothing was compared"
+    moved = {r.feature: r.value for r in files.data_checks[REFUSED].results if r.rule == "psi"}
+    bars = [trace for trace in traces if trace.get("name") in ("within its limit", "beyond: warning")]
+    assert {name: x for trace in bars for name, x in zip(trace["y"], trace["x"], strict=True)} == moved
+    [limits] = [trace for trace in traces if trace.get("name") == "limit"]
+    assert limits["x"] == [0.25] * len(moved)
+    shape = files.data_checks[REFUSED].shapes["price"]
+    histograms = [trace for trace in traces if trace.get("x") == list(shape.bins)]
+    assert [trace["y"] for trace in histograms] == [list(shape.reference), list(shape.current)]
+    assert sum(shape.current) == pytest.approx(1, abs=1e-4)
+
+    opened = open_page(html)
+    assert opened.complaints == [] and opened.fetched == []
+    assert len(opened.plots) == html.count("Plotly.newPlot(") and min(opened.plots) > 0
+    assert opened.width <= 1280
+
+    (run / "gate.json").write_text('{"verdict": {"rules": 3}}')
+    with pytest.raises(ValueError, match=r"gate\.json cannot be read: .* at verdict\.rules"):
+        RunFiles.load(run)
 
 
 def test_figures_show_the_files_numbers(tmp_path: Path):
