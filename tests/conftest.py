@@ -1,6 +1,10 @@
 """Fixtures of the whole suite."""
 
 import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +15,22 @@ os.environ.setdefault("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1")
 
 # What a rank, a process of its own, was doing when it crashes; pytest sees to its own process alone.
 os.environ.setdefault("PYTHONFAULTHANDLER", "1")
+
+# The tests' tensors are small, and other tests run beside: a second thread would mostly wait for the first.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With ``-n``: what one module's tests share is made once, and what tests of clusters share, too."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Modules(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.partition("::")[0]
+            return "tests/infra" if module.startswith("tests/infra/") else module
+
+    return Modules(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +43,32 @@ def spark():
     size_shuffles(session, 0)
     yield session
     session.stop()
+
+
+@pytest.fixture
+def run_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """``run_here(main, *arguments) -> (exit code, stdout, stderr)``: a program in this process.
+
+    A process of its own takes seconds to load Torch; programs that need one (Ray, a signal, the command line) get it.
+    """
+    from jobs.command import run_program
+
+    def run(main: Callable[[], int], *arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [main.__module__, *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            run_program(main)
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def one_rank(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/one-rank-store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from jobs import models
-from jobs.command import run_program
 from jobs.registry import Registry
 from tests.jobs.test_registry import ROOT, make_artifact, make_registry
 
@@ -30,18 +29,9 @@ def registry(tmp_path: Path) -> Registry:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Run the program in this process; returns exit code, stdout and stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        line = [*map(str, arguments), "--registry", str(tmp_path / "registry")]
-        monkeypatch.setattr(sys, "argv", ["models", *line])
-        with pytest.raises(SystemExit) as ended:
-            run_program(models.main)
-        out, error = capsys.readouterr()
-        return int(ended.value.code or 0), out, error
-
-    return call
+def run(run_here: Run, tmp_path: Path) -> Run:
+    """Run the program on the registry; returns exit code, stdout and stderr."""
+    return lambda *arguments: run_here(models.main, *arguments, "--registry", tmp_path / "registry")
 
 
 def test_list(run: Run, registry: Registry, tmp_path: Path) -> None:

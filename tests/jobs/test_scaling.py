@@ -1,13 +1,11 @@
 """jobs.scaling as a user runs it."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
 from jobs import scaling
-from jobs.command import run_program
 from tests.tiny_dataset import TINY_FEATURES
 
 SHEET = Path(__file__).parents[2] / "jobs/configs/machines/h100.toml"
@@ -16,38 +14,33 @@ CONFIG = TINY_FEATURES.replace(
 ) + ('[pipeline]\noutput = "unused"\n[training]\ndataset = "none"\nglobal_batch_size = 64\nmodel.embedding_dim = 8\n')
 
 
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["scaling", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        run_program(scaling.main)
-    return int(ended.value.code or 0)
-
-
-def test_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_predictions(tmp_path: Path, run_here):
     (tmp_path / "config.toml").write_text(CONFIG)
     given = ("--config", tmp_path / "config.toml", "--machine", SHEET, "--output", tmp_path / "found.json")
     sizes = ("--world-sizes", 2, 4, "--local-world-size", 2, "--batch-per-rank", 1024)
-    assert call(monkeypatch, *given, *sizes) == 0
+    code, out, error = run_here(scaling.main, *given, *sizes)
+    assert code == 0, error
     found = json.loads((tmp_path / "found.json").read_text())["predictions"]
     assert len(found) == 2 * 2 * len(scaling.SHARDINGS) and all(row["fits"] for row in found)
     for row in found:
         assert sum(row["shares"].values()) == pytest.approx(1.0)
         assert row["rows_per_second"] == pytest.approx(1e3 * row["batch_size"] / max(row["ms"], row["reading_ms"]))
         assert row["rows_per_second_overlapped"] >= row["rows_per_second"]
-    assert capsys.readouterr().out.count("\n| ") == len(found)
+    assert out.count("\n| ") == len(found)
 
 
-def test_a_plan_that_does_not_fit_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_plan_that_does_not_fit_says_so(tmp_path: Path, run_here):
     (tmp_path / "config.toml").write_text(CONFIG)
     given = ("--config", tmp_path / "config.toml", "--machine", SHEET, "--output", tmp_path / "found.json")
     few = ("--world-sizes", 2, "--local-world-size", 2, "--device-memory", "1KiB", "--shardings", "auto", "2d")
-    assert call(monkeypatch, *given, *few) == 0
+    assert run_here(scaling.main, *given, *few)[0] == 0
     found = json.loads((tmp_path / "found.json").read_text())["predictions"]
     assert found and not any(row["fits"] for row in found)
 
 
-def test_a_sheet_with_a_wrong_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_a_sheet_with_a_wrong_key(tmp_path: Path, run_here):
     (tmp_path / "config.toml").write_text(CONFIG)
     (tmp_path / "sheet.toml").write_text("flops = 1.0\nmemory_bandwidth = 1.0\nhbm = 3\n")
-    assert call(monkeypatch, "--config", tmp_path / "config.toml", "--machine", tmp_path / "sheet.toml") == 1
-    assert "sheet.toml: hbm" in capsys.readouterr().err
+    given = ("--config", tmp_path / "config.toml", "--machine", tmp_path / "sheet.toml")
+    code, _, error = run_here(scaling.main, *given)
+    assert code == 1 and "sheet.toml: hbm" in error
