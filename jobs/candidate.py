@@ -112,6 +112,8 @@ class Candidate:
         used = [*self.todo.train, self.todo.valid, self.day]
         write_json(self.run / "checks.json", {name: self.place.checks(name) for name in used if name})
         try:
+            if self.place.rules.tables != "float32":
+                run_module("jobs.compare_tables", "--run", str(self.run), "--split", "test")
             run_module("jobs.report", "--run", str(self.run))
         except ProgramError as error:
             print(f"warning: {error}: the version has no report", flush=True)
