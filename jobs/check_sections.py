@@ -78,7 +78,7 @@ def _largest(checks: Checks) -> list[Result]:
 def gate_section(verdict: Verdict, metrics: Mapping[str, Mapping[str, Any]]) -> str:
     """Each rule with both values, then the metrics of candidate and champion."""
     refused = [rule for rule in verdict.rules if not rule.passed]
-    word = f"refused by {len(refused)} of {len(verdict.rules)} rules" if refused else "passed every rule"
+    word = f"was refused by {len(refused)} of {len(verdict.rules)} rules" if refused else "passed every rule"
     hidden = len(verdict.rules) - len(verdict.shown)
     more = f", {hidden} more segments kept theirs" if hidden else ""
     rules = table(

@@ -6,6 +6,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from jobs.raw_partitions import date_of
+
 BLUE, ORANGE, GREEN, GREY, GOLD, RED = "#1f5fa8", "#c8591a", "#2e7d4f", "#9aa3ad", "#b8860b", "#b3261e"
 INK = "#1d2733"
 
@@ -49,9 +51,10 @@ def plain(name: str) -> str:
     return escape(name, quote=False)
 
 
-def dashed(date: str) -> str:
-    """A partition's date as a person writes it: 20141028 is 2014-10-28, 2014102805 is 2014-10-28 05."""
+def dashed(name: str) -> str:
+    """A partition's name as a person writes its date: 20141028 is 2014-10-28, 2014102805+1 is 2014-10-28 05+1."""
+    date = date_of(name)
     if not date.isdigit() or len(date) not in (6, 8, 10):
-        return date
+        return name
     day = "-".join(part for part in (date[:4], date[4:6], date[6:8]) if part)
-    return f"{day} {date[8:]}".rstrip()
+    return f"{day} {date[8:]}".rstrip() + name.removeprefix(date)

@@ -105,6 +105,7 @@ class RetrainingStatus:
             "registry": self.place,
             "at": self.at,
             "is_running": self.files.is_running,
+            "undecided": self.files.undecided,
             "champion": self.champion and dataclasses.asdict(self.champion),
             "promotions": [{"version": p.version, "at": p.at, "undone": p.undone} for p in self.promotions],
             "last": last and self._described(last),

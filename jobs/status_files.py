@@ -58,6 +58,7 @@ class StatusFiles:
         checks: date -> what data checks said.
         partitions: date -> manifest of its dataset.
         half_built: dates whose dataset has no manifest yet.
+        undecided: days whose candidate was begun and has no verdict yet.
         last: what the last retraining came to.
         is_running: whether a retraining holds the folder; None: this system does not tell.
         problems: a sentence for each file that cannot be read.
@@ -67,6 +68,7 @@ class StatusFiles:
     checks: dict[str, KeptChecks]
     partitions: dict[str, DatasetManifest]
     half_built: tuple[str, ...]
+    undecided: tuple[str, ...]
     last: Outcome | None
     is_running: bool | None
     problems: tuple[str, ...]
@@ -81,11 +83,13 @@ class StatusFiles:
         reader = _Reader()
         folders = sorted(path for path in root.glob("partitions/[!.]*") if path.is_dir())
         built = [folder for folder in folders if (folder / MANIFEST_NAME).is_file()]
+        runs = sorted(path.name for path in root.glob("runs/[!.]*") if path.is_dir())
         return cls(
             verdicts=reader.read_all(root.glob("verdicts/[!.]*.json"), _read_outcome),
             checks=reader.read_all(root.glob("checks/[!.]*.json"), _read_checks),
             partitions=reader.read_all(built, DatasetManifest.load),
             half_built=tuple(folder.name for folder in folders if folder not in built),
+            undecided=tuple(day for day in runs if not (root / "verdicts" / f"{day}.json").exists()),
             last=reader.read_all(root.glob("last.json"), _read_outcome).get("last"),
             is_running=is_held(root / ".lock"),
             problems=tuple(reader.problems),

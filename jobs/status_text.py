@@ -54,8 +54,10 @@ def knowledge_line(status: RetrainingStatus) -> str:
 
 
 def work_line(status: RetrainingStatus) -> str:
+    """Whether a retraining is at work, and which candidates one has begun."""
     words = {True: "a retraining is at work", False: "no retraining", None: "not known on this system"}
-    return words[status.files.is_running]
+    begun = f"; begun and not decided: {names(status.files.undecided)}" if status.files.undecided else ""
+    return words[status.files.is_running] + begun
 
 
 def next_line(status: RetrainingStatus) -> str:

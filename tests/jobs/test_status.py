@@ -15,6 +15,8 @@ from jobs import status
 from jobs.command import write_json
 from jobs.config import load_config
 from jobs.data_checks import Checks, Level, Result
+from jobs.date_index import DateIndex
+from jobs.figure_style import dashed
 from jobs.registry import Registry
 from jobs.retrain_folder import TRAINED_TAG
 from jobs.retraining_status import RetrainingStatus, read_status
@@ -56,8 +58,8 @@ def own(retrained: Retrained, tmp_path: Path) -> Retrained:
     return made
 
 
-def read(made: Retrained) -> RetrainingStatus:
-    return read_status(made.root, "ctr", None, load_config([str(made.config)]))
+def read(made: Retrained, *overrides: str) -> RetrainingStatus:
+    return read_status(made.root, "ctr", None, load_config([str(made.config)], list(overrides)))
 
 
 def tree(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -144,6 +146,11 @@ def test_only_the_last_ten_are_listed(own: Retrained) -> None:
     assert len(found.to_json()["metrics"]) == 14
 
 
+def test_dates() -> None:
+    names = {"201410": "2014-10", "20141028": "2014-10-28", "2014102805+2": "2014-10-28 05+2", "<i>": "<i>"}
+    assert {name: dashed(name) for name in names} == names
+
+
 def test_ages() -> None:
     now = "2014-10-28T12:00:00Z"
     ages = {"2014-10-28T11:59:30Z": "less than a minute", "2014-10-28T11:00:00Z": "1 hour"}
@@ -203,11 +210,13 @@ def test_half_of_it(own: Retrained) -> None:
     (own.root / "partitions" / DAYS[1] / "manifest.json").write_text("{}", encoding="utf-8")
     shutil.rmtree(own.root / "partitions" / DAYS[2])
     (own.root / "partitions" / UNSEEN / "v1").mkdir(parents=True)
+    (own.root / "runs" / UNSEEN).mkdir()
     unfinished = own.root / "verdicts" / f"{ROLLED_BACK}.json"
     write_json(unfinished, {**json.loads(unfinished.read_text()), "is_done": False, "a key of tomorrow": [1]})
     write_json(own.root / "last.json", {"verdict": "failed", "step": "train", "error": "no disk", "day": UNSEEN})
     found = read(own)
     text, states = describe(found), {p.name: p.state for p in found.partitions}
+    assert "at work    no retraining; begun and not decided: 2014-10-30\n" in text
     assert "champion   not known" in text and "is no registry: it has no registry.db" in text
     for name in ("registry", f"{BROKEN}.json", f"{REFUSED}.json", f"{DAYS[1]}/manifest.json"):
         assert name in " ".join(found.notes)
@@ -219,6 +228,39 @@ def test_half_of_it(own: Retrained) -> None:
     assert (failed["verdict"], failed["day"], failed["reasons"]) == ("failed", UNSEEN, ("train: no disk",))
     assert "No version has been promoted yet" in Page(render(found)).text
     assert not (own.root / "registry" / "registry.db").exists()
+
+
+def test_what_comes_late(own: Retrained, tmp_path: Path) -> None:
+    """A day before all others, and more rows of one that is built: wanted or not, by the config."""
+    own = replace(own, logs=tmp_path / "logs")
+    for day in ("20141001", DAYS[1]):
+        own.raw(day).parent.mkdir(parents=True)
+        own.raw(day).write_text("site,click\n", encoding="utf-8")
+    more, logs = f"{DAYS[1]}+1", f"retrain.partitions={own.logs}/day={{date}}/*.csv"
+    states = {p.name: (p.state, p.is_late) for p in read(own, logs).partitions}
+    assert (states[more], states["20141001"]) == (("left out", True), ("not yet seen", True))
+    states = {p.name: (p.state, p.is_late) for p in read(own, logs, "retrain.late=build").partitions}
+    assert states[more] == ("not yet seen", True)
+    found = read(own, logs, "retrain.train_on=window")
+    states = {p.name: (p.state, p.is_late) for p in found.partitions}
+    assert states["20141001"] == ("not yet seen", False), "a window does not go back to it"
+    assert f"1 left out ({more.replace('20141022', '2014-10-22')})" in describe(found)
+
+
+def test_days_that_only_the_rows_tell(own: Retrained) -> None:
+    rows = {str(own.raw(p.name)): {p.name: p.rows} for p in read(own).partitions if p.rows}
+    rows[str(own.raw(FIRST))] = {FIRST: rows[str(own.raw(FIRST))][FIRST] + 5, "20141031": 50, "": 3}
+    DateIndex(own.root / "dates").add(list(rows), lambda _: rows)
+    before = tree(own.root)
+    found = read(own, "retrain.partition_by=day", f"retrain.partitions={own.logs}/*/*.csv")
+    assert [p.state for p in found.partitions if p.name == "20141031"] == ["not yet seen"]
+    assert found.notes == (
+        "2 raw files are new: the next retraining looks for the dates of their rows",
+        "the raw files of 20141021 have changed by +5 rows since it was built",
+        "3 raw rows have no readable time and are in no partition",
+    )
+    assert found.todo is not None and found.todo.build == ("20141031",)
+    assert tree(own.root) == before
 
 
 def test_a_champion_that_retraining_did_not_register(own: Retrained) -> None:
