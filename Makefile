@@ -6,7 +6,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 PYTHON_BIN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo retrain-demo bench chaos test check format package lock
+.PHONY: help setup demo retrain-demo bench chaos test check format package lock airflow-check
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-13s %s\n", $$1, $$2 }'
@@ -20,8 +20,8 @@ demo: setup package ## generated logs -> dataset -> trained, exported and scored
 retrain-demo: setup ## a week of a log that drifts, retrained on every day and served, in runs/retrain-demo
 	$(PYTHON_BIN) -m jobs.retrain_demo
 
-test: setup ## run the tests (ARGS="tests/features -x" for some of them)
-	$(PYTHON_BIN) -m pytest $(ARGS)
+test: setup ## run the tests, two at a time (ARGS="tests/features -x" for some of them, "-n 0" for one at a time)
+	$(PYTHON_BIN) -m pytest -n 2 $(ARGS)
 
 check: setup ## lint, format, types, import rules, unsafe code, known vulnerabilities
 	.venv/bin/ruff check .
@@ -45,3 +45,6 @@ package: setup ## make dist/twinfocus.zip for spark-submit --py-files
 
 lock: setup ## resolve pyproject.toml into requirements/*.txt (UPGRADE=1 takes newer versions)
 	infra/lock.sh
+
+airflow-check: setup ## load the Airflow DAG in a real Airflow (.venv-airflow) and run it on a small log (ARGS=--load: load alone)
+	@infra/airflow/check.sh $(ARGS)

@@ -10,7 +10,7 @@
 # is wrong. It is safe to start again at any time. Paths in the config should be absolute.
 set -euo pipefail
 [ $# -ge 1 ] || { sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2; }
-config=$(realpath "$1")
+config=$(realpath -m "$1")
 cd "$(dirname "$0")/../.."
 
 code=0

@@ -7,6 +7,7 @@ import importlib
 import shlex
 import tomllib
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from infra.k8s.submit import EXIT_UNREACHABLE
+from jobs.command import EXIT_DATA
 from jobs.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,6 +36,8 @@ def pod_templates(document: Document) -> list[Document]:
     if document["kind"] == "RayJob":
         cluster = document["spec"]["rayClusterSpec"]
         return [group["template"] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
+    if document["kind"] == "CronJob":
+        return [document["spec"]["jobTemplate"]["spec"]["template"]]
     return [document["spec"]["template"]] if document["kind"] == "Job" else []
 
 
@@ -79,8 +84,8 @@ def commands(path: Path) -> Iterator[list[str]]:
     for document in documents(path):
         if document["kind"] == "RayJob":
             yield shlex.split(document["spec"]["entrypoint"])
-        elif document["kind"] == "Job":
-            yield from (c["command"] for c in document["spec"]["template"]["spec"]["containers"])
+        else:
+            yield from (c["command"] for t in pod_templates(document) for c in t["spec"]["containers"])
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -97,22 +102,71 @@ def test_commands_are_understood(path: Path):
                 configs.append(word.partition("=")[2] or next(words))
             elif word == "--run":
                 assert next(words).startswith("/data/")
+            elif word == "--as-of":
+                assert next(words) == "$(AS_OF)"
+            elif word.startswith("/manifest/"):
+                assert (ROOT / "infra" / "k8s" / word.removeprefix("/manifest/")) in FILES
             elif not word.startswith("--"):
                 overrides.append(word)
-        load_config([ROOT / config.removeprefix(IMAGE_ROOT) for config in configs], overrides)
+        if configs:
+            load_config([ROOT / config.removeprefix(IMAGE_ROOT) for config in configs], overrides)
 
 
-def test_ray_version_is_the_locked_one():
-    [document] = documents(ROOT / "infra" / "k8s" / "train.yaml")
+@pytest.mark.parametrize("name", ["train.yaml", "rayjob-retrain.yaml"])
+def test_ray_version_is_the_locked_one(name: str):
+    [document] = documents(ROOT / "infra" / "k8s" / name)
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     [pin] = [d.partition("==")[2] for d in dependencies if d.startswith("ray[")]
     assert document["spec"]["rayClusterSpec"]["rayVersion"] == pin
 
 
+def accounts(name: str) -> dict[str, Document]:
+    """The rules of each account of a file, which has a role and a binding of the same name."""
+    found = {(d["kind"], d["metadata"]["name"]): d for d in documents(ROOT / "infra" / "k8s" / name)}
+    rules = {}
+    for account in (n for kind, n in found if kind == "ServiceAccount"):
+        binding = found["RoleBinding", account]
+        assert binding["subjects"] == [{"kind": "ServiceAccount", "name": account}]
+        assert binding["roleRef"]["name"] == account
+        rules[account] = found["Role", account]["rules"]
+    return rules
+
+
 def test_roles_are_bound():
-    """The account of the driver is the one that may make pods."""
-    found = {d["kind"]: d for d in documents(ROOT / "infra" / "k8s" / "spark-build-dataset.yaml")}
-    account = found["ServiceAccount"]["metadata"]["name"]
-    assert found["Job"]["spec"]["template"]["spec"]["serviceAccountName"] == account
-    assert found["RoleBinding"]["subjects"] == [{"kind": "ServiceAccount", "name": account}]
-    assert found["RoleBinding"]["roleRef"]["name"] == found["Role"]["metadata"]["name"]
+    """The accounts of the drivers are those that may make pods; who submits may make RayJobs and no more."""
+    driver = accounts("spark-build-dataset.yaml")
+    retrain = accounts("retrain.yaml")
+    assert retrain["twinfocus-retrain"] == driver["twinfocus-spark"]
+    assert retrain["twinfocus-submit"] == [
+        {"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["create", "get"]}
+    ]
+    for name, account in (
+        ("spark-build-dataset.yaml", "twinfocus-spark"),
+        ("retrain.yaml", "twinfocus-submit"),
+        ("rayjob-retrain.yaml", "twinfocus-retrain"),
+    ):
+        assert pod_templates(documents(ROOT / "infra" / "k8s" / name)[-1])[0]["spec"]["serviceAccountName"] == account
+
+
+def test_one_retraining_at_a_time_ends_before_the_next():
+    cron = documents(ROOT / "infra" / "k8s" / "retrain.yaml")[-1]["spec"]
+    job, [ray_job] = cron["jobTemplate"]["spec"], documents(ROOT / "infra" / "k8s" / "rayjob-retrain.yaml")
+    assert cron["concurrencyPolicy"] == "Forbid"
+    assert ray_job["spec"]["activeDeadlineSeconds"] < job["activeDeadlineSeconds"] < 86_400
+    # Only what the submitter says of a RayJob that failed ends the Job at once.
+    [rule] = job["podFailurePolicy"]["rules"]
+    assert (rule["action"], rule["onExitCodes"]["values"]) == ("FailJob", [EXIT_DATA])
+    assert rule["onExitCodes"]["containerName"] == job["template"]["spec"]["containers"][0]["name"]
+    assert EXIT_UNREACHABLE != EXIT_DATA
+
+
+def test_spark_of_a_retraining_is_that_of_a_build():
+    """The same settings, but for those that start_spark makes itself."""
+    [build] = [c for c in commands(ROOT / "infra" / "k8s" / "spark-build-dataset.yaml")]
+    head = pod_templates(documents(ROOT / "infra" / "k8s" / "rayjob-retrain.yaml")[0])[0]["spec"]["containers"][0]
+    [words] = [shlex.split(e["value"]) for e in head["env"] if e["name"] == "PYSPARK_SUBMIT_ARGS"]
+    ours = {value for flag, value in pairwise(words) if flag == "--conf"}
+    theirs = {word.removeprefix("--conf=") for word in build if word.startswith("--conf=")}
+    assert words[-1] == "pyspark-shell"
+    assert ours - theirs == {"spark.executor.memory=6g"}
+    assert theirs - ours == {"spark.ui.enabled=false"}
