@@ -64,6 +64,12 @@ def document(title: str, subtitle: str, top: str, sections: Mapping[str, tuple[s
     )
 
 
+def cards(values: Mapping[str, Any]) -> str:
+    """The few numbers to see first: what each is -> its value."""
+    found = (f'<div class="card"><b>{text(v)}</b><span>{escape(k)}</span></div>' for k, v in values.items())
+    return f'<div class="cards">{"".join(found)}</div>'
+
+
 def grid(plots: Mapping[str, go.Figure]) -> str:
     """Plots with their titles, side by side where the window allows; a single one takes the whole width."""
     cells = (f"<div><h3>{escape(title)}</h3>{_plot(figure)}</div>" for title, figure in plots.items())

@@ -15,7 +15,7 @@ from jobs import figures
 from jobs.check_sections import checks_section, gate_section
 from jobs.command import local, plain_parser, run_program
 from jobs.figure_style import dashed
-from jobs.markup import document, grid, note, percent, shown, table, text
+from jobs.markup import cards, document, grid, note, percent, shown, table, text
 from jobs.runfiles import RunFiles
 from jobs.table_section import section as table_section
 from training.metrics import METRICS
@@ -80,8 +80,7 @@ def _cards(run: RunFiles) -> str:
         values["AUC short of the oracle"] = oracle - values[f"{best} auc"]
     train = run.metrics.get("train", {})
     values |= {"rows trained on": train.get("rows"), "rows/s in training": train.get("rows_per_second")}
-    cards = (f'<div class="card"><b>{text(v)}</b><span>{escape(k)}</span></div>' for k, v in values.items() if v)
-    return f'<div class="cards">{"".join(cards)}</div>'
+    return cards({name: value for name, value in values.items() if value})
 
 
 def _results(run: RunFiles) -> str:

@@ -6,19 +6,10 @@ from typing import Any
 from jobs import check_figures, daily_figures
 from jobs.check_sections import LEVEL_MARKS, checks_section, gate_section
 from jobs.figure_style import dashed
-from jobs.markup import Mark, document, grid, note, percent, table, text
+from jobs.markup import Mark, cards, document, grid, note, percent, table
 from jobs.retraining_status import NUM_SHOWN, RetrainingStatus
 from jobs.status_files import Outcome
-from jobs.status_text import (
-    age,
-    champion_line,
-    drift_line,
-    knowledge_line,
-    next_line,
-    partitions_line,
-    span,
-    work_line,
-)
+from jobs.status_text import age, facts, span
 
 METRICS = ("auc", "logloss", "calibration", "ne")
 VERDICT_MARKS = {
@@ -50,7 +41,7 @@ def _cards(status: RetrainingStatus) -> str:
     champion, values = status.champion, {}
     if champion is not None:
         values["champion"] = f"version {champion.version}"
-        values["serving for"] = age(champion.promoted or champion.registered, status.at)
+        values["since its promotion"] = age(champion.promoted or champion.registered, status.at)
         if champion.trained_on:
             values["newest day it has seen"] = dashed(champion.trained_on[-1])
             values["newer partitions there"] = len(champion.newer)
@@ -60,20 +51,11 @@ def _cards(status: RetrainingStatus) -> str:
     if status.drift:
         newest = status.drift[max(status.drift)]
         values["features beyond their drift limit"] = sum(result.level != "ok" for result in newest)
-    cards = (f'<div class="card"><b>{text(v)}</b><span>{escape(k)}</span></div>' for k, v in values.items())
-    return f'<div class="cards">{"".join(cards)}</div>' if values else ""
+    return cards(values)
 
 
 def _now(status: RetrainingStatus) -> str:
-    facts = {
-        "champion": champion_line(status),
-        "trained on": knowledge_line(status),
-        "at work": work_line(status),
-        "next": next_line(status),
-        "partitions": partitions_line(status),
-        "drift": drift_line(status),
-    }
-    lines = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items() if v)
+    lines = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts(status).items())
     return f"<dl>{lines}</dl>{''.join(map(note, status.notes))}"
 
 

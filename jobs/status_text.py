@@ -16,32 +16,37 @@ MAX_REASON = 100
 
 def describe(status: RetrainingStatus) -> str:
     """Some lines for a person."""
-    facts = [
-        ("champion", champion_line(status)),
-        ("trained on", knowledge_line(status)),
-        ("at work", work_line(status)),
-        ("next", next_line(status)),
-        ("partitions", partitions_line(status)),
-        ("drift", drift_line(status)),
-        *(("note", note) for note in status.notes),
-    ]
     lines = [f"{status.model} in {status.root}, {status.at}", ""]
-    lines += [f"{name:<11}{value}" for name, value in facts if value]
+    lines += [f"{name:<11}{value}" for name, value in facts(status).items()]
+    lines += [f"{'note':<11}{note}" for note in status.notes]
     header = ("day", "verdict", "by", "champion", "auc", "logloss", "why")
     rows = [_row(outcome, status) for outcome in reversed(status.outcomes[-NUM_SHOWN:])]
     return "\n".join([*lines, *(["", *_aligned([header, *rows])] if rows else [])])
 
 
-def champion_line(status: RetrainingStatus) -> str:
+def facts(status: RetrainingStatus) -> dict[str, str]:
+    """What is to be said in a sentence each, by subject."""
+    found = {
+        "champion": _champion(status),
+        "trained on": _knowledge(status),
+        "at work": _work(status),
+        "next": _next(status),
+        "partitions": _partitions(status),
+        "drift": _drift(status),
+    }
+    return {subject: sentence for subject, sentence in found.items() if sentence}
+
+
+def _champion(status: RetrainingStatus) -> str:
     champion = status.champion
     if champion is None:
         return "not known" if status.registry_problem else "none yet"
     since = champion.promoted or champion.registered
-    word = "serving since" if champion.promoted else "registered"
-    return f"version {champion.version}, {word} {since} ({age(since, status.at)})"
+    word = "promoted" if champion.promoted else "registered"
+    return f"version {champion.version}, {word} {since} ({age(since, status.at)} ago)"
 
 
-def knowledge_line(status: RetrainingStatus) -> str:
+def _knowledge(status: RetrainingStatus) -> str:
     """What the champion was trained on, and what is there that is newer."""
     champion = status.champion
     if champion is None or not champion.trained_on:
@@ -53,14 +58,14 @@ def knowledge_line(status: RetrainingStatus) -> str:
     return f"{span(champion.trained_on)}; {behind}"
 
 
-def work_line(status: RetrainingStatus) -> str:
+def _work(status: RetrainingStatus) -> str:
     """Whether a retraining is at work, and which candidates one has begun."""
     words = {True: "a retraining is at work", False: "no retraining", None: "not known on this system"}
     begun = f"; begun and not decided: {names(status.files.undecided)}" if status.files.undecided else ""
     return words[status.files.is_running] + begun
 
 
-def next_line(status: RetrainingStatus) -> str:
+def _next(status: RetrainingStatus) -> str:
     """What the next retraining does, in a sentence."""
     todo = status.todo
     if todo is None:
@@ -76,7 +81,7 @@ def next_line(status: RetrainingStatus) -> str:
     return "; ".join(parts) or "nothing is new"
 
 
-def partitions_line(status: RetrainingStatus) -> str:
+def _partitions(status: RetrainingStatus) -> str:
     """How many partitions are in which state, and which they are where somebody may have to look."""
     counts = Counter(partition.state for partition in status.partitions)
     parts = []
@@ -88,7 +93,7 @@ def partitions_line(status: RetrainingStatus) -> str:
     return ", ".join(parts) + (f"; late: {names(late)}" if late else "")
 
 
-def drift_line(status: RetrainingStatus) -> str:
+def _drift(status: RetrainingStatus) -> str:
     """The features of the newest day that drifted."""
     if not status.drift:
         return ""

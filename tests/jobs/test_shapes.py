@@ -26,7 +26,7 @@ def test_small_ids_are_one_bar() -> None:
     before = sparse([50, 30, *[1] * 18], rest=2)
     now = sparse([0, 60, *[1] * 17, 21], missing=2)
     found = shapes(moved("user"), profile(user=now), profile(user=before))["user"]
-    assert found["bins"][:2] == ["id 1", "id 2"] and found["bins"][-2:] == ["other ids", "missing"]
+    assert found["bins"][:2] == ("id 1", "id 2") and found["bins"][-2:] == ("other ids", "missing")
     assert "id 20" in found["bins"], "it came anew"
     assert len(found["bins"]) == NUM_IDS + 2
     of = {name: (a, b) for name, a, b in zip(found["bins"], found["current"], found["reference"], strict=True)}

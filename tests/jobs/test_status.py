@@ -123,7 +123,7 @@ def test_what_became_of_every_day(retrained: Retrained) -> None:
 def test_the_summary(retrained: Retrained) -> None:
     text = describe(replace(read(retrained), at="2030-01-01T00:00:00Z"))
     for line in (
-        "champion   version 5, serving since 20",
+        "champion   version 5, promoted 20",
         "trained on 2014-10-21 to 2014-10-27 (5); newest there 2014-10-30, 3 partitions later\n",
         "at work    no retraining\n",
         "next       build and check 2014-10-24, 2014-10-30; train from the champion on 2014-10-24, 2014-10-28, "
