@@ -68,7 +68,7 @@ max_calibration = 9
 max_score_psi = 9
 num_resamples = 10
 """
-END_SECONDS = 240.0
+END_SECONDS = 600.0
 
 
 class Program:

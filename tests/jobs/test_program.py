@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_exit_codes() -> None:
-    run_module("jobs.retrain", "--help")
-    with pytest.raises(ProgramError, match=r"jobs\.retrain failed with exit code 2") as caught:
-        run_module("jobs.retrain")
+    run_module("json.tool", "--help")
+    with pytest.raises(ProgramError, match=r"json\.tool failed with exit code 2") as caught:
+        run_module("json.tool", "--strange")
     assert caught.value.code == 2
 
 
