@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFea
 from jobs.report import render
 from jobs.runfiles import RunFiles
 from tests.browser import open_page
-from tests.jobs.retrained import BROKEN, FIRST, REFUSED, make_retrained
+from tests.jobs.retrained import BROKEN, FIRST, REFUSED, Retrained, add_partition, judge_day
 from training.metrics import curves, evaluate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -203,22 +202,29 @@ def test_a_complete_run(tmp_path: Path):
     assert "1,000,000 rows read, 3 rejected" in page.text
 
 
-def make_retrained_run(run: Path, retrained: Path, days: Sequence[str], tested: str) -> None:
+def make_candidate(run: Path, folder: Path) -> None:
     """Give a run what a retraining leaves in its candidate's: checks of its partitions, and the gate's verdict."""
-    kept = {day: json.loads((retrained / "checks" / f"{day}.json").read_text()) for day in days}
+    made, profiles, days = (
+        Retrained(folder / "retrain", folder / "c.toml", folder / "logs"),
+        {},
+        (FIRST, BROKEN, REFUSED),
+    )
+    for day in days:
+        profiles[day] = add_partition(made, day, {d: p for d, p in profiles.items() if d != BROKEN})
+    kept = {day: json.loads((made.root / "checks" / f"{day}.json").read_text()) for day in days}
     (run / "checks.json").write_text(json.dumps(kept))
-    verdict = json.loads((retrained / "verdicts" / f"{tested}.json").read_text())
-    gate = {"day": tested, "verdict": verdict["gate"], "metrics": verdict["metrics"], "a key of tomorrow": 1}
+    found = judge_day(REFUSED, has_champion=True)
+    gate = {"day": REFUSED, "verdict": found["gate"], "metrics": found["metrics"], "a key of tomorrow": 1}
     (run / "gate.json").write_text(json.dumps(gate))
 
 
 def test_a_retrainings_candidate(tmp_path: Path):
     """Data checks and gate as pictures and tables, in a real browser; other runs have no such sections."""
-    run, retrained = tmp_path / "run", make_retrained(tmp_path).root
+    run = tmp_path / "run"
     make_run(run, tmp_path / "dataset")
     assert "Data checks" not in Page(render(RunFiles.load(run))).text
 
-    make_retrained_run(run, retrained, [FIRST, BROKEN, REFUSED], REFUSED)
+    make_candidate(run, tmp_path)
     files = RunFiles.load(run)
     html = render(files)
     page, traces = Page(html), figure_traces(html)
