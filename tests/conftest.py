@@ -19,11 +19,20 @@ os.environ.setdefault("PYTHONFAULTHANDLER", "1")
 # The tests' tensors are small, and other tests run beside: a second thread would mostly wait for the first.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+LONG = ("tests/chaos/", "tests/infra/", "tests/jobs/", "tests/test_spine.py")
+"""Where clusters are started: begun first, so that short modules are left to share out at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With ``-n``: what one module's tests share is made once, and what tests of clusters share, too."""
+    """With ``-n``: a module's tests stay together, for what they share is made once; so do those of clusters."""
     from xdist.scheduler import LoadScopeScheduling
+
+    config.option.loadscopereorder = False
 
     class Modules(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:

@@ -16,9 +16,10 @@ from features.dataset import DatasetManifest
 from features.storage import ObjectPath, StorageError, locate
 from jobs.config import load_config
 from tests.object_store import KEY, SECRET, Bucket
+from tests.ranks import on_two_ranks
 from tests.test_spine import CONFIG, write_log
 from tests.tiny_dataset import TinyDataset
-from tests.training.test_run import fit_until, make_config, on_two_ranks
+from tests.training.test_run import fit_until, make_config
 from training import checkpoint
 from training.batch import Batch
 from training.checkpoint import CheckpointError

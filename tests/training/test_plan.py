@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torchrec.optim
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 
 from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFeature
+from tests.ranks import on_two_ranks
 from training.config import (
     DenseOptimizer,
     FusedOptimizer,
@@ -73,10 +73,8 @@ def bytes_of(value: Any) -> int:
     return value.numel() * value.element_size() if isinstance(value, torch.Tensor) and value.dim() else 0
 
 
-def train_for_real(rank: int, folder: str) -> None:
+def train_for_real(folder: Path) -> None:
     """What this rank of two holds after ``parallelize``, counted tensor by tensor."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     held = {}
     for name, config in CASES.items():
         parallel = parallelize(build(config), config, torch.device("cpu"))
@@ -96,12 +94,11 @@ def train_for_real(rank: int, folder: str) -> None:
             "state": sum(state),
             "averages": sum(bytes_of(value) for n, value in average if "embedding_bags" in n),
         }
-    Path(folder, f"{rank}.json").write_text(json.dumps(held))
-    dist.destroy_process_group()
+    (folder / f"{dist.get_rank()}.json").write_text(json.dumps(held))
 
 
 def test_a_dry_run_is_what_two_ranks_do(tmp_path: Path):
-    mp.spawn(train_for_real, (str(tmp_path),), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+    on_two_ranks(tmp_path, train_for_real, tmp_path)
     for rank in range(2):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         for name, config in CASES.items():

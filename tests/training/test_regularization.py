@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFeature
+from tests.ranks import on_two_ranks
 from training import checkpoint
 from training.batch import Batch, to_batch
 from training.config import FMEncoder, FusedOptimizer, MLPEncoder, ModelConfig, ReaderConfig, ShardingConfig
@@ -199,18 +198,10 @@ def fit_lanes(folder: Path, dataset: Path) -> None:
         fit(Run(folder / lane), make_config(dataset, optimizer, sharding))
 
 
-def run_rank(rank: int, store: str, folder: Path, dataset: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    fit_lanes(folder, dataset)
-    dist.destroy_process_group()
-
-
 def test_two_ranks_decay_as_one(make_dataset, tmp_path: Path, one_rank) -> None:
     """Bags differ and the last batches are ragged, so ranks hold different numbers of ids."""
     dataset = make_dataset(train=((30, 31), (61,))).path
-    arguments = (str(tmp_path / "store"), tmp_path / "two", dataset)
-    mp.spawn(run_rank, arguments, nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+    on_two_ranks(tmp_path, fit_lanes, tmp_path / "two", dataset)
     fit_lanes(tmp_path / "one", dataset)
     for lane, (optimizer, sharding) in LANES.items():
         config = make_config(dataset, optimizer, sharding)

@@ -2,17 +2,15 @@
 
 import json
 import resource
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-import torch.multiprocessing as mp
 
+from tests.ranks import on_two_ranks
 from training import checkpoint
 from training.checkpoint import CheckpointError
 from training.config import (
@@ -115,18 +113,6 @@ PLANNED = {
 """Lane -> how every one of its tables must be sharded."""
 INTERRUPTED = {"row_wise": 4, "lowered": 16, "dense": 4, "averaged": 4, "unused heads": 4}
 """Lane -> step of the checkpoint from which it goes on at another world size."""
-
-
-def on_two_ranks(tmp_path: Path, work: Callable[..., None], *arguments: Any) -> None:
-    store = tmp_path / f"store-{len(list(tmp_path.glob('store-*')))}"
-    mp.spawn(run_rank, (str(store), work, arguments), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
-
-
-def run_rank(rank: int, store: str, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    work(*arguments)
-    dist.destroy_process_group()
 
 
 def fit_all(folder: Path, dataset: Path, interrupt_after: dict[str, int]) -> None:

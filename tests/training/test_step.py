@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.test_run import LOWERED, MODEL, STEPS_PER_EPOCH, final_model, fit_until, make_config, on_two_ranks
+from tests.ranks import on_two_ranks
+from tests.training.test_run import LOWERED, MODEL, STEPS_PER_EPOCH, final_model, fit_until, make_config
 from training.batch import Batch
 from training.config import CrossNetEncoder, DenseOptimizer, FusedOptimizer, MLPEncoder, ShardingConfig, TrainingConfig
 from training.loop import Progress, Training, make_step, train

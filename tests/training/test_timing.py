@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.training.test_run import make_config, on_two_ranks
+from tests.ranks import on_two_ranks
+from tests.training.test_run import make_config
 from training.config import DenseOptimizer, ShardingConfig
 from training.loop import Progress, Training, make_step, train
 from training.parallelize import parallelize
@@ -70,7 +71,7 @@ LANES: dict[str, dict[str, Any]] = {
     "pipelined": {**SHARDED, "pipelined": True},
     "replicated": {"optimizer": DenseOptimizer()},
 }
-LAG = 0.1
+LAG = 0.3
 
 
 def lag_behind(path: Path, folder: Path) -> None:

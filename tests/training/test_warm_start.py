@@ -12,7 +12,8 @@ import torch
 from features.window import join
 from jobs.config import parse_config
 from jobs.train import _prepare
-from tests.training.test_run import LANES, make_config, on_two_ranks
+from tests.ranks import on_two_ranks
+from tests.training.test_run import LANES, make_config
 from training import checkpoint
 from training.checkpoint import CheckpointError
 from training.config import FMEncoder, MLPEncoder, ModelConfig, ShardingConfig, TrainingConfig

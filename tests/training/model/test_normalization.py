@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from tests.ranks import on_two_ranks
 from training.model.normalization import GlobalBatchNorm
 
 C, STEPS = 4, 2
@@ -49,10 +49,8 @@ def train(norm: nn.BatchNorm1d, case: str, rows: slice) -> dict[str, Tensor]:
     }
 
 
-def run_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    results = {}
+def train_rank(folder: Path) -> None:
+    rank, results = dist.get_rank(), {}
     for case, (first, _) in ROWS_PER_RANK.items():
         results[case] = train(GlobalBatchNorm(C).double(), case, slice(0, first) if rank == 0 else slice(first, None))
     lonely = GlobalBatchNorm(C)
@@ -64,14 +62,13 @@ def run_rank(rank: int, folder: str) -> None:
         "gradient": x.grad,
         **{f"buffer {name}": buffer for name, buffer in lonely.named_buffers()},
     }
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    torch.save(results, folder / f"{rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
     folder: Path = tmp_path_factory.mktemp("ranks")
-    mp.spawn(run_rank, args=(str(folder),), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+    on_two_ranks(folder, train_rank, folder)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
