@@ -1,18 +1,14 @@
-"""What strangers give cannot run code or lead out of its folder, and nobody but this machine reaches our clusters."""
+"""What strangers give cannot run code or lead out of its folder. (tests/test_spine.py: where clusters listen.)"""
 
 import json
 import os
 import pickle
 import shutil
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -22,7 +18,6 @@ from torch import nn
 from features.dataset import DatasetError, DatasetManifest
 from features.rawlog import LogError, LogFormat, read_rows
 from tests.fuzz.targets import digests, make_artifact, make_checkpoint, make_dataset
-from tests.jobs.test_train import write_config
 from tests.tiny_dataset import describe_file
 from training import checkpoint
 from training.checkpoint import CheckpointError
@@ -302,68 +297,7 @@ def test_names_and_links_in_an_artifact(tmp_path: Path) -> None:
         Predictor.load(artifact)
 
 
-# ------------------------------------------------------------------------------------------------------------- sockets
-
-
-def listening(process: psutil.Process) -> set[tuple[str, str]]:
-    """(address, program) of every socket that a process or one below it listens at."""
-    found = set()
-    for one in [process, *process.children(recursive=True)]:
-        try:
-            connections = one.net_connections("inet")
-            found |= {(c.laddr.ip, one.name()) for c in connections if c.status == psutil.CONN_LISTEN}
-        except psutil.Error:
-            continue  # it ended
-    return found
-
-
-def watch(*command: str) -> set[tuple[str, str]]:
-    """Run a program to its end; every socket that it was seen to listen at."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "SPARK_", "GLOO_"))}
-    with subprocess.Popen(
-        [sys.executable, "-m", *command], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as job:
-        seen: set[tuple[str, str]] = set()
-        while job.poll() is None:
-            try:
-                seen |= listening(psutil.Process(job.pid))
-            except psutil.Error:
-                break
-            time.sleep(0.1)
-        assert job.stdout is not None
-        output = job.stdout.read().decode()
-    assert job.returncode == 0, output
-    return seen
-
-
-def check_loopback(seen: set[tuple[str, str]], *programs: str) -> None:
-    for program in programs:
-        assert any(program in name for _, name in seen), f"{program} was not seen to listen: {seen}"
-    elsewhere = {(ip, name) for ip, name in seen if ip.removeprefix("::ffff:") not in ("127.0.0.1", "::1")}
-    assert not elsewhere
-
-
-def test_training_listens_on_loopback(make_dataset, tmp_path: Path) -> None:
-    dataset = make_dataset(train=((400,),) * 2, valid=((128,),)).path
-    config = write_config(tmp_path, dataset, num_workers=2)
-    seen = watch("jobs.train", "--config", str(config), "--run", str(tmp_path / "run"))
-    check_loopback(seen, "gcs_server", "raylet", "RayTrainWorker")
-
-
-def test_building_a_dataset_listens_on_loopback(tmp_path: Path) -> None:
-    config = tmp_path / "tiny.toml"
-    config.write_text(
-        f"""
-        features.label = "click"
-        features.sparse = [{{ name = "user", encoding = {{ kind = "vocabulary" }} }}]
-        pipeline.output = "{tmp_path}/dataset"
-        pipeline.input.train = "{tmp_path}/log.csv"
-        training.dataset = "{tmp_path}/dataset"
-        """
-    )
-    clicks = np.random.default_rng(0).integers(0, 2, 500)
-    (tmp_path / "log.csv").write_text("user,click\n" + "".join(f"u{i % 7},{click}\n" for i, click in enumerate(clicks)))
-    check_loopback(watch("jobs.build_dataset", "--config", str(config)), "java")
+# -------------------------------------------------------------------------------------------------------------- others
 
 
 def test_an_audit_that_cannot_be_made_says_so() -> None:

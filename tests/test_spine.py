@@ -5,9 +5,10 @@ import gzip
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,8 +16,14 @@ import pytest
 import torch
 
 from features.encoding import MissingColumnError, RowError
+from jobs import evaluate as evaluate_run
+from jobs import export as export_run
+from jobs import score
+from jobs.build_dataset import build
+from jobs.config import load_config
 from jobs.report import render
 from jobs.runfiles import RunFiles
+from tests.sockets import Sockets, check_loopback, watch
 from training.batch import to_batch
 from training.calibration import Calibration
 from training.export import export, load_best
@@ -24,7 +31,6 @@ from training.metrics import evaluate
 from training.predict import ArtifactError, Predictor
 from training.run import Run
 
-ROOT = Path(__file__).parents[1]
 COLUMNS = ("row_id", "rating", "user", "movie", "genres", "price", "age", "when")
 CONFIG = """
 [features]
@@ -102,27 +108,36 @@ def write_log(folder: Path) -> dict[str, dict[str, str | None]]:
     return rows
 
 
-def call(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@dataclass(frozen=True)
+class Spine:
+    """Everything the commands leave behind."""
+
+    folder: Path
+    rows: dict[str, dict[str, str | None]]
+    """The log's well-formed rows by row id."""
+    listened: dict[str, Sockets]
+    """Where Spark and Ray listened meanwhile."""
 
 
 @pytest.fixture(scope="module")
-def spine(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, str | None]]]:
-    """Everything the commands leave behind, and the log's well-formed rows."""
+def spine(tmp_path_factory: pytest.TempPathFactory) -> Spine:
     folder = tmp_path_factory.mktemp("spine")
     rows = write_log(folder)
     (folder / "config.toml").write_text(CONFIG.format(folder=folder))
     config = ("--config", str(folder / "config.toml"))
-    call("jobs.build_dataset", *config)
-    call("jobs.train", *config, "--run", str(folder / "run"))
-    call("jobs.export", "--run", str(folder / "run"), "--output", str(folder / "artifact"))
-    return folder, rows
+    spark = watch("jobs.build_dataset", *config)
+    ray = watch("jobs.train", *config, "--run", str(folder / "run"), "training.num_workers=2")
+    export(Run(folder / "run"), folder / "artifact")
+    return Spine(folder, rows, {"Spark": spark, "Ray": ray})
+
+
+def test_clusters_listen_on_loopback(spine: Spine) -> None:
+    check_loopback(spine.listened["Spark"], "java")
+    check_loopback(spine.listened["Ray"], "gcs_server", "raylet", "RayTrainWorker")
 
 
 def test_served_equals_trained(spine) -> None:
-    folder, rows = spine
+    folder, rows = spine.folder, spine.rows
     model, dataset, *_ = load_best(Run(folder / "run"))
     predictor = Predictor.load(folder / "artifact")
     manifest = dataset.manifest
@@ -147,11 +162,12 @@ def test_served_equals_trained(spine) -> None:
     assert len(np.unique(served)) > 1
 
 
-def test_scoring_a_log_keeps_every_row(spine) -> None:
-    folder, rows = spine
+def test_scoring_a_log_keeps_every_row(spine, run_here) -> None:
+    folder, rows = spine.folder, spine.rows
     output = folder / "scores.csv"
-    log, artifact = str(folder / "log.csv.gz"), str(folder / "artifact")
-    call("jobs.score", "--artifact", artifact, "--input", log, "--output", str(output))
+    log, artifact = folder / "log.csv.gz", folder / "artifact"
+    code, _, error = run_here(score.main, "--artifact", artifact, "--input", log, "--output", output)
+    assert code == 0, error
     with output.open(newline="") as file:
         scores = list(csv.DictReader(file))
     assert [int(score["line"]) for score in scores] == list(range(2, 1002))
@@ -163,20 +179,27 @@ def test_scoring_a_log_keeps_every_row(spine) -> None:
     assert json.loads((folder / "scores.csv.json").read_text())["errors"] == 10
 
 
-def test_evaluate_prints_one_json_object_last(spine) -> None:
-    folder, _ = spine
-    result = json.loads(call("jobs.evaluate", "--run", str(folder / "run"), "--split", "test").splitlines()[-1])
+def evaluated(run_here: Callable[..., tuple[int, str, str]], run: Path, split: str) -> dict[str, Any]:
+    """The JSON object that the program prints last."""
+    code, out, error = run_here(evaluate_run.main, "--run", run, "--split", split)
+    assert code == 0, error
+    return json.loads(out.splitlines()[-1])
+
+
+def test_evaluate_prints_one_json_object_last(spine, run_here) -> None:
+    folder = spine.folder
+    result = evaluated(run_here, folder / "run", "test")
     assert set(result) == {"split", "rows", "auc", "logloss", "ne", "calibration", "ece", "gauc"}
     assert result["split"] == "test" and result["rows"] == 198
-    valid = json.loads(call("jobs.evaluate", "--run", str(folder / "run"), "--split", "valid").splitlines()[-1])
+    valid = evaluated(run_here, folder / "run", "valid")
     trained = Run(folder / "run").read("metrics.json")["valid"]
     assert valid["auc"] == pytest.approx(trained["auc"], abs=1e-6)
     assert valid["logloss"] == pytest.approx(trained["logloss"], abs=1e-6)
 
 
-def test_calibrated_served_equals_calibrated_trained(spine, tmp_path: Path) -> None:
+def test_calibrated_served_equals_calibrated_trained(spine, tmp_path: Path, run_here) -> None:
     """Scale and offset are set by hand: this log's labels are noise, and nothing can be fitted to them."""
-    folder, rows = spine
+    folder, rows = spine.folder, spine.rows
     raw = Predictor.load(folder / "artifact")
     assert not (folder / "artifact" / "calibration.json").exists() and raw.calibration == Calibration()
     shutil.copytree(folder / "run", tmp_path / "run")
@@ -188,7 +211,9 @@ def test_calibrated_served_equals_calibrated_trained(spine, tmp_path: Path) -> N
     run.write("calibration.json", {"step": run.read("metrics.json")["best_step"], **numbers})
     run.write("metrics.json", {**run.read("metrics.json"), "platt": numbers})
 
-    predictor = export(run, tmp_path / "artifact")
+    code, out, error = run_here(export_run.main, "--run", run.path, "--output", tmp_path / "artifact")
+    assert code == 0 and out.endswith("golden rows replayed\n"), error
+    predictor = Predictor.load(tmp_path / "artifact")
     with torch.no_grad():
         z = load_best(run).model(to_batch(predictor._encoder.encode(list(rows.values())), predictor.schema)).fused
     expected = 1 / (1 + np.exp(-(0.3 * z.double().numpy() - 1.7)))
@@ -199,7 +224,7 @@ def test_calibrated_served_equals_calibrated_trained(spine, tmp_path: Path) -> N
     golden = [json.loads(line) for line in (tmp_path / "artifact" / "golden.jsonl").read_text().splitlines()]
     np.testing.assert_allclose([g["probability"] for g in golden], predictor.predict([g["row"] for g in golden]))
 
-    result = json.loads(call("jobs.evaluate", "--run", str(run.path), "--split", "test").splitlines()[-1])
+    result = evaluated(run_here, run.path, "test")
     logits, labels, weights, groups = load_best(Run(folder / "run")).score("test")
     expected = evaluate(0.3 * logits - 1.7, labels, weights, groups)
     assert result == {"split": "test", **expected}
@@ -227,7 +252,7 @@ def test_calibrated_served_equals_calibrated_trained(spine, tmp_path: Path) -> N
 
 
 def test_unseen_values_score_and_missing_columns_do_not(spine) -> None:
-    folder, rows = spine
+    folder, rows = spine.folder, spine.rows
     predictor = Predictor.load(folder / "artifact")
     new = {**rows["r1"], "user": "nobody yet", "movie": "unheard of", "genres": "new|newer"}
     assert 0 < predictor.predict([new])[0] < 1
@@ -240,7 +265,7 @@ def test_unseen_values_score_and_missing_columns_do_not(spine) -> None:
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "golden.jsonl", "learnt/vocabulary.movie.json"])
 def test_changed_artifact_is_refused(spine, tmp_path: Path, name: str) -> None:
-    folder, _ = spine
+    folder = spine.folder
     artifact = tmp_path / "artifact"
     shutil.copytree(folder / "artifact", artifact)
     content = (artifact / name).read_bytes()
@@ -250,7 +275,7 @@ def test_changed_artifact_is_refused(spine, tmp_path: Path, name: str) -> None:
 
 
 def test_artifact_that_scores_differently_is_refused(spine, tmp_path: Path) -> None:
-    folder, _ = spine
+    folder = spine.folder
     artifact = tmp_path / "artifact"
     shutil.copytree(folder / "artifact", artifact)
     golden = artifact / "golden.jsonl"
@@ -265,11 +290,9 @@ def test_artifact_that_scores_differently_is_refused(spine, tmp_path: Path) -> N
         Predictor.load(artifact)
 
 
-def test_dataset_with_other_vocabularies_is_refused(spine, tmp_path: Path) -> None:
-    folder, _ = spine
-    config = ("--config", str(folder / "config.toml"))
-    earlier = "pipeline.split.valid_from=1970-01-01T00:05:00"
-    call("jobs.build_dataset", *config, f"pipeline.output={tmp_path}/other", earlier)
-    arguments = ["jobs.evaluate", "--run", str(folder / "run"), "--dataset", f"{tmp_path}/other"]
-    done = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "its ids mean something else" in done.stderr
+def test_dataset_with_other_vocabularies_is_refused(spine, spark, tmp_path: Path, run_here) -> None:
+    folder = spine.folder
+    earlier = [f"pipeline.output={tmp_path}/other", "pipeline.split.valid_from=1970-01-01T00:05:00"]
+    build(spark, load_config([str(folder / "config.toml")], earlier))
+    code, _, error = run_here(evaluate_run.main, "--run", folder / "run", "--dataset", tmp_path / "other")
+    assert code == 1 and "its ids mean something else" in error
