@@ -1,18 +1,15 @@
 """jobs.attribute on a trained run, and what jobs.report makes of it."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch.distributed as dist
 
+from jobs import attribute
 from jobs.attribute import summary
 from jobs.report import render
 from jobs.runfiles import RunFiles
@@ -21,12 +18,11 @@ from training.export import load_best
 from training.metrics import auc, logloss
 from training.run import Dataset, Run, fit
 
-ROOT = Path(__file__).parents[2]
 FIELDS = {"user", "genres", "device", "age", "row", "price"}
 
 
 @pytest.fixture
-def run(tmp_path: Path, make_dataset: Callable[..., Any]) -> Iterator[Run]:
+def run(tmp_path: Path, make_dataset: Callable[..., Any], one_rank: None) -> Run:
     """A run of two epochs with gates in its selection and in its fusion."""
     dataset = Dataset.open(make_dataset(valid=((60, 40), (20,))).path)
     model = ModelConfig(
@@ -46,31 +42,17 @@ def run(tmp_path: Path, make_dataset: Callable[..., Any]) -> Iterator[Run]:
         "learnt_fingerprint": manifest.learnt_fingerprint,
     }
     made.write("dataset.json", {"dataset": str(dataset.path), **fingerprints})
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     fit(made, config)
-    yield made
-    dist.destroy_process_group()
+    return made
 
 
-def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "jobs.attribute", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-
-
-def test_the_program_and_the_report(run: Run):
+def test_the_program_and_the_report(run: Run, run_here):
     before = render(RunFiles.load(run.path))
     assert f"python -m jobs.attribute --run {run.path} makes it" in before
 
-    done = call("--run", str(run.path), "--repeats", "2")
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""  # no progress bar where nobody looks
-    *lines, last = done.stdout.splitlines()
+    code, out, error = run_here(attribute.main, "--run", run.path, "--repeats", 2)
+    assert (code, error) == (0, "")  # no progress bar where nobody looks
+    *lines, last = out.splitlines()
     line, found = json.loads(last), run.read("attribution.json")
     logits, labels, weights, _ = load_best(run).score("valid")
     assert found["auc"] == pytest.approx(auc(logits, labels, weights), abs=1e-9)
@@ -109,9 +91,9 @@ def test_the_program_and_the_report(run: Run):
 
     # A longer split is sampled, and a foreign dataset named; branch logits that no loss asks to predict are not drawn.
     other = shutil.copytree(dataset, run.path.parent / "other")
-    foreign = ("--dataset", str(other), "--split", "train", "--max-rows", "50", "--repeats", "1")
-    done = call("--run", str(run.path), *foreign)
-    assert "50 evenly spaced rows of 192; --max-rows takes more" in done.stderr
+    foreign = ("--dataset", other, "--split", "train", "--max-rows", 50, "--repeats", 1)
+    _, _, error = run_here(attribute.main, "--run", run.path, *foreign)
+    assert "50 evenly spaced rows of 192; --max-rows takes more" in error
     words = f"50 rows of 192 (evenly spaced) of the split train of another dataset, {other};"
     assert words in render(RunFiles.load(run.path))
     files = RunFiles.load(run.path)
@@ -148,10 +130,9 @@ def test_the_summary_has_a_line_a_number():
     ]
 
 
-def test_what_it_refuses(tmp_path: Path):
-    done = call("--run", str(tmp_path))
-    assert (done.returncode, done.stdout) == (1, "")
-    assert f"error: {tmp_path} is not a usable run" in done.stderr
-    done = call("--run", str(tmp_path), "--repeats", "0")
-    assert done.returncode == 2
-    assert "--repeats must be 1 or more" in done.stderr
+def test_what_it_refuses(tmp_path: Path, run_here):
+    code, out, error = run_here(attribute.main, "--run", tmp_path)
+    assert (code, out) == (1, "")
+    assert f"error: {tmp_path} is not a usable run" in error
+    code, _, error = run_here(attribute.main, "--run", tmp_path, "--repeats", 0)
+    assert code == 2 and "--repeats must be 1 or more" in error

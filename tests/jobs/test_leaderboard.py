@@ -1,20 +1,23 @@
-"""jobs.leaderboard as a user runs it: through jobs.train on real Ray, resumed, repeated and refused."""
+"""jobs.leaderboard: its table and page, resumed through jobs.train on real Ray, repeated and refused."""
 
+import argparse
 import csv
 import json
 import shutil
-import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
-from jobs.config import ConfigError, read_checked
+from jobs import leaderboard
+from jobs.config import ConfigError, load_config, read_checked
 from jobs.leaderboard import Leaderboard
+from jobs.train import _prepare
 from tests.jobs.test_train import write_config
 from training.metrics import METRICS
+from training.run import Run, fit
 
-ROOT = Path(__file__).parents[2]
 LEADERBOARD = """
 output = "{output}"
 cells_folder = "{output}/cells"
@@ -34,19 +37,29 @@ configs = ["jobs/configs/models/fm.toml"]
 """
 
 
-def call(path: Path) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "jobs.leaderboard", "--config", str(path)]
-    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+def train_here(module: str, words: Sequence[str], log: Path) -> None:
+    """What jobs.train does, without Ray, whose start takes far longer than so small a training."""
+    assert module == "jobs.train"
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--config", action="append")
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    arguments, overrides = parser.parse_known_args(words)
+    config = _prepare(arguments.run, load_config(arguments.config, overrides), arguments.resume)
+    fit(Run(arguments.run), config.training)
 
 
-def test_leaderboard(make_dataset, tmp_path: Path) -> None:
+def test_leaderboard(make_dataset, tmp_path: Path, run_here, one_rank, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = make_dataset(valid=((64,),), test=((64,),)).path
     path, output = tmp_path / "leaderboard.toml", tmp_path / "board"
     text = LEADERBOARD.format(output=output, config=write_config(tmp_path, dataset))
     path.write_text(text)
-    done = call(path)
-    assert done.returncode == 0, done.stderr
-    assert "2 seeds  test auc" in done.stdout and "reference" in done.stdout
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # the other tests' own
+    with monkeypatch.context() as patch:
+        patch.setattr(leaderboard, "_call", train_here)
+        code, out, error = run_here(leaderboard.main, "--config", path)
+    assert code == 0, error
+    assert "2 seeds  test auc" in out and "reference" in out
     table = (output / "leaderboard.csv").read_text()
     rows = {row["model"]: row for row in csv.DictReader(table.splitlines())}
     assert rows["TF4CTR"]["seeds"] == "2" and float(rows["TF4CTR"]["test_auc_std"]) >= 0
@@ -63,13 +76,13 @@ def test_leaderboard(make_dataset, tmp_path: Path) -> None:
     page = (output / "leaderboard.html").read_text()
     assert "Minus TF4CTR" in page and "src=" not in page.split("</script>")[-1]
 
-    # Killed after two cells: the third is made again, and everything comes out the same. A kept result from before a
-    # metric and a config key existed is read as it is.
+    # Killed after two cells: jobs.train makes the third again, and everything comes out the same. A kept result from
+    # before a metric and a config key existed is read as it is.
     del one["test"]["ece"], one["request"]["config"]["training"]["ema_decay"]
     (output / "cells" / "results" / "tiny--tf4ctr--seed=1.json").write_text(json.dumps(one))
     shutil.rmtree(output / "cells" / "runs" / "tiny" / "fm")
     (output / "cells" / "results" / "tiny--fm--seed=1.json").unlink()
-    assert call(path).returncode == 0
+    assert run_here(leaderboard.main, "--config", path)[0] == 0
     again = {row["model"]: row for row in csv.DictReader((output / "leaderboard.csv").read_text().splitlines())}
     for row in (*rows.values(), *again.values()):
         row.pop("train_seconds")
@@ -79,8 +92,8 @@ def test_leaderboard(make_dataset, tmp_path: Path) -> None:
     assert again == rows
 
     path.write_text(text.replace("max_epochs=1", "max_epochs=2"))
-    changed = call(path)
-    assert changed.returncode == 1 and "is of another config or dataset: delete it" in changed.stderr
+    code, _, error = run_here(leaderboard.main, "--config", path)
+    assert code == 1 and "is of another config or dataset: delete it" in error
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,12 @@ import pytest
 import torch
 
 from jobs import train
+from jobs.config import load_config
+from tests.ranks import on_two_ranks
 from tests.tiny_dataset import TINY_FEATURES
+from training import checkpoint
 from training.export import load_best
-from training.run import Run
+from training.run import Run, fit
 
 CONFIG = (
     TINY_FEATURES
@@ -65,7 +68,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 def start(config: Path, run: Path, *more: str) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
     """A training that has written its first checkpoint, and its workers."""
     words = command(config, run, *more)
-    job = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    job = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 180
     while not list((run / "checkpoints").glob("step=*")):
         assert job.poll() is None and time.monotonic() < deadline, job.stderr and job.stderr.read()
@@ -74,24 +77,27 @@ def start(config: Path, run: Path, *more: str) -> tuple[subprocess.Popen[str], l
     return job, [p for p in children if any("RayTrainWorker" in word for word in p.cmdline())]
 
 
-def killed_in_mid_epoch(config: Path, run: Path) -> None:
-    """Train with a worker killed between two checkpoints of the first epoch; returns when the job is through."""
-    job, workers = start(config, run)
+def killed_in_mid_epoch(config: Path, run: Path, *more: str) -> str:
+    """Train with a worker killed between two checkpoints of the first epoch; what the job printed by its end."""
+    job, workers = start(config, run, *more)
     assert len(workers) == 2
     os.kill(workers[1].pid, signal.SIGKILL)
     assert (run / "metrics.json").exists() is False
-    _, errors = job.communicate(timeout=300)
+    output, errors = job.communicate(timeout=300)
     assert job.returncode == 0, errors
+    return output
 
 
 def test_killed_worker_changes_nothing_but_the_time(make_dataset, tmp_path: Path) -> None:
+    """Beside it: the same training on two ranks that no Ray has started."""
     dataset = make_dataset(train=((800,),) * 4, valid=((512,),)).path
-    config = write_config(tmp_path, dataset, num_workers=2)
-    done = call(config, tmp_path / "quiet")
-    assert done.returncode == 0, done.stderr
-    assert "trained 2 epochs" in done.stdout and "valid (best" in done.stdout
+    config, one_thread = write_config(tmp_path, dataset, num_workers=2), "training.threads_per_worker=1"
+    output = killed_in_mid_epoch(config, tmp_path / "killed", one_thread)
+    assert "trained 2 epochs" in output and "valid (best" in output
 
-    killed_in_mid_epoch(config, tmp_path / "killed")
+    (tmp_path / "quiet").mkdir()
+    prepared = train._prepare(tmp_path / "quiet", load_config([str(config)], [one_thread]), resume=False)
+    on_two_ranks(tmp_path, fit, Run(tmp_path / "quiet"), prepared.training)
     quiet, killed = weights(tmp_path / "quiet"), weights(tmp_path / "killed")
     assert all(torch.equal(quiet[name], killed[name]) for name in quiet)
     for run in ("quiet", "killed"):
@@ -100,16 +106,36 @@ def test_killed_worker_changes_nothing_but_the_time(make_dataset, tmp_path: Path
     assert steps == sorted(steps)
 
 
-def test_sigterm_ends_the_workers_too(make_dataset, tmp_path: Path) -> None:
+def test_sigterm_ends_the_workers_too_and_resume_goes_on(make_dataset, tmp_path: Path, run_here) -> None:
     dataset = make_dataset(train=((800,),) * 4).path
+    config, run = write_config(tmp_path, dataset), tmp_path / "run"
     # So many epochs that it is not over when the signal comes, however busy the machine.
-    job, workers = start(write_config(tmp_path, dataset), tmp_path / "run", "training.max_epochs=1000")
+    job, workers = start(config, run, "training.max_epochs=1000")
     job.terminate()
-    _, errors = job.communicate(timeout=60)
+    _, errors = job.communicate(timeout=180)
     assert job.returncode == 128 + signal.SIGTERM
     assert "terminated: --resume goes on from the newest checkpoint" in errors
     assert len(workers) == 1 and not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in workers)
-    assert not (tmp_path / "run" / "metrics.json").exists()
+    assert not (run / "metrics.json").exists()
+
+    here = ("--config", config, "--run", run)
+    code, _, error = run_here(train.main, *here)
+    assert code == 1 and "already holds a run: add --resume" in error
+    code, _, error = run_here(train.main, *here, "--resume", "training.seed=7")
+    assert code == 2 and "--resume cannot change training.seed" in error
+    before = checkpoint.newest(run / "checkpoints")
+    assert before is not None
+    epochs = before.progress["epoch"] + 1
+    resumed = call(config, run, "--resume", f"training.max_epochs={epochs}")
+    assert resumed.returncode == 0, resumed.stderr
+    assert Run(run).read("metrics.json")["train"]["rows"] == epochs * 3_200
+
+    newest = checkpoint.newest(run / "checkpoints")
+    assert newest is not None and newest.step == epochs * 100 > before.step
+    shard = next((run / "checkpoints" / f"step={newest.step:09d}").glob("*.distcp"))
+    shard.write_bytes(shard.read_bytes()[:100])
+    code, _, error = run_here(train.main, *here, "--resume", "training.max_epochs=1000")
+    assert code == 1 and f"step={newest.step:09d} is damaged" in error and len(error.splitlines()) == 1
 
 
 def test_workers_of_a_killed_program_are_waited_for_or_kept_out(
@@ -137,26 +163,6 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
     assert train._final_word(OSError(errno.EIO, "Input/output error"), tmp_path) is None
 
 
-def test_resume_and_refusals(make_dataset, tmp_path: Path) -> None:
-    dataset = make_dataset().path
-    config, run = write_config(tmp_path, dataset), tmp_path / "run"
-    done = call(config, run, "training.max_epochs=1")
-    assert done.returncode == 0, done.stderr
-
-    again = call(config, run)
-    assert again.returncode == 1 and "already holds a run: add --resume" in again.stderr
-    changed = call(config, run, "--resume", "training.seed=7")
-    assert changed.returncode == 2 and "--resume cannot change training.seed" in changed.stderr
-    resumed = call(config, run, "--resume")
-    assert resumed.returncode == 0, resumed.stderr
-    assert Run(run).read("metrics.json")["train"]["rows"] == 2 * 192
-
-    shard = next((run / "checkpoints").glob("step=000000012/*.distcp"))
-    shard.write_bytes(shard.read_bytes()[:100])
-    cut = call(config, run, "--resume", "training.max_epochs=3")
-    assert cut.returncode == 1 and "step=000000012 is damaged" in cut.stderr and len(cut.stderr.splitlines()) == 1
-
-
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -168,7 +174,7 @@ def test_resume_and_refusals(make_dataset, tmp_path: Path) -> None:
         ("run not writable", "cannot be written"),
     ],
 )
-def test_bad_input_is_one_sentence(make_dataset, tmp_path: Path, damage: str, words: str) -> None:
+def test_bad_input_is_one_sentence(make_dataset, tmp_path: Path, run_here, damage: str, words: str) -> None:
     tiny = make_dataset()
     config, run, more = write_config(tmp_path, tiny.path), tmp_path / "run", []
     file = tiny.path / tiny.manifest.splits["train"].files[0].path
@@ -185,7 +191,7 @@ def test_bad_input_is_one_sentence(make_dataset, tmp_path: Path, damage: str, wo
     else:
         (tmp_path / "file").write_text("not a folder")
         run = tmp_path / "file" / "run"
-    done = call(config, run, *more)
-    assert done.returncode in (1, 2)
-    assert words in done.stderr, done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    code, out, error = run_here(train.main, "--config", config, "--run", run, *more)
+    assert code in (1, 2) and out == ""
+    assert words in error, error
+    assert len(error.splitlines()) == 1
