@@ -235,7 +235,7 @@ def test_refusals_are_told_at_once(bucket: Bucket, status: int, message: str) ->
     started = time.monotonic()
     with pytest.raises(StorageError, match=message):
         ObjectPath(bucket.name, "mine").sizes()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15
 
 
 def test_the_server_itself_refuses_unknown_keys(bucket: Bucket, s3_server: tuple[str, int]) -> None:

@@ -1,7 +1,5 @@
 """infra/spark/standalone.sh: a master, two workers and spark-submit, two clusters at once, and nothing left behind."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +9,8 @@ import pytest
 
 from features.dataset import DatasetManifest
 from features.encoding import RowEncoder
-
-ROOT = Path(__file__).resolve().parents[2]
+from jobs.build_dataset import build
+from jobs.config import load_config
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +37,10 @@ def test_the_dataset_is_the_rows(built):
     assert manifest.num_input_rows == sum(len(rows) for rows in built.rows.values())
 
 
-def test_a_local_session_writes_the_same_files(built):
+def test_a_local_session_writes_the_same_files(built, spark):
     """Two executors or the threads of one process: the same rows in the same order, with the same ids."""
     local = built.folder / "local"
-    command = [sys.executable, "-m", "jobs.build_dataset", "--config", str(built.config), f"pipeline.output={local}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    build(spark, load_config([str(built.config)], [f"pipeline.output={local}"]))
     one, two = DatasetManifest.load(local), DatasetManifest.load(built.folder / "dataset")
     assert (one.schema_fingerprint, one.learnt_fingerprint) == (two.schema_fingerprint, two.learnt_fingerprint)
     for split in built.rows:

@@ -53,7 +53,7 @@ def call(path: Path) -> subprocess.CompletedProcess[str]:
 
 def left_running(path: Path) -> list[psutil.Process]:
     """Processes that a call has started and that are still there some seconds after it."""
-    deadline, left = time.monotonic() + 10, []
+    deadline, left = time.monotonic() + 30, []
     while time.monotonic() < deadline:
         left = []
         for process in psutil.process_iter():

@@ -467,7 +467,7 @@ def test_closing_early_stops_thread_and_petastorm(make_dataset):
             next(batches)
         start = time.monotonic()
         batches.close()
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 20
         assert threading.active_count() == before
 
 
