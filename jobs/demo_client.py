@@ -6,6 +6,7 @@ champions in their order, none before its promotion, and the answers are what th
 
 import itertools
 import json
+import os
 import threading
 import time
 import urllib.error
@@ -89,13 +90,16 @@ def ask(address: str, rows: Sequence[Mapping[str, Any]], timeout: float = 30.0) 
     """One request; whatever goes wrong is in the answer."""
     at, started = time.time(), time.perf_counter()
     body = json.dumps({"rows": list(rows)}).encode()
-    request = urllib.request.Request(f"{address}/v1/score", body, {"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json"}
+    if token := os.environ.get("TWINFOCUS_TOKEN"):
+        headers["Authorization"] = f"Bearer {token}"
+    request = urllib.request.Request(f"{address}/v1/score", body, headers)
     try:
         with urllib.request.urlopen(request, timeout=timeout) as response:
             found = json.load(response)
         version, scores, error = int(found["version"]), tuple(found["scores"]), ""
-        if len(scores) != len(rows):
-            error = f"{len(scores)} scores of {len(rows)} rows"
+        if found["errors"] or len(scores) != len(rows):
+            version, error = None, f"{len(scores)} scores of {len(rows)} rows, errors: {found['errors']}"
     except (OSError, ValueError, KeyError) as failure:
         version, scores, error = None, (), f"{type(failure).__name__}: {failure}"
     return Answer(at, time.perf_counter() - started, error, version, scores)

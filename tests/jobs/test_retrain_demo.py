@@ -82,7 +82,7 @@ def test_a_champion_that_is_not(answers: list[Answer], word: str) -> None:
 
 
 class _Server(BaseHTTPRequestHandler):
-    """Answers as version 1, and for rows that are too many with an error."""
+    """Answers as version 1 does, and three rows with an error."""
 
     def do_GET(self) -> None:
         self.send_response(200)
@@ -92,7 +92,7 @@ class _Server(BaseHTTPRequestHandler):
         rows = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["rows"]
         self.send_response(200 if len(rows) < 3 else 503)
         self.end_headers()
-        self.wfile.write(json.dumps({"version": "1", "scores": [0.5 for _ in rows]}).encode())
+        self.wfile.write(json.dumps({"version": "1", "scores": [0.5 for _ in rows], "errors": []}).encode())
 
     def log_message(self, *_: object) -> None:
         pass
