@@ -23,6 +23,7 @@ def alert(summary: Mapping[str, Any], alert_on: Sequence[str]) -> bool:
     try:
         body = json.dumps(summary).encode()
         request = Request(address, body, {"Content-Type": "application/json"}, method="POST")
+        # The scheme is checked above.
         with urlopen(request, timeout=TIMEOUT_SECONDS):  # nosec B310: the scheme is checked above
             return True
     except (OSError, HTTPException, ValueError) as error:
