@@ -24,7 +24,7 @@ def alert(summary: Mapping[str, Any], alert_on: Sequence[str]) -> bool:
         body = json.dumps(summary).encode()
         request = Request(address, body, {"Content-Type": "application/json"}, method="POST")
         # The scheme is checked above.
-        with urlopen(request, timeout=TIMEOUT_SECONDS):  # nosec B310: the scheme is checked above
+        with urlopen(request, timeout=TIMEOUT_SECONDS):  # nosec B310
             return True
     except (OSError, HTTPException, ValueError) as error:
         # An error's own words may hold the address.
