@@ -1,4 +1,8 @@
-"""What infra/airflow/check.sh asks of a real Airflow; it runs in Airflow's environment, and imports nothing of ours."""
+"""What infra/airflow/check.sh asks of a real Airflow; it runs in Airflow's environment, and imports nothing of ours.
+
+Airflow and the tasks write to standard output what is of interest only when something fails; what is said here goes to
+the file descriptor 3.
+"""
 
 import json
 import os
@@ -50,6 +54,7 @@ def main() -> None:
     dag = load(folder / "dags")
     check(dag)
     if "--load" not in options:
+        dag.get_task("retrain").retry_delay = timedelta(seconds=1)
         check_a_day(dag, folder)
         check_a_failure(dag, folder)
 
@@ -78,8 +83,8 @@ def check(dag: DAG) -> None:
     for task in (retrain, status):
         variables = task.render_template(task.env, context)
         expect("day of the command", variables["AS_OF"], str(DAY.date()))
-        print(f"{task.task_id}: {' '.join(f'{k}={v}' for k, v in variables.items())} {task.bash_command}")
-    print("ok: Airflow loads the DAG, and its tasks, schedule and retries are as they should be")
+        say(f"{task.task_id}: {' '.join(f'{k}={v}' for k, v in variables.items())} {task.bash_command}")
+    say("ok: Airflow loads the DAG, and its tasks, schedule and retries are as they should be")
 
 
 def check_a_day(dag: DAG, folder: Path) -> None:
@@ -87,7 +92,12 @@ def check_a_day(dag: DAG, folder: Path) -> None:
     (folder / "retrain.toml").write_text(CONFIG.format(folder=folder), encoding="utf-8")
     logs = ["--output", str(folder / "logs"), "--rows", str(NUM_ROWS), "--days", "3"]
     command = [f"{os.environ['TWINFOCUS_HOME']}/.venv/bin/python", "-m", "jobs.generate_logs", *logs]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+    subprocess.run(command, check=True)  # noqa: S603
+    for number in (1, 2, 3):
+        day = folder / "logs" / f"day=2024-01-{number:02d}"
+        day.mkdir()
+        for raw in (folder / "logs").glob(f"day-{number:02d}-*"):
+            raw.rename(day / raw.name)
     expect("state of the run", run(dag), "success")
     last = folder / "retrain" / "last.json"
     said = json.loads(last.read_text(encoding="utf-8"))
@@ -98,14 +108,13 @@ def check_a_day(dag: DAG, folder: Path) -> None:
     expect(
         "what it changed", list((folder / "retrain" / "runs").iterdir()), [folder / "retrain" / "runs" / said["day"]]
     )
-    print(f"ok: a run for {DAY.date()} retrained ({said['verdict']}) and made the page; a second one did nothing")
+    say(f"ok: a run for {DAY.date()} retrained ({said['verdict']}) and made the page; a second one did nothing")
 
 
 def check_a_failure(dag: DAG, folder: Path) -> None:
     """A log that cannot be read: tried three times, then one alert, and the run has failed."""
-    [raw] = (folder / "logs").glob("day=2024-01-03/*.gz")
-    raw.write_bytes(b"no gzip")
-    dag.get_task("retrain").retry_delay = timedelta(seconds=1)
+    for raw in (folder / "logs").glob("day=2024-01-03/*.gz"):
+        raw.write_bytes(b"no gzip")
     with Webhook() as webhook:
         os.environ["TWINFOCUS_WEBHOOK"] = webhook.address
         expect("state of the run", run(dag, DAY + timedelta(days=1)), "failed")
@@ -113,7 +122,7 @@ def check_a_failure(dag: DAG, folder: Path) -> None:
     expect("who says so", (alert["verdict"], alert["stopped_by"]), ("failed", "Airflow"))
     said = json.loads((folder / "retrain" / "last.json").read_text(encoding="utf-8"))
     expect("the verdict", said["verdict"], "failed")
-    print(f"ok: a broken log was tried on three times, then the webhook heard of it: {alert['error']}")
+    say(f"ok: a broken log was tried on three times, then the webhook heard of it: {alert['error']}")
 
 
 def run(dag: DAG, day: datetime = DAY) -> str:
@@ -121,9 +130,14 @@ def run(dag: DAG, day: datetime = DAY) -> str:
     return str(dag.test(logical_date=day + timedelta(days=1, hours=2, minutes=30)).state)
 
 
+def say(text: str) -> None:
+    os.write(3, f"{text}\n".encode())
+
+
 def expect(what: str, found: object, expected: object) -> None:
     if found != expected:
-        sys.exit(f"error: {what}: expected {expected}, found {found}")
+        say(f"error: {what}: expected {expected}, found {found}")
+        sys.exit(1)
 
 
 class Webhook(HTTPServer):

@@ -28,7 +28,11 @@ trap 'rm -rf "$folder"' EXIT
 mkdir "$folder/dags"
 ln -s "$PWD/infra/airflow/twinfocus_retrain.py" "$folder/dags"
 export AIRFLOW_HOME=$folder/airflow AIRFLOW__CORE__DAGS_FOLDER=$folder/dags AIRFLOW__CORE__LOAD_EXAMPLES=False
-export AIRFLOW__LOGGING__LOGGING_LEVEL=WARNING TWINFOCUS_HOME=$PWD TWINFOCUS_CONFIG=$folder/retrain.toml
+export TWINFOCUS_HOME=$PWD TWINFOCUS_CONFIG=$folder/retrain.toml
 export TWINFOCUS_WEBHOOK='' # whoever's it is shall not hear of this
-.venv-airflow/bin/airflow db migrate >"$folder/migrate.log" 2>&1 || { cat "$folder/migrate.log" >&2; exit 1; }
-.venv-airflow/bin/python infra/airflow/check.py "$folder" "$@"
+
+run() { # a program of Airflow's; what it prints is shown when it fails
+    ".venv-airflow/bin/$1" "${@:2}" 3>&1 >"$folder/log" 2>&1 || { tail -n 60 "$folder/log" >&2; exit 1; }
+}
+run airflow db migrate
+run python infra/airflow/check.py "$folder" "$@"
