@@ -6,7 +6,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 PYTHON_BIN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo retrain-demo bench chaos test check format package lock airflow-check
+.PHONY: help setup demo retrain-demo bench chaos chaos-retrain test check format package lock airflow-check
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-13s %s\n", $$1, $$2 }'
@@ -35,6 +35,9 @@ bench: setup ## speed, as ratios against peers and limits, in runs/bench (ARGS=-
 
 chaos: setup ## kill, fill, cut and hang jobs and count what they lose, in runs/chaos (ARGS="--seeds 5", "--only CASE ...")
 	$(PYTHON_BIN) -m tests.chaos $(ARGS)
+
+chaos-retrain: setup ## the same to retraining, in runs/chaos-retrain
+	$(PYTHON_BIN) -m tests.chaos --group retrain --output runs/chaos-retrain/chaos.json $(ARGS)
 
 format: setup ## put the sources into their one format
 	.venv/bin/ruff check --fix-only .

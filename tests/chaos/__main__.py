@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.suite import CASES, is_amiss, run
+from tests.chaos.suite import CASES, GROUPS, is_amiss, run
 
 
 def main() -> int:
@@ -17,6 +17,9 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--seeds", type=int, default=2, metavar="N", help="times each case is run (default 2)")
+    parser.add_argument(
+        "--group", choices=GROUPS, default="jobs", help="jobs: builds and trainings (default); retrain: retraining"
+    )
     parser.add_argument("--only", nargs="+", choices=CASES, metavar="CASE", help=f"of {', '.join(CASES)}")
     parser.add_argument(
         "--at-once", type=int, default=2, metavar="N", help="seeds that run beside each other (default 2)"
@@ -27,7 +30,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if min(arguments.seeds, arguments.at_once) < 1:
         parser.error("--seeds and --at-once must be 1 or more")
-    names = [name for name in CASES if name in (arguments.only or CASES)]
+    names = [name for name in CASES if name in (arguments.only or GROUPS[arguments.group])]
     started = time.perf_counter()
     rows = run(names, arguments.seeds, arguments.output, arguments.at_once)
     _print_table(rows)

@@ -19,7 +19,8 @@ from tests.chaos import data, retraining, training
 from tests.chaos.outcome import Outcome, Skipped
 
 Case = Callable[[Path, int], Outcome]
-CASES: dict[str, Case] = {**training.CASES, **data.CASES, **retraining.CASES}
+GROUPS: dict[str, dict[str, Case]] = {"jobs": {**training.CASES, **data.CASES}, "retrain": retraining.CASES}
+CASES: dict[str, Case] = {name: case for group in GROUPS.values() for name, case in group.items()}
 
 
 def run(names: Sequence[str], num_seeds: int, output: Path, at_once: int = 1) -> list[dict[str, Any]]:
