@@ -9,10 +9,13 @@ from tqdm import tqdm
 
 from features.rawlog import expand_paths
 from jobs.command import EXIT_DATA, local, plain_parser, run_program
+from jobs.found_artifact import MODELS, REGISTRY, find_artifact
 from jobs.scoring import HEADER, describe, exceeds_limit, write_scores
 
 _EXAMPLE = (
     "python -m jobs.score --artifact runs/demo/artifact --input clicks.csv --output scores.csv\n"
+    "  python -m jobs.score --artifact models:/ctr@champion --registry runs/registry --input clicks.csv "
+    "--output scores.csv\n"
     "  python -m jobs.score --engine spark --artifact runs/demo/artifact --input logs --output scores\n"
     "  spark-submit --py-files dist/twinfocus.zip jobs/score.py --engine spark \\\n"
     "    --artifact /shared/artifact --input '/shared/logs/day=*/*.csv.gz' --output /shared/scores"
@@ -25,7 +28,18 @@ def main() -> int:
         "Score raw rows: writes CSV with file, line, probability and, for a malformed row, the error.",
         _EXAMPLE,
     )
-    parser.add_argument("--artifact", required=True, metavar="DIR", help="folder, file:// or s3:// URL")
+    parser.add_argument(
+        "--artifact",
+        required=True,
+        metavar="DIR|MODEL",
+        help=f"folder, file:// or s3:// URL, {MODELS}NAME@ALIAS or {MODELS}NAME/VERSION",
+    )
+    parser.add_argument(
+        "--registry",
+        default=REGISTRY,
+        metavar="DIR|URL",
+        help=f"of {MODELS}...: folder, or an MLflow server's address (default: {REGISTRY})",
+    )
     parser.add_argument("--input", required=True, nargs="+", metavar="RAW", help="files, folders or globs")
     parser.add_argument(
         "--output",
@@ -43,7 +57,8 @@ def main() -> int:
 def _score_here(arguments: argparse.Namespace) -> int:
     from training.predict import Predictor
 
-    predictor = Predictor.load(arguments.artifact)
+    artifact = find_artifact(arguments.artifact, arguments.registry)
+    predictor = Predictor.load(artifact.place)
     output = local(arguments.output)
     temporary = output.with_name(f".{output.name}.{os.getpid()}")
     num_rows = num_errors = 0
@@ -57,7 +72,7 @@ def _score_here(arguments: argparse.Namespace) -> int:
         os.replace(temporary, output)
     finally:
         temporary.unlink(missing_ok=True)
-    summary = {"rows": num_rows, "errors": num_errors, "output": str(output)}
+    summary = {"rows": num_rows, "errors": num_errors, "output": str(output), "model": artifact.named}
     output.with_name(output.name + ".json").write_text(json.dumps(summary) + "\n", encoding="utf-8")
     print(describe(num_rows, num_errors, output))
     return EXIT_DATA if exceeds_limit(num_rows, num_errors, predictor) else 0
@@ -68,7 +83,7 @@ def _score_with_spark(arguments: argparse.Namespace) -> int:
     from pipeline.session import stop_spark
     from pipeline.tasks import start_tasks
 
-    job = plan_job(arguments.artifact, arguments.input, arguments.output)
+    job = plan_job(arguments.artifact, arguments.input, arguments.output, arguments.registry)
     spark = start_tasks("PYSPARK_GATEWAY_PORT" in os.environ, arguments.verbose)
     try:
         summary = score_folder(spark, job)

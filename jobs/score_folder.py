@@ -18,9 +18,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from features.rawlog import expand_paths
 from features.storage import check_relative
-from jobs.command import local, place, write_json
+from jobs.command import local, write_json
+from jobs.found_artifact import REGISTRY, FoundArtifact, find_artifact
 from jobs.replacement import new_folder, refuse_foreign
-from jobs.scoring import HEADER, Part, ScoreError, Work, digest_of, load_predictor, score_portion
+from jobs.scoring import HEADER, Part, ScoreError, Work, load_predictor, score_portion
 from pipeline.config import InputConfig
 from pipeline.portions import PORTION_BYTES, Portion, count_lines, number_lines, plan_portions
 from pipeline.tasks import run_tasks
@@ -39,8 +40,7 @@ _COPY_BYTES = 1 << 20
 class ScoreJob:
     """What to score, checked before Spark starts."""
 
-    artifact: str
-    digest: str
+    artifact: FoundArtifact
     predictor: "Predictor"
     input: InputConfig
     files: dict[str, str]
@@ -48,11 +48,11 @@ class ScoreJob:
     output: Path
 
 
-def plan_job(artifact: str, inputs: Sequence[str], output: str) -> ScoreJob:
+def plan_job(artifact: str, inputs: Sequence[str], output: str, registry: str = REGISTRY) -> ScoreJob:
     """Check the artifact, replaying its golden rows, and find every file.
 
     Args:
-        artifact: folder or URL that every executor sees.
+        artifact: folder or URL that every executor sees, or a version of ``registry``, whose files every executor sees.
         inputs: files, folders or globs.
         output: folder; a folder of scores there is replaced.
 
@@ -63,9 +63,8 @@ def plan_job(artifact: str, inputs: Sequence[str], output: str) -> ScoreJob:
     """
     from training.predict import ArtifactError
 
-    artifact = str(place(artifact))
-    digest = digest_of(artifact)
-    predictor = load_predictor(artifact, digest)
+    found = find_artifact(artifact, registry)
+    predictor = load_predictor(found.place, found.sha256)
     try:
         given = TypeAdapter(InputConfig).validate_python(predictor.config["pipeline"]["input"])
     except (KeyError, TypeError, ValidationError) as error:
@@ -74,7 +73,7 @@ def plan_job(artifact: str, inputs: Sequence[str], output: str) -> ScoreJob:
     refuse_foreign(folder, SUMMARY_NAME)
     files = expand_paths(tuple(inputs))
     _check_apart(folder, inputs, files)
-    return ScoreJob(artifact, digest, predictor, given, name_outputs(inputs, files, given.format.kind), folder)
+    return ScoreJob(found, predictor, given, name_outputs(inputs, files, given.format.kind), folder)
 
 
 def _check_apart(output: Path, inputs: Sequence[str], files: Sequence[str]) -> None:
@@ -139,7 +138,8 @@ def score_folder(spark: "SparkSession", job: ScoreJob, portion_bytes: int = PORT
             for file, name in job.files.items()
         ]
         rows, errors = (sum(file[key] for file in files) for key in ("rows", "errors"))
-        summary = {"rows": rows, "scored": rows - errors, "errors": errors, "output": str(job.output), "files": files}
+        summary = {"rows": rows, "scored": rows - errors, "errors": errors, "output": str(job.output)}
+        summary |= {"model": job.artifact.named, "files": files}
         write_json(new / SUMMARY_NAME, summary)
     return summary
 
@@ -151,7 +151,7 @@ def _score_portions(
     cut = [portion for portion in portions if portion.end is not None]
     counts = dict(zip(cut, run_tasks(spark, count_lines, cut, job.output), strict=True))
     portions = number_lines(portions, [counts.get(portion, 0) for portion in portions])
-    work = Work(job.artifact, job.digest, str(folder), job.input.format, job.input.lookups)
+    work = Work(job.artifact.place, job.artifact.sha256, str(folder), job.input.format, job.input.lookups)
     parts: dict[str, list[Part]] = defaultdict(list)
     for portion, answer in zip(portions, run_tasks(spark, partial(score_portion, work), portions, folder), strict=True):
         if "failure" in answer:

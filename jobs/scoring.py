@@ -57,7 +57,7 @@ def write_scores(
     """
     writer = csv.writer(file)
     num_rows = num_errors = 0
-    for scored in _score(predictor, lines):
+    for scored in score_rows(predictor, lines):
         for number, probability, error in scored:
             writer.writerow([name, number, "" if probability is None else f"{probability:.9g}", error])
             num_errors += bool(error)
@@ -65,7 +65,7 @@ def write_scores(
     return num_rows, num_errors
 
 
-def _score(predictor: "Predictor", lines: Iterable[tuple[int, RawRow | LogError]]) -> Iterator[list[Scored]]:
+def score_rows(predictor: "Predictor", lines: Iterable[tuple[int, RawRow | LogError]]) -> Iterator[list[Scored]]:
     """Score chunk by chunk; a row that cannot be encoded keeps its place."""
     iterator = iter(lines)
     while chunk := list(islice(iterator, CHUNK_ROWS)):

@@ -401,7 +401,7 @@ def test_an_artifact_in_an_object_store(artifact, bucket, tmp_path: Path) -> Non
             bucket.write(f"artifact/{path.relative_to(artifact).as_posix()}", path.read_bytes())
     write(tmp_path / "logs", "a.csv", "csv", random.Random(0), 5)
     job = plan_job(f"{bucket.url}/artifact", [str(tmp_path / "logs")], str(tmp_path / "out"))
-    assert job.artifact == f"{bucket.url}/artifact" and job.digest == digest_of(str(artifact))
+    assert job.artifact.place == f"{bucket.url}/artifact" and job.artifact.sha256 == digest_of(str(artifact))
 
 
 # -------------------------------------------------------------------------------------------------------------- outputs

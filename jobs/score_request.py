@@ -1,0 +1,100 @@
+"""ScoreRequest: the rows that a client sends, read from JSON and held to the limits before anything is made of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic_core import from_json
+
+from features.encoding import RawRow
+
+TOKEN = "TWINFOCUS_TOKEN"
+"""Environment variable; where it is set, every request but those for health must bear what it holds."""
+MAX_INTEGER = 2**63
+"""In size; as in a log's integer columns."""
+
+
+class RequestError(ValueError):
+    """A request is refused as a whole, with a status of HTTP."""
+
+    def __init__(self, message: str, status: int = 422) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one request.
+
+    Attributes:
+        rows: in it.
+        body: its bytes.
+        value: characters of one value; of a list, its items and the characters of each.
+    """
+
+    rows: int = 1000
+    body: int = 4 << 20
+    value: int = 4096
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """Rows to be scored."""
+
+    rows: Sequence[Mapping[str, Any]]
+    limits: Limits
+
+    @classmethod
+    def parse(cls, body: bytes, limits: Limits) -> "ScoreRequest":
+        """Read ``{"rows": [{column: value, ...}, ...]}``, or the list alone.
+
+        Raises:
+            RequestError: it is something else, or has too many rows.
+        """
+        try:
+            found = from_json(body, allow_inf_nan=False)
+        except ValueError as error:
+            raise RequestError(f"the body is not JSON: {error}") from error
+        if isinstance(found, dict) and set(found) == {"rows"}:
+            found = found["rows"]
+        if not isinstance(found, list):
+            raise RequestError('the body must be {"rows": [{column: value, ...}, ...]}, or the list alone')
+        if len(found) > limits.rows:
+            raise RequestError(f"{len(found)} rows are too many: a request may have {limits.rows}", 413)
+        for number, row in enumerate(found, start=1):
+            if not isinstance(row, dict):
+                raise RequestError(f"row {number} is no object of column -> value")
+        return cls(found, limits)
+
+    def rows_of(self, columns: Sequence[str]) -> Sequence[RawRow]:
+        """The rows with those columns alone that a model asks for.
+
+        Raises:
+            RequestError: a row lacks one, or its value is beyond the limits.
+        """
+        try:
+            rows = [{column: row[column] for column in columns} for row in self.rows]
+        except KeyError:
+            number, column = next((i, c) for i, row in enumerate(self.rows, 1) for c in columns if c not in row)
+            raise RequestError(f"row {number} lacks column {column!r}; null stands for a missing value") from None
+        for number, row in enumerate(rows, start=1):
+            for column, value in row.items():
+                if problem := self._problem(value):
+                    raise RequestError(f"row {number}, column {column!r}: {problem}")
+        return rows
+
+    def _problem(self, value: Any) -> str | None:
+        """What is wrong with a value that no model should be asked about; None: nothing."""
+        limit = self.limits.value
+        if isinstance(value, str | list) and len(value) > limit:
+            return f"the value is longer than {limit}"
+        if isinstance(value, int) and not -MAX_INTEGER <= value < MAX_INTEGER:
+            return "an integer beyond 64 bits; write it as text"
+        if isinstance(value, dict):
+            return "an object is no value"
+        if isinstance(value, list):
+            return next(filter(None, (self._item_problem(item) for item in value)), None)
+        return None
+
+    def _item_problem(self, item: Any) -> str | None:
+        return "a list in a list is no value" if isinstance(item, list) else self._problem(item)
