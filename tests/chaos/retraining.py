@@ -95,8 +95,7 @@ def turn_clock_back(folder: Path, seed: int) -> Outcome:
     retraining = Retraining.begin(folder, seed, "trained")
     retraining.start(clock=-400 * 86_400.0).expect(0, "version 2 promoted")
     outcome = retraining.outcome()
-    for day in DAYS[seed % 2 : 3]:
-        retraining.start(day, clock=-500 * 86_400.0).expect(0, "nothing is new")
+    retraining.start(DAYS[seed % 3], clock=-500 * 86_400.0).expect(0, "nothing is new")
     expect(retraining.champion() == 2, "the champion has changed")
     retraining.start().expect(0, "done before")
     return outcome
