@@ -148,21 +148,22 @@ def restore(model: CTRModel, tensors: Mapping[str, Tensor], tables: TablePrecisi
 
 def _make_bags(model: CTRModel, tensors: Mapping[str, Tensor], tables: TablePrecision) -> QuantEmbeddingBagCollection:
     """The lookup of quantised tables, with copies of their tensors."""
-    configs = _bag_configs(model.embedding.bags, model.tables, tables)
     weights = {}
     for table in model.tables:
-        levels = tensors[f"{_BAGS}{table.name}.weight"]
+        numbers = tensors[f"{_BAGS}{table.name}.weight"]
         scale_offset = tensors.get(f"{_BAGS}{table.name}.scale_offset")
         # FBGEMM takes and keeps bytes: a row's scale and offset, then its numbers.
-        pair = (levels.view(torch.uint8), None if scale_offset is None else scale_offset.view(torch.uint8))
+        pair = (numbers.view(torch.uint8), None if scale_offset is None else scale_offset.view(torch.uint8))
         weights[table.name] = pair
-    return QuantEmbeddingBagCollection(
-        configs,
+    bags = QuantEmbeddingBagCollection(
+        _bag_configs(model.embedding.bags, model.tables, tables),
         is_weighted=False,
         device=torch.device("cpu"),
         table_name_to_quantized_weights=weights,
-        row_alignment=1,  # 16, which a GPU needs, would double a row of 8 numbers
+        row_alignment=1,  # TorchRec's 16, for GPUs, makes 32 bytes of the 20 of a row of 16 numbers
     )
+    weights.clear()  # FBGEMM has copied them, and TorchRec would keep these as well
+    return bags
 
 
 def _bag_configs(

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from jobs.config import Config, ConfigError, load_config, parse_config
 from pipeline.sources import plan_sources
 from tests.fuzz.mutation import JSON_TREES, mutate_bytes, mutate_in_place, mutate_tree
 from tests.tiny_dataset import TINY_FEATURES, statistics, tiny_columns, tiny_schema, write_files
+from training.config import TablePrecision
 
 CONFIG = (
     TINY_FEATURES
@@ -358,13 +360,14 @@ def _mutate_table(rng: random.Random, table: pyarrow.Table) -> pyarrow.Table:
 # ------------------------------------------------------------------------------------------------------------ artifact
 
 
-def make_artifact(path: Path) -> None:
+def make_artifact(path: Path, tables: TablePrecision = "float32") -> None:
     """The artifact of an untrained model, as ``training.export`` would write it."""
     from safetensors.torch import save_file
 
     from training.calibration import Calibration
     from training.model.ctr_model import CTRModel
     from training.predict import Predictor
+    from training.quantization import quantize, to_tensors
 
     (path / "config.toml").write_text(CONFIG)
     config = load_config([str(path / "config.toml")], ['training.calibration={kind="platt"}'])
@@ -372,11 +375,11 @@ def make_artifact(path: Path) -> None:
     learnt.save(path / "learnt")
     rows = {f.name: learnt.num_embeddings(f) for f in config.features.sparse}
     model = CTRModel(config.features, rows, config.training.model)
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path / "weights.safetensors")
+    save_file({k: v.contiguous() for k, v in to_tensors(model, tables).items()}, path / "weights.safetensors")
     tree, calibration = config.to_dict(), Calibration(0.9, -0.1)
     columns = config.features.feature_columns
     raw = [dict(zip(columns, ("u", "a|\u2028", "mobile", "33", "1", "2.5"), strict=True)), dict.fromkeys(columns)]
-    scores = Predictor(model, config.features, learnt, tree, calibration).predict(raw)
+    scores = Predictor(quantize(model, tables), config.features, learnt, tree, calibration).predict(raw)
     golden = [
         json.dumps({"row": r, "probability": float(p)}, ensure_ascii=False) for r, p in zip(raw, scores, strict=True)
     ]
@@ -385,7 +388,8 @@ def make_artifact(path: Path) -> None:
     (path / "calibration.json").write_text(json.dumps(calibration.to_json()))
     (path / "config.toml").unlink()
     prints = {"schema_fingerprint": config.features.fingerprint, "learnt_fingerprint": learnt.fingerprint}
-    (path / "artifact.json").write_text(json.dumps({"version": 1, **prints, "files": digests(path)}))
+    version = {"version": 1} if tables == "float32" else {"version": 2, "tables": tables}
+    (path / "artifact.json").write_text(json.dumps({**version, **prints, "files": digests(path)}))
 
 
 def digests(path: Path) -> dict[str, str]:
@@ -393,7 +397,7 @@ def digests(path: Path) -> dict[str, str]:
     return {p.relative_to(path).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-def artifact(folder: Path) -> Target:
+def artifact(folder: Path, tables: TablePrecision = "float32") -> Target:
     """training.predict: any file of an artifact, mostly with a description that agrees with it, as a stranger would."""
     import torch
 
@@ -401,7 +405,7 @@ def artifact(folder: Path) -> Target:
     from training.predict import ArtifactError, Predictor
 
     torch.set_num_threads(1)
-    make_artifact(folder)
+    make_artifact(folder, tables)
     seeds = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     trees = {name: json.loads(data) for name, data in seeds.items() if name.endswith(".json")}
     small = [data for name, data in seeds.items() if name != "weights.safetensors"]
@@ -551,5 +555,6 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "manifest": manifest,
     "shard": shard,
     "artifact": artifact,
+    "quantised_artifact": partial(artifact, tables="int8"),
     "checkpoint": checkpoint,
 }

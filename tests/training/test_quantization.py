@@ -1,6 +1,7 @@
 """Quantised tables against numpy's own dequantisation, through TorchRec's lookup, an artifact and a run."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -16,7 +17,7 @@ from tests.object_store import Bucket
 from tests.training.test_run import LANES, make_config
 from tests.training.test_warm_start import finish
 from training.batch import to_batch
-from training.config import FMEncoder, MLPEncoder, ModelConfig, PlattCalibration, TablePrecision
+from training.config import FMEncoder, MLPEncoder, ModelConfig, TablePrecision
 from training.export import export, load_best
 from training.metrics import auc
 from training.model.ctr_model import CTRModel
@@ -31,6 +32,7 @@ from training.quantization import (
     table_bytes,
     to_tensors,
 )
+from training.run import Run
 
 QUANTIZED: tuple[TablePrecision, ...] = ("float16", "int8")
 # First-order weights are 1 wide, easy vectors 5, hard ones 10: in float16, in uint8, and padded to 8 and 12.
@@ -156,6 +158,8 @@ def test_stored_tensors_give_the_model_back(tiny: Any, tables: TablePrecision) -
     assert torch.equal(served, found)
     assert torch.equal(served, exact) == (tables == "float32")
     assert quantize(model, "float32") is model
+    if tables != "float32":
+        assert again.embedding.bags._table_name_to_quantized_weights == {}, "tables are in memory once"
 
 
 def test_numbers_that_float16_cannot_hold(tiny: Any) -> None:
@@ -174,10 +178,19 @@ def test_numbers_that_float16_cannot_hold(tiny: Any) -> None:
 
 
 @pytest.fixture
-def run(tiny: Any, tmp_path: Path, one_rank: None) -> Any:
-    """A trained run with a calibration, and a raw log of its kind."""
+def run(tiny: Any, tmp_path: Path, one_rank: None) -> Callable[[str], Run]:
+    """A run of a lane, as if a calibration had been fitted; beside it lies a raw log of its kind."""
     (tmp_path / "made.csv").write_text(f"{NAMES}\nu,a|b,mobile,33,1,2.5\nv,,tablet,,2,\n,c|a|b|d,watch,60,,7\n")
-    return lambda lane: finish(tmp_path / lane, make_config(tiny.path, **LANES[lane], calibration=PlattCalibration()))
+
+    def make(lane: str) -> Run:
+        made = finish(tmp_path / lane, make_config(tiny.path, **LANES[lane]))
+        config = made.read("config.json")
+        config["training"]["calibration"] = {"kind": "platt"}
+        made.write("config.json", config)
+        made.write("calibration.json", {"step": made.read("metrics.json")["best_step"], "scale": 0.9, "offset": -0.1})
+        return made
+
+    return make
 
 
 @pytest.mark.parametrize("lane", ["row_wise", "averaged dense"])
@@ -218,7 +231,7 @@ def describe(folder: Path, **changes: Any) -> None:
 
 
 def test_damaged_artifacts_are_refused(run: Any, tmp_path: Path) -> None:
-    trained, log = run("row_wise"), str(tmp_path / "made.csv")
+    export(run("row_wise"), tmp_path / "artifact", str(tmp_path / "made.csv"), "int8")
     weight, scale_offset = (f"embedding.bags.embedding_bags.user__hard.{part}" for part in ("weight", "scale_offset"))
     damages: dict[str, Callable[[dict[str, torch.Tensor]], Any]] = {
         "is torch.int8 of shape": lambda t: t.update({weight: t[weight].to(torch.int8)}),
@@ -232,7 +245,7 @@ def test_damaged_artifacts_are_refused(run: Any, tmp_path: Path) -> None:
     }
     for number, (words, change) in enumerate(damages.items()):
         folder = tmp_path / f"damaged-{number}"
-        export(trained, folder, log, "int8")
+        shutil.copytree(tmp_path / "artifact", folder)
         damage(folder, change)
         with pytest.raises(ArtifactError, match=words):
             Predictor.load(folder)
