@@ -86,7 +86,7 @@ class RetrainingStatus:
         """Why a retraining did not promote: the rules that failed, the checks that stopped it, the step that broke."""
         found: list[str] = []
         if outcome.verdict == "failed":
-            found.append(": ".join(filter(None, (outcome.step, outcome.error))) or "it does not say why")
+            found.append(outcome.error or "it does not say why")
         if outcome.verdict == "stopped" and outcome.day in self.files.checks:
             found += reasons_of(self.files.checks[outcome.day], "stop")
         if outcome.gate is not None:

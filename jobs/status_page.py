@@ -62,7 +62,7 @@ def _now(status: RetrainingStatus) -> str:
 def _retrainings(status: RetrainingStatus) -> str:
     if not status.outcomes:
         return note("Nothing has been retrained yet.")
-    header = ("day", "verdict", "by", "version", "champion", "auc", "logloss", "trained on", "rows", "why")
+    header = ("day", "verdict", "version", "champion", "auc", "logloss", "trained on", "rows", "stopped by")
     shown = status.outcomes[-NUM_SHOWN:]
     more = len(status.outcomes) - len(shown)
     found = table(header, (_outcome_row(outcome, status) for outcome in reversed(shown)))
@@ -73,14 +73,13 @@ def _outcome_row(outcome: Outcome, status: RetrainingStatus) -> list[Any]:
     return [
         dashed(outcome.day or ""),
         VERDICT_MARKS.get(outcome.verdict, outcome.verdict),
-        outcome.stopped_by,
         outcome.version,
         outcome.champion_version,
         outcome.auc,
         outcome.logloss,
         span(outcome.trained_on) or None,
         outcome.train_rows,
-        "; ".join(status.reasons(outcome)) or None,
+        ": ".join(filter(None, (outcome.stopped_by, "; ".join(status.reasons(outcome))))) or None,
     ]
 
 

@@ -213,7 +213,7 @@ def test_half_of_it(own: Retrained) -> None:
     (own.root / "runs" / UNSEEN).mkdir()
     unfinished = own.root / "verdicts" / f"{ROLLED_BACK}.json"
     write_json(unfinished, {**json.loads(unfinished.read_text()), "is_done": False, "a key of tomorrow": [1]})
-    write_json(own.root / "last.json", {"verdict": "failed", "step": "train", "error": "no disk", "day": UNSEEN})
+    write_json(own.root / "last.json", {"verdict": "failed", "stopped_by": "train", "error": "no disk", "day": UNSEEN})
     found = read(own)
     text, states = describe(found), {p.name: p.state for p in found.partitions}
     assert "at work    no retraining; begun and not decided: 2014-10-30\n" in text
@@ -225,8 +225,9 @@ def test_half_of_it(own: Retrained) -> None:
     assert (states[UNSEEN], states[BROKEN], states[DAYS[2]]) == ("half built", "not checked", "checked")
     *_, unfinished, failed = found.to_json()["retrainings"]
     assert unfinished["reasons"] == ("decided but not carried out: the next retraining does that",)
-    assert (failed["verdict"], failed["day"], failed["reasons"]) == ("failed", UNSEEN, ("train: no disk",))
-    assert "No version has been promoted yet" in Page(render(found)).text
+    assert (failed["verdict"], failed["day"], failed["reasons"]) == ("failed", UNSEEN, ("no disk",))
+    page = Page(render(found))
+    assert "No version has been promoted yet" in page.text and page.row("2014-10-30", "failed")[-1] == "train: no disk"
     assert not (own.root / "registry" / "registry.db").exists()
 
 
@@ -312,7 +313,8 @@ def test_the_page_shows_it_all(retrained: Retrained) -> None:
         assert tag not in ("img", "link", "iframe") and "src" not in attributes
         assert (attributes.get("href") or "#").startswith("#")
 
-    assert page.row("2014-10-27", "refused")[2:5] == ["gate", "4", "3"]
+    refused = page.row("2014-10-27", "refused")
+    assert refused[2:4] == ["4", "3"] and refused[-1].startswith("gate: calibration: it predicts 1.67 times")
     assert page.row("2014-10-25", "stopped", "")[3:5] == ["stop", "3,531"]
     assert page.row("2014-10-24")[1:3] == ["not yet seen", "late"]
     assert page.row("version 6")[2] == "rolled back" and page.row("version 5")[2] == "serving"
@@ -346,7 +348,7 @@ def hostile(made: Retrained) -> None:
     verdict["gate"]["rules"][-1] |= {"name": f"country={HOSTILE}", "reason": HOSTILE, "passed": False}
     verdict["metrics"]["candidate"][HOSTILE] = 1.0
     write_json(path, verdict)
-    write_json(made.root / "last.json", {"verdict": "failed", "step": HOSTILE, "error": HOSTILE, "day": HOSTILE})
+    write_json(made.root / "last.json", {"verdict": "failed", "stopped_by": HOSTILE, "error": HOSTILE, "day": HOSTILE})
 
 
 def test_names_are_no_markup(own: Retrained) -> None:
