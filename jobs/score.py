@@ -72,7 +72,7 @@ def _score_here(arguments: argparse.Namespace) -> int:
         os.replace(temporary, output)
     finally:
         temporary.unlink(missing_ok=True)
-    summary = {"rows": num_rows, "errors": num_errors, "output": str(output), "model": artifact.named}
+    summary = {"rows": num_rows, "errors": num_errors, "output": str(output), "artifact": artifact.named}
     output.with_name(output.name + ".json").write_text(json.dumps(summary) + "\n", encoding="utf-8")
     print(describe(num_rows, num_errors, output))
     return EXIT_DATA if exceeds_limit(num_rows, num_errors, predictor) else 0

@@ -139,7 +139,7 @@ def score_folder(spark: "SparkSession", job: ScoreJob, portion_bytes: int = PORT
         ]
         rows, errors = (sum(file[key] for file in files) for key in ("rows", "errors"))
         summary = {"rows": rows, "scored": rows - errors, "errors": errors, "output": str(job.output)}
-        summary |= {"model": job.artifact.named, "files": files}
+        summary |= {"artifact": job.artifact.named, "files": files}
         write_json(new / SUMMARY_NAME, summary)
     return summary
 

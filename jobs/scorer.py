@@ -7,6 +7,7 @@ from ray import serve
 
 from features.encoding import RawRow
 from jobs.scoring import load_predictor, score_rows
+from jobs.worker import LOOPBACK
 
 BATCH_ROWS = 4096
 """Rows that are scored at once, of several requests; ``training.predict`` takes as many."""
@@ -21,12 +22,37 @@ class Scores(NamedTuple):
     """Number of a malformed row, from 1 -> what is wrong with it."""
 
 
+def _keep_to_loopback() -> None:
+    """Let this process's gRPC servers listen on loopback.
+
+    Ray Serve gives each replica one that un-pickles what anybody sends to it, on every interface and without Ray's
+    token, and has no setting for its address. It is opened after the constructor.
+    """
+    from grpc.aio._server import Server
+
+    listen = Server.add_insecure_port
+    Server.add_insecure_port = lambda self, address: listen(self, address.replace("[::]", LOOPBACK))
+
+
 class Scorer:
     """A replica. Requests that arrive while a batch is scored are the next batch: nobody waits for company."""
 
-    def __init__(self, place: str, digest: str, num_threads: int, batch_rows: int) -> None:
+    def __init__(self, place: str, digest: str, num_threads: int, batch_rows: int, on_loopback: bool) -> None:
+        """Load the artifact.
+
+        Args:
+            place, digest: as ``load_predictor``.
+            num_threads: that it scores with.
+            batch_rows: that it scores at once; a request's limit at least.
+            on_loopback: the cluster is this machine alone.
+
+        Raises:
+            ArtifactError: it cannot be used here.
+        """
         import torch
 
+        if on_loopback:
+            _keep_to_loopback()
         torch.set_num_threads(num_threads)
         self._predictor = load_predictor(place, digest)
         self.score.set_max_batch_size(batch_rows)  # type: ignore[attr-defined]

@@ -181,6 +181,7 @@ def _service_config(arguments: argparse.Namespace) -> "ServiceConfig":
         batch_rows=max(arguments.max_rows, BATCH_ROWS),
         seconds=arguments.timeout,
         poll_seconds=arguments.poll,
+        on_loopback="RAY_ADDRESS" not in os.environ,
     )
 
 

@@ -54,6 +54,7 @@ class ServiceConfig:
         batch_rows: that a replica scores at once; not less than one request's.
         seconds: that a request may take, after a replica has died, too.
         poll_seconds: between two looks at the registry.
+        on_loopback: Ray's cluster is this machine alone.
     """
 
     num_replicas: int = 1
@@ -61,6 +62,7 @@ class ServiceConfig:
     batch_rows: int = BATCH_ROWS
     seconds: float = 30.0
     poll_seconds: float = 2.0
+    on_loopback: bool = True
 
 
 @dataclass
@@ -206,7 +208,9 @@ class Service:
             graceful_shutdown_timeout_s=5.0,
             ray_actor_options={"num_cpus": 1},
         )
-        bound = deployment.bind(artifact.place, artifact.sha256, config.num_threads, config.batch_rows)
+        bound = deployment.bind(
+            artifact.place, artifact.sha256, config.num_threads, config.batch_rows, config.on_loopback
+        )
         try:
             handle = serve.run(bound, name=application, route_prefix=None)
             columns = handle.columns.remote().result(timeout_s=config.seconds)

@@ -1,0 +1,114 @@
+"""What a service takes and refuses, and where its model is found; ``test_serving.py`` asks a real one."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from jobs import serve
+from jobs.found_artifact import find_artifact, find_in, open_registry
+from jobs.registry_store import RegistryError
+from jobs.score_request import TOKEN, Limits, RequestError, ScoreRequest
+from jobs.scoring import digest_of
+from tests.jobs.test_registry import make_artifact, make_registry
+from training.predict import ArtifactError
+
+LIMITS = Limits(rows=2, value=5)
+COLUMNS = ("user", "price")
+
+
+def rows_of(body: object) -> list[dict[str, object]]:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return [dict(row) for row in ScoreRequest.parse(data, LIMITS).rows_of(COLUMNS)]
+
+
+def test_rows_keep_their_values_and_lose_other_columns() -> None:
+    row = {"user": "u", "price": 2.5}
+    for body in ([{**row, "more": {"a": [1]}}], {"rows": [{**row, "more": "x" * 100}]}):
+        assert rows_of(body) == [row]
+    values = ["12345", -(2**63), 2**63 - 1, 1e300, True, None, ["a", "b", None], [], ""]
+    assert [rows_of([{"user": v, "price": None}])[0]["user"] for v in values] == values
+    assert rows_of([]) == rows_of({"rows": []}) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "is not JSON"),
+        (b'{"rows": [', "is not JSON"),
+        (b"\xff", "is not JSON"),
+        (b'[{"user": NaN, "price": 1}]', "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        ({"user": "u", "price": 1}, "the body must be"),
+        ({"rows": [], "more": 1}, "the body must be"),
+        ({"rows": None}, "the body must be"),
+        ("rows", "the body must be"),
+        ([{"user": "u", "price": 1}, 3], "row 2 is no object"),
+        ([{"user": "u", "price": 1}, {"user": "u"}], "row 2 lacks column 'price'"),
+        ([{"user": "123456", "price": 1}], "row 1, column 'user': the value is longer than 5"),
+        ([{"user": ["a"] * 6, "price": 1}], "row 1, column 'user': the value is longer than 5"),
+        ([{"user": ["a", "123456"], "price": 1}], "row 1, column 'user': the value is longer than 5"),
+        ([{"user": [["a"]], "price": 1}], "a list in a list"),
+        ([{"user": {"a": 1}, "price": 1}], "an object is no value"),
+        ([{"user": 2**63, "price": 1}], "an integer beyond 64 bits"),
+        (b'[{"user": 1' + b"0" * 5000 + b', "price": 1}]', "(beyond 64 bits|is not JSON)"),
+    ],
+)
+def test_what_is_refused_as_a_whole(body: object, message: str) -> None:
+    with pytest.raises(RequestError, match=message) as raised:
+        rows_of(body)
+    assert raised.value.status == 422
+
+
+def test_too_many_rows() -> None:
+    with pytest.raises(RequestError, match="3 rows are too many: a request may have 2") as raised:
+        rows_of([{}] * 3)
+    assert raised.value.status == 413
+
+
+def test_where_an_artifact_is_found(tmp_path: Path) -> None:
+    registry = make_registry(tmp_path / "registry")
+    artifacts = [make_artifact(tmp_path / f"artifact-{n}", str(n)) for n in (1, 2)]
+    for artifact in artifacts:
+        registry.register("ctr", artifact)
+    registry.promote("ctr", 1)
+    registry.promote("ctr", 2)
+
+    def champion() -> tuple[int | None, str]:
+        found = find_artifact("models:/ctr@champion", registry.place)
+        assert digest_of(found.place) == found.sha256 and found.name == "ctr"
+        return found.version, found.sha256
+
+    assert champion() == (2, digest_of(str(artifacts[1])))
+    registry.rollback("ctr")
+    assert champion() == (1, digest_of(str(artifacts[0])))
+    assert find_in(open_registry(registry.place), "models:/ctr/2").version == 2
+    given = find_artifact(f"{artifacts[0]}/")
+    assert (given.place, given.name, given.version) == (str(artifacts[0]), "artifact-1", None)
+    with pytest.raises(RegistryError, match="ctr has no best; its aliases: candidate, champion"):
+        find_artifact("models:/ctr@best", registry.place)
+    with pytest.raises(RegistryError, match="is no registry"):
+        find_artifact("models:/ctr", str(tmp_path / "nothing"))
+    with pytest.raises(ArtifactError, match="is not a usable artifact"):
+        find_artifact(str(tmp_path / "nothing"))
+    shutil.rmtree(find_artifact("models:/ctr/2", registry.place).place)
+    with pytest.raises(RegistryError, match="is not what was registered as ctr version 2"):
+        find_artifact("models:/ctr/2", registry.place)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--model", "models:/ctr", "--host", "0.0.0.0"), 2, "can be reached by others: set TWINFOCUS_TOKEN"),
+        (("--model", "ctr"), 2, "write models:/NAME@ALIAS"),
+        (("--model", "models:/ctr", "--replicas", "0"), 2, "--replicas must be more than 0"),
+        (("--model", "models:/ctr", "--artifact", "x"), 2, "not allowed with"),
+        (("--model", "models:/ctr", "--registry", "/nothing"), 1, "/nothing is no registry"),
+        (("--artifact", "/nothing"), 1, "/nothing is not a usable artifact"),
+    ],
+)
+def test_what_does_not_start(run_here, monkeypatch, arguments: tuple[str, ...], code: int, message: str) -> None:
+    monkeypatch.delenv(TOKEN, raising=False)
+    found, _, complaint = run_here(serve.main, *arguments)
+    assert found == code and message in complaint
