@@ -37,6 +37,7 @@ from jobs.scoring import FAILED, ScoreError, Work, digest_of, read_back, score_p
 from pipeline.portions import Portion, count_lines, number_lines, plan_portions, read_portion
 from pipeline.tasks import TaskError, run_tasks
 from tests.fuzz.targets import digests
+from tests.jobs.test_registry import make_registry
 from tests.tiny_dataset import TINY_FEATURES, write_tiny_dataset
 from training.config import MLPEncoder, ModelConfig, TrainingConfig
 from training.export import export
@@ -393,6 +394,25 @@ def test_an_artifact_that_is_replaced_meanwhile(artifact_for, spark, tmp_path: P
         score_folder.score_folder(spark, job)
     with pytest.raises(ArtifactError, match="is not a usable artifact"):
         digest_of(str(tmp_path / "nothing"))
+
+
+def test_the_champion_of_a_registry(artifact: Path, artifact_for, run_here, tmp_path: Path) -> None:
+    """Rolled back, the next scoring is by the version before, here and on Spark alike."""
+    registry = make_registry(tmp_path / "registry")
+    for version in (1, 2):
+        path = artifact if version == 1 else artifact_for(_input("csv", separator=";"))
+        assert registry.register("ctr", path) == version
+        registry.promote("ctr", version)
+    registry.rollback("ctr")
+    write(tmp_path / "logs", "a.csv", "csv", random.Random(0), 20)
+    where = ("--registry", registry.place, "--input", tmp_path / "logs" / "a.csv", "--output", tmp_path / "a.csv")
+    assert run_here(score.main, "--artifact", "models:/ctr@champion", *where)[0] == 0
+    named = json.loads((tmp_path / "a.csv.json").read_text())["artifact"]
+    assert named == {"model": "ctr", "version": 1, "sha256": digest_of(str(artifact))}
+    job = plan_job("models:/ctr@champion", [str(tmp_path / "logs")], str(tmp_path / "out"), registry.place)
+    assert job.artifact.named == named
+    job = plan_job("models:/ctr/2", [str(tmp_path / "logs")], str(tmp_path / "out"), registry.place)
+    assert job.artifact.version == 2
 
 
 def test_an_artifact_in_an_object_store(artifact, bucket, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis import Case
+from schemathesis.core.result import Ok
 
 from jobs.registry import Registry
 from tests.sockets import check_loopback, listening
@@ -139,6 +140,7 @@ def test_the_interface_keeps_to_its_own_document(serving: Serving) -> None:
 
     num_operations = 0
     for operation in api.get_all_operations():
+        assert isinstance(operation, Ok)
 
         @given(case=operation.ok().as_strategy())
         @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=HEALTH_CHECKS)
