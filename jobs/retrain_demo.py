@@ -32,6 +32,8 @@ FIRST_DAY = "2024-01-01"
 """Is there before the play begins."""
 MODEL = "ctr"
 NUM_ASKED_ROWS = 3
+START_SECONDS = 180.0
+"""Within which the server must be ready."""
 EMPTIED = "country"
 """Column that has no values on the broken day."""
 
@@ -54,6 +56,7 @@ class Day:
     is_broken: bool = False
 
 
+HEADINGS = f"{'day':<12}{'verdict':<26}{'champion':>10}{'AUC':>10}{'logloss':>10}{'seconds':>10}"
 MISTAKE = ("training.optimizer.embedding_learning_rate=10", "training.optimizer.learning_rate=0.1")
 """Both learning rates a hundred times too large."""
 
@@ -105,6 +108,7 @@ class RetrainDemo:
         self._generate()
         self._deliver(FIRST_DAY)
         summary: list[dict[str, Any]] = []
+        print(HEADINGS, flush=True)
         with contextlib.ExitStack() as stack:
             client = None
             for day in PLAY:
@@ -163,9 +167,10 @@ class RetrainDemo:
             )
             client = DemoClient(f"http://127.0.0.1:{port}", self._asked_rows())
             try:
+                deadline = time.monotonic() + START_SECONDS
                 while not client.is_ready():
-                    if server.poll() is not None:
-                        raise ValueError(f"jobs.serve ended with exit code {server.returncode}: {path} says why")
+                    if server.poll() is not None or time.monotonic() > deadline:
+                        raise ValueError(f"jobs.serve does not come up: {path} says why")
                     time.sleep(1)
                 client.start()
                 yield client
@@ -201,14 +206,13 @@ class RetrainDemo:
         """Make the status page; returns what it tells of the days otherwise than it was."""
         page = self.folder / "status.html"
         output = self._call("status", "page", *self.config, "--json", "--output", str(page))
-        shown = {run["day"]: run for run in json.loads(output.splitlines()[-1])["retrainings"]}
+        status = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
+        shown = {run["day"]: run for run in status["retrainings"]}
         wrong = [] if page.exists() else [f"{page} is not there"]
         for found in summary:
             on_page = shown.get(found["day"].replace("-", ""), {})
-            keys = ("verdict", "stopped_by", "auc")
-            wrong += [f"the page does not show that {found['day']} was {found['verdict']}"] * any(
-                on_page.get(key) != found[key] for key in keys
-            )
+            if any(on_page.get(key) != found[key] for key in ("verdict", "stopped_by", "auc")):
+                wrong.append(f"the page does not show that {found['day']} was {found['verdict']}")
         return wrong
 
     def _call(self, program: str, title: str, *arguments: str) -> str:
