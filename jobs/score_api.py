@@ -16,7 +16,7 @@ from ray.serve.exceptions import RayServeException
 
 from jobs.found_artifact import FoundArtifact
 from jobs.score_api_page import render
-from jobs.score_request import TOKEN, Limits, RequestError, ScoreRequest
+from jobs.score_request import MAX_NUMBER, TOKEN, Limits, RequestError, ScoreRequest
 from jobs.scorer import Scores
 from jobs.service import Service
 
@@ -175,8 +175,8 @@ def _unavailable(detail: str) -> Response:
 def _with_columns(document: dict[str, Any], columns: Sequence[str], limits: Limits) -> dict[str, Any]:
     """The OpenAPI document, with what a row of the version that serves must look like."""
     text = {"type": "string", "maxLength": limits.value}
-    integer = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
-    scalar = [text, integer, {"type": "number"}, {"type": "boolean"}, {"type": "null"}]
+    number = {"type": "number", "minimum": -MAX_NUMBER, "maximum": MAX_NUMBER}
+    scalar = [text, number, {"type": "boolean"}, {"type": "null"}]
     value = {"anyOf": [*scalar, {"type": "array", "items": {"anyOf": scalar}, "maxItems": limits.value}]}
     row = {"type": "object", "properties": dict.fromkeys(columns, value), "required": list(columns)}
     rows = {"type": "array", "items": row, "maxItems": limits.rows}

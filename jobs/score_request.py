@@ -1,5 +1,6 @@
 """ScoreRequest: the rows that a client sends, read from JSON and held to the limits before anything is made of them."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,8 @@ from features.encoding import RawRow
 
 TOKEN = "TWINFOCUS_TOKEN"
 """Environment variable; where it is set, every request but those for health must bear what it holds."""
-MAX_INTEGER = 2**63
-"""In size; as in a log's integer columns."""
+MAX_NUMBER = sys.float_info.max
+"""In size; longer integers have digits without end."""
 
 
 class RequestError(ValueError):
@@ -88,8 +89,8 @@ class ScoreRequest:
         limit = self.limits.value
         if isinstance(value, str | list) and len(value) > limit:
             return f"the value is longer than {limit}"
-        if isinstance(value, int) and not -MAX_INTEGER <= value < MAX_INTEGER:
-            return "an integer beyond 64 bits; write it as text"
+        if isinstance(value, int) and not -MAX_NUMBER <= value <= MAX_NUMBER:
+            return "a number that is too large"
         if isinstance(value, dict):
             return "an object is no value"
         if isinstance(value, list):

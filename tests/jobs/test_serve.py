@@ -27,7 +27,7 @@ def test_rows_keep_their_values_and_lose_other_columns() -> None:
     row = {"user": "u", "price": 2.5}
     for body in ([{**row, "more": {"a": [1]}}], {"rows": [{**row, "more": "x" * 100}]}):
         assert rows_of(body) == [row]
-    values = ["12345", -(2**63), 2**63 - 1, 1e300, True, None, ["a", "b", None], [], ""]
+    values = ["12345", -(2**63), 2**64, 1e300, True, None, ["a", "b", None], [], ""]
     assert [rows_of([{"user": v, "price": None}])[0]["user"] for v in values] == values
     assert rows_of([]) == rows_of({"rows": []}) == []
 
@@ -51,8 +51,8 @@ def test_rows_keep_their_values_and_lose_other_columns() -> None:
         ([{"user": ["a", "123456"], "price": 1}], "row 1, column 'user': the value is longer than 5"),
         ([{"user": [["a"]], "price": 1}], "a list in a list"),
         ([{"user": {"a": 1}, "price": 1}], "an object is no value"),
-        ([{"user": 2**63, "price": 1}], "an integer beyond 64 bits"),
-        (b'[{"user": 1' + b"0" * 5000 + b', "price": 1}]', "(beyond 64 bits|is not JSON)"),
+        ([{"user": 2**1024, "price": 1}], "a number that is too large"),
+        (b'[{"user": 1' + b"0" * 5000 + b', "price": 1}]', "(is too large|is not JSON)"),
     ],
 )
 def test_what_is_refused_as_a_whole(body: object, message: str) -> None:
