@@ -1,6 +1,7 @@
 """Two ranks, each a process of its own: started once for all tests of a process, since loading Torch takes seconds."""
 
 import multiprocessing
+import os
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
@@ -15,7 +16,7 @@ _ranks: list[tuple[BaseProcess, Connection]] = []
 
 
 def on_two_ranks(folder: Path, work: Callable[..., None], *arguments: Any) -> None:
-    """Call ``work(*arguments)`` on both ranks, of one thread each, in a gloo group of its own.
+    """Call ``work(*arguments)`` on both ranks, of one thread each, in a gloo group and the environment of now.
 
     Args:
         folder: where the ranks find each other.
@@ -28,7 +29,7 @@ def on_two_ranks(folder: Path, work: Callable[..., None], *arguments: Any) -> No
         _ranks.extend(map(_start, range(WORLD_SIZE)))
     store = folder / f"store-{uuid4().hex}"
     for _, connection in _ranks:
-        connection.send((str(store), work, arguments))
+        connection.send((str(store), dict(os.environ), work, arguments))
     waiting = {connection: process for process, connection in _ranks}
     while waiting:
         for connection in wait(list(waiting)):
@@ -68,9 +69,11 @@ def _serve(rank: int, connection: Connection) -> None:
     torch.set_num_threads(1)
     while True:
         try:
-            store, work, arguments = connection.recv()
+            store, environment, work, arguments = connection.recv()
         except EOFError:
             return
+        os.environ.clear()
+        os.environ.update(environment)
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD_SIZE)
         try:
             work(*arguments)

@@ -196,8 +196,11 @@ def fit_apart(run: Path, config: TrainingConfig, step: int) -> None:
     """Each rank has a disk of its own for what is temporary."""
     folder = run / f"disk-{torch.distributed.get_rank()}"
     folder.mkdir(parents=True)
-    tempfile.tempdir = str(folder)
-    fit_until(Run(run), config, step)
+    tempfile.tempdir, before = str(folder), tempfile.tempdir
+    try:
+        fit_until(Run(run), config, step)
+    finally:
+        tempfile.tempdir = before
 
 
 def test_two_ranks_share_no_disk_and_one_goes_on(
