@@ -9,7 +9,7 @@ from pydantic_core import from_json
 
 from features.encoding import RawRow
 
-TOKEN = "TWINFOCUS_TOKEN"
+TOKEN = "TWINFOCUS_TOKEN"  # nosec B105
 """Environment variable; where it is set, every request but those for health must bear what it holds."""
 MAX_NUMBER = sys.float_info.max
 """In size; longer integers have digits without end."""
