@@ -49,7 +49,8 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     """Version 1 of three serves, on two replicas."""
     folder = tmp_path_factory.mktemp("serving")
     registry, artifacts = register_tiny(folder, num_versions=3)
-    more = ("--registry", registry.place, "--replicas", 2, "--poll", 0.5, "--max-rows", 200, "--max-bytes", 100_000)
+    limits = ("--max-rows", 200, "--max-bytes", 100_000, "--timeout", SECONDS)
+    more = ("--registry", registry.place, "--replicas", 2, "--poll", 0.5, *limits)
     with started(folder, "--model", f"models:/{NAME}@champion", *more, token=TOKEN) as service:
         predictors = {version: Predictor.load(path) for version, path in enumerate(artifacts, start=1)}
         yield Serving(service, registry, predictors)
@@ -195,7 +196,9 @@ def test_promotions_a_damaged_version_and_killed_replicas(serving: Serving) -> N
 
         path, held = serving.damage(3)
         serving.registry.promote(NAME, 3)
+        deadline = time.monotonic() + SECONDS
         while not (refused := serving.service.health()["refused"]):
+            assert time.monotonic() < deadline
             time.sleep(0.1)
         assert "ctr version 3" in refused and "golden.jsonl is missing or was changed after export" in refused
         wait_for(serving, version=2, status="ready")
