@@ -64,7 +64,7 @@ class RayJobs:
         headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         trusted = ssl.create_default_context(cafile=self.account / "ca.crt") if url.startswith("https:") else None
         request = Request(url, body, headers, method=method)
-        with urlopen(request, timeout=TIMEOUT_SECONDS, context=trusted) as answer:  # nosec B310: the cluster's own
+        with urlopen(request, timeout=TIMEOUT_SECONDS, context=trusted) as answer:  # nosec B310
             return json.load(answer)
 
 
