@@ -10,6 +10,7 @@ registry/            versions of the model                           last.json  
 import contextlib
 import fcntl
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,7 +77,8 @@ class RetrainFolder:
         """
         if self.rules.partition_by == "path":
             return ()
-        return self.dates.unknown([str(Path(file).absolute()) for file in expand_paths(self.rules.partitions)])
+        # Spark names a file without the dots that may lead to it; what it finds is looked up by that name.
+        return self.dates.unknown([os.path.abspath(file) for file in expand_paths(self.rules.partitions)])  # noqa: PTH100
 
     def raw(self) -> dict[str, RawPartition]:
         """The log as it is now, oldest first: what was built stays, also when its raw files are gone, and partitions of

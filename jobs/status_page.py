@@ -1,5 +1,6 @@
 """The page on retraining: one file that holds everything and opens without a network."""
 
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -12,6 +13,8 @@ from jobs.status_files import Outcome
 from jobs.status_text import age, facts, span
 
 METRICS = ("auc", "logloss", "calibration", "ne")
+MAX_REASONS = 5
+"""Of one retraining in the table; its candidate's report has all: a model that is broken fails in every segment."""
 VERDICT_MARKS = {
     "promoted": Mark("promoted", "good"),
     "refused": Mark("refused", "fair"),
@@ -79,8 +82,14 @@ def _outcome_row(outcome: Outcome, status: RetrainingStatus) -> list[Any]:
         outcome.logloss,
         span(outcome.trained_on) or None,
         outcome.train_rows,
-        ": ".join(filter(None, (outcome.stopped_by, "; ".join(status.reasons(outcome))))) or None,
+        _why(outcome.stopped_by, status.reasons(outcome)),
     ]
+
+
+def _why(stopped_by: str | None, reasons: Sequence[str]) -> str | None:
+    more = len(reasons) - MAX_REASONS
+    shown = [*reasons[:MAX_REASONS], *([f"and {more} more"] if more > 0 else [])]
+    return ": ".join(filter(None, (stopped_by, "; ".join(shown)))) or None
 
 
 def _metrics(status: RetrainingStatus) -> str:

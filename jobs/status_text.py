@@ -11,7 +11,7 @@ from jobs.status_files import Outcome
 MAX_NAMES = 6
 """Of partitions in a sentence."""
 MAX_REASON = 100
-"""Characters of a reason in the table; the page has all of it."""
+"""Characters of a reason in the table; the page has more of it."""
 
 
 def describe(status: RetrainingStatus) -> str:

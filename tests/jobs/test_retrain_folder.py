@@ -87,3 +87,9 @@ def test_two_at_once(open_folder: Open) -> None:
         pass
     with place.alone():
         pass
+
+
+def test_files_are_known_by_the_name_that_spark_gives_them(open_folder: Open, tmp_path: Path) -> None:
+    file = log(tmp_path, "clicks")[0]
+    place = open_folder(partitions=f"{tmp_path}/logs/../logs/*.csv", partition_by="day")
+    assert place.undated_files() == (file,)

@@ -20,7 +20,7 @@ from jobs.figure_style import dashed
 from jobs.registry import Registry
 from jobs.retrain_folder import TRAINED_TAG
 from jobs.retraining_status import RetrainingStatus, read_status
-from jobs.status_page import render
+from jobs.status_page import MAX_REASONS, render
 from jobs.status_text import age, describe
 from tests.browser import open_page
 from tests.jobs.retrained import (
@@ -315,6 +315,9 @@ def test_the_page_shows_it_all(retrained: Retrained) -> None:
 
     refused = page.row("2014-10-27", "refused")
     assert refused[2:4] == ["4", "3"] and refused[-1].startswith("gate: calibration: it predicts 1.67 times")
+    reasons = found.reasons(next(outcome for outcome in found.outcomes if outcome.day == "20141027"))
+    more = len(reasons) - MAX_REASONS
+    assert refused[-1].endswith(f"; and {more} more" if more > 0 else reasons[-1])
     assert page.row("2014-10-25", "stopped", "")[3:5] == ["stop", "3,531"]
     assert page.row("2014-10-24")[1:3] == ["not yet seen", "late"]
     assert page.row("version 6")[2] == "rolled back" and page.row("version 5")[2] == "serving"
