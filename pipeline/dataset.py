@@ -1,5 +1,6 @@
 """The first rows of the spine in order: read, prepare, fit, encode, write, commit."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -106,9 +107,10 @@ def _build(
             write_rejected(prepared, version / "rejected")
         _step(bar, "check")
     finally:
-        if counts is not None:
-            counts.unpersist()
-        prepared.unpersist()
+        with contextlib.suppress(*SPARK_ERRORS):  # if Spark is gone, what failed first is to be told
+            if counts is not None:
+                counts.unpersist()
+            prepared.unpersist()
     manifest = _describe(schema, resolved, plan, seen, learnt, statistics, files, version)
     _account(manifest, seen, version)
     manifest.check_ids(learnt)

@@ -27,9 +27,11 @@ MIN_PARTITIONS = 16
 _SMALL_JOB = 64 << 20
 _BYTES_PER_SHUFFLE_PARTITION = 4 << 20
 
-COMPILE_HUGE_METHODS = "-XX:-DontCompileHugeMethods"
+JAVA_OPTIONS = "-XX:-DontCompileHugeMethods -XX:+UnlockDiagnosticVMOptions -XX:GCLockerRetryAllocationCount=100"
 """Spark generates one method for all columns of a stage, and Java leaves one of over 8,000 bytes interpreted: several
-times slower. Executors get the option here; a driver that spark-submit has started needs --driver-java-options."""
+times slower. And while one thread compresses, others that need memory wait for it; after two waits Java calls that out
+of memory, which a build of 20 million rows met. Executors get the options here; a driver that spark-submit has started
+needs --driver-java-options."""
 
 warnings.filterwarnings("ignore", message=r"\w+ attempted Arrow optimization")  # and then a stack trace of Java's
 _READ_ERROR = re.compile(r"(?:reading|read) file:? (?:file:)?/*(/\S+?)[.]?(?:\s|$)")
@@ -52,13 +54,13 @@ def start_spark(config: SparkConfig, verbose: bool = False, num_bytes: int = 0) 
     if not under_spark_submit:
         builder = builder.config("spark.driver.memory", config.driver_memory).config("spark.ui.enabled", "false")
         options = ["-XX:TieredStopAtLevel=1"] if num_bytes < _SMALL_JOB else []
-        options.append(COMPILE_HUGE_METHODS)
+        options.append(JAVA_OPTIONS)
         options += [] if verbose else [f"-Dlog4j2.configurationFile=file:{_quiet_log()}"]
         builder = builder.config("spark.driver.extraJavaOptions", " ".join(options))
         # A machine whose host name does not resolve can still run a local session.
         builder = builder.config("spark.driver.host", "127.0.0.1") if _is_local(config.master) else builder
     executor_options = SparkConf().get("spark.executor.extraJavaOptions", "")
-    builder = builder.config("spark.executor.extraJavaOptions", f"{executor_options} {COMPILE_HUGE_METHODS}".strip())
+    builder = builder.config("spark.executor.extraJavaOptions", f"{executor_options} {JAVA_OPTIONS}".strip())
     builder = builder.config("spark.ui.showConsoleProgress", str(sys.stderr.isatty()).lower())
     spark = builder.getOrCreate()
     spark.sparkContext.setLogLevel("WARN" if verbose else "OFF")
