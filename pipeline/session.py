@@ -27,11 +27,11 @@ MIN_PARTITIONS = 16
 _SMALL_JOB = 64 << 20
 _BYTES_PER_SHUFFLE_PARTITION = 4 << 20
 
-JAVA_OPTIONS = "-XX:-DontCompileHugeMethods -XX:+UnlockDiagnosticVMOptions -XX:GCLockerRetryAllocationCount=100"
+JAVA_OPTIONS = "-XX:-DontCompileHugeMethods -XX:G1HeapRegionSize=16m"
 """Spark generates one method for all columns of a stage, and Java leaves one of over 8,000 bytes interpreted: several
-times slower. And while one thread compresses, others that need memory wait for it; after two waits Java calls that out
-of memory, which a build of 20 million rows met. Executors get the options here; a driver that spark-submit has started
-needs --driver-java-options."""
+times slower. And Spark keeps cached rows in arrays of a megabyte, each of which takes two of a small heap's regions of a
+megabyte or two: twice the memory that Spark believes, until there is none. Executors get the options here; a driver that
+spark-submit has started needs --driver-java-options."""
 
 warnings.filterwarnings("ignore", message=r"\w+ attempted Arrow optimization")  # and then a stack trace of Java's
 _READ_ERROR = re.compile(r"(?:reading|read) file:? (?:file:)?/*(/\S+?)[.]?(?:\s|$)")
