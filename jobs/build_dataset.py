@@ -24,7 +24,7 @@ SUMMARY_NAME = "build.json"
 
 _EXAMPLE = (
     "python -m jobs.build_dataset --config jobs/configs/frappe.toml pipeline.output=data/frappe\n"
-    "  spark-submit --driver-java-options \"-XX:-DontCompileHugeMethods -XX:G1HeapRegionSize=16m\" \\\n"
+    '  spark-submit --driver-java-options "-XX:-DontCompileHugeMethods -XX:G1HeapRegionSize=16m" \\\n'
     "    --py-files dist/twinfocus.zip jobs/build_dataset.py --config jobs/configs/frappe.toml"
 )
 
