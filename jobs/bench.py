@@ -46,7 +46,7 @@ class Size:
     """Which networks and table sizes are compared with other projects'."""
 
 
-QUICK = Size(500_000, 2_000_000, 200_000, 1, 3.0, 20, ("--models", "deepfm", "--tables", "1000000"))
+QUICK = Size(500_000, 2_000_000, 120_000, 1, 3.0, 8, ("--models", "deepfm", "--tables", "1000000"))
 FULL = Size(5_000_000, 5_000_000, 1_000_000, 5, 5.0, 30, ())
 
 

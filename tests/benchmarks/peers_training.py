@@ -28,7 +28,7 @@ from tests.benchmarks.peers import environment
 CONFIG = "jobs/configs/bench.toml"
 SCRIPTS = {"deepctr_torch": "train_deepctr.py", "fuxictr": "train_fuxictr.py"}
 MODELS = {"deepfm": "jobs/configs/models/deepfm.toml", "dcn_v2": "jobs/configs/models/dcn_v2.toml"}
-ROWS = {1_000_000: 50_000, 100_000: 200_000}
+ROWS = {1_000_000: 30_000, 100_000: 200_000}
 """Rows of each table -> rows of the log, a fifth of which are validation rows."""
 BATCH_SIZE = 4_096
 
