@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from jobs.command import local, plain_parser, run_program
-from jobs.markup import shown
-from jobs.table_section import NAME, rows
+from jobs.pages.markup import shown
+from jobs.pages.table_section import NAME, rows
 
 
 def main() -> int:

@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from features.dataset import DatasetManifest
 from features.schema import STRICT, FeatureSchema, expand_names
-from jobs.retraining import RetrainConfig
+from jobs.retraining.config import RetrainConfig
 from pipeline.config import PipelineConfig
 from training.config import TrainingConfig
 
@@ -259,15 +259,15 @@ def _known_keys() -> list[str]:
     """Every key of every config dataclass."""
     import features.rawlog
     import features.schema
-    import jobs.data_checks
-    import jobs.retraining
+    import jobs.retraining.config
+    import jobs.retraining.data_checks
     import pipeline.config
     import training.config
     import training.gate
 
     keys = {field.name for field in fields(Config)}  # pyright: ignore[reportArgumentType]
     modules = (features.schema, features.rawlog, pipeline.config, training.config)
-    for module in (*modules, training.gate, jobs.data_checks, jobs.retraining):
+    for module in (*modules, training.gate, jobs.retraining.data_checks, jobs.retraining.config):
         for item in vars(module).values():
             if isinstance(item, type) and hasattr(item, "__dataclass_fields__"):
                 keys |= set(item.__dataclass_fields__)

@@ -24,7 +24,6 @@ from tqdm import tqdm
 from features.dataset import MANIFEST_NAME, DatasetManifest
 from features.schema import STRICT
 from features.storage import ObjectPath, locate, scratch
-from jobs import figures
 from jobs.command import plain_parser, run_program, write_json
 from jobs.config import (
     Config,
@@ -38,7 +37,8 @@ from jobs.config import (
     read_checked,
 )
 from jobs.doctor import installed_versions
-from jobs.markup import document, grid, note, table
+from jobs.pages import figures
+from jobs.pages.markup import document, grid, note, table
 from training.comparison import Difference, paired_bootstrap
 from training.metrics import METRICS
 

@@ -1,4 +1,4 @@
-"""See and change which versions of a model there are and which one serves; ``jobs.registry`` keeps them."""
+"""See and change which versions of a model there are and which one serves; ``jobs.registry.registry`` keeps them."""
 
 import dataclasses
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.command import local, plain_parser, run_program
-from jobs.registry import ModelVersion, Registry
+from jobs.registry.registry import ModelVersion, Registry
 
 
 def main() -> int:

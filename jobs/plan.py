@@ -18,10 +18,10 @@ from features.dataset import MANIFEST_NAME, DatasetManifest
 from features.learnt import Learnt
 from features.schema import VOCABULARY_KINDS
 from features.storage import locate
-from jobs import figures
 from jobs.command import absolute, config_parser, parse_config_arguments, run_program, write_json
 from jobs.config import Config, check_manifest
-from jobs.markup import document, grid, percent, table
+from jobs.pages import figures
+from jobs.pages.markup import document, grid, percent, table
 from training.config import TrainingConfig
 
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ from typing import Any
 
 from features.dataset import SPLITS, DatasetManifest
 from features.schema import DenseFeature, SparseFeature
-from jobs import figures
-from jobs.check_sections import checks_section, gate_section
 from jobs.command import local, plain_parser, run_program
-from jobs.figure_style import dashed
-from jobs.markup import cards, document, grid, note, percent, shown, table, text
+from jobs.pages import figures
+from jobs.pages.check_sections import checks_section, gate_section
+from jobs.pages.figure_style import dashed
+from jobs.pages.markup import cards, document, grid, note, percent, shown, table, text
+from jobs.pages.table_section import section as table_section
 from jobs.runfiles import RunFiles
-from jobs.table_section import section as table_section
 from training.metrics import METRICS
 
 

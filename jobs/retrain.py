@@ -1,8 +1,8 @@
 """Retrain once: preprocess what is new, check it, train a candidate, hold it against the champion, promote or refuse.
 
 Every step leaves a file that says it is done, so a retraining that is killed anywhere goes on where it was when it is
-started again, and one that is done does nothing. ``jobs/retrain_folder.py`` lists the files. A step that fails is tried
-again; when it fails for good, ``last.json`` and the exit code say so, and the champion stays.
+started again, and one that is done does nothing. ``jobs/retraining/retrain_folder.py`` lists the files. A step that
+fails is tried again; when it fails for good, ``last.json`` and the exit code say so, and the champion stays.
 """
 
 import contextlib
@@ -13,15 +13,15 @@ from argparse import ArgumentParser
 from functools import partial
 from typing import Any
 
-from jobs.alert import alert
-from jobs.candidate import Candidate, carry_out
 from jobs.command import absolute, config_parser, parse_config_arguments, run_program, write_json
 from jobs.config import ConfigError
-from jobs.partitions import build, check_partition, find_dates
-from jobs.raw_partitions import date_key, date_of
-from jobs.registry import ModelVersion, RegistryError
-from jobs.retrain_folder import RetrainFolder
-from jobs.steps import Steps
+from jobs.registry.registry import ModelVersion, RegistryError
+from jobs.retraining.alert import alert
+from jobs.retraining.candidate import Candidate, carry_out
+from jobs.retraining.partitions import build, check_partition, find_dates
+from jobs.retraining.raw_partitions import date_key, date_of
+from jobs.retraining.retrain_folder import RetrainFolder
+from jobs.retraining.steps import Steps
 
 Ended = tuple[dict[str, Any], str]
 """What a retraining came to, for programs and for a person."""

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.command import plain_parser, run_program, write_json
-from jobs.demo_client import PICKED_UP_SECONDS, DemoClient, find_wrong
-from jobs.registry import Registry
+from jobs.registry.registry import Registry
+from jobs.serving.demo_client import PICKED_UP_SECONDS, DemoClient, find_wrong
 
 CONFIGS = ("jobs/configs/demo.toml", "jobs/configs/retrain/demo.toml")
 DRIFT = 0.1

@@ -11,8 +11,8 @@ from pydantic.dataclasses import dataclass as checked
 
 from features.dataset import DatasetError, DatasetManifest
 from features.storage import Place, StorageError, locate
-from jobs.shapes import KeptChecks
-from jobs.table_section import NAME as TABLES_NAME
+from jobs.pages.table_section import NAME as TABLES_NAME
+from jobs.retraining.shapes import KeptChecks
 from training.gate import Verdict
 
 T = TypeVar("T")

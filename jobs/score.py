@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from features.rawlog import expand_paths
 from jobs.command import EXIT_DATA, local, plain_parser, run_program
-from jobs.found_artifact import MODELS, REGISTRY, find_artifact
+from jobs.registry.found_artifact import MODELS, REGISTRY, find_artifact
 from jobs.scoring import HEADER, describe, exceeds_limit, write_scores
 
 _EXAMPLE = (

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from features.rawlog import expand_paths
 from features.storage import check_relative
 from jobs.command import local, write_json
-from jobs.found_artifact import REGISTRY, FoundArtifact, find_artifact
+from jobs.registry.found_artifact import REGISTRY, FoundArtifact, find_artifact
 from jobs.replacement import new_folder, refuse_foreign
 from jobs.scoring import HEADER, Part, ScoreError, Work, load_predictor, score_portion
 from pipeline.config import InputConfig

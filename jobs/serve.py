@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.command import EXIT_DATA, plain_parser, run_program
 from jobs.config import ConfigError
-from jobs.found_artifact import MODELS, REGISTRY, FoundArtifact, find_artifact, find_in, open_registry
-from jobs.score_request import TOKEN, Limits
+from jobs.registry.found_artifact import MODELS, REGISTRY, FoundArtifact, find_artifact, find_in, open_registry
+from jobs.serving.score_request import TOKEN, Limits
 from jobs.worker import LOOPBACK, loopback_settings
 
 if TYPE_CHECKING:
-    from jobs.service import Service, ServiceConfig
+    from jobs.serving.service import Service, ServiceConfig
 
 _EXAMPLE = (
     "python -m jobs.serve --model models:/ctr@champion --registry /shared/retrain/registry\n"
@@ -146,9 +146,9 @@ def _serve(arguments: argparse.Namespace, find: Callable[[], FoundArtifact], lis
     """Answer until a signal says that it is enough; requests that are on their way are answered first."""
     import uvicorn
 
-    from jobs.score_api import make_api
-    from jobs.service import Service
-    from jobs.service_metrics import ServiceMetrics
+    from jobs.serving.score_api import make_api
+    from jobs.serving.service import Service
+    from jobs.serving.service_metrics import ServiceMetrics
 
     limits = Limits(arguments.max_rows, arguments.max_bytes, arguments.max_value)
     service = Service(find, _service_config(arguments), ServiceMetrics(), _log)
@@ -172,8 +172,8 @@ def _serve(arguments: argparse.Namespace, find: Callable[[], FoundArtifact], lis
 
 
 def _service_config(arguments: argparse.Namespace) -> "ServiceConfig":
-    from jobs.scorer import BATCH_ROWS
-    from jobs.service import ServiceConfig
+    from jobs.serving.scorer import BATCH_ROWS
+    from jobs.serving.service import ServiceConfig
 
     return ServiceConfig(
         num_replicas=arguments.replicas,

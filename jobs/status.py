@@ -8,9 +8,9 @@ from pathlib import Path
 
 from jobs.command import local, parse_config_arguments, plain_parser, run_program
 from jobs.config import ConfigError
-from jobs.retraining_status import RetrainingStatus, read_status
-from jobs.status_page import render
-from jobs.status_text import describe
+from jobs.pages.status_page import render
+from jobs.retraining.retraining_status import RetrainingStatus, read_status
+from jobs.retraining.status_text import describe
 
 
 def main() -> int:

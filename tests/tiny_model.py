@@ -9,7 +9,7 @@ import torch.distributed as dist
 from pydantic import TypeAdapter
 
 from jobs.config import parse_config
-from jobs.registry import Registry
+from jobs.registry.registry import Registry
 from tests.tiny_dataset import TINY_FEATURES, write_tiny_dataset
 from training.config import MLPEncoder, ModelConfig, TrainingConfig
 from training.export import export

@@ -7,7 +7,7 @@ It takes its settings from the environment of Airflow, whose workers have the pr
 * TWINFOCUS_SCHEDULE: five fields of cron, in UTC; "30 2 * * *". Each run is for the day before.
 * TWINFOCUS_START: a day, such as 2026-01-31; all days since are made up for, one by one. Without it a day that was
   missed is trained on with the next one.
-* TWINFOCUS_WEBHOOK: see jobs/alert.py.
+* TWINFOCUS_WEBHOOK: see jobs/retraining/alert.py.
 """
 
 import os

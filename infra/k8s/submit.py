@@ -18,8 +18,8 @@ from urllib.request import Request, urlopen
 
 import yaml
 
-from jobs.alert import alert
 from jobs.command import EXIT_DATA, plain_parser, run_program
+from jobs.retraining.alert import alert
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where Kubernetes puts a pod's token, namespace and the certificate of its API."""

@@ -6,8 +6,8 @@ or never started, and that there will be no other try.
 
 import json
 
-from jobs.alert import alert
 from jobs.command import plain_parser, run_program
+from jobs.retraining.alert import alert
 
 
 def main() -> int:

@@ -35,8 +35,8 @@ from features.window import join
 from jobs.command import write_json
 from jobs.config import Config, load_config
 from jobs.generate_logs import generate
-from jobs.partitions import build
-from jobs.retrain_folder import RetrainFolder
+from jobs.retraining.partitions import build
+from jobs.retraining.retrain_folder import RetrainFolder
 from jobs.train import _prepare
 from pipeline.generate import LogSpec
 from tests.benchmarks.retraining_summary import summarise

@@ -22,8 +22,8 @@ import aiohttp
 import numpy as np
 
 from jobs.command import write_json
-from jobs.registry import Registry
-from jobs.score_request import TOKEN
+from jobs.registry.registry import Registry
+from jobs.serving.score_request import TOKEN
 from tests.tiny_model import NAME, raw_rows, register_tiny
 from tests.tiny_service import TinyService, started
 

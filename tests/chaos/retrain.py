@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from jobs import registry_store, retrain
+from jobs import retrain
 from jobs.command import run_program
-from jobs.steps import Steps
+from jobs.registry import store
+from jobs.retraining.steps import Steps
 
 STAND = "TWINFOCUS_CHAOS_STAND"
 """Name of a step, to stand before it, or with ":done" behind it, to stand after it."""
@@ -23,7 +24,7 @@ T = TypeVar("T")
 
 
 def main() -> int:
-    registry_store.PATIENCE_SECONDS = PATIENCE
+    store.PATIENCE_SECONDS = PATIENCE
     do, now, error = Steps.do, time.time, float(os.environ.get(CLOCK, "0"))
     time.time = lambda: now() + error
 

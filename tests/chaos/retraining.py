@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from jobs.registry_store import DATABASE_NAME
+from jobs.registry.store import DATABASE_NAME
 from tests.chaos.data import MIB, expect, small_disk
 from tests.chaos.outcome import Outcome
 from tests.chaos.retraining_state import DAYS, END_SECONDS, Program, Retraining

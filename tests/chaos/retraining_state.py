@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import psutil
 
-from jobs.registry import Registry
+from jobs.registry.registry import Registry
 from tests.chaos.data import count_rows, expect
 from tests.chaos.outcome import Outcome, Unexpected
 from tests.chaos.retrain import CLOCK, STAND, STANDING

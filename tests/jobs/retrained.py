@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tests.jobs.test_registry import make_artifact, make_registry
 
 from features.bins import choose_bins, count
 from features.dataset import DataFile, DatasetManifest, DenseStatistics, FeatureStatistics, Rejected, Split
@@ -17,10 +18,9 @@ from features.encoding import Columns
 from features.profile import DataProfile, total
 from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFeature, VocabularyEncoding
 from jobs.command import write_json
-from jobs.data_checks import DataChecksConfig, check
-from jobs.registry import Registry
-from jobs.shapes import shapes
-from tests.jobs.test_registry import make_artifact, make_registry
+from jobs.registry.registry import Registry
+from jobs.retraining.data_checks import DataChecksConfig, check
+from jobs.retraining.shapes import shapes
 from training.gate import GateConfig, judge
 from training.metrics import evaluate
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from features.dataset import DatasetManifest
-from jobs.registry import Registry
-from jobs.retrain_folder import TRAINED_TAG
+from jobs.registry.registry import Registry
+from jobs.retraining.retrain_folder import TRAINED_TAG
 from training.predict import Predictor
 
 pytestmark = pytest.mark.slow

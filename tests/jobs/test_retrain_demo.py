@@ -12,8 +12,8 @@ from threading import Thread
 import pytest
 
 from jobs.config import load_config
-from jobs.demo_client import Answer, DemoClient, ask, find_wrong
 from jobs.retrain_demo import PLAY, RetrainDemo, break_log, compare
+from jobs.serving.demo_client import Answer, DemoClient, ask, find_wrong
 from pipeline.generate import LogSpec, generate_chunks, write_chunk
 
 OVERLAYS = sorted(Path("jobs/configs/retrain").glob("*.toml"))

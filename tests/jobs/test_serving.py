@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis import Case
 from schemathesis.core.result import Ok
 
-from jobs.registry import Registry
+from jobs.registry.registry import Registry
 from tests.sockets import check_loopback, listening
 from tests.tiny_model import NAME, raw_rows, register_tiny
 from tests.tiny_service import TinyService, started

@@ -14,14 +14,14 @@ import pytest
 from jobs import status
 from jobs.command import write_json
 from jobs.config import load_config
-from jobs.data_checks import Checks, Level, Result
-from jobs.date_index import DateIndex
-from jobs.figure_style import dashed
-from jobs.registry import Registry
-from jobs.retrain_folder import TRAINED_TAG
-from jobs.retraining_status import RetrainingStatus, read_status
-from jobs.status_page import MAX_REASONS, render
-from jobs.status_text import age, describe
+from jobs.pages.figure_style import dashed
+from jobs.pages.status_page import MAX_REASONS, render
+from jobs.registry.registry import Registry
+from jobs.retraining.data_checks import Checks, Level, Result
+from jobs.retraining.date_index import DateIndex
+from jobs.retraining.retrain_folder import TRAINED_TAG
+from jobs.retraining.retraining_status import RetrainingStatus, read_status
+from jobs.retraining.status_text import age, describe
 from tests.browser import open_page
 from tests.jobs.retrained import (
     BROKEN,

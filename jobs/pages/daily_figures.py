@@ -1,0 +1,95 @@
+"""Figures of a log by day: how well candidate and champion did on each, and what each day's data looked like."""
+
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+
+from jobs.pages.figure_style import BLUE, GOLD, GREEN, GREY, INK, ORANGE, RED, blank, dashed, plain
+from jobs.retraining.partition_status import PartitionStatus
+from jobs.retraining.status_files import Outcome
+
+LINE_COLOURS = (BLUE, ORANGE, GREEN, GOLD, "#6b4c9a", INK)
+AIMS = {"calibration": 1.0}
+"""Metric -> the value that it should have."""
+
+
+def metric_by_day(outcomes: Sequence[Outcome], metric: str) -> go.Figure:
+    """A metric of candidate and champion on each day that neither had seen; a cross is a candidate that was refused."""
+    figure = blank("", metric)
+    days = [dashed(outcome.day or "") for outcome in outcomes]
+    for side, colour, dash in (("champion", GREY, "dot"), ("candidate", BLUE, "solid")):
+        values = [outcome.metrics.get(side, {}).get(metric) for outcome in outcomes]
+        marks = [side == "candidate" and outcome.verdict == "refused" for outcome in outcomes]
+        figure.add_scatter(
+            x=days,
+            y=values,
+            name=side,
+            mode="lines+markers",
+            connectgaps=True,
+            line={"color": colour, "dash": dash, "width": 2},
+            marker={
+                "size": [10 if mark else 7 for mark in marks],
+                "symbol": ["x" if mark else "circle" for mark in marks],
+                "color": [RED if mark else colour for mark in marks],
+            },
+            customdata=[outcome.verdict for outcome in outcomes],
+            hovertemplate=f"{side}, %{{x}}: %{{y:.6g}} (%{{customdata}})<extra></extra>",
+        )
+    if metric in AIMS:
+        figure.add_hline(y=AIMS[metric], line={"color": GREY, "width": 1})
+    return _by_day(figure, days)
+
+
+def rows_by_day(partitions: Sequence[PartitionStatus]) -> go.Figure:
+    """A bar a partition; red was stopped by data checks."""
+    figure = blank("", "rows")
+    days = [dashed(partition.name) for partition in partitions]
+    colours = [RED if partition.state == "stopped" else BLUE for partition in partitions]
+    figure.add_bar(x=days, y=[partition.rows for partition in partitions], marker={"color": colours})
+    figure.update_layout(bargap=0.35)
+    return _by_day(figure, days)
+
+
+def label_rate_by_day(partitions: Sequence[PartitionStatus]) -> go.Figure:
+    """Label rate of each partition; a red cross was stopped by data checks."""
+    figure = blank("", "label rate")
+    days = [dashed(partition.name) for partition in partitions]
+    is_stopped = [partition.state == "stopped" for partition in partitions]
+    figure.add_scatter(
+        x=days,
+        y=[partition.label_rate for partition in partitions],
+        mode="lines+markers",
+        line={"color": BLUE, "width": 2},
+        marker={
+            "size": [10 if stopped else 7 for stopped in is_stopped],
+            "symbol": ["x" if stopped else "circle" for stopped in is_stopped],
+            "color": [RED if stopped else BLUE for stopped in is_stopped],
+        },
+    )
+    figure.update_yaxes(rangemode="tozero")
+    return _by_day(figure, days)
+
+
+def null_rates_by_day(partitions: Sequence[PartitionStatus]) -> go.Figure:
+    """Share of missing values of the features where it changes most."""
+    rates: dict[str, list[float]] = {}
+    for partition in partitions:
+        for name, rate in partition.null_rates.items():
+            rates.setdefault(name, []).append(rate)
+    moving = sorted((n for n in rates if any(rates[n])), key=lambda name: min(rates[name]) - max(rates[name]))
+    figure = blank("", "without a value")
+    days = [dashed(partition.name) for partition in partitions]
+    for name, colour in zip(moving, LINE_COLOURS, strict=False):
+        values = [partition.null_rates.get(name) for partition in partitions]
+        line = {"color": colour, "width": 2}
+        figure.add_scatter(x=days, y=values, name=plain(name), mode="lines+markers", line=line)
+    figure.update_yaxes(rangemode="tozero", tickformat=".0%")
+    figure.update_layout(showlegend=True)
+    return _by_day(figure, days)
+
+
+def _by_day(figure: go.Figure, days: Sequence[str]) -> go.Figure:
+    """Days stand in their order, at equal distances, even those without a value."""
+    figure.update_xaxes(type="category", categoryorder="array", categoryarray=list(days))
+    figure.update_layout(height=260)
+    return figure

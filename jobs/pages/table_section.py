@@ -1,0 +1,59 @@
+"""The report's section on smaller tables: what ``jobs.compare_tables`` found, float32 and quantised side by side."""
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from jobs.pages.markup import note, percent, table
+
+NAME = "tables.json"
+"""In a run's folder."""
+
+
+def rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """Header and a line a precision.
+
+    Args:
+        found: what ``jobs.compare_tables`` wrote.
+    """
+    whole = found["precisions"][0]
+    sizes = [timed["batch_size"] for timed in whole["latency"]]
+    header = ["tables", "tables, MB", "of float32", "artifact, MB", "auc", "logloss", "calibration"]
+    header += ["largest change of a probability", *(f"ms a batch of {size:,}" for size in sizes), "rows/s at most"]
+    lines = []
+    for entry in found["precisions"]:
+        latency = entry["latency"]
+        lines.append(
+            [
+                entry["tables"],
+                entry["table_bytes"] / 1e6,
+                percent(entry["table_bytes"] / whole["table_bytes"]),
+                (entry["weight_bytes"] + found["vocabulary_bytes"]) / 1e6,
+                *(entry[name] for name in ("auc", "logloss", "calibration", "max_difference")),
+                *(timed["milliseconds"] for timed in latency),
+                max(timed["rows_per_second"] for timed in latency),
+            ]
+        )
+    return header, lines
+
+
+def section(found: Mapping[str, Any], run: str, best_step: int | None) -> str:
+    """HTML of the section; a note where nothing was compared yet.
+
+    Args:
+        found: what ``jobs.compare_tables`` wrote; empty: nothing.
+        run: the run's folder, for the command.
+        best_step: of the checkpoint that is served now, as far as it is known.
+    """
+    command = f"python -m jobs.compare_tables --run {run}"
+    if not found:
+        return note(f"Smaller tables have not been tried: {command} holds float16 and int8 against float32.")
+    outdated = ""
+    if best_step not in (None, found["step"]):
+        outdated = note(f"This is of step {found['step']:,} and the best one is step {best_step:,} now: {command}")
+    about = (
+        f"{found['precisions'][0]['rows']:,} rows of the split {found['split']} of {found['dataset']}; checkpoint of "
+        f"step {found['step']:,}. Times are medians of a forward pass over encoded rows with {found['threads']} "
+        "threads, the precisions taking turns. jobs.export --tables writes the artifact that serves one of them."
+    )
+    return f"{outdated}<p>{escape(about)}</p>{table(*rows(found))}"

@@ -1,0 +1,1 @@
+"""Versions of models, and which one serves; MLflow keeps them."""

@@ -1,0 +1,92 @@
+"""The run that a version comes from: MLflow keeps files, metrics and parameters in it, so many of them at a time."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from jobs.registry.store import RegistryError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+PARAMS_A_CALL, METRICS_A_CALL = 100, 1000
+"""What MLflow takes at a time."""
+
+
+def open_experiment(client: "MlflowClient", name: str, location: str | None, place: str) -> str:
+    """Where runs of a model are recorded, its id; made if it is new.
+
+    Args:
+        client: of the registry.
+        name: of the model.
+        location: address of the folder that keeps artifacts; None: a server keeps them.
+        place: of the registry, for errors.
+
+    Raises:
+        RegistryError: the server keeps no artifacts, or the folder was moved.
+    """
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            experiment = client.get_experiment(client.create_experiment(name, location))
+        except MlflowException:
+            experiment = client.get_experiment_by_name(name)  # another program was faster
+            if experiment is None:
+                raise
+    if location is None and urlsplit(experiment.artifact_location).scheme in ("", "file"):
+        raise RegistryError(f"{place} keeps no artifacts: start it with --artifacts-destination")
+    if location not in (None, experiment.artifact_location):
+        raise RegistryError(
+            f"{place} was moved from {experiment.artifact_location}: it can be read and promoted in here, "
+            "registering needs it back there"
+        )
+    return experiment.experiment_id
+
+
+def log_run(
+    client: "MlflowClient",
+    experiment_id: str,
+    name: str,
+    files: Mapping[str, Path],
+    metrics: Mapping[str, float | None] | None,
+    params: Mapping[str, Any] | None,
+) -> str:
+    """Record a run with files, by their places in it; its id."""
+    run_id = client.create_run(experiment_id, run_name=name).info.run_id
+    try:
+        _log_values(client, run_id, dict(_flat(params or {})), metrics or {})
+        for target, path in files.items():
+            client.log_artifact(run_id, str(path), str(PurePosixPath(target).parent))
+    except BaseException:
+        with contextlib.suppress(Exception):  # what went wrong first is what must be told
+            client.set_terminated(run_id, "FAILED")
+        raise
+    client.set_terminated(run_id, "FINISHED")
+    return run_id
+
+
+def _log_values(
+    client: "MlflowClient", run_id: str, params: Mapping[str, Any], metrics: Mapping[str, float | None]
+) -> None:
+    from mlflow.entities import Metric, Param
+
+    now = int(time.time() * 1000)
+    values = [Metric(name, float(value), now, 0) for name, value in metrics.items() if value is not None]
+    for start in range(0, len(values), METRICS_A_CALL):
+        client.log_batch(run_id, metrics=values[start : start + METRICS_A_CALL])
+    texts = [Param(name, str(value)) for name, value in params.items()]
+    for start in range(0, len(texts), PARAMS_A_CALL):
+        client.log_batch(run_id, params=texts[start : start + PARAMS_A_CALL])
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

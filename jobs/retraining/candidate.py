@@ -1,0 +1,154 @@
+"""Candidate: a model that may replace the champion, from its window of data to its version in the registry."""
+
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from features.dataset import DatasetManifest
+from features.window import OtherWindow, join
+from jobs.command import write_json
+from jobs.program import ProgramError, run_module
+from jobs.registry.registry import ModelVersion
+from jobs.retraining.plan import Todo
+from jobs.retraining.retrain_folder import RUN_TAG, TABLES_TAG, TRAINED_TAG, RetrainFolder
+
+if TYPE_CHECKING:
+    from training.gate import Verdict
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What one retraining makes; each step begins with what is there of it already.
+
+    Attributes:
+        day: the newest one, on which it is compared.
+        champion: what it is compared with; None: it is the first.
+        settings: the config again, as arguments for programs.
+    """
+
+    place: RetrainFolder
+    todo: Todo
+    day: str
+    champion: ModelVersion | None
+    settings: list[str]
+
+    @property
+    def run(self) -> Path:
+        return self.place.folder("runs", self.day)
+
+    @property
+    def window(self) -> Path:
+        return self.place.folder("windows", self.day)
+
+    def join(self) -> DatasetManifest:
+        """Make one dataset of the partitions; what was begun on others, before one came late, is begun again."""
+        names = {"train": self.todo.train, "valid": (self.todo.valid,), "test": (self.day,)}
+        folders = {split: [self.place.folder("partitions", n) for n in found if n] for split, found in names.items()}
+        try:
+            return join(folders, self.window)
+        except OtherWindow:
+            for stale in (self.run, self.window):
+                shutil.rmtree(stale, ignore_errors=True)
+            return join(folders, self.window)
+
+    def train(self) -> None:
+        """Train, or go on with it."""
+        if (self.run / "metrics.json").exists():
+            return
+        more = [f"training.dataset={self.window}"]
+        if self.todo.is_warm and self.champion is not None:
+            more.append(f"training.warm_start={self.place.run_of(self.champion)}")
+        resume = ["--resume"] if self.run.exists() else []
+        run_module("jobs.train", *self.settings, "--run", str(self.run), *resume, *more)
+
+    def judge(self) -> tuple["Verdict", dict[str, Any]]:
+        """Score the newest partition with both models as they are served.
+
+        Returns:
+            The gate's verdict, and the metrics of "candidate" and, if there is one, "champion".
+        """
+        from training.columns import read_columns
+        from training.export import load_best
+        from training.gate import judge
+        from training.metrics import curves, evaluate
+        from training.run import Dataset, Run
+
+        rules, dataset, run = self.place.rules, Dataset.open(self.window), Run(self.run)
+        candidate = load_best(run, dataset)
+        served = candidate.with_tables(rules.tables)
+        logits, labels, weights, group_ids = served.score("test")
+        metrics, before = {"candidate": evaluate(logits, labels, weights, group_ids)}, None
+        if self.champion is not None:
+            champion = load_best(Run(self.place.run_of(self.champion)), dataset)
+            tables: Any = self.champion.tags.get(TABLES_TAG, "float32")
+            before = champion.with_tables(tables).score("test")[0]
+            metrics["champion"] = evaluate(before, labels, weights, group_ids)
+        reader = dataset.reader("test", candidate.config)
+        columns = read_columns(reader, reader.num_rows) if rules.segments else {}
+        verdict = judge(
+            logits,
+            before,
+            labels,
+            weights,
+            config=rules.gate,
+            segments={name: columns[name] for name in rules.segments},
+            group_ids=group_ids,
+            unquantized=None if served is candidate else candidate.score("test")[0],
+        )
+        run.write("evaluation/test.json", {"metrics": metrics["candidate"], "curves": curves(logits, labels, weights)})
+        run.write("gate.json", {"day": self.day, "verdict": verdict.to_json(), "metrics": metrics})
+        return verdict, metrics
+
+    def export(self) -> None:
+        if not (self.run / "artifact" / "artifact.json").exists():
+            output = ("--output", str(self.run / "artifact"), "--tables", self.place.rules.tables)
+            run_module("jobs.export", "--run", str(self.run), *output)
+
+    def report(self) -> None:
+        """Make the run's page; a good model serves without one, too."""
+        used = [*self.todo.train, self.todo.valid, self.day]
+        write_json(self.run / "checks.json", {name: self.place.checks(name) for name in used if name})
+        try:
+            if self.place.rules.tables != "float32":
+                run_module("jobs.compare_tables", "--run", str(self.run), "--split", "test")
+            run_module("jobs.report", "--run", str(self.run))
+        except ProgramError as error:
+            print(f"warning: {error}: the version has no report", flush=True)
+
+    def register(self, metrics: dict[str, Any]) -> int:
+        """Keep the artifact and its report as the model's next version; returns its number."""
+        warm_from = self.champion if self.todo.is_warm else None
+        seen = [] if warm_from is None else json.loads(warm_from.tags[TRAINED_TAG])
+        root, report = self.place.root, self.run / "report.html"
+        return self.place.registry().register(
+            self.place.rules.model,
+            self.run / "artifact",
+            metrics={name: value for name, value in metrics.items() if isinstance(value, int | float)},
+            params={
+                "training": dataclasses.asdict(self.place.config.training)["optimizer"],
+                "tested_on": self.day,
+            },
+            tags={
+                TRAINED_TAG: json.dumps(sorted({*seen, *self.todo.train})),
+                RUN_TAG: str(self.run.relative_to(root)),
+                TABLES_TAG: self.place.rules.tables,
+            },
+            extra=[report] if report.exists() else [],
+        )
+
+
+def carry_out(place: RetrainFolder, verdict: dict[str, Any]) -> dict[str, Any]:
+    """Promote or refuse as was decided; once, as somebody may roll back later. Returns the verdict that says so."""
+    registry, version = place.registry(), verdict["version"]
+    if verdict["verdict"] == "promoted":
+        registry.promote(place.rules.model, version)
+    else:
+        failed = [rule for rule in verdict["gate"]["rules"] if not rule["passed"]]
+        reasons = [f"{rule['name']}: {rule['reason'] or rule['threshold']}" for rule in failed]
+        registry.refuse(place.rules.model, version, reasons)
+    verdict = {**verdict, "is_done": True}
+    write_json(place.note("verdicts", verdict["day"]), verdict)
+    return verdict

@@ -1,0 +1,86 @@
+"""PartitionStatus: what became of every partition of a log, and what is to be said of its data."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from features.window import SOURCE_SPLIT
+from jobs.retraining.data_checks import Checks, Level, Result
+from jobs.retraining.raw_partitions import is_late
+from jobs.retraining.status_files import StatusFiles
+
+State = Literal["not yet seen", "left out", "half built", "not checked", "stopped", "checked", "trained on"]
+"""trained on: by the champion. checked: may be trained on. left out: late rows that the config does not want."""
+
+
+@dataclass(frozen=True)
+class PartitionStatus:
+    """One partition; what is not known of it is None or empty."""
+
+    name: str
+    state: State
+    is_late: bool
+    """It came when the champion, or its date's own partition, was past it."""
+    level: Level | None = None
+    rows: int | None = None
+    label_rate: float | None = None
+    null_rates: dict[str, float] = field(default_factory=dict)
+    reasons: tuple[str, ...] = ()
+    """What data checks have against it."""
+
+
+def read_partitions(
+    files: StatusFiles, there: Sequence[str], left_out: Sequence[str], trained: Sequence[str], goes_back: bool
+) -> tuple[PartitionStatus, ...]:
+    """Every partition that is there or was begun, oldest first.
+
+    Args:
+        there: names of those that are there.
+        left_out: names for late rows that are not wanted.
+        trained: names of those that the champion has seen.
+        goes_back: whether the next candidate trains on what is older than all of those, too.
+    """
+    span = ("" if goes_back else min(trained, default=""), max(trained, default=""))
+    names = {*there, *files.partitions, *files.half_built, *files.checks}
+    known = [_describe(name, files, trained, span) for name in names]
+    known += [PartitionStatus(name, "left out", is_late=True) for name in left_out if name not in names]
+    return tuple(sorted(known, key=lambda partition: partition.name))
+
+
+def _describe(name: str, files: StatusFiles, trained: Sequence[str], span: tuple[str, str]) -> PartitionStatus:
+    checks, manifest = files.checks.get(name), files.partitions.get(name)
+    level = None if checks is None else checks.level
+    was_passed = level != "stop" and name not in trained and span[0] < name < span[1]
+    reasons = () if checks is None else reasons_of(checks, "stop", "warn")
+    found = PartitionStatus(
+        name, _state(name, files, level, trained), was_passed or is_late(name), level, reasons=reasons
+    )
+    if manifest is None or SOURCE_SPLIT not in manifest.splits:
+        return found
+    split = manifest.splits[SOURCE_SPLIT]
+    rates = {feature: statistics.null_rate for feature, statistics in {**split.sparse, **split.dense}.items()}
+    return replace(found, rows=split.num_rows, label_rate=split.label_rate, null_rates=rates)
+
+
+def _state(name: str, files: StatusFiles, level: Level | None, trained: Sequence[str]) -> State:
+    if name in trained:
+        return "trained on"
+    if level is not None:
+        return "stopped" if level == "stop" else "checked"
+    if name in files.partitions:
+        return "not checked"
+    return "half built" if name in files.half_built else "not yet seen"
+
+
+def reasons_of(checks: Checks, *levels: Level) -> tuple[str, ...]:
+    """A sentence for each result of these levels, in their order."""
+    found = [result for level in levels for result in checks.results if result.level == level]
+    return tuple(_sentence(result) for result in found)
+
+
+def _sentence(result: Result) -> str:
+    subject = f"{result.rule} of {result.feature}" if result.feature else result.rule
+    if result.rule == "duplicate":
+        return f"{subject}: {result.reason}"
+    before = "" if result.reference is None else f" where {result.reference:.4g} was"
+    return f"{subject}: {result.value:.4g}{before}, {result.threshold}"

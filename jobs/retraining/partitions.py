@@ -1,0 +1,121 @@
+"""Partitions of a log, made from its raw files and checked: three steps of a retraining."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from features.profile import DataProfile, measure, total
+from features.window import SOURCE_SPLIT
+from jobs.command import write_json
+from jobs.config import ConfigError
+from jobs.retraining.data_checks import Checks, DataChecksConfig, Delivery, Result, RowLimits, check, order_partitions
+from jobs.retraining.raw_partitions import RawPartition, is_late
+from jobs.retraining.retrain_folder import RetrainFolder
+from jobs.retraining.shapes import shapes
+from pipeline.config import FilesSplit, PipelineConfig
+
+
+def find_dates(place: RetrainFolder, files: Sequence[str]) -> None:
+    """Look through raw files for the dates of their rows.
+
+    Raises:
+        ConfigError: the features name no time.
+        LogError, DatasetError: one sentence about what is wrong with a file or the disk.
+    """
+    from pipeline.dates import count_dates
+    from pipeline.session import start_spark, stop_spark
+    from pipeline.sources import plan_sources
+
+    span, schema = place.rules.partition_by, place.config.features
+    if schema.timestamp is None:
+        raise ConfigError(f"config key 'retrain.partition_by': {span!r} needs features.timestamp")
+    assert span != "path"
+    pipeline = _pipeline(place, RawPartition(dict.fromkeys(files)))
+    plan = plan_sources(pipeline, schema)
+    spark = start_spark(pipeline.spark, num_bytes=plan.num_bytes())
+    try:
+        found = place.dates.add(files, lambda undated: count_dates(spark, schema, pipeline, plan, span, undated))
+    finally:
+        stop_spark(spark)
+    for file in found:
+        dated = sum(file.dates.values()) - file.dates.get("", 0)
+        print(f"{file.path}: {dated:,} rows of {len(set(file.dates) - {''})} dates, {file.dates.get('', 0):,} undated")
+
+
+def build(place: RetrainFolder, raw: Mapping[str, RawPartition]) -> None:
+    """Preprocess partitions; the vocabularies of each go on with those of the one that was built before it.
+
+    Raises:
+        LogError, DatasetError, LearntError: one sentence about what is wrong with a file or the disk.
+    """
+    from jobs.build_dataset import build, check, describe
+    from pipeline.session import start_spark, stop_spark
+
+    left = {name: partition for name, partition in raw.items() if name not in place.built()}
+    base, spark = place.last_built(), None
+    num_bytes = sum(Path(file).stat().st_size for partition in left.values() for file in partition.files)
+    try:
+        for name, partition in left.items():
+            pipeline = dataclasses.replace(
+                _pipeline(place, partition),
+                output=str(place.folder("partitions", name)),
+                base=None if base is None else str(place.folder("partitions", base)),
+            )
+            config = dataclasses.replace(place.config, pipeline=pipeline)
+            check(config)
+            spark = spark or start_spark(pipeline.spark, num_bytes=num_bytes)
+            print(f"partition {name}\n{describe(build(spark, config))}", flush=True)
+            base = name
+    finally:
+        if spark is not None:
+            stop_spark(spark)
+
+
+def _pipeline(place: RetrainFolder, partition: RawPartition) -> PipelineConfig:
+    """The config's own pipeline, over one partition."""
+    pipeline = place.config.pipeline
+    files = dataclasses.replace(pipeline.input, train=tuple(partition.files), valid=(), test=(), times=partition.times)
+    return dataclasses.replace(pipeline, input=files, split=FilesSplit())
+
+
+def check_partition(place: RetrainFolder, name: str) -> None:
+    """Hold a partition against those before it, and keep what came of it.
+
+    Raises:
+        DatasetError, DriftError: it is damaged, or others than it can be compared with.
+    """
+    found, kept = _twin(place, name), {}
+    if found is None:
+        found, kept = _compare(place, name)
+    print(f"checks of {name}:\n{found.table()}", flush=True)
+    write_json(place.note("checks", name), {**found.to_json(), **kept})
+
+
+def _compare(place: RetrainFolder, name: str) -> tuple[Checks, dict[str, Any]]:
+    """The checks, and pictures of what moved most."""
+    manifest, stopped = place.manifest(name), place.stopped()
+    measured = [other for other in place.built() if place.note("profiles", other).exists() and other != name]
+    before = [other for other in measured if other < name and other not in stopped]
+    profiles = [DataProfile.load(place.note("profiles", other)) for other in before[-place.rules.window :]]
+    reference = total(profiles) if profiles else None
+    # All are counted over the same bins, also a day that came late and has none before it.
+    bins = DataProfile.load(place.note("profiles", measured[0])).bins if measured else None
+    profile = measure(place.folder("partitions", name), manifest, SOURCE_SPLIT, bins)
+    profile.save(place.note("profiles", name))
+    found = check(manifest, profile, reference, _limits(place.rules.checks, name))
+    return found, {} if reference is None else {"shapes": shapes(found, profile, reference)}
+
+
+def _limits(limits: DataChecksConfig, name: str) -> DataChecksConfig:
+    """Late rows are a part of a day: how many they are says nothing."""
+    return dataclasses.replace(limits, rows=RowLimits(None, None)) if is_late(name) else limits
+
+
+def _twin(place: RetrainFolder, name: str) -> Checks | None:
+    """What is to be said of a partition that was delivered before under another name."""
+    deliveries = [Delivery.of(other, place.manifest(other)) for other in place.built()]
+    twin = order_partitions(deliveries, [d for d in deliveries if d.name != name]).duplicates.get(name)
+    if twin is None:
+        return None
+    return Checks((Result("duplicate", None, 1.0, None, "rows of its own", "stop", f"it has the rows of {twin}"),))

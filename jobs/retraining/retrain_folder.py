@@ -1,0 +1,170 @@
+"""RetrainFolder: all that retraining keeps of one log and one model, and what it says of how far things are.
+
+dates/               which dates raw files are of, where their paths do not say
+partitions/DATE/     datasets, each going on with the one before     checks/DATE.json   may it be trained on?
+profiles/DATE.json   what its columns look like                      windows/DATE/      what a candidate trains on
+runs/DATE/           the candidate, its artifact in it               verdicts/DATE.json what became of it
+registry/            versions of the model                           last.json          what the last one came to
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from features.dataset import MANIFEST_NAME, DatasetManifest
+from features.rawlog import expand_paths
+from features.window import SOURCE_SPLIT
+from jobs.config import Config
+from jobs.registry.registry import ModelVersion, Registry
+from jobs.retraining.config import RetrainConfig
+from jobs.retraining.date_index import DateIndex
+from jobs.retraining.plan import Todo, plan
+from jobs.retraining.raw_partitions import RawPartition, date_of, find_late, find_partitions
+
+TRAINED_TAG, RUN_TAG, TABLES_TAG = "trained_on", "run", "tables"
+"""Of a version: the partitions that it has seen, the folder in the root of its run, which the next candidate begins
+from, and the precision of the tables that it serves."""
+
+
+@dataclass(frozen=True)
+class RetrainFolder:
+    """One log, one model, one folder."""
+
+    root: Path
+    config: Config
+    rules: RetrainConfig
+    _manifests: dict[str, DatasetManifest] = field(default_factory=dict, repr=False, compare=False)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the folder.
+
+        Raises:
+            ValueError: another retraining holds it.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"another retraining is at work in {self.root}: wait for it to end") from None
+            yield
+
+    def folder(self, kind: str, name: str) -> Path:
+        return self.root / kind / name
+
+    def note(self, kind: str, name: str) -> Path:
+        """A JSON file of a partition."""
+        path = self.root / kind / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    # -------------------------------------------------------------------------------------------------- the raw log
+
+    @property
+    def dates(self) -> DateIndex:
+        return DateIndex(self.root / "dates")
+
+    def undated_files(self) -> tuple[str, ...]:
+        """Raw files whose rows' dates are still to be found out.
+
+        Raises:
+            LogError: there is no raw file.
+        """
+        if self.rules.partition_by == "path":
+            return ()
+        # Spark names a file without the dots that may lead to it; what it finds is looked up by that name.
+        return self.dates.unknown([os.path.abspath(file) for file in expand_paths(self.rules.partitions)])  # noqa: PTH100
+
+    def raw(self) -> dict[str, RawPartition]:
+        """The log as it is now, oldest first: what was built stays, also when its raw files are gone, and partitions of
+        late rows, if they are wanted, stand behind their date's own.
+
+        Raises:
+            ValueError: nothing is there, or the folder was begun with dates of another kind.
+        """
+        found, built = self._there(), self._sources()
+        if self.rules.late == "build":
+            found |= find_late(found, built)
+        found = {**{name: RawPartition(dict.fromkeys(files)) for name, files in built.items()}, **found}
+        lengths = {len(date_of(name)): name for name in found}
+        if len(lengths) > 1:
+            raise ValueError(
+                f"{self.root} has partitions such as {' and '.join(lengths.values())}: choose another root"
+            )
+        return dict(sorted(found.items()))
+
+    def late(self) -> dict[str, RawPartition]:
+        """What came when its date was built already; no partition has it."""
+        return find_late(self._there(), self._sources())
+
+    def changed(self) -> dict[str, int]:
+        """Partition -> rows that the log has of it now beyond those that were built, where its files are others now."""
+        if self.rules.partition_by == "path":
+            return {}
+        there, changed = self.dates.files(), {}
+        for name, files in self._sources().items():
+            now = sum(there[file].dates.get(date_of(name), 0) for file in files if file in there)
+            changed[name] = now - self.manifest(name).num_input_rows
+        return {name: more for name, more in changed.items() if more}
+
+    def _there(self) -> dict[str, RawPartition]:
+        by_path = self.rules.partition_by == "path"
+        found = find_partitions(self.rules.partitions) if by_path else self.dates.partitions()
+        if not found:
+            raise ValueError(f"no partition is there: nothing matches {self.rules.partitions}")
+        return found
+
+    def _sources(self) -> dict[str, list[str]]:
+        """Partition -> the raw files that it was built from."""
+        return {name: self.manifest(name).inputs.get(SOURCE_SPLIT, []) for name in self.built()}
+
+    # -------------------------------------------------------------------------------------------------- what was made
+
+    def built(self) -> list[str]:
+        """Partitions that have a dataset, in order."""
+        return sorted(path.parent.name for path in self.root.glob(f"partitions/*/{MANIFEST_NAME}"))
+
+    def manifest(self, name: str) -> DatasetManifest:
+        """Of a partition; once it is built it stays as it is, so it is read once."""
+        if name not in self._manifests:
+            self._manifests[name] = DatasetManifest.load(self.folder("partitions", name))
+        return self._manifests[name]
+
+    def last_built(self) -> str | None:
+        """The partition at the end of the chain: no other goes on with it."""
+        bases = {}
+        for name in self.built():
+            base = self.manifest(name).config["pipeline"].get("base")
+            bases[name] = None if base is None else Path(base).name
+        ends = set(bases) - set(bases.values())
+        return max(ends) if ends else None
+
+    def checks(self, name: str) -> dict[str, Any]:
+        return json.loads(self.note("checks", name).read_text(encoding="utf-8"))
+
+    def stopped(self) -> dict[str, Any]:
+        """Partitions that data checks refused, and why."""
+        found = {path.stem: self.checks(path.stem) for path in self.root.glob("checks/*.json")}
+        return {name: checks for name, checks in found.items() if checks["level"] == "stop"}
+
+    def registry(self) -> Registry:
+        return Registry.open(self.rules.registry, self.root / "registry")
+
+    def champion(self) -> ModelVersion | None:
+        has_one = self.rules.registry is not None or (self.root / "registry").is_dir()
+        return self.registry().champion(self.rules.model) if has_one else None
+
+    def run_of(self, version: ModelVersion) -> Path:
+        """The run that a version was exported from."""
+        return self.root / version.tags[RUN_TAG]
+
+    def look(self, as_of: str | None, champion: ModelVersion | None) -> Todo:
+        """What is to be done as things are."""
+        trained = None if champion is None else json.loads(champion.tags[TRAINED_TAG])
+        return plan(list(self.raw()), as_of, self.built(), self.stopped(), trained, self.rules)

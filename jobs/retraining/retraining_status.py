@@ -1,0 +1,233 @@
+"""RetrainingStatus: the champion and what it knows, what became of every day, what its data looked like, what is next.
+
+Put together from what retraining leaves behind and what the registry says; nothing of either is changed.
+"""
+
+import dataclasses
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from jobs.config import Config
+from jobs.registry.model_versions import ModelVersion, to_iso
+from jobs.registry.promotions import Promotion
+from jobs.registry.registry import Registry
+from jobs.registry.store import RegistryError
+from jobs.retraining.config import RetrainConfig
+from jobs.retraining.data_checks import Result
+from jobs.retraining.partition_status import PartitionStatus, read_partitions, reasons_of
+from jobs.retraining.plan import Todo, plan
+from jobs.retraining.retrain_folder import TRAINED_TAG, RetrainFolder
+from jobs.retraining.shapes import distances, limit_of
+from jobs.retraining.status_files import Outcome, StatusFiles, one_line
+
+NUM_SHOWN = 10
+"""Retrainings that are listed, the newest ones."""
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The version that serves.
+
+    Attributes:
+        registered, promoted: UTC, ISO 8601; promoted is None if the registry does not remember it.
+        trained_on: dates, oldest first; empty if the version does not say.
+        newer: dates that are there and later than all of those.
+    """
+
+    version: int
+    registered: str
+    promoted: str | None
+    trained_on: tuple[str, ...]
+    newer: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RetrainingStatus:
+    """How one model's retraining stands.
+
+    Attributes:
+        place: of the registry.
+        at: when this was found out, UTC.
+        outcomes: of retrainings and of days that were stopped, oldest first.
+        partitions: oldest first.
+        todo: what the next retraining will do, as far as is known before its checks; None: not known.
+        notes: what could not be found out, a sentence each.
+    """
+
+    root: Path
+    model: str
+    place: str
+    at: str
+    champion: Champion | None
+    promotions: tuple[Promotion, ...]
+    outcomes: tuple[Outcome, ...]
+    partitions: tuple[PartitionStatus, ...]
+    todo: Todo | None
+    files: StatusFiles
+    notes: tuple[str, ...]
+    registry_problem: str | None = None
+    """Why the champion is not known."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to show at all."""
+        return self.files.is_empty and not self.partitions and not self.champion and not self.promotions
+
+    @property
+    def drift(self) -> dict[str, list[Result]]:
+        """Date -> distances of its features to the dates before, the largest first."""
+        found = {date: distances(checks) for date, checks in self.files.checks.items()}
+        return {date: results for date, results in found.items() if results}
+
+    def reasons(self, outcome: Outcome) -> tuple[str, ...]:
+        """Why a retraining did not promote: the rules that failed, the checks that stopped it, the step that broke."""
+        found: list[str] = []
+        if outcome.verdict == "failed":
+            found.append(outcome.error or "it does not say why")
+        if outcome.verdict == "stopped" and outcome.day in self.files.checks:
+            found += reasons_of(self.files.checks[outcome.day], "stop")
+        if outcome.gate is not None:
+            failed = [rule for rule in outcome.gate.rules if not rule.passed]
+            found += [f"{rule.name}: {rule.reason or rule.threshold}" for rule in failed]
+        if not outcome.is_done:
+            found.append("decided but not carried out: the next retraining does that")
+        return tuple(found)
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs; dates and retrainings oldest first."""
+        last = self.files.last
+        return {
+            "root": str(self.root),
+            "model": self.model,
+            "registry": self.place,
+            "at": self.at,
+            "is_running": self.files.is_running,
+            "undecided": self.files.undecided,
+            "champion": self.champion and dataclasses.asdict(self.champion),
+            "promotions": [{"version": p.version, "at": p.at, "undone": p.undone} for p in self.promotions],
+            "last": last and self._described(last),
+            "retrainings": [self._described(outcome) for outcome in self.outcomes[-NUM_SHOWN:]],
+            "metrics": [{"day": outcome.day, **outcome.metrics} for outcome in self.files.verdicts.values()],
+            "partitions": [dataclasses.asdict(partition) for partition in self.partitions],
+            "drift": {
+                date: {r.feature: {"distance": r.rule, "value": r.value, "limit": limit_of(r)} for r in results}
+                for date, results in self.drift.items()
+            },
+            "next": self.todo and dataclasses.asdict(self.todo),
+            "notes": self.notes,
+        }
+
+    def _described(self, outcome: Outcome) -> dict[str, Any]:
+        kept = {key: value for key, value in dataclasses.asdict(outcome).items() if key not in ("metrics", "gate")}
+        return {**kept, "reasons": self.reasons(outcome)}
+
+
+def read_status(root: Path, model: str, registry: str | None = None, config: Config | None = None) -> RetrainingStatus:
+    """Look at everything.
+
+    Args:
+        root: folder of the retraining; it need not be there.
+        model: name in the registry.
+        registry: address of an MLflow server; None: the folder in ``root``.
+        config: with ``retrain``; None: only partitions that were begun are known, and not what is next.
+    """
+    files = StatusFiles.load(root)
+    notes = list(files.problems)
+    version, promotions, problem = None, (), None
+    try:
+        version, promotions = _read_registry(root, model, registry)
+    except RegistryError as error:
+        problem = f"the registry cannot be read, so the champion is not known: {error}"
+        notes.append(problem)
+    trained = None if version is None else _trained_on(version, notes)
+    rules = config and config.retrain
+    there, left_out = (
+        ((), ()) if config is None or rules is None else _read_log(RetrainFolder(root, config, rules), notes)
+    )
+    partitions = read_partitions(files, there, left_out, trained or (), rules is not None and rules.train_on == "new")
+    return RetrainingStatus(
+        root=root,
+        model=model,
+        place=registry or str(root / "registry"),
+        at=to_iso(time.time()),
+        champion=None if version is None else _champion(version, promotions, trained or (), partitions),
+        promotions=promotions,
+        outcomes=_outcomes(files),
+        partitions=partitions,
+        todo=_plan(there, files, trained, rules) if rules and there and not problem else None,
+        files=files,
+        notes=tuple(notes),
+        registry_problem=problem,
+    )
+
+
+def _read_log(place: RetrainFolder, notes: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Partitions whose raw rows are there, and names for late rows that are not wanted."""
+    try:
+        if new := place.undated_files():
+            notes.append(f"{len(new)} raw files are new: the next retraining looks for the dates of their rows")
+        for name, more in place.changed().items():
+            notes.append(f"the raw files of {name} have changed by {more:+,} rows since it was built")
+        if undated := place.dates.num_undated():
+            notes.append(f"{undated:,} raw rows have no readable time and are in no partition")
+        late = place.late() if place.rules.late == "ignore" else ()
+        return tuple(place.raw()), tuple(late)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        notes.append(f"which partitions are there is not known: {one_line(error)}")
+        return (), ()
+
+
+# --------------------------------------------------------------------------------------------------------- the registry
+
+
+def _read_registry(root: Path, model: str, address: str | None) -> tuple[ModelVersion | None, tuple[Promotion, ...]]:
+    if address is None and not (root / "registry").is_dir():
+        return None, ()
+    registry = Registry.open(address, root / "registry", must_exist=True)
+    champion = registry.champion(model)
+    return champion, () if champion is None else registry.history(model)
+
+
+def _trained_on(version: ModelVersion, notes: list[str]) -> tuple[str, ...]:
+    try:
+        return TypeAdapter(tuple[str, ...]).validate_json(version.tags.get(TRAINED_TAG, ""))
+    except ValidationError:
+        notes.append(f"version {version.version} does not say what it was trained on: retraining did not register it")
+        return ()
+
+
+def _champion(
+    version: ModelVersion,
+    promotions: tuple[Promotion, ...],
+    trained: tuple[str, ...],
+    partitions: tuple[PartitionStatus, ...],
+) -> Champion:
+    times = [p.at for p in promotions if p.version == version.version and not p.undone]
+    newer = tuple(p.name for p in partitions if trained and p.name > max(trained))
+    return Champion(version.version, version.created, times[-1] if times else None, tuple(sorted(trained)), newer)
+
+
+# --------------------------------------------------------------------------------------------------------- the outcomes
+
+
+def _outcomes(files: StatusFiles) -> tuple[Outcome, ...]:
+    """Of every day that was retrained or stopped, by day, and of the last retraining if it failed."""
+    stopped = [
+        Outcome(date, "stopped", stopped_by="data checks", written=checks.written)
+        for date, checks in files.checks.items()
+        if checks.level == "stop" and date not in files.verdicts
+    ]
+    found = sorted([*files.verdicts.values(), *stopped], key=lambda outcome: outcome.day or "")
+    has_failed = files.last is not None and files.last.verdict == "failed"
+    return (*found, files.last) if files.last is not None and has_failed else tuple(found)
+
+
+def _plan(there: tuple[str, ...], files: StatusFiles, trained: tuple[str, ...] | None, rules: RetrainConfig) -> Todo:
+    stopped = {name: checks for name, checks in files.checks.items() if checks.level == "stop"}
+    todo = plan(there, None, list(files.partitions), stopped, trained, rules)
+    # A day is decided once: after a refusal nothing is trained before there is a newer one.
+    return replace(todo, train=(), test=None, valid=None) if todo.test in files.verdicts else todo

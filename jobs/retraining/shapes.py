@@ -1,0 +1,92 @@
+"""Shapes: histograms of the features that moved most, small enough to be kept beside the results of their checks.
+
+A distance says that a feature moved; which of its values came or went is what a person wants to see next.
+"""
+
+import re
+from dataclasses import asdict, field
+from itertools import pairwise
+from typing import Any
+
+from pydantic.dataclasses import dataclass as checked
+
+from features.distribution import DenseDistribution, Distribution, SparseDistribution
+from features.profile import DataProfile
+from jobs.retraining.data_checks import Checks, Result
+
+DISTANCES = ("psi", "js")
+"""Rules of data checks whose value is a distance."""
+NUM_FEATURES = 6
+NUM_IDS = 14
+"""Of a sparse feature, the ids that make up most of either side; the others are one bar."""
+
+
+@checked(frozen=True)
+class Shape:
+    """A histogram of one feature."""
+
+    bins: tuple[str, ...]
+    """Their names."""
+    current: tuple[float, ...]
+    """Share of values in each bin."""
+    reference: tuple[float, ...]
+
+
+@checked(frozen=True)
+class KeptChecks(Checks):
+    """What data checks said of a partition, as it was kept; keys that are not known here are left alone."""
+
+    shapes: dict[str, Shape] = field(default_factory=dict)
+    """Feature -> what ``shapes`` made of it; of a first dataset there are none."""
+    written: str | None = None
+    """When, UTC, as its file says."""
+
+
+def distances(found: Checks) -> list[Result]:
+    """Results that are distances of features to the datasets before, the largest first."""
+    return sorted((r for r in found.results if r.rule in DISTANCES and r.feature), key=lambda result: -result.value)
+
+
+def limit_of(result: Result) -> float | None:
+    """The number in a threshold such as "at most 0.25"; None: there is none."""
+    match = re.fullmatch(r"at most ([0-9.e+-]+)", result.threshold)
+    return float(match[1]) if match else None
+
+
+def shapes(found: Checks, current: DataProfile, reference: DataProfile) -> dict[str, Any]:
+    """Feature -> its ``Shape`` as JSON values.
+
+    Args:
+        found: what ``data_checks.check`` said of both; features come in the order of its distances, the largest first.
+        current: of the dataset that was checked.
+        reference: of those before it, over the same bins.
+    """
+    names = [str(result.feature) for result in distances(found)[:NUM_FEATURES]]
+    return {name: asdict(_shape(current.features[name], reference.features[name])) for name in names}
+
+
+def _shape(current: Distribution, reference: Distribution) -> Shape:
+    sides = [_sparse(d) if isinstance(d, SparseDistribution) else _dense(d) for d in (current, reference)]
+    totals = [sum(side.values()) or 1 for side in sides]
+    ours, theirs = ({name: n / total for name, n in side.items()} for side, total in zip(sides, totals, strict=True))
+    kept = list(ours)
+    if isinstance(current, SparseDistribution):
+        *ids, _, _ = kept  # the rest and what is missing stay
+        largest = sorted(ids, key=lambda name: -max(ours[name], theirs[name]))[:NUM_IDS]
+        for side in (ours, theirs):
+            side["other ids"] += sum(side[name] for name in ids if name not in largest)
+        kept = [*sorted(largest, key=lambda name: -theirs[name]), *kept[-2:]]
+    return Shape(tuple(kept), *(tuple(round(side[name], 6) for name in kept) for side in (ours, theirs)))
+
+
+def _sparse(found: SparseDistribution) -> dict[str, int]:
+    counts = {f"id {number}": count for number, count in zip(found.ids, found.counts, strict=True)}
+    return {**counts, "other ids": found.rest, "missing": found.missing}
+
+
+def _dense(found: DenseDistribution) -> dict[str, int]:
+    edges = [f"{edge:.3g}" for edge in found.edges]
+    names = [f"below {edges[0]}", *(f"{a} to {b}" for a, b in pairwise(edges)), f"{edges[-1]} up"] if edges else ["all"]
+    # Edges that differ beyond three digits would share a name.
+    names = [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names)]
+    return {**dict(zip(names, found.counts, strict=True)), "missing": found.missing}

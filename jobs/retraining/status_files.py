@@ -1,0 +1,143 @@
+"""StatusFiles: what retraining left in its folder, read without changing any of it.
+
+A retraining may be at work meanwhile, or have been killed: what is not there is not there, and what is damaged becomes
+a sentence instead of an error.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked
+
+from features.dataset import MANIFEST_NAME, DatasetManifest
+from jobs.registry.model_versions import to_iso
+from jobs.retraining.shapes import KeptChecks
+from training.gate import Verdict
+
+T = TypeVar("T")
+
+
+@checked(frozen=True)
+class Outcome:
+    """What one retraining came to."""
+
+    day: str | None
+    """Of the partition that both models were compared on, or that was not trained on."""
+    verdict: str
+    """promoted, refused, stopped, nothing or failed."""
+    stopped_by: str | None = None
+    version: int | None = None
+    champion_version: int | None = None
+    auc: float | None = None
+    logloss: float | None = None
+    trained_on: tuple[str, ...] = ()
+    train_rows: int | None = None
+    is_warm: bool | None = None
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """candidate and champion -> metrics on the day."""
+    gate: Verdict | None = None
+    is_done: bool = True
+    seconds: float | None = None
+    step: str | None = None
+    error: str | None = None
+    """Where and why it failed."""
+    written: str | None = None
+    """When, UTC, as its file says."""
+
+
+@dataclass(frozen=True)
+class StatusFiles:
+    """What a retraining's folder holds.
+
+    Attributes:
+        verdicts: day -> what the retraining of that day came to, oldest first, as the two below.
+        checks: date -> what data checks said.
+        partitions: date -> manifest of its dataset.
+        half_built: dates whose dataset has no manifest yet.
+        undecided: days whose candidate was begun and has no verdict yet.
+        last: what the last retraining came to.
+        is_running: whether a retraining holds the folder; None: this system does not tell.
+        problems: a sentence for each file that cannot be read.
+    """
+
+    verdicts: dict[str, Outcome]
+    checks: dict[str, KeptChecks]
+    partitions: dict[str, DatasetManifest]
+    half_built: tuple[str, ...]
+    undecided: tuple[str, ...]
+    last: Outcome | None
+    is_running: bool | None
+    problems: tuple[str, ...]
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.verdicts or self.checks or self.partitions or self.half_built or self.last or self.problems)
+
+    @classmethod
+    def load(cls, root: Path) -> "StatusFiles":
+        """Read a folder, which need not be there."""
+        reader = _Reader()
+        folders = sorted(path for path in root.glob("partitions/[!.]*") if path.is_dir())
+        built = [folder for folder in folders if (folder / MANIFEST_NAME).is_file()]
+        runs = sorted(path.name for path in root.glob("runs/[!.]*") if path.is_dir())
+        return cls(
+            verdicts=reader.read_all(root.glob("verdicts/[!.]*.json"), _read_outcome),
+            checks=reader.read_all(root.glob("checks/[!.]*.json"), _read_checks),
+            partitions=reader.read_all(built, DatasetManifest.load),
+            half_built=tuple(folder.name for folder in folders if folder not in built),
+            undecided=tuple(day for day in runs if not (root / "verdicts" / f"{day}.json").exists()),
+            last=reader.read_all(root.glob("last.json"), _read_outcome).get("last"),
+            is_running=is_held(root / ".lock"),
+            problems=tuple(reader.problems),
+        )
+
+
+class _Reader:
+    """Reads files one by one and remembers what is wrong with which."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    def read_all(self, paths: Iterable[Path], read: Callable[[Path], T]) -> dict[str, T]:
+        """Name without its ending -> what was read, in the order of names."""
+        found = {}
+        for path in sorted(paths):
+            try:
+                found[path.stem] = read(path)
+            except ValidationError as error:
+                [first, *_] = error.errors()
+                place = ".".join(map(str, first["loc"]))
+                self.problems.append(f"{path} is damaged: {first['msg']}{f' at {place}' if place else ''}")
+            except (ValueError, OSError) as error:
+                self.problems.append(f"{path} cannot be read: {one_line(error)}")
+        return found
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, without the details that some add below."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _read_outcome(path: Path) -> Outcome:
+    return replace(TypeAdapter(Outcome).validate_json(path.read_bytes()), written=to_iso(path.stat().st_mtime))
+
+
+def _read_checks(path: Path) -> KeptChecks:
+    return replace(TypeAdapter(KeptChecks).validate_json(path.read_bytes()), written=to_iso(path.stat().st_mtime))
+
+
+def is_held(lock: Path) -> bool | None:
+    """Whether a process of this machine holds a lock, found out without taking it; None: the system does not tell."""
+    try:
+        status, locks = lock.stat(), Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    except FileNotFoundError:
+        return None if lock.exists() else False
+    except OSError:
+        return None
+    # A retraining that begins at this moment must not find its lock taken by somebody who only looks.
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    return any("FLOCK" in line and device in line.split() for line in locks)

@@ -1,0 +1,145 @@
+"""How retraining stands, in a terminal."""
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
+
+from jobs.pages.figure_style import dashed
+from jobs.retraining.retraining_status import NUM_SHOWN, RetrainingStatus
+from jobs.retraining.status_files import Outcome
+
+MAX_NAMES = 6
+"""Of partitions in a sentence."""
+MAX_REASON = 100
+"""Characters of a reason in the table; the page has more of it."""
+
+
+def describe(status: RetrainingStatus) -> str:
+    """Some lines for a person."""
+    lines = [f"{status.model} in {status.root}, {status.at}", ""]
+    lines += [f"{name:<11}{value}" for name, value in facts(status).items()]
+    lines += [f"{'note':<11}{note}" for note in status.notes]
+    header = ("day", "verdict", "by", "champion", "auc", "logloss", "why")
+    rows = [_row(outcome, status) for outcome in reversed(status.outcomes[-NUM_SHOWN:])]
+    return "\n".join([*lines, *(["", *_aligned([header, *rows])] if rows else [])])
+
+
+def facts(status: RetrainingStatus) -> dict[str, str]:
+    """What is to be said in a sentence each, by subject."""
+    found = {
+        "champion": _champion(status),
+        "trained on": _knowledge(status),
+        "at work": _work(status),
+        "next": _next(status),
+        "partitions": _partitions(status),
+        "drift": _drift(status),
+    }
+    return {subject: sentence for subject, sentence in found.items() if sentence}
+
+
+def _champion(status: RetrainingStatus) -> str:
+    champion = status.champion
+    if champion is None:
+        return "not known" if status.registry_problem else "none yet"
+    since = champion.promoted or champion.registered
+    word = "promoted" if champion.promoted else "registered"
+    return f"version {champion.version}, {word} {since} ({age(since, status.at)} ago)"
+
+
+def _knowledge(status: RetrainingStatus) -> str:
+    """What the champion was trained on, and what is there that is newer."""
+    champion = status.champion
+    if champion is None or not champion.trained_on:
+        return ""
+    if not champion.newer:
+        behind = "there is nothing newer"
+    else:
+        behind = f"newest there {dashed(champion.newer[-1])}, {_plural(len(champion.newer), 'partition')} later"
+    return f"{span(champion.trained_on)}; {behind}"
+
+
+def _work(status: RetrainingStatus) -> str:
+    """Whether a retraining is at work, and which candidates one has begun."""
+    words = {True: "a retraining is at work", False: "no retraining", None: "not known on this system"}
+    begun = f"; begun and not decided: {names(status.files.undecided)}" if status.files.undecided else ""
+    return words[status.files.is_running] + begun
+
+
+def _next(status: RetrainingStatus) -> str:
+    """What the next retraining does, in a sentence."""
+    todo = status.todo
+    if todo is None:
+        return ""
+    parts = []
+    if todo.build:
+        parts.append(f"build and check {names(todo.build)}")
+    if todo.test is not None:
+        start = "from the champion" if todo.is_warm else "from nothing"
+        checks = ", if its checks allow it" if todo.build else ""
+        stop = f", stop by {dashed(todo.valid)}" if todo.valid else ""
+        parts.append(f"train {start} on {names(todo.train)}{stop} and compare on {dashed(todo.test)}{checks}")
+    return "; ".join(parts) or "nothing is new"
+
+
+def _partitions(status: RetrainingStatus) -> str:
+    """How many partitions are in which state, and which they are where somebody may have to look."""
+    counts = Counter(partition.state for partition in status.partitions)
+    parts = []
+    for state, count in counts.items():
+        named = [partition.name for partition in status.partitions if partition.state == state]
+        is_usual = state in ("trained on", "checked")
+        parts.append(f"{count} {state}" + ("" if is_usual else f" ({names(named)})"))
+    late = [partition.name for partition in status.partitions if partition.is_late]
+    return ", ".join(parts) + (f"; late: {names(late)}" if late else "")
+
+
+def _drift(status: RetrainingStatus) -> str:
+    """The features of the newest day that drifted."""
+    if not status.drift:
+        return ""
+    day = max(status.drift)
+    beyond = [result for result in status.drift[day] if result.level != "ok"]
+    found = ", ".join(f"{result.feature} ({result.rule} {result.value:.3g})" for result in beyond[:MAX_NAMES])
+    more = f" and {len(beyond) - MAX_NAMES} more" if len(beyond) > MAX_NAMES else ""
+    head = f"{dashed(day)}: {len(beyond)} of {_plural(len(status.drift[day]), 'feature')} beyond the limit"
+    return head + (f": {found}{more}" if beyond else "")
+
+
+def names(dates: Sequence[str]) -> str:
+    """Partitions for a sentence."""
+    shown = ", ".join(map(dashed, dates[:MAX_NAMES]))
+    return f"{shown} and {len(dates) - MAX_NAMES} more" if len(dates) > MAX_NAMES else shown
+
+
+def span(dates: Sequence[str]) -> str:
+    """Partitions as a stretch of time, and how many they are."""
+    if len(dates) == 1:
+        return dashed(dates[0])
+    return f"{dashed(dates[0])} to {dashed(dates[-1])} ({len(dates)})" if dates else ""
+
+
+def age(since: str, now: str) -> str:
+    """From one UTC time in ISO 8601 to another, in the unit that a person would choose."""
+    seconds = (datetime.fromisoformat(now) - datetime.fromisoformat(since)).total_seconds()
+    for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        if seconds >= length:
+            return _plural(int(seconds // length), unit)
+    return "less than a minute"
+
+
+def _plural(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def _row(outcome: Outcome, status: RetrainingStatus) -> tuple[str, ...]:
+    auc, logloss = ("" if value is None else f"{value:.5f}" for value in (outcome.auc, outcome.logloss))
+    reason = "; ".join(status.reasons(outcome))
+    short = reason if len(reason) <= MAX_REASON else f"{reason[: MAX_REASON - 3]}..."
+    champion = "" if outcome.champion_version is None else str(outcome.champion_version)
+    return dashed(outcome.day or ""), outcome.verdict, outcome.stopped_by or "", champion, auc, logloss, short
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns as wide as their widest cell; the last one as it is."""
+    widths = [*[max(map(len, column)) for column in zip(*rows, strict=True)][:-1], 0]
+    return ["  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,0 +1,39 @@
+"""A candidate's window is made once, and again when a partition came late; what was trained on the old one goes."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from features.dataset import DatasetManifest
+from jobs.config import parse_config
+from jobs.retraining.candidate import Candidate
+from jobs.retraining.plan import Todo
+from jobs.retraining.retrain_folder import RetrainFolder
+from tests.tiny_dataset import TINY_FEATURES, write_tiny_dataset
+
+DAYS = ("20240101", "20240102", "20240103")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> RetrainFolder:
+    retrain = {"root": str(tmp_path), "partitions": "logs/{date}"}
+    tree = {"pipeline": {"output": "unused"}, "training": {"dataset": "unused"}, "retrain": retrain}
+    config = parse_config({**tomllib.loads(TINY_FEATURES), **tree})
+    assert config.retrain is not None
+    place = RetrainFolder(tmp_path, config, config.retrain)
+    for number, day in enumerate(DAYS):
+        write_tiny_dataset(place.folder("partitions", day), ((4 + number,),), (), (), seed=number)
+    return place
+
+
+def test_a_window_is_begun_again_when_a_day_came_late(place: RetrainFolder) -> None:
+    first = Candidate(place, Todo((), DAYS[1:2], DAYS[2], False), DAYS[2], None, [])
+    assert first.join().split("train").num_rows == 5
+    first.run.mkdir(parents=True)
+    first.join()
+    assert first.run.exists()
+    second = Candidate(place, Todo((), DAYS[:1], DAYS[2], False, DAYS[1]), DAYS[2], None, [])
+    made = second.join()
+    assert {name: split.num_rows for name, split in made.splits.items()} == {"train": 4, "valid": 5, "test": 6}
+    assert DatasetManifest.load(second.window) == made and not second.run.exists()
