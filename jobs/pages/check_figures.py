@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 
 from jobs.pages.figure_style import BLUE, GREY, INK, ORANGE, RED, blank, dashed, list_names, plain
 from jobs.retraining.data_checks import LEVELS, Result
-from jobs.retraining.shapes import Shape, limit_of
+from jobs.retraining.shapes import Shape
 
 LEVEL_COLOURS = {"ok": BLUE, "warn": ORANGE, "stop": RED}
 RATES = {"label rate": "label rate", "nulls": "missing", "out of vocabulary": "unknown"}
@@ -33,7 +33,7 @@ def distances(results: Sequence[Result]) -> go.Figure:
             )
     names = [plain(str(result.feature)) for result in results]
     stroke = {"symbol": "line-ns", "size": 14, "line": {"color": INK, "width": 2}}
-    limits = [limit_of(result) for result in results]
+    limits = [result.limit for result in results]
     figure.add_scatter(x=limits, y=names, name="limit", mode="markers", marker=stroke)
     _list(figure, names)
     return figure
@@ -110,8 +110,7 @@ def drift_map(drift: Mapping[str, Sequence[Result]]) -> go.Figure:
 
 
 def _over_limit(result: Result) -> float:
-    limit = limit_of(result)
-    return result.value / limit if limit else 2.0 * (result.value > 0)
+    return result.value / result.limit if result.limit else 2.0 * (result.value > 0)
 
 
 def _list(figure: go.Figure, names: Sequence[str]) -> None:

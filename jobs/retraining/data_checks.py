@@ -126,6 +126,8 @@ class Result:
     threshold: str
     level: Level
     reason: str = ""
+    limit: float | None = None
+    """The largest value that is ok; None: the rule has no such number, or it depends on the reference."""
 
 
 @dataclass(frozen=True)
@@ -261,7 +263,7 @@ def _oov(profile: DataProfile, reference: DataProfile | None, config: DataChecks
         error = math.sqrt(_variance(rate, profile.num_rows * (1 - profile.null_rates[name])))
         level = config.oov.action if rate - STANDARD_ERRORS * error > limit else "ok"
         before = None if reference is None else reference.oov_rates.get(name)
-        yield Result("out of vocabulary", name, rate, before, f"at most {limit:g}", level)
+        yield Result("out of vocabulary", name, rate, before, f"at most {limit:g}", level, limit=limit)
 
 
 def _variance(rate: float, rows: float) -> float:
@@ -282,7 +284,7 @@ def _categories(profile: DataProfile, reference: DataProfile, config: DataChecks
         ):
             if limit is not None:
                 level = limits.action if share > limit else "ok"
-                yield Result(rule, name, share, None, f"at most {limit:g}", level, reason)
+                yield Result(rule, name, share, None, f"at most {limit:g}", level, reason, limit)
 
 
 def _drift(profile: DataProfile, reference: DataProfile, config: DataChecksConfig) -> Iterator[Result]:
@@ -293,7 +295,7 @@ def _drift(profile: DataProfile, reference: DataProfile, config: DataChecksConfi
             continue
         value = distance(reference.features[name], current)
         level = config.drift.action if value > limit else "ok"
-        yield Result(config.drift.distance, name, value, None, f"at most {limit:g}", level)
+        yield Result(config.drift.distance, name, value, None, f"at most {limit:g}", level, limit=limit)
 
 
 def _has_values(distribution: Distribution) -> bool:

@@ -21,7 +21,7 @@ from jobs.retraining.data_checks import Result
 from jobs.retraining.partition_status import PartitionStatus, read_partitions, reasons_of
 from jobs.retraining.plan import Todo, plan
 from jobs.retraining.retrain_folder import TRAINED_TAG, RetrainFolder
-from jobs.retraining.shapes import distances, limit_of
+from jobs.retraining.shapes import distances
 from jobs.retraining.status_files import Outcome, StatusFiles, one_line
 
 NUM_SHOWN = 10
@@ -114,7 +114,7 @@ class RetrainingStatus:
             "metrics": [{"day": outcome.day, **outcome.metrics} for outcome in self.files.verdicts.values()],
             "partitions": [dataclasses.asdict(partition) for partition in self.partitions],
             "drift": {
-                date: {r.feature: {"distance": r.rule, "value": r.value, "limit": limit_of(r)} for r in results}
+                date: {r.feature: {"distance": r.rule, "value": r.value, "limit": r.limit} for r in results}
                 for date, results in self.drift.items()
             },
             "next": self.todo and dataclasses.asdict(self.todo),

@@ -3,7 +3,6 @@
 A distance says that a feature moved; which of its values came or went is what a person wants to see next.
 """
 
-import re
 from dataclasses import asdict, field
 from itertools import pairwise
 from typing import Any
@@ -45,12 +44,6 @@ class KeptChecks(Checks):
 def distances(found: Checks) -> list[Result]:
     """Results that are distances of features to the datasets before, the largest first."""
     return sorted((r for r in found.results if r.rule in DISTANCES and r.feature), key=lambda result: -result.value)
-
-
-def limit_of(result: Result) -> float | None:
-    """The number in a threshold such as "at most 0.25"; None: there is none."""
-    match = re.fullmatch(r"at most ([0-9.e+-]+)", result.threshold)
-    return float(match[1]) if match else None
 
 
 def shapes(found: Checks, current: DataProfile, reference: DataProfile) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tests.jobs.test_registry import make_artifact, make_registry
 
 from features.bins import choose_bins, count
 from features.dataset import DataFile, DatasetManifest, DenseStatistics, FeatureStatistics, Rejected, Split
@@ -21,6 +20,7 @@ from jobs.command import write_json
 from jobs.registry.registry import Registry
 from jobs.retraining.data_checks import DataChecksConfig, check
 from jobs.retraining.shapes import shapes
+from tests.jobs.registry.test_registry import make_artifact, make_registry
 from training.gate import GateConfig, judge
 from training.metrics import evaluate
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.jobs.test_registry import ROOT, make_artifact, make_registry
 
 from jobs import models
 from jobs.registry.registry import Registry
+from tests.jobs.registry.test_registry import ROOT, make_artifact, make_registry
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -37,7 +37,7 @@ from jobs.scoring import FAILED, ScoreError, Work, digest_of, read_back, score_p
 from pipeline.portions import Portion, count_lines, number_lines, plan_portions, read_portion
 from pipeline.tasks import TaskError, run_tasks
 from tests.fuzz.targets import digests
-from tests.jobs.test_registry import make_registry
+from tests.jobs.registry.test_registry import make_registry
 from tests.tiny_dataset import TINY_FEATURES, write_tiny_dataset
 from training.config import MLPEncoder, ModelConfig, TrainingConfig
 from training.export import export

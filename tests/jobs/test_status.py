@@ -342,7 +342,7 @@ def test_the_page_shows_it_all(retrained: Retrained) -> None:
 def hostile(made: Retrained) -> None:
     """Names and reasons that are HTML, wherever a file may hold one."""
     levels: dict[str, Level] = {"psi": "stop", "nulls": "warn", "out of vocabulary": "ok"}
-    results = [Result(rule, HOSTILE, 0.5, 0.1, "at most 0.25", level, HOSTILE) for rule, level in levels.items()]
+    results = [Result(rule, HOSTILE, 0.5, 0.1, "at most 0.25", level, HOSTILE, 0.25) for rule, level in levels.items()]
     shape = {"bins": [HOSTILE, "b"], "current": [0.4, 0.6], "reference": [0.5, 0.5]}
     kept = {**Checks(tuple(results)).to_json(), "shapes": {HOSTILE: shape}}
     write_json(made.root / "checks" / f"{UNSEEN}.json", kept)

@@ -231,6 +231,7 @@ def test_drift_by_either_distance() -> None:
     new = by_hand(price=(9_000, 1_000), name="new")
     found = result(checked(new, by_hand()), "psi", "price")
     assert found.value == pytest.approx(0.4 * np.log(1.8) - 0.4 * np.log(0.2), rel=1e-3) and found.level == "warn"
+    assert (found.limit, found.threshold) == (0.25, "at most 0.25")
     js = result(checked(new, by_hand(), config(drift={"distance": "js", "action": "stop"})), "js", "price")
     assert 0 < js.value < 0.25 and js.level == "ok"
     assert checked(new, by_hand(), config(drift={"max_distance": 0.2, "action": "stop"})).level == "stop"

@@ -4,7 +4,7 @@ from features.distribution import DenseDistribution, SparseDistribution
 from features.id_counts import IdSample
 from features.profile import DataProfile
 from jobs.retraining.data_checks import Checks, Result
-from jobs.retraining.shapes import NUM_FEATURES, NUM_IDS, distances, limit_of, shapes
+from jobs.retraining.shapes import NUM_FEATURES, NUM_IDS, distances, shapes
 
 
 def profile(**features: SparseDistribution | DenseDistribution) -> DataProfile:
@@ -50,6 +50,4 @@ def test_only_what_moved_most_is_kept() -> None:
     names = [f"f{i}" for i in range(NUM_FEATURES + 3)]
     side = profile(**{name: sparse([1, 2]) for name in names})
     assert list(shapes(moved(*names), side, side)) == names[:NUM_FEATURES]
-    [first, *_] = distances(moved(*names))
-    assert (first.feature, limit_of(first)) == ("f0", 0.25)
-    assert limit_of(Result("nulls", "x", 9.0, None, "at most 0.1 more", "ok")) is None
+    assert [result.feature for result in distances(moved(*names))][:2] == ["f0", "f1"]
