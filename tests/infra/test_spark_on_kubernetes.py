@@ -58,10 +58,11 @@ class Cluster:
             for e in container["env"]
         }
         environment |= IMAGE | {"SPARK_LOCAL_DIRS": str(self.folder / name)}  # an emptyDir of the pod
+        (self.folder / name).mkdir()
         with (self.folder / f"{name}.log").open("wb") as log:
             self.processes[name] = subprocess.Popen(
                 [ROOT / "infra" / "docker" / "entrypoint.sh", *container["args"]],
-                env=environment, stdout=log, stderr=subprocess.STDOUT,
+                cwd=self.folder / name, env=environment, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
         self.pods[name] = pod
         return self.describe(name)
