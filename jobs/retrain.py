@@ -79,8 +79,8 @@ def retrain(place: RetrainFolder, steps: Steps, settings: list[str], as_of: str 
     todo = place.look(as_of, champion)
     if todo.test is None:
         return _nothing(place, as_of, champion)
-    if (verdict := place.note("verdicts", todo.test)).exists():
-        return json.loads(verdict.read_text(encoding="utf-8")), f"{todo.test}: done before"
+    if place.note("verdicts", todo.test).exists():
+        return _done_before(place, todo.test)
     candidate = Candidate(place, todo, todo.test, champion, settings)
     window = steps.do("window", candidate.join)
     steps.do("train", candidate.train)
@@ -122,9 +122,17 @@ def _finish(place: RetrainFolder, steps: Steps) -> None:
             steps.do("promote", partial(carry_out, place, verdict))
 
 
+def _done_before(place: RetrainFolder, day: str) -> Ended:
+    """What was said then is said again: the retraining may have been killed before it could tell."""
+    return json.loads(place.note("verdicts", day).read_text(encoding="utf-8")), f"{day}: done before"
+
+
 def _nothing(place: RetrainFolder, as_of: str | None, champion: ModelVersion | None) -> Ended:
     serving, stopped = champion and champion.version, place.stopped()
-    newest = max((name for name in place.built() if as_of is None or date_of(name) <= as_of), default=None)
+    built = place.built()
+    newest = max((name for name in built if as_of is None or date_of(name) <= as_of), default=None)
+    if newest and newest == max(built) and place.note("verdicts", newest).exists():
+        return _done_before(place, newest)
     if newest in stopped:
         summary = {"day": newest, "verdict": "stopped", "stopped_by": "data checks", "champion_version": serving}
         return summary, f"{newest} is not trained on: {place.note('checks', newest)} says why"

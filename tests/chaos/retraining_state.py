@@ -169,9 +169,13 @@ class Retraining:
         log = self.logs / f"{self.state.name}-{self.num_starts}.log"
         return Program(arguments, log, stand, {CLOCK: str(clock)})
 
+    def registry(self) -> Registry:
+        """By the state's own path: MLflow keeps a connection to what it has once opened under a path."""
+        return Registry.open(None, self.state / "registry")
+
     def champion(self) -> int:
         """The version that serves; its artifact is whole."""
-        registry = Registry.open(None, self.home / "root" / "registry")
+        registry = self.registry()
         registry.fetch("models:/ctr@champion")  # which checks its files
         return registry.find("ctr").version
 
@@ -197,7 +201,7 @@ class Retraining:
         differ = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
         expect(not differ, f"the verdict is another in {', '.join(differ)}")
         expect({**self.last(), "seconds": 0} == ours, "last.json does not say so")
-        registry = Registry.open(None, self.home / "root" / "registry")
+        registry = self.registry()
         versions = [version.version for version in registry.list("ctr")]
         expect((versions, self.champion()) == ([2, 1], 2), f"versions {versions}, champion {self.champion()}")
         promoted = [promotion.version for promotion in registry.history("ctr") if not promotion.undone]

@@ -95,8 +95,10 @@ def test_days_come_and_the_champion_follows(folder: Path) -> None:
     registry = Registry.open(None, folder / "retrain" / "registry")
     first = registry.champion("ctr")
     assert first is not None and json.loads(first.tags[TRAINED_TAG]) == ["20240101"]
-    assert "nothing is new" in retrain(folder).stdout
-    assert len(registry.list("ctr")) == 1 and last(folder)["verdict"] == "nothing"
+    assert "20240102: done before" in retrain(folder).stdout
+    assert len(registry.list("ctr")) == 1 and last(folder) == verdict(folder, 2)
+    assert "nothing is new" in retrain(folder, "--as-of", "2024-01-01").stdout
+    assert last(folder)["verdict"] == "nothing"
 
     write_day(folder, 3, clicks=3.0)  # three times the clicks: something is broken
     shutil.copytree(folder / "logs" / "day=2024-01-02", folder / "logs" / "day=2024-01-04")
