@@ -1,10 +1,11 @@
-"""One of our programs, started from another: it lives no longer than the one that started it."""
+"""Our programs, started from another: they live no longer than the one that started them."""
 
 import ctypes
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 
 PR_SET_PDEATHSIG = 1
@@ -21,27 +22,31 @@ class ProgramError(ValueError):
 
 
 def run_module(program: str, *arguments: str) -> None:
-    """Run ``python -m PROGRAM`` to its end.
+    """Run ``python -m PROGRAM`` to its end; killed, and not asked to end, when this process is gone.
+
+    Another start must not have to wait for an orderly end. A training is made for that; what its workers still do when
+    they lose it, the next one waits for.
 
     Raises:
         ProgramError: it did not end with 0.
     """
     print(f"$ -m {program} {' '.join(arguments)}", flush=True)
     done = subprocess.run(  # noqa: S603
-        [sys.executable, "-m", program, *arguments],
-        check=False,
-        preexec_fn=partial(_die_with, os.getpid(), ctypes.CDLL(None)) if sys.platform == "linux" else None,
+        [sys.executable, "-m", program, *arguments], check=False, preexec_fn=ending_with_us(signal.SIGKILL)
     )
     if done.returncode:
         raise ProgramError(program, done.returncode)
 
 
-def _die_with(parent: int, libc: ctypes.CDLL) -> None:
-    """In the child: be killed as soon as the parent is gone, however it went.
+def ending_with_us(sent: signal.Signals) -> Callable[[], None] | None:
+    """A ``preexec_fn`` for ``subprocess``: the child gets a signal as soon as this process is gone, however it went.
 
-    Not asked to end: another start must not have to wait for an orderly end. A training is made for that; what its
-    workers still do when they lose it, the next one waits for.
+    None: the system cannot do that.
     """
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    return partial(_end_with, os.getpid(), ctypes.CDLL(None), sent) if sys.platform == "linux" else None
+
+
+def _end_with(parent: int, libc: ctypes.CDLL, sent: signal.Signals) -> None:
+    libc.prctl(PR_SET_PDEATHSIG, sent)
     if os.getppid() != parent:
         os._exit(1)

@@ -12,6 +12,7 @@ import itertools
 import json
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.command import plain_parser, run_program, write_json
+from jobs.program import ending_with_us
 from jobs.registry.registry import Registry
 from jobs.serving.demo_client import PICKED_UP_SECONDS, DemoClient, find_wrong
 
@@ -163,7 +165,10 @@ class RetrainDemo:
         path = self.folder / "output" / "serve.txt"
         with path.open("w", encoding="utf-8") as output:
             server = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-m", "jobs.serve", *more], stdout=output, stderr=subprocess.STDOUT
+                [sys.executable, "-m", "jobs.serve", *more],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                preexec_fn=ending_with_us(signal.SIGTERM),
             )
             client = DemoClient(f"http://127.0.0.1:{port}", self._asked_rows())
             try:

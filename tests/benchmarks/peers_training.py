@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/bench"))
     parser.add_argument("--models", nargs="+", choices=sorted(MODELS), default=sorted(MODELS))
     parser.add_argument("--tables", nargs="+", type=int, choices=sorted(ROWS), default=sorted(ROWS))
+    parser.add_argument("--bfloat16", action="store_true", help="ours in bfloat16 products too, beside the same peers")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     environment.prepare()
@@ -45,7 +46,10 @@ def main() -> None:
     for num_buckets in arguments.tables:
         dataset = build(arguments.folder, num_buckets)
         for model in tqdm(arguments.models, disable=None, desc=f"tables of {num_buckets:,}"):
-            result[f"{model}_{num_buckets}"] = compare(arguments.folder, dataset, num_buckets, model)
+            found = compare(arguments.folder, dataset, num_buckets, model)
+            if arguments.bfloat16:
+                found["ours_bfloat16"] = train(arguments.folder, dataset, num_buckets, model, "bfloat16")
+            result[f"{model}_{num_buckets}"] = found
     rates = {name: {who: found[who]["rows_per_second"] for who in ("ours", *SCRIPTS)} for name, found in result.items()}
     ratios = {f"vs_{peer}": {name: rate["ours"] / rate[peer] for name, rate in rates.items()} for peer in SCRIPTS}
     result = {**ratios, "all": result}
@@ -81,19 +85,22 @@ def compare(folder: Path, dataset: Path, num_buckets: int, model: str) -> dict[s
     threads = os.cpu_count() or 1
     arguments = (dataset.absolute(), splits["train"].num_rows, splits["valid"].num_rows, BATCH_SIZE, threads)
     found = {peer: environment.run(script, model, *arguments) for peer, script in SCRIPTS.items()}
-    return {"ours": train(folder, dataset, num_buckets, model), **found, "rows": splits["train"].num_rows}
+    return {"ours": train(folder, dataset, num_buckets, model, "float32"), **found, "rows": splits["train"].num_rows}
 
 
-def train(folder: Path, dataset: Path, num_buckets: int, model: str) -> dict[str, float]:
+def train(folder: Path, dataset: Path, num_buckets: int, model: str, precision: str) -> dict[str, Any]:
+    """One ``jobs.train``: rows/s, logloss, and the shares of its step by part."""
     run = folder / "peers-run"
     shutil.rmtree(run, ignore_errors=True)
     command = [sys.executable, "-m", "jobs.train", "--config", CONFIG, "--config", str(overlay(folder, num_buckets))]
     command += ["--config", MODELS[model], "--run", str(run)]
     command += [f"training.dataset={dataset}", f"training.global_batch_size={BATCH_SIZE}"]
+    command += [f"training.precision={precision}"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     metrics = json.loads((run / "metrics.json").read_text())
     shutil.rmtree(run)
-    return {"rows_per_second": metrics["train"]["rows_per_second"], "logloss": metrics["valid"]["logloss"]}
+    profile = {name: metrics["train"][name] for name in ("rows_per_second", "seconds_per_step", "shares", "of_limit")}
+    return {**profile, "logloss": metrics["valid"]["logloss"]}
 
 
 if __name__ == "__main__":

@@ -23,8 +23,15 @@ def test_exit_codes() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells a process that its parent is gone")
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
-def test_it_ends_with_the_program_that_started_it(end: signal.Signals) -> None:
-    code = "from jobs.program import run_module; run_module('http.server', '--bind', '127.0.0.1', '0')"
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from jobs.program import run_module; run_module('http.server', '--bind', '127.0.0.1', '0')",
+        "import signal, subprocess; from jobs.program import ending_with_us as ending\n"
+        "subprocess.run(['sleep', '100'], preexec_fn=ending(signal.SIGTERM))",
+    ],
+)
+def test_it_ends_with_the_program_that_started_it(end: signal.Signals, code: str) -> None:
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 30
     while not (children := psutil.Process(parent.pid).children()):
