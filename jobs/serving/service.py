@@ -118,7 +118,7 @@ class Service:
             ValueError: it cannot be found.
         """
         self._take_over(self._deploy(self._find()))
-        self.num_running = self.config.num_replicas
+        self._set_running(self.config.num_replicas)
 
     async def score(self, request: ScoreRequest) -> tuple[FoundArtifact, Scores]:
         """The scores of a request's rows and the artifact that all of them are of.
@@ -250,8 +250,11 @@ class Service:
         """Find out how many replicas run."""
         found = serve.status().applications.get(self.served.application)
         deployments = found.deployments.values() if found else ()
-        self.num_running = sum(deployment.replica_states.get(ReplicaState.RUNNING, 0) for deployment in deployments)
-        self.metrics.replicas.set(self.num_running)
+        self._set_running(sum(d.replica_states.get(ReplicaState.RUNNING, 0) for d in deployments))
+
+    def _set_running(self, number: int) -> None:
+        self.num_running = number
+        self.metrics.replicas.set(number)
 
     def _set_trouble(self, trouble: str | None) -> None:
         if trouble and trouble != self.trouble:
