@@ -108,7 +108,9 @@ def _bound(host: str, port: int) -> Iterator[socket.socket]:
     """The address to listen at, so that a wrong one is known at once; nobody is let in before the model is there."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        # With the protocol's name: only then asyncio sends each part of an answer at once (TCP_NODELAY), and not
+        # after the client has confirmed the one before, which may take 40 ms.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except (OSError, OverflowError) as error:
