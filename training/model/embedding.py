@@ -7,7 +7,7 @@ Shapes: B rows, F fields (sparse features, then dense ones), D width of a field,
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -63,20 +63,6 @@ class EmbeddingTable:
                 chunk = self._chunk(first // _CHUNK_ROWS)[:, column_offset : column_offset + width]
                 start, stop = max(first, row_offset), min(first + len(chunk), row_offset + rows)
                 weight_VD[start - row_offset : stop - row_offset, :width] = chunk[start - first : stop - first]
-
-    def initialize_shard(self, weight_VD: Tensor) -> None:
-        """TorchRec's ``init_fn``: exact for a whole table.
-
-        TorchRec hands over a row- or column-wise shard without its place in the table. Such a shard gets numbers of
-        the right distribution but of this rank's own; to get the table's, call ``initialize`` with the offsets.
-        """
-        if tuple(weight_VD.shape) == (self.num_embeddings, self.padded_width):
-            self.initialize(weight_VD)
-            return
-        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        with torch.no_grad():
-            values = torch.empty(weight_VD.shape).normal_(0, self.init_std, generator=self._generator(f"rank {rank}"))
-            weight_VD.copy_(values)
 
     def _chunk(self, index: int) -> Tensor:
         rows = min(_CHUNK_ROWS, self.num_embeddings - index * _CHUNK_ROWS)
@@ -153,7 +139,7 @@ class FieldEmbedding(nn.Module):
         init_std: standard deviation of a table's rows at the start.
         seed: the tables' start is a function of it.
         pad_tables: store tables in widths that are multiples of PAD_MULTIPLE; the pad stays 0 and is cut off.
-        device: where tables are made. ``meta``: nowhere yet; dense vectors are then made on CPU.
+        device: where tables are made. ``meta``: nowhere yet, ``parallelize`` will; dense vectors are then made on CPU.
 
     Raises:
         ModelError: a feature has no number of rows.
@@ -177,7 +163,8 @@ class FieldEmbedding(nn.Module):
         self.tables = declare_tables(
             schema, num_embeddings, self.widths, features or {}, init_std=init_std, seed=seed, pad_tables=pad_tables
         )
-        configs = [_bag_config(table) for table in self.tables]
+        is_meta = device is not None and device.type == "meta"
+        configs = [_bag_config(table, _leave_alone if is_meta else table.initialize) for table in self.tables]
         self.bags = EmbeddingBagCollection(tables=configs, device=device)
         keys = [key for (key,) in get_embedding_names_by_table(configs)]
         self._groups: dict[Stream, list[str]] = {}
@@ -203,14 +190,18 @@ class FieldEmbedding(nn.Module):
         return streams
 
 
-def _bag_config(table: EmbeddingTable) -> EmbeddingBagConfig:
+def _leave_alone(_shard: Tensor) -> None:
+    """TorchRec asks for a shard's first numbers without telling its place; ``parallelize`` knows it, and gives them."""
+
+
+def _bag_config(table: EmbeddingTable, init_fn: Callable[[Tensor], None]) -> EmbeddingBagConfig:
     return EmbeddingBagConfig(
         name=table.name,
         feature_names=[table.feature],
         num_embeddings=table.num_embeddings,
         embedding_dim=table.padded_width,
         pooling=PoolingType.MEAN if table.pooling == "mean" else PoolingType.SUM,
-        init_fn=table.initialize_shard,
+        init_fn=init_fn,
     )
 
 

@@ -119,13 +119,6 @@ def test_shards_with_their_place_make_up_the_table(make_schema: Callable[..., Fe
         assert torch.equal(shard, whole[:, first:last])
 
 
-def test_a_shard_without_its_place_still_starts_right(make_schema: Callable[..., FeatureSchema]) -> None:
-    embedding = FieldEmbedding(make_schema(), {"user": 9000, "item": 5}, {"hard": 6}, init_std=1e-2)
-    shard = torch.full((5000, 6), torch.nan)
-    embedding.tables[0].initialize_shard(shard)
-    assert shard.std().item() == pytest.approx(1e-2, rel=0.05)
-
-
 def test_making_tables_leaves_no_memory_on_the_meta_device(make_schema: Callable[..., FeatureSchema]) -> None:
     schema, rows = make_schema(dense="age"), {"user": 10**9, "item": 10**9}
     embedding = FieldEmbedding(schema, rows, WIDTHS, init_std=1e-4, device=torch.device("meta"))
