@@ -1,7 +1,9 @@
 """What a service takes and refuses, and where its model is found; ``test_serving.py`` asks a real one."""
 
+import asyncio
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -112,3 +114,20 @@ def test_what_does_not_start(run_here, monkeypatch, arguments: tuple[str, ...], 
     monkeypatch.delenv(TOKEN, raising=False)
     found, _, complaint = run_here(serve.main, *arguments)
     assert found == code and message in complaint
+
+
+def test_no_part_of_an_answer_waits_for_the_clients_confirmation() -> None:
+    async def ask(listener: socket.socket) -> int:
+        asked = asyncio.get_running_loop().create_future()
+        server = await asyncio.start_server(lambda _, writer: asked.set_result(writer), sock=listener)
+        async with server:
+            _, client = await asyncio.open_connection(*listener.getsockname()[:2])
+            answering = await asked
+            found = answering.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            for writer in (client, answering):
+                writer.close()
+                await writer.wait_closed()
+        return found
+
+    with serve._bound("127.0.0.1", 0) as listener:
+        assert asyncio.run(ask(listener))
