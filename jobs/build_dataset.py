@@ -12,7 +12,7 @@ from jobs.command import config_parser, parse_config_arguments, place, run_progr
 from jobs.config import Config, ConfigError
 from pipeline.config import TimeSplit
 from pipeline.dataset import build_dataset
-from pipeline.session import start_spark, stop_spark
+from pipeline.session import JAVA_OPTIONS, start_spark, stop_spark
 from pipeline.sources import Plan, plan_sources
 from pipeline.split import parse_time
 
@@ -24,7 +24,7 @@ SUMMARY_NAME = "build.json"
 
 _EXAMPLE = (
     "python -m jobs.build_dataset --config jobs/configs/frappe.toml pipeline.output=data/frappe\n"
-    '  spark-submit --driver-java-options "-XX:-DontCompileHugeMethods -XX:G1HeapRegionSize=16m" \\\n'
+    f'  spark-submit --driver-java-options "{JAVA_OPTIONS}" \\\n'
     "    --py-files dist/twinfocus.zip jobs/build_dataset.py --config jobs/configs/frappe.toml"
 )
 

@@ -80,11 +80,13 @@ class Demo:
         return metrics
 
     def _spark_submit(self) -> list[str]:
+        from pipeline.session import JAVA_OPTIONS
+
         return [
             "spark-submit",
             "--master=local[*]",
             "--driver-memory=4g",
-            "--driver-java-options=-XX:-DontCompileHugeMethods",  # pipeline/session.py says why
+            f"--driver-java-options={JAVA_OPTIONS}",
             "--conf=spark.log.level=WARN",
             "--py-files=dist/twinfocus.zip",
             "jobs/build_dataset.py",
