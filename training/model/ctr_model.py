@@ -94,9 +94,10 @@ class CTRModel(nn.Module):
 
     @property
     def num_parameters(self) -> int:
-        """Numbers that training sets; a padded table counts without its pad."""
+        """Parameters as papers count them: no pads of tables, no untrained heads, but biases before a batch norm."""
         pads = sum(table.num_embeddings * (table.padded_width - table.width) for table in self.tables)
-        return sum(p.numel() for p in self.parameters() if p.requires_grad) - pads
+        untrained_heads = sum(p.numel() for p in self.fusion.parameters() if not p.requires_grad)
+        return sum(p.numel() for p in self.parameters()) - untrained_heads - pads
 
     def embedding_parameter_names(self) -> list[str]:
         """Names, as in ``named_parameters``, of what the embedding L2 applies to."""

@@ -26,7 +26,7 @@ from training.config import (
 )
 from training.model.embedding import ModelError
 from training.model.hidden import hidden_layers
-from training.model.normalization import GlobalBatchNorm
+from training.model.normalization import GlobalBatchNorm, before_norm
 
 
 class Reads(NamedTuple):
@@ -229,7 +229,8 @@ class FGCNN(Encoder):
         self.pool = nn.MaxPool2d((config.pool_height, 1), ceil_mode=True)
         height = total = num_fields
         for previous, channels in pairwise([1, *config.channels]):
-            self.convolutions.append(nn.Conv2d(previous, channels, (config.kernel_height, 1), padding="same"))
+            convolution = nn.Conv2d(previous, channels, (config.kernel_height, 1), padding="same")
+            self.convolutions.append(before_norm(convolution))
             self.norms.append(GlobalBatchNorm(channels))
             height = -(-height // config.pool_height)
             generated = height * config.new_channels

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.model.normalization import GlobalBatchNorm
+from training.model.normalization import GlobalBatchNorm, before_norm
 
 _STEPS = 1 << 16
 """A dropout rate is a multiple of 1 / _STEPS on a CPU: 16 random bits decide over an element."""
@@ -21,7 +21,9 @@ def hidden_layers(widths: list[int], dropout: float, batch_norm: bool) -> nn.Seq
     """Linear, BatchNorm, ReLU, Dropout for each pair of neighbouring widths."""
     layers: list[nn.Module] = []
     for i, o in pairwise(widths):
-        layers += [nn.Linear(i, o), *([GlobalBatchNorm(o)] if batch_norm else []), ReLUDropout(dropout)]
+        linear = nn.Linear(i, o)
+        layers += [before_norm(linear), GlobalBatchNorm(o)] if batch_norm else [linear]
+        layers.append(ReLUDropout(dropout))
     return nn.Sequential(*layers)
 
 

@@ -6,7 +6,7 @@ Shapes: B rows of this rank, C channels, R ranks.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 OnWait = Callable[[Literal["forward", "backward"] | None], None]
+
+L = TypeVar("L", nn.Linear, nn.Conv2d)
+
+
+def before_norm(layer: L) -> L:
+    """Hold the bias of a layer that feeds a batch norm at 0, and return the layer.
+
+    The norm subtracts the mean and the bias with it, so the bias has no effect, and its gradient is 0 but for rounding.
+    Adam makes full steps of whatever is not 0: a trained bias would wander by the machine's rounding, and move
+    predictions, because running means follow it late. The bias itself stays: papers count it among the parameters, and
+    earlier checkpoints hold one.
+    """
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    layer.bias.requires_grad_(False)
+    return layer
 
 
 class GlobalBatchNorm(nn.BatchNorm1d):

@@ -55,3 +55,17 @@ def test_layers_are_linear_batch_norm_relu_dropout() -> None:
     exact.load_state_dict(dict(zip(exact.state_dict(), layers.state_dict().values(), strict=True)))
     x = torch.randn(20, 4)
     torch.testing.assert_close(layers(x), exact(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_a_bias_before_a_batch_norm_is_not_trained(batch_norm: bool) -> None:
+    """A batch norm takes it out again, so it keeps whatever value it has: 0, or that of an earlier checkpoint."""
+    layers = hidden_layers([3, 4, 2], 0.0, batch_norm)
+    optimizer = torch.optim.Adam([p for p in layers.parameters() if p.requires_grad])
+    biases = [part.bias for part in layers if isinstance(part, nn.Linear)]
+    before = [bias.detach().clone() for bias in biases]
+    layers(torch.randn(8, 3, generator=torch.Generator().manual_seed(0))).square().sum().backward()
+    optimizer.step()
+    for bias, old in zip(biases, before, strict=True):
+        assert torch.equal(bias, old) == batch_norm
+        assert not batch_norm or not bias.any()
