@@ -1,4 +1,4 @@
-"""A raw row -> ids and floats, in Python: the twin of ``pipeline/encode.py``, used for scoring and as its oracle.
+"""A raw row -> ids and floats, in Python: the twin of ``pipeline/build/encode.py``, used for scoring and as its oracle.
 
 The output columns are exactly those of the Parquet files, so one function turns either into a batch.
 """

@@ -1,7 +1,7 @@
 """One definition of raw text -> hash -> id, the same in Python and in Spark.
 
 Spark's ``xxhash64`` chains its columns: the hash of one is the seed of the next, starting at 42. The functions here
-are that rule in Python; ``pipeline/encode.py`` is the same rule in Spark SQL, and golden vectors hold the two together.
+are that rule in Python; ``pipeline.build.encode`` has it in Spark SQL, and golden vectors hold the two together.
 """
 
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""What a raw log looks like, and how to read a small one in Python: the twin of ``pipeline/ingest.py`` for scoring."""
+"""LogFormat: what a raw log looks like; and a reader of small logs in Python, the twin of ``pipeline.build.ingest``."""
 
 import bz2
 import csv

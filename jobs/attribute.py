@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from jobs.command import local, plain_parser, run_program
+from jobs.cli.conventions import local, plain_parser, run_program
 
 MAX_ROWS = 200_000
 
@@ -37,10 +37,10 @@ def main() -> int:
     if arguments.seed < 0:
         parser.error("--seed must be 0 or more")
 
-    from training.attribution import attribute, num_passes
-    from training.columns import read_columns
-    from training.export import load_best
-    from training.run import Dataset, Run
+    from training.data.columns import read_columns
+    from training.fit.run import Dataset, Run
+    from training.ship.attribution import attribute, num_passes
+    from training.ship.export import load_best
 
     run = Run(local(arguments.run))
     best = load_best(run, Dataset.open(arguments.dataset) if arguments.dataset else None)

@@ -1,20 +1,20 @@
 """Raw logs in, a dataset out: Parquet files, what was learnt, and the manifest that both halves meet at.
 
-The work is ``pipeline.dataset``; here are the command line, the checks of the whole config and the summary.
+The work is ``pipeline.build.dataset``; here are the command line, the checks of the whole config and the summary.
 """
 
 import time
 from typing import TYPE_CHECKING, Any
 
-from features.dataset import DatasetManifest
-from features.storage import ObjectPath, Place, temporary_folder
-from jobs.command import config_parser, parse_config_arguments, place, run_program, write_json
-from jobs.config import Config, ConfigError
+from features.disk.dataset import DatasetManifest
+from features.disk.object_store import ObjectPath, Place, temporary_folder
+from jobs.cli.config import Config, ConfigError
+from jobs.cli.conventions import config_parser, parse_config_arguments, place, run_program, write_json
+from pipeline.build.dataset import build_dataset
+from pipeline.build.sources import Plan, plan_sources
+from pipeline.build.split import parse_time
 from pipeline.config import TimeSplit
-from pipeline.dataset import build_dataset
 from pipeline.session import JAVA_OPTIONS, start_spark, stop_spark
-from pipeline.sources import Plan, plan_sources
-from pipeline.split import parse_time
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from jobs.command import local, plain_parser, run_program
+from jobs.cli.conventions import local, plain_parser, run_program
 from jobs.pages.markup import shown
 from jobs.pages.table_section import NAME, rows
 
@@ -23,9 +23,9 @@ def main() -> int:
 
     import torch
 
-    from training.export import load_best
-    from training.run import LEARNT_NAME, Dataset, Run
-    from training.table_precision import compare
+    from training.fit.run import LEARNT_NAME, Dataset, Run
+    from training.ship.export import load_best
+    from training.ship.table_precision import compare
 
     run = Run(local(arguments.run))
     best = load_best(run, Dataset.open(arguments.dataset) if arguments.dataset else None)

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 
-from jobs.command import plain_parser, run_program
-from jobs.config import load_config
+from jobs.cli.config import load_config
+from jobs.cli.conventions import plain_parser, run_program
 
 CONFIG = "jobs/configs/demo.toml"
 LINEAR = 'training.model={easy={kind="linear"},hard={kind="linear"},fusion={kind="sum"},objective={kind="bce"}}'
@@ -96,7 +96,7 @@ class Demo:
         ]
 
     def _metrics(self, tests: dict[str, Any]) -> dict[str, Any]:
-        from training.metrics import evaluate
+        from training.judge.metrics import evaluate
 
         metrics = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
         build = json.loads((self.dataset / "build.json").read_text(encoding="utf-8"))
@@ -148,7 +148,7 @@ def _clear(folder: Path) -> None:
 
 
 def _read_split(dataset: Path, split: str, columns: list[str]) -> Any:
-    from features.dataset import DatasetManifest
+    from features.disk.dataset import DatasetManifest
 
     files = DatasetManifest.load(dataset).split(split).files
     return pyarrow.parquet.read_table([str(dataset / f.path) for f in files], columns=columns).to_pandas()
@@ -156,7 +156,7 @@ def _read_split(dataset: Path, split: str, columns: list[str]) -> Any:
 
 def _read_speed(dataset: Path, config: str) -> float:
     """Rows a second through the reader alone, over one epoch of the training split."""
-    from training.run import Dataset
+    from training.fit.run import Dataset
 
     reader = Dataset.open(dataset).reader("train", load_config([config]).training)
     started = time.perf_counter()

@@ -2,7 +2,7 @@
 
 import json
 
-from jobs.command import local, plain_parser, run_program
+from jobs.cli.conventions import local, plain_parser, run_program
 
 
 def main() -> int:
@@ -16,9 +16,9 @@ def main() -> int:
     parser.add_argument("--split", default="test", choices=["train", "valid", "test"])
     arguments = parser.parse_args()
 
-    from training.export import load_best
-    from training.metrics import curves, evaluate
-    from training.run import Dataset, Run
+    from training.fit.run import Dataset, Run
+    from training.judge.metrics import curves, evaluate
+    from training.ship.export import load_best
 
     run = Run(local(arguments.run))
     scores = load_best(run, Dataset.open(arguments.dataset) if arguments.dataset else None).score(arguments.split)

@@ -1,6 +1,6 @@
 """Write a run's best checkpoint as an artifact that scores raw rows."""
 
-from jobs.command import local, place, plain_parser, run_program
+from jobs.cli.conventions import local, place, plain_parser, run_program
 
 
 def main() -> int:
@@ -20,8 +20,8 @@ def main() -> int:
     parser.add_argument("--golden-input", metavar="FILE", help="raw log for the golden rows, if the dataset's is gone")
     arguments = parser.parse_args()
 
-    from training.export import NUM_GOLDEN_ROWS, export
-    from training.run import Run
+    from training.fit.run import Run
+    from training.ship.export import NUM_GOLDEN_ROWS, export
 
     predictor = export(Run(local(arguments.run)), place(arguments.output), arguments.golden_input, arguments.tables)
     print(

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from jobs.command import plain_parser, run_program
-from pipeline.generate import LogSpec, file_name, generate_chunks, write_chunk
+from jobs.cli.conventions import plain_parser, run_program
+from pipeline.synthetic.generate import LogSpec, file_name, generate_chunks, write_chunk
 
 SUMMARY_NAME = "_summary.json"
 """Begins with an underscore so that readers of the folder, Spark included, pass over it."""
@@ -40,7 +40,7 @@ def generate(output: Path, spec: LogSpec) -> dict[str, Any]:
     Raises:
         ValueError: the folder holds something else.
     """
-    from training.metrics import evaluate
+    from training.judge.metrics import evaluate
 
     started = time.perf_counter()
     _clear(output)

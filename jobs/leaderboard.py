@@ -21,11 +21,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as checked
 from tqdm import tqdm
 
-from features.dataset import MANIFEST_NAME, DatasetManifest
+from features.disk.dataset import MANIFEST_NAME, DatasetManifest
+from features.disk.object_store import ObjectPath, locate, scratch
 from features.schema import STRICT
-from features.storage import ObjectPath, locate, scratch
-from jobs.command import plain_parser, run_program, write_json
-from jobs.config import (
+from jobs.cli.config import (
     Config,
     ConfigError,
     Entry,
@@ -36,11 +35,12 @@ from jobs.config import (
     load_config,
     read_checked,
 )
+from jobs.cli.conventions import plain_parser, run_program, write_json
 from jobs.doctor import installed_versions
 from jobs.pages import figures
 from jobs.pages.markup import document, grid, note, table
-from training.comparison import Difference, paired_bootstrap
-from training.metrics import METRICS
+from training.judge.comparison import Difference, paired_bootstrap
+from training.judge.metrics import METRICS
 
 SPLITS = ("valid", "test")
 VERSIONS = ("torch", "torchrec", "fbgemm-gpu", "petastorm", "ray", "numpy", "pyarrow")
@@ -209,9 +209,9 @@ def _evaluate(cell: Cell) -> dict[str, Any]:
     """Metrics of the best checkpoint on validation and, where there is one, test; per-row logits beside the result."""
     import torch
 
-    from training.export import load_best
-    from training.metrics import evaluate
-    from training.run import Run
+    from training.fit.run import Run
+    from training.judge.metrics import evaluate
+    from training.ship.export import load_best
 
     torch.set_num_threads(1)  # other cells are training
     run = Run(cell.run)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.command import local, plain_parser, run_program
+from jobs.cli.conventions import local, plain_parser, run_program
 from jobs.registry.registry import ModelVersion, Registry
 
 

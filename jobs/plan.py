@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from features.dataset import MANIFEST_NAME, DatasetManifest
+from features.disk.dataset import MANIFEST_NAME, DatasetManifest
+from features.disk.object_store import locate
 from features.learnt import Learnt
 from features.schema import VOCABULARY_KINDS
-from features.storage import locate
-from jobs.command import absolute, config_parser, parse_config_arguments, run_program, write_json
-from jobs.config import Config, check_manifest
+from jobs.cli.config import Config, check_manifest
+from jobs.cli.conventions import absolute, config_parser, parse_config_arguments, run_program, write_json
 from jobs.pages import figures
 from jobs.pages.markup import document, grid, percent, table
 from training.config import TrainingConfig
 
 if TYPE_CHECKING:
-    from training.plan import Change, Plan, PlanError
+    from training.forecast.dry_run import Change, Plan, PlanError
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12} | {
     "ki": 1 << 10,
@@ -67,10 +67,10 @@ def main() -> int:
     output.mkdir(parents=True, exist_ok=True)
 
     started = time.perf_counter()
+    from training.forecast.dry_run import PlanError, find_changes, plan_tables
     from training.model.ctr_model import CTRModel
-    from training.parallelize import needs_padded_tables
-    from training.plan import PlanError, find_changes, plan_tables
-    from training.planner import Cluster
+    from training.sharding.parallelize import needs_padded_tables
+    from training.sharding.table_planner import Cluster
 
     def build(training: TrainingConfig) -> CTRModel:
         padded = needs_padded_tables(training)
@@ -144,7 +144,7 @@ def positive(text: str) -> int:
 
 def summary(plan: "Plan", config: Config) -> dict[str, Any]:
     """What plan.json holds."""
-    from training.planner import HOST, PARTS, batch_size_per_rank
+    from training.sharding.table_planner import HOST, PARTS, batch_size_per_rank
 
     cluster, topology = plan.cluster, plan.cluster.topology()
     training = config.training
@@ -195,7 +195,7 @@ def refusal(error: "PlanError", changes: "Sequence[Change]") -> dict[str, Any]:
 
 def advice(changes: "Sequence[Change]") -> list[str]:
     """A line for each change that fits, the nearest first."""
-    from training.plan import binary
+    from training.forecast.dry_run import binary
 
     lines = []
     for index, change in enumerate(changes):
@@ -207,7 +207,7 @@ def advice(changes: "Sequence[Change]") -> list[str]:
 
 def print_plan(result: Mapping[str, Any]) -> None:
     """The plan as a person reads it in a terminal."""
-    from training.plan import binary
+    from training.forecast.dry_run import binary
 
     cluster, ranks = result["cluster"], result["ranks"]
     shown = sorted(ranks, key=lambda rank: -rank["bytes"])[:MAX_SHOWN]
@@ -233,7 +233,7 @@ def print_plan(result: Mapping[str, Any]) -> None:
 
 
 def _sentence(result: Mapping[str, Any]) -> str:
-    from training.plan import binary
+    from training.forecast.dry_run import binary
 
     cluster, total = result["cluster"], result["total"]
     kinds = [entry["sharding"] for entry in result["tables"]]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from features.storage import sync, sync_tree
+from features.disk.object_store import sync, sync_tree
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _LOCK, _OLD = ".lock", "old"

@@ -9,16 +9,16 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from features.dataset import SPLITS, DatasetManifest
+from features.disk.dataset import SPLITS, DatasetManifest
 from features.schema import DenseFeature, SparseFeature
-from jobs.command import local, plain_parser, run_program
+from jobs.cli.conventions import local, plain_parser, run_program
 from jobs.pages import figures
 from jobs.pages.check_sections import checks_section, gate_section
 from jobs.pages.figure_style import dashed
 from jobs.pages.markup import cards, document, grid, note, percent, shown, table, text
 from jobs.pages.table_section import section as table_section
 from jobs.runfiles import RunFiles
-from training.metrics import METRICS
+from training.judge.metrics import METRICS
 
 
 def main() -> int:

@@ -13,15 +13,15 @@ from argparse import ArgumentParser
 from functools import partial
 from typing import Any
 
-from jobs.command import absolute, config_parser, parse_config_arguments, run_program, write_json
-from jobs.config import ConfigError
+from jobs.cli.config import ConfigError
+from jobs.cli.conventions import absolute, config_parser, parse_config_arguments, run_program, write_json
 from jobs.registry.registry import ModelVersion, RegistryError
 from jobs.retraining.alert import alert
 from jobs.retraining.candidate import Candidate, carry_out
 from jobs.retraining.partitions import build, check_partition, find_dates
 from jobs.retraining.raw_partitions import date_key, date_of
 from jobs.retraining.retrain_folder import RetrainFolder
-from jobs.retraining.steps import Steps
+from jobs.retraining.retry import Steps
 
 Ended = tuple[dict[str, Any], str]
 """What a retraining came to, for programs and for a person."""

@@ -23,10 +23,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jobs.command import plain_parser, run_program, write_json
-from jobs.program import ending_with_us
+from jobs.cli.child_process import ending_with_us
+from jobs.cli.conventions import plain_parser, run_program, write_json
+from jobs.demos.demo_client import PICKED_UP_SECONDS, DemoClient, find_wrong
 from jobs.registry.registry import Registry
-from jobs.serving.demo_client import PICKED_UP_SECONDS, DemoClient, find_wrong
 
 CONFIGS = ("jobs/configs/demo.toml", "jobs/configs/retrain/demo.toml")
 DRIFT = 0.1
@@ -192,7 +192,7 @@ class RetrainDemo:
 
     def _served_wrong(self, client: DemoClient | None) -> list[str]:
         """What the client saw that it should not have, by the registry and by the champions' artifacts."""
-        from training.predict import Predictor
+        from training.ship.predict import Predictor
 
         if client is None:
             return ["nothing was ever served"]

@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
-from features.dataset import DatasetError, DatasetManifest
-from features.storage import Place, StorageError, locate
+from features.disk.dataset import DatasetError, DatasetManifest
+from features.disk.object_store import Place, StorageError, locate
 from jobs.pages.table_section import NAME as TABLES_NAME
 from jobs.retraining.shapes import KeptChecks
-from training.gate import Verdict
+from training.judge.gate import Verdict
 
 T = TypeVar("T")
 

@@ -1,6 +1,7 @@
 """Predict rows/s of a training on clusters that are not here, part by part, for shardings that one may choose between.
 
-Seconds follow from products, bytes and messages (training/scaling.py) and from a sheet that says what a rank can do.
+Seconds follow from products, bytes and messages (training/forecast/cost_model.py) and from a sheet that says what a
+rank can do.
 """
 
 import argparse
@@ -14,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
-from jobs.command import absolute, config_parser, parse_config_arguments, run_program, write_json
-from jobs.config import Config
+from jobs.cli.config import Config
+from jobs.cli.conventions import absolute, config_parser, parse_config_arguments, run_program, write_json
 from jobs.plan import num_bytes, num_embeddings, positive
 from training.config import ShardingConfig
 
 if TYPE_CHECKING:
-    from training.scaling import Machine, Net, Prediction, Shard, Traffic
+    from training.forecast.cost_model import Machine, Net, Prediction, Shard, Traffic
 
 SHARDINGS = ("auto", "row_wise", "whole tables", "2d", "2d, half")
 """auto, row_wise: as the planner lays them out. whole tables: each on one rank, as if it fitted. 2d: replicated, cut by
@@ -71,7 +72,7 @@ def load_machine(path: Path) -> "Machine":
     Raises:
         ValueError: names the file and the key.
     """
-    from training.scaling import Machine
+    from training.forecast.cost_model import Machine
 
     try:
         return TypeAdapter(Machine).validate_python(tomllib.loads(path.read_text(encoding="utf-8")))
@@ -84,10 +85,10 @@ def load_machine(path: Path) -> "Machine":
 
 def compare(config: Config, machine: "Machine", arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each world size, batch and sharding; those that do not fit say so."""
+    from training.forecast.cost_model import Net, Traffic, predict
+    from training.forecast.dry_run import PlanError
     from training.model.ctr_model import CTRModel
-    from training.parallelize import needs_padded_tables
-    from training.plan import PlanError
-    from training.scaling import Net, Traffic, predict
+    from training.sharding.parallelize import needs_padded_tables
 
     model = CTRModel(
         config.features,
@@ -124,8 +125,8 @@ def lay_out(
     Raises:
         PlanError: they do not fit.
     """
-    from training.layout import dealt_shards, planned_shards, whole_tables
-    from training.planner import Cluster
+    from training.forecast.what_if_layouts import dealt_shards, planned_shards, whole_tables
+    from training.sharding.table_planner import Cluster
 
     if sharding == "whole tables":
         return whole_tables(model, traffic)

@@ -8,9 +8,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from features.rawlog import expand_paths
-from jobs.command import EXIT_DATA, local, plain_parser, run_program
+from jobs.cli.conventions import EXIT_DATA, local, plain_parser, run_program
 from jobs.registry.found_artifact import MODELS, REGISTRY, find_artifact
-from jobs.scoring import HEADER, describe, exceeds_limit, write_scores
+from jobs.scoring.score_rows import HEADER, describe, exceeds_limit, write_scores
 
 _EXAMPLE = (
     "python -m jobs.score --artifact runs/demo/artifact --input clicks.csv --output scores.csv\n"
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def _score_here(arguments: argparse.Namespace) -> int:
-    from training.predict import Predictor
+    from training.ship.predict import Predictor
 
     artifact = find_artifact(arguments.artifact, arguments.registry)
     predictor = Predictor.load(artifact.place)
@@ -79,9 +79,9 @@ def _score_here(arguments: argparse.Namespace) -> int:
 
 
 def _score_with_spark(arguments: argparse.Namespace) -> int:
-    from jobs.score_folder import plan_job, score_folder
+    from jobs.scoring.score_folder import plan_job, score_folder
+    from pipeline.executors.tasks import start_tasks
     from pipeline.session import stop_spark
-    from pipeline.tasks import start_tasks
 
     job = plan_job(arguments.artifact, arguments.input, arguments.output, arguments.registry)
     spark = start_tasks("PYSPARK_GATEWAY_PORT" in os.environ, arguments.verbose)

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from jobs.command import EXIT_DATA, plain_parser, run_program
-from jobs.config import ConfigError
+from jobs.cli.config import ConfigError
+from jobs.cli.conventions import EXIT_DATA, plain_parser, run_program
+from jobs.launch.worker import LOOPBACK, loopback_settings
 from jobs.registry.found_artifact import MODELS, REGISTRY, FoundArtifact, find_artifact, find_in, open_registry
 from jobs.serving.score_request import TOKEN, Limits
-from jobs.worker import LOOPBACK, loopback_settings
 
 if TYPE_CHECKING:
     from jobs.serving.service import Service, ServiceConfig

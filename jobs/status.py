@@ -6,8 +6,8 @@ import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
-from jobs.command import local, parse_config_arguments, plain_parser, run_program
-from jobs.config import ConfigError
+from jobs.cli.config import ConfigError
+from jobs.cli.conventions import local, parse_config_arguments, plain_parser, run_program
 from jobs.pages.status_page import render
 from jobs.retraining.retraining_status import RetrainingStatus, read_status
 from jobs.retraining.status_text import describe

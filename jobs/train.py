@@ -1,4 +1,4 @@
-"""Train a model with Ray Train: workers form a process group, and each runs ``training.run.fit``.
+"""Train a model with Ray Train: workers form a process group, and each runs ``training.fit.run.fit``.
 
 Ray restarts the group when a worker dies; the ranks then go on from the newest complete checkpoint in the run folder,
 whatever Ray itself remembers.
@@ -24,11 +24,11 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # also how la
 
 from tqdm import tqdm
 
-from features.storage import Place, is_full, locate
-from jobs.command import EXIT_DATA, absolute, config_parser, parse_config_arguments, place, run_program
-from jobs.config import Config, ConfigError, check_manifest, parse_config
-from jobs.worker import LOOPBACK, loopback_settings, set_up_worker
-from training.allocator import HUGE_PAGES
+from features.disk.object_store import Place, is_full, locate
+from jobs.cli.config import Config, ConfigError, check_manifest, parse_config
+from jobs.cli.conventions import EXIT_DATA, absolute, config_parser, parse_config_arguments, place, run_program
+from jobs.launch.worker import LOOPBACK, loopback_settings, set_up_worker
+from training.fit.allocator import HUGE_PAGES
 
 COMPARED_ON_RESUME = (
     "warm_start",
@@ -133,8 +133,8 @@ def _prepare(run_path: Path, config: Config, resume: bool) -> Config:
     Raises:
         ValueError: the dataset does not fit the config, or the run folder is used by another run.
     """
-    from training import checkpoint
-    from training.run import LEARNT_NAME, Dataset, Run, find_warm_start
+    from training.fit.run import LEARNT_NAME, Dataset, Run, find_warm_start
+    from training.sharding import checkpoint
 
     dataset = Dataset.open(config.training.dataset)
     manifest = dataset.manifest
@@ -210,7 +210,7 @@ def _train(run_path: Path, config: Config, name: str) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from jobs.process_group import LocalTorchConfig
+    from jobs.launch.process_group import LocalTorchConfig
 
     training = config.training
     use_gpu = training.device == "cuda"
@@ -293,7 +293,7 @@ def _work(arguments: dict[str, Any]) -> None:
 def _fit(arguments: dict[str, Any]) -> None:
     import ray.train
 
-    from training.run import Run, fit
+    from training.fit.run import Run, fit
 
     config = parse_config(arguments["config"]).training
     run = Run(Path(arguments["run"]))

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.worker import LOOPBACK, loopback_settings, set_up_worker
+from jobs.launch.worker import LOOPBACK, loopback_settings, set_up_worker
 
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the other one has a banner that verbose=0 leaves
@@ -30,11 +30,11 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from tqdm import tqdm
 
-from features.dataset import DatasetManifest
-from jobs.command import place, plain_parser, run_program, write_json
-from jobs.config import Config, check_manifest, check_many_runs, is_saved_config, parse_config, read_checked
-from jobs.search import Search, Trial
-from training.metrics import METRICS, DivergedError
+from features.disk.dataset import DatasetManifest
+from jobs.cli.config import Config, check_manifest, check_many_runs, is_saved_config, parse_config, read_checked
+from jobs.cli.conventions import place, plain_parser, run_program, write_json
+from jobs.compare.search import Search, Trial
+from training.judge.metrics import METRICS, DivergedError
 
 
 def main() -> int:
@@ -195,7 +195,7 @@ def _work(sampled: dict[str, Any], tasks: list[dict[str, Any]]) -> None:
     set_up_worker(task["parallel"], config.threads_per_worker)
     import torch.distributed as dist
 
-    from training.run import Run, fit
+    from training.fit.run import Run, fit
 
     run = Run(Path(task["folder"]))
     shutil.rmtree(run.path, ignore_errors=True)

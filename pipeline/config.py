@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
-from features.dataset import SPLITS
+from features.disk.dataset import SPLITS
 from features.rawlog import LogFormat, Lookup
 from features.schema import STRICT
 

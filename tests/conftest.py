@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-pytest_plugins = ("tests.tiny_dataset", "tests.object_store")
+pytest_plugins = ("tests.stand_ins.tiny_dataset", "tests.stand_ins.object_store")
 
 # Tests run small jobs in young JVMs: the optimising compiler costs more than it saves.
 os.environ.setdefault("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1")
@@ -62,7 +62,7 @@ def run_here(
 
     A process of its own takes seconds to load Torch; programs that need one (Ray, a signal, the command line) get it.
     """
-    from jobs.command import run_program
+    from jobs.cli.conventions import run_program
 
     def run(main: Callable[[], int], *arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [main.__module__, *map(str, arguments)])

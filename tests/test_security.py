@@ -15,16 +15,16 @@ import pytest
 import torch
 from torch import nn
 
-from features.dataset import DatasetError, DatasetManifest
+from features.disk.dataset import DatasetError, DatasetManifest
 from features.rawlog import LogError, LogFormat, read_rows
 from tests.fuzz.targets import digests, make_artifact, make_checkpoint, make_dataset
-from tests.tiny_dataset import describe_file
-from training import checkpoint
-from training.checkpoint import CheckpointError
+from tests.stand_ins.tiny_dataset import describe_file
 from training.config import ReaderConfig
-from training.predict import ArtifactError, Predictor
-from training.reader import Reader
-from training.run import Dataset
+from training.data.reader import Reader
+from training.fit.run import Dataset
+from training.sharding import checkpoint
+from training.sharding.checkpoint import CheckpointError
+from training.ship.predict import ArtifactError, Predictor
 
 ROOT = Path(__file__).parents[1]
 

@@ -20,16 +20,16 @@ from jobs import evaluate as evaluate_run
 from jobs import export as export_run
 from jobs import score
 from jobs.build_dataset import build
-from jobs.config import load_config
+from jobs.cli.config import load_config
 from jobs.report import render
 from jobs.runfiles import RunFiles
 from tests.sockets import Sockets, check_loopback, watch
-from training.batch import to_batch
-from training.calibration import Calibration
-from training.export import export, load_best
-from training.metrics import evaluate
-from training.predict import ArtifactError, Predictor
-from training.run import Run
+from training.data.batch import to_batch
+from training.fit.run import Run
+from training.judge.calibration import Calibration
+from training.judge.metrics import evaluate
+from training.ship.export import export, load_best
+from training.ship.predict import ArtifactError, Predictor
 
 COLUMNS = ("row_id", "rating", "user", "movie", "genres", "price", "age", "when")
 CONFIG = """

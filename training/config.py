@@ -12,7 +12,7 @@ Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Layers = Annotated[int, Field(ge=1, le=100)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 TablePrecision = Literal["float32", "float16", "int8"]
-"""Of the tables that are served; ``training.quantization`` says what each is."""
+"""Of the tables that are served; ``training.ship.quantization`` says what each is."""
 
 # ----------------------------------------------------------------------------------------------------------- selection
 

@@ -18,7 +18,7 @@ from urllib.request import Request, urlopen
 
 import yaml
 
-from jobs.command import EXIT_DATA, plain_parser, run_program
+from jobs.cli.conventions import EXIT_DATA, plain_parser, run_program
 from jobs.retraining.alert import alert
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")

@@ -6,7 +6,7 @@ or never started, and that there will be no other try.
 
 import json
 
-from jobs.command import plain_parser, run_program
+from jobs.cli.conventions import plain_parser, run_program
 from jobs.retraining.alert import alert
 
 

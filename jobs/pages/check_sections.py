@@ -9,7 +9,7 @@ from jobs.pages.figure_style import dashed
 from jobs.pages.markup import Mark, grid, note, table
 from jobs.retraining.data_checks import LEVELS, Checks, Result
 from jobs.retraining.shapes import KeptChecks, distances
-from training.gate import RuleResult, Verdict
+from training.judge.gate import RuleResult, Verdict
 
 NUM_UNMOVED = 2
 """Histograms that are shown where no feature is beyond its limit."""

@@ -9,8 +9,8 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from features.dataset import is_inside
-from features.storage import check_relative
+from features.disk.dataset import is_inside
+from features.disk.object_store import check_relative
 from jobs.registry.model_versions import ModelVersion
 from jobs.registry.store import RegistryError
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 ARTIFACT_NAME = "artifact.json"
-"""As in ``training.predict``, which would bring Torch along."""
+"""As in ``training.ship.predict``, which would bring Torch along."""
 
 
 def read_artifact(folder: Path) -> tuple[str, list[str]]:

@@ -1,6 +1,6 @@
 """The model registry: which versions of a model there are, which one serves, and which one did before. MLflow keeps it.
 
-A version is an artifact that ``training.export`` wrote, with the metrics and parameters of its run. Of a model's
+A version is an artifact that ``training.ship.export`` wrote, with the metrics and parameters of its run. Of a model's
 aliases ``candidate`` names the version that was registered last, ``champion`` the one that serves. A registry is a
 folder, or an MLflow server:
 
@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from features.storage import check_relative
+from features.disk.object_store import check_relative
 from jobs.registry.artifact_files import download, is_artifact, read_artifact
 from jobs.registry.model_run import log_run, open_experiment
 from jobs.registry.model_versions import (
@@ -97,7 +97,7 @@ class Registry:
 
         Args:
             name: of the model, which is made if it is new.
-            artifact: folder that ``training.export`` wrote.
+            artifact: folder that ``training.ship.export`` wrote.
             metrics: name -> value, of the run; None for one that is not defined.
             params: name -> value; what is nested gets names with dots.
             tags: of the version.

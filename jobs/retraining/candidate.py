@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from features.dataset import DatasetManifest
-from features.window import OtherWindow, join
-from jobs.command import write_json
-from jobs.program import ProgramError, run_module
+from features.disk.dataset import DatasetManifest
+from features.disk.window import OtherWindow, join
+from jobs.cli.child_process import ProgramError, run_module
+from jobs.cli.conventions import write_json
 from jobs.registry.registry import ModelVersion
-from jobs.retraining.plan import Todo
 from jobs.retraining.retrain_folder import RUN_TAG, TABLES_TAG, TRAINED_TAG, RetrainFolder
+from jobs.retraining.todo import Todo
 
 if TYPE_CHECKING:
-    from training.gate import Verdict
+    from training.judge.gate import Verdict
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,11 @@ class Candidate:
         Returns:
             The gate's verdict, and the metrics of "candidate" and, if there is one, "champion".
         """
-        from training.columns import read_columns
-        from training.export import load_best
-        from training.gate import judge
-        from training.metrics import curves, evaluate
-        from training.run import Dataset, Run
+        from training.data.columns import read_columns
+        from training.fit.run import Dataset, Run
+        from training.judge.gate import judge
+        from training.judge.metrics import curves, evaluate
+        from training.ship.export import load_best
 
         rules, dataset, run = self.place.rules, Dataset.open(self.window), Run(self.run)
         candidate = load_best(run, dataset)

@@ -10,7 +10,7 @@ from features.schema import STRICT
 from jobs.retraining.data_checks import DataChecksConfig
 from jobs.retraining.raw_partitions import DATE
 from training.config import TablePrecision
-from training.gate import GateConfig
+from training.judge.gate import GateConfig
 
 Ending = Literal["promoted", "refused", "stopped", "failed"]
 """What a retraining may come to: the gate's two verdicts, data checks that stop the newest day, a step that fails."""

@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass as checked
 
-from features.dataset import DatasetManifest
-from features.distribution import Distribution, DriftError, SparseDistribution, new_ids
-from features.drift import jensen_shannon, psi
-from features.profile import DataProfile, Fraction
+from features.disk.dataset import DatasetManifest
+from features.profile.distribution import Distribution, DriftError, SparseDistribution, new_ids
+from features.profile.drift import jensen_shannon, psi
+from features.profile.profile import DataProfile, Fraction
 from features.schema import STRICT
 
 STANDARD_ERRORS = 1.96
@@ -181,9 +181,9 @@ def check(
 
     Args:
         manifest: the dataset's.
-        profile: what ``features.profile.measure`` counted in it, with the reference's bins if there is a reference.
-        reference: the same of earlier datasets, added up by ``features.profile.total``; None: there are none, and only
-            what needs no comparison is checked.
+        profile: the dataset's counts (``features.profile.profile.measure``), in the reference's bins if there is one.
+        reference: the same of earlier datasets, added up by ``features.profile.profile.total``; None: there are none,
+            and only what needs no comparison is checked.
 
     Raises:
         DriftError: the profile is of another dataset, or cannot be compared with the reference.

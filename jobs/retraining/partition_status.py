@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from features.window import SOURCE_SPLIT
+from features.disk.window import SOURCE_SPLIT
 from jobs.retraining.data_checks import Checks, Level, Result
 from jobs.retraining.raw_partitions import is_late
 from jobs.retraining.status_files import StatusFiles

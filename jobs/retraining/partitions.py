@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from features.profile import DataProfile, measure, total
-from features.window import SOURCE_SPLIT
-from jobs.command import write_json
-from jobs.config import ConfigError
+from features.disk.window import SOURCE_SPLIT
+from features.profile.profile import DataProfile, measure, total
+from jobs.cli.config import ConfigError
+from jobs.cli.conventions import write_json
 from jobs.retraining.data_checks import Checks, DataChecksConfig, Delivery, Result, RowLimits, check, order_partitions
 from jobs.retraining.raw_partitions import RawPartition, is_late
 from jobs.retraining.retrain_folder import RetrainFolder
@@ -23,9 +23,9 @@ def find_dates(place: RetrainFolder, files: Sequence[str]) -> None:
         ConfigError: the features name no time.
         LogError, DatasetError: one sentence about what is wrong with a file or the disk.
     """
-    from pipeline.dates import count_dates
+    from pipeline.build.dates import count_dates
+    from pipeline.build.sources import plan_sources
     from pipeline.session import start_spark, stop_spark
-    from pipeline.sources import plan_sources
 
     span, schema = place.rules.partition_by, place.config.features
     if schema.timestamp is None:

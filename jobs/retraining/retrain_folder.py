@@ -16,15 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from features.dataset import MANIFEST_NAME, DatasetManifest
+from features.disk.dataset import MANIFEST_NAME, DatasetManifest
+from features.disk.window import SOURCE_SPLIT
 from features.rawlog import expand_paths
-from features.window import SOURCE_SPLIT
-from jobs.config import Config
+from jobs.cli.config import Config
 from jobs.registry.registry import ModelVersion, Registry
 from jobs.retraining.config import RetrainConfig
 from jobs.retraining.date_index import DateIndex
-from jobs.retraining.plan import Todo, plan
 from jobs.retraining.raw_partitions import RawPartition, date_of, find_late, find_partitions
+from jobs.retraining.todo import Todo, plan
 
 TRAINED_TAG, RUN_TAG, TABLES_TAG = "trained_on", "run", "tables"
 """Of a version: the partitions that it has seen, the folder in the root of its run, which the next candidate begins

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from jobs.config import Config
+from jobs.cli.config import Config
 from jobs.registry.model_versions import ModelVersion, to_iso
 from jobs.registry.promotions import Promotion
 from jobs.registry.registry import Registry
@@ -19,10 +19,10 @@ from jobs.registry.store import RegistryError
 from jobs.retraining.config import RetrainConfig
 from jobs.retraining.data_checks import Result
 from jobs.retraining.partition_status import PartitionStatus, read_partitions, reasons_of
-from jobs.retraining.plan import Todo, plan
 from jobs.retraining.retrain_folder import TRAINED_TAG, RetrainFolder
 from jobs.retraining.shapes import distances
 from jobs.retraining.status_files import Outcome, StatusFiles, one_line
+from jobs.retraining.todo import Todo, plan
 
 NUM_SHOWN = 10
 """Retrainings that are listed, the newest ones."""

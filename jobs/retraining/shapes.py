@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic.dataclasses import dataclass as checked
 
-from features.distribution import DenseDistribution, Distribution, SparseDistribution
-from features.profile import DataProfile
+from features.profile.distribution import DenseDistribution, Distribution, SparseDistribution
+from features.profile.profile import DataProfile
 from jobs.retraining.data_checks import Checks, Result
 
 DISTANCES = ("psi", "js")

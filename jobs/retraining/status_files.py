@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
-from features.dataset import MANIFEST_NAME, DatasetManifest
+from features.disk.dataset import MANIFEST_NAME, DatasetManifest
 from jobs.registry.model_versions import to_iso
 from jobs.retraining.shapes import KeptChecks
-from training.gate import Verdict
+from training.judge.gate import Verdict
 
 T = TypeVar("T")
 

@@ -6,11 +6,11 @@ from typing import NamedTuple
 from ray import serve
 
 from features.encoding import RawRow
-from jobs.scoring import load_predictor, score_rows
-from jobs.worker import LOOPBACK
+from jobs.launch.worker import LOOPBACK
+from jobs.scoring.score_rows import load_predictor, score_rows
 
 BATCH_ROWS = 4096
-"""Rows that are scored at once, of several requests; ``training.predict`` takes as many."""
+"""Rows that are scored at once, of several requests; ``training.ship.predict`` takes as many."""
 
 
 class Scores(NamedTuple):

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from training.calibration import fit_platt
-from training.metrics import ece, logloss
+from training.judge.calibration import fit_platt
+from training.judge.metrics import ece, logloss
 
 
 def main() -> None:

@@ -16,11 +16,11 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from features.dataset import MANIFEST_NAME, DataFile, DatasetManifest, FeatureStatistics, Rejected, Split
+from features.disk.dataset import MANIFEST_NAME, DataFile, DatasetManifest, FeatureStatistics, Rejected, Split
 from features.learnt import Learnt
 from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFeature
+from pipeline.build.write import num_files
 from pipeline.config import WriteConfig
-from pipeline.write import num_files
 
 NUM_COUNTS, NUM_CATEGORIES = 13, 26
 COLUMNS = (

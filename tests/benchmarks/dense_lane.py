@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from training.allocator import HUGE_PAGES, keep_freed_memory
+from training.fit.allocator import HUGE_PAGES, keep_freed_memory
 
 os.environ.setdefault(HUGE_PAGES, "1")  # as jobs.train does, before PyTorch is loaded
 
@@ -26,12 +26,12 @@ import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
-from jobs.command import write_json
-from jobs.config import load_config
+from jobs.cli.config import load_config
+from jobs.cli.conventions import write_json
 from training.config import TrainingConfig
-from training.loop import Training, make_step
-from training.parallelize import parallelize
-from training.run import Dataset, build_model
+from training.fit.loop import Training, make_step
+from training.fit.run import Dataset, build_model
+from training.sharding.parallelize import parallelize
 
 CRITEO_WEIGHTS = 910_747 * 24
 """Numbers in the tables of Criteo_x4 with 10 occurrences, widths 16 and 8 (the paper's configuration)."""

@@ -37,13 +37,13 @@ from torch import nn
 from tqdm import tqdm
 
 from features.schema import FeatureSchema
-from jobs.config import load_config
-from training.batch import Batch, to_batch
+from jobs.cli.config import load_config
 from training.config import FusedOptimizer, ShardingConfig, TrainingConfig
+from training.data.batch import Batch, to_batch
+from training.fit.step import Step, matmul_precision
+from training.fit.step_times import StepTimes
 from training.model.ctr_model import CTRModel
-from training.parallelize import ParallelModel, needs_padded_tables, parallelize
-from training.step import Step, matmul_precision
-from training.timing import StepTimes
+from training.sharding.parallelize import ParallelModel, needs_padded_tables, parallelize
 
 NUM_BATCHES = 16
 """Different batches that the steps go round."""

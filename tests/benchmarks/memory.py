@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.memory --output runs/bench/memory.json
 
-* reader: ``training.reader``, shuffled, batches of 4,096, one epoch of each dataset.
-* trainer: ``training.run.fit``, what a worker of ``jobs.train`` does, one rank, one epoch of each dataset, checkpoints
+* reader: ``training.data.reader``, shuffled, batches of 4,096, one epoch of each dataset.
+* trainer: ``fit``, what a worker of ``jobs.train`` does, one rank, one epoch of each dataset, checkpoints
   included. Its network is small (width 4, layers of 16), so that the loop is quick and what grows is not lost in what
   is large; ``--network`` takes the benchmarks' own.
 * epochs: ``fit`` with the benchmarks' network (width 16, layers of 400) over 20 epochs of 200,000 rows.
@@ -18,7 +18,7 @@ them ids of tables with 100,000 rows, in the files and row groups that a build m
 """
 
 # isort: skip_file
-# jobs.worker tells the C library and torch about memory, before torch is loaded.
+# jobs.launch.worker tells the C library and torch about memory, before torch is loaded.
 import argparse
 import json
 import shutil
@@ -31,19 +31,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.worker import set_up_worker
+from jobs.launch.worker import set_up_worker
 
 import numpy as np
 import torch.distributed as dist
 from tqdm import tqdm
 
-from jobs.command import write_json
-from jobs.config import load_config
+from jobs.cli.conventions import write_json
+from jobs.cli.config import load_config
 from tests.benchmarks.criteo_like import write_dataset
 from training.config import TrainingConfig
-from training.loop import gather_scores
-from training.metrics import curves, evaluate
-from training.run import Dataset, Run, fit
+from training.fit.loop import gather_scores
+from training.judge.metrics import curves, evaluate
+from training.fit.run import Dataset, Run, fit
 
 CONFIG = "jobs/configs/bench.toml"
 NUM_BUCKETS = 100_000
@@ -278,7 +278,7 @@ def score(store: str, rank: str, world_size: str, rows: str) -> dict[str, Any]:
     set_up_worker(int(world_size), None)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=int(rank), world_size=int(world_size))
     rng, own = np.random.default_rng(int(rank)), int(rows) // int(world_size)
-    # The types of training.loop.score, drawn into place.
+    # The types of training.fit.loop.score, drawn into place.
     logits, labels, weights = rng.standard_normal(own), np.zeros(own, np.float32), np.ones(own, np.float32)
     labels[::4] = 1
     scores = gather_scores((logits, labels, weights, None))

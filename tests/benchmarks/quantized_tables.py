@@ -20,12 +20,12 @@ import torch
 from torchrec.quant.embedding_modules import EmbeddingBagCollection as QuantEmbeddingBagCollection
 
 from features.schema import FeatureSchema, HashEncoding, SparseFeature
-from jobs.command import write_json
-from training.batch import Batch
+from jobs.cli.conventions import write_json
 from training.config import BCEObjective, MLPEncoder, ModelConfig, NoEncoder, SharedSelection, SingleFusion
+from training.data.batch import Batch
 from training.model.ctr_model import CTRModel
-from training.quantization import quantize, table_bytes, to_tensors
-from training.table_precision import PRECISIONS, time_models
+from training.ship.quantization import quantize, table_bytes, to_tensors
+from training.ship.table_precision import PRECISIONS, time_models
 
 NUM_TABLES = 26
 CONFIG = ModelConfig(

@@ -1,4 +1,4 @@
-"""Rows/s of ``training.reader`` with shuffling on 40 columns, against pyarrow and against Petastorm's own loader.
+"""Rows/s of ``training.data.reader`` with shuffling on 40 columns, against pyarrow and against Petastorm's own loader.
 
     python -m tests.benchmarks.read --dataset runs/bench/dataset --output runs/bench/read.json
 
@@ -25,11 +25,11 @@ import pyarrow.parquet
 import torch
 from tqdm import tqdm
 
-from features.dataset import DatasetManifest
-from jobs.command import write_json
-from jobs.worker import set_up_worker
+from features.disk.dataset import DatasetManifest
+from jobs.cli.conventions import write_json
+from jobs.launch.worker import set_up_worker
 from training.config import ReaderConfig
-from training.row_order import cut_streams
+from training.data.row_order import cut_streams
 
 BATCH_SIZE = 4_096
 QUEUE_ROWS = 100_000
@@ -88,7 +88,7 @@ def time_reading(contender: str, dataset: Path, seconds: float) -> dict[str, flo
 
 
 def read_with_reader(dataset: Path, epoch: int) -> Iterator[int]:
-    from training.reader import Reader
+    from training.data.reader import Reader
 
     manifest = DatasetManifest.load(dataset)
     reader = Reader(dataset, manifest, "train", ReaderConfig(), batch_size=BATCH_SIZE, seed=1)

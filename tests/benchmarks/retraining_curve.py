@@ -14,7 +14,7 @@ the loop is that of ``jobs.train``, in this process. Started again it goes on; `
 """
 
 # isort: skip_file
-# jobs.worker tells the C library and torch about memory, before torch is loaded.
+# jobs.launch.worker tells the C library and torch about memory, before torch is loaded.
 import argparse
 import dataclasses
 import json
@@ -25,24 +25,24 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jobs.worker import set_up_worker
+from jobs.launch.worker import set_up_worker
 
 import numpy as np
 import pyarrow.parquet
 import torch.distributed as dist
 
-from features.window import join
-from jobs.command import write_json
-from jobs.config import Config, load_config
+from features.disk.window import join
+from jobs.cli.conventions import write_json
+from jobs.cli.config import Config, load_config
 from jobs.generate_logs import generate
 from jobs.retraining.partitions import build
 from jobs.retraining.retrain_folder import RetrainFolder
 from jobs.train import _prepare
-from pipeline.generate import LogSpec
+from pipeline.synthetic.generate import LogSpec
 from tests.benchmarks.retraining_summary import summarise
-from training.export import load_best
-from training.metrics import evaluate
-from training.run import Dataset, Run, fit
+from training.ship.export import load_best
+from training.judge.metrics import evaluate
+from training.fit.run import Dataset, Run, fit
 
 CONFIGS = ["jobs/configs/demo.toml", "jobs/configs/retrain/demo.toml"]
 DAYS_A_SESSION = 8

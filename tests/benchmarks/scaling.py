@@ -10,7 +10,7 @@ fitted beside a neighbour that does the same, since two threads of one core are 
 """
 
 # isort: skip_file
-# jobs.worker tells the C library and torch about memory, before torch is loaded.
+# jobs.launch.worker tells the C library and torch about memory, before torch is loaded.
 import argparse
 import dataclasses
 import json
@@ -23,23 +23,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jobs.worker import set_up_worker
+from jobs.launch.worker import set_up_worker
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from jobs.command import write_json
-from jobs.config import load_config
+from jobs.cli.conventions import write_json
+from jobs.cli.config import load_config
 from tests.benchmarks.train import make_table_step
 from training.config import TrainingConfig
-from training.layout import planned_shards
-from training.loop import Training, make_step
-from training.parallelize import parallelize
-from training.planner import Cluster
-from training.run import Dataset, build_model
-from training.scaling import FIELD_PASSES, FLOAT, HIDDEN_PASSES, Machine, Net, Shard, Traffic, predict
+from training.forecast.what_if_layouts import planned_shards
+from training.fit.loop import Training, make_step
+from training.sharding.parallelize import parallelize
+from training.sharding.table_planner import Cluster
+from training.fit.run import Dataset, build_model
+from training.forecast.cost_model import FIELD_PASSES, FLOAT, HIDDEN_PASSES, Machine, Net, Shard, Traffic, predict
 
 CONFIG = "jobs/configs/bench.toml"
 CPU, META = torch.device("cpu"), torch.device("meta")

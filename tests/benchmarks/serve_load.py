@@ -21,11 +21,11 @@ from typing import Any
 import aiohttp
 import numpy as np
 
-from jobs.command import write_json
+from jobs.cli.conventions import write_json
 from jobs.registry.registry import Registry
 from jobs.serving.score_request import TOKEN
-from tests.tiny_model import NAME, raw_rows, register_tiny
-from tests.tiny_service import TinyService, started
+from tests.stand_ins.tiny_model import NAME, raw_rows, register_tiny
+from tests.stand_ins.tiny_service import TinyService, started
 
 WARM_UP_SECONDS = 2.0
 

@@ -9,7 +9,7 @@ from pipeline.config import WriteConfig
 from tests.benchmarks.criteo_like import write_dataset
 from tests.benchmarks.memory import memory, slope
 from training.config import TrainingConfig
-from training.run import Dataset
+from training.fit.run import Dataset
 
 
 def test_a_dataset_without_spark_is_read_as_any_other(tmp_path: Path):

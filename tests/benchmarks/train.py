@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.train --config jobs/configs/bench.toml --output runs/bench/train.json
 
-* loop: ``training.loop.train`` over one epoch of the training split.
+* loop: ``training.fit.loop.train`` over one epoch of the training split.
 * cached: the same steps on one batch that is in memory: what the loop would do if reading cost nothing.
 * tables: look-up, backward and update of the tables alone, on random gradients.
 * dense: selection, encoders, fusion, loss, backward, clipping and Adam alone, on random vectors in place of look-ups.
@@ -12,7 +12,7 @@ reading runs beside them on the same cores, cannot quite reach their sum.
 """
 
 # isort: skip_file
-# jobs.worker tells the C library and torch about memory, before torch is loaded.
+# jobs.launch.worker tells the C library and torch about memory, before torch is loaded.
 import argparse
 import json
 import statistics
@@ -22,23 +22,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jobs.worker import set_up_worker
+from jobs.launch.worker import set_up_worker
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
-from jobs.command import write_json
-from jobs.config import load_config
-from training.batch import Batch
+from jobs.cli.conventions import write_json
+from jobs.cli.config import load_config
+from training.data.batch import Batch
 from training.config import TrainingConfig
-from training.loop import Progress, Training, make_step, train
+from training.fit.loop import Progress, Training, make_step, train
 from training.model.ctr_model import CTRModel
 from training.model.embedding import FieldEmbedding
 from training.model.objective import OBJECTIVES
-from training.parallelize import parallelize
-from training.run import Dataset, build_model
+from training.sharding.parallelize import parallelize
+from training.fit.run import Dataset, build_model
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 

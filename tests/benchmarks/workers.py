@@ -9,7 +9,7 @@ exchange of ids, vectors and their gradients and in reductions, the waiting for 
 """
 
 # isort: skip_file
-# jobs.worker tells the C library and torch about memory, before torch is loaded.
+# jobs.launch.worker tells the C library and torch about memory, before torch is loaded.
 import argparse
 import json
 import statistics
@@ -20,20 +20,20 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-from jobs.worker import set_up_worker
+from jobs.launch.worker import set_up_worker
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from tqdm import tqdm
 
-from jobs.command import write_json
-from jobs.config import load_config
+from jobs.cli.conventions import write_json
+from jobs.cli.config import load_config
 from training.config import TrainingConfig
-from training.loop import Training, make_step
-from training.parallelize import parallelize
-from training.run import Dataset, build_model
-from training.timing import COMMUNICATION
+from training.fit.loop import Training, make_step
+from training.sharding.parallelize import parallelize
+from training.fit.run import Dataset, build_model
+from training.fit.step_times import COMMUNICATION
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 WORLD_SIZES = (1, 2)

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import pyarrow.parquet
 
-from features.dataset import DatasetManifest
+from features.disk.dataset import DatasetManifest
 from tests.chaos.outcome import Outcome, Skipped, Unexpected
 from tests.chaos.shards import CASES as SHARD_CASES
 
@@ -139,7 +139,7 @@ def _wait(process: subprocess.Popen[str]) -> str:
 def _references(shared: Path, seed: int) -> Path:
     """Two logs, ``old.csv`` and ``new.csv``, and the datasets that undisturbed builds make of them."""
     from jobs.build_dataset import build
-    from jobs.config import load_config
+    from jobs.cli.config import load_config
     from pipeline.config import SparkConfig
     from pipeline.session import start_spark, stop_spark
 

@@ -14,7 +14,7 @@ import psutil
 from tests.chaos.data import expect
 from tests.chaos.ledger import LEDGER, PAUSE, rows_of, steps_done
 from tests.chaos.outcome import Outcome, Unexpected
-from tests.tiny_dataset import TINY_FEATURES, write_tiny_dataset
+from tests.stand_ins.tiny_dataset import TINY_FEATURES, write_tiny_dataset
 
 ROOT = Path(__file__).parents[2]
 TRAIN_ROWS, EPOCHS, EPOCH_STEPS, SAVE_STEPS = 1_600, 2, 50, 20
@@ -110,9 +110,9 @@ class Training:
     def _weights(self) -> dict[str, Any]:
         import torch
 
-        from jobs.config import parse_config
-        from training import checkpoint
-        from training.run import Dataset, Run, build_model
+        from jobs.cli.config import parse_config
+        from training.fit.run import Dataset, Run, build_model
+        from training.sharding import checkpoint
 
         run = Run(self.path)
         config = parse_config(run.read("config.json")).training

@@ -36,7 +36,8 @@ def work(arguments: dict[str, Any]) -> None:
     """One Ray Train worker; each attempt of the group has a folder of books, one book a rank."""
     import torch.distributed as dist
 
-    from training import checkpoint, run
+    from training.fit import run
+    from training.sharding import checkpoint
 
     attempt = [f"{time.time_ns()}"]
     dist.broadcast_object_list(attempt)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from jobs import retrain
-from jobs.command import run_program
+from jobs.cli.conventions import run_program
 from jobs.registry import store
-from jobs.retraining.steps import Steps
+from jobs.retraining.retry import Steps
 
 STAND = "TWINFOCUS_CHAOS_STAND"
 """Name of a step, to stand before it, or with ":done" behind it, to stand after it."""

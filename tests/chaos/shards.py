@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow.parquet
 
 from tests.chaos.outcome import Outcome, Unexpected
-from tests.tiny_dataset import TinyDataset, write_tiny_dataset
+from tests.stand_ins.tiny_dataset import TinyDataset, write_tiny_dataset
 
 TRAIN = ((300, 300), (300, 300), (300, 300), (300, 300))
 NUM_ROWS, EPOCHS = sum(map(sum, TRAIN)), 3
@@ -58,7 +58,7 @@ class Reading:
 
     def __init__(self, dataset: TinyDataset, seed: int) -> None:
         from training.config import ReaderConfig
-        from training.reader import Reader
+        from training.data.reader import Reader
 
         config = ReaderConfig(num_streams=2, shuffle_row_groups=1, prefetch_batches=1)
         self.dataset = dataset
@@ -92,7 +92,7 @@ class Reading:
         Raises:
             Unexpected: it does not.
         """
-        from training.shard import ReaderError
+        from training.data.file_checker import ReaderError
 
         try:
             self.epoch(number, after_step)
@@ -105,7 +105,7 @@ class Reading:
 
 def damage_reading(damage: Damage, folder: Path, seed: int) -> Outcome:
     """A file is damaged before an epoch, in the middle of one, and between two; then it is put back."""
-    from training.shard import ReaderError
+    from training.data.file_checker import ReaderError
 
     rng = random.Random(seed)
     dataset = write_tiny_dataset(folder / "dataset", TRAIN, (), (), seed=seed, number_rows=True)
@@ -177,7 +177,7 @@ class Trained:
 
     def __init__(self, folder: Path, dataset: TinyDataset, seed: int) -> None:
         from training.config import CheckpointConfig, MLPEncoder, ModelConfig, ReaderConfig, TrainingConfig
-        from training.run import Run
+        from training.fit.run import Run
 
         self.run, self.steps = Run(folder), dict[tuple[int, int], list[int]]()
         self.config = TrainingConfig(
@@ -193,7 +193,7 @@ class Trained:
 
     def fit(self, step: int | None = None, strike: Callable[[], object] = lambda: None) -> None:
         """Train to the end, from the newest checkpoint; ``strike`` when the checkpoint of ``step`` is written."""
-        from training import run
+        from training.fit import run
 
         steps, reader = self.steps, run.Reader
 
@@ -220,8 +220,8 @@ class Trained:
     def weights(self) -> dict[str, Any]:
         import torch
 
-        from training import checkpoint
-        from training.run import Dataset, build_model
+        from training.fit.run import Dataset, build_model
+        from training.sharding import checkpoint
 
         model = build_model(Dataset.open(self.config.dataset), self.config, torch.device("cpu"))
         found = checkpoint.newest(self.run.checkpoints)

@@ -1,6 +1,6 @@
 """``jobs.train`` as it is, but its workers keep a ledger of the rows that they train on."""
 
-from jobs.command import run_program
+from jobs.cli.conventions import run_program
 from tests.chaos.ledger import main
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from tests.chaos.data import MIB, expect, small_disk
 from tests.chaos.driver import EPOCH_STEPS, EPOCHS, SAVE_STEPS, TOLERANCE, Driver, Training, is_worker
 from tests.chaos.ledger import PAUSE, SLOW_SAVE
 from tests.chaos.outcome import Outcome
-from tests.tiny_dataset import write_tiny_dataset
+from tests.stand_ins.tiny_dataset import write_tiny_dataset
 
 SLOW = {SLOW_SAVE: str(2 * SAVE_STEPS)}
 """Settings with which the second checkpoint, in the first epoch, takes its time."""

@@ -1,4 +1,4 @@
-"""Golden vectors of the one hash: the same numbers are checked in Spark by tests/pipeline/test_twins.py."""
+"""Golden vectors of the one hash: the same numbers are checked in Spark by tests/pipeline/build/test_twins.py."""
 
 import pytest
 

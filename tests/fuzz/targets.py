@@ -18,13 +18,13 @@ import pyarrow
 import pyarrow.parquet
 from hypothesis import strategies as st
 
-from features.dataset import DatasetError, DatasetManifest, Rejected, Split
+from features.disk.dataset import DatasetError, DatasetManifest, Rejected, Split
 from features.learnt import Learnt, LearntError
 from features.rawlog import LogError, LogFormat, Lookup, read_lines
-from jobs.config import Config, ConfigError, load_config, parse_config
-from pipeline.sources import plan_sources
+from jobs.cli.config import Config, ConfigError, load_config, parse_config
+from pipeline.build.sources import plan_sources
 from tests.fuzz.mutation import JSON_TREES, mutate_bytes, mutate_in_place, mutate_tree
-from tests.tiny_dataset import TINY_FEATURES, statistics, tiny_columns, tiny_schema, write_files
+from tests.stand_ins.tiny_dataset import TINY_FEATURES, statistics, tiny_columns, tiny_schema, write_files
 from training.config import TablePrecision
 
 CONFIG = (
@@ -142,7 +142,7 @@ def rawlog(folder: Path) -> Target:
 
 
 def sources(folder: Path) -> Target:
-    """pipeline.sources: what the driver looks at before Spark starts, the lookup's table included."""
+    """pipeline.build.sources: what the driver looks at before Spark starts, the lookup's table included."""
     configs = {}
     for name, log_format in LOG_FORMATS.items():
         format_ = {k: v for k, v in vars(log_format).items() if not k.startswith("_")}
@@ -175,7 +175,7 @@ def sources(folder: Path) -> Target:
 
 
 def config(folder: Path) -> Target:
-    """jobs.config: TOML files, overrides, and saved resolved trees."""
+    """jobs.cli.config: TOML files, overrides, and saved resolved trees."""
     path = folder / "config.toml"
     path.write_text(CONFIG)
     tree = load_config([str(path)]).to_dict()
@@ -231,7 +231,7 @@ def make_dataset(path: Path) -> DatasetManifest:
 
 
 def manifest(folder: Path) -> Target:
-    """features.dataset and features.learnt: manifest, learnt files, files on disk, ids."""
+    """features.disk.dataset and features.learnt: manifest, learnt files, files on disk, ids."""
     make_dataset(folder)
     parts = ("vocabulary.device", "boundaries", "moments", "out_of_vocabulary")
     names = ("manifest.json", *(f"v1/learnt/{part}.json" for part in parts))
@@ -262,10 +262,10 @@ def manifest(folder: Path) -> Target:
 
 
 def shard(folder: Path) -> Target:
-    """training.reader and training.shard: a stranger's Parquet file, with a manifest that agrees with it."""
+    """training.data.reader and .file_checker: a stranger's Parquet file, with a manifest that agrees with it."""
     from training.config import ReaderConfig
-    from training.reader import Reader
-    from training.shard import digest_of
+    from training.data.file_checker import digest_of
+    from training.data.reader import Reader
 
     made = make_dataset(folder)
     [file] = made.splits["train"].files
@@ -361,13 +361,13 @@ def _mutate_table(rng: random.Random, table: pyarrow.Table) -> pyarrow.Table:
 
 
 def make_artifact(path: Path, tables: TablePrecision = "float32") -> None:
-    """The artifact of an untrained model, as ``training.export`` would write it."""
+    """The artifact of an untrained model, as ``training.ship.export`` would write it."""
     from safetensors.torch import save_file
 
-    from training.calibration import Calibration
+    from training.judge.calibration import Calibration
     from training.model.ctr_model import CTRModel
-    from training.predict import Predictor
-    from training.quantization import quantize, to_tensors
+    from training.ship.predict import Predictor
+    from training.ship.quantization import quantize, to_tensors
 
     (path / "config.toml").write_text(CONFIG)
     config = load_config([str(path / "config.toml")], ['training.calibration={kind="platt"}'])
@@ -398,11 +398,11 @@ def digests(path: Path) -> dict[str, str]:
 
 
 def artifact(folder: Path, tables: TablePrecision = "float32") -> Target:
-    """training.predict: any file of an artifact, mostly with a description that agrees with it, as a stranger would."""
+    """training.ship.predict: any file of an artifact, mostly with a description that agrees with it."""
     import torch
 
     from training.model.embedding import ModelError
-    from training.predict import ArtifactError, Predictor
+    from training.ship.predict import ArtifactError, Predictor
 
     torch.set_num_threads(1)
     make_artifact(folder, tables)
@@ -467,7 +467,7 @@ def _prints(folder: Path, trees: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of a small network, as ``training.checkpoint.save`` would write it; returns its weights."""
+    """A checkpoint of a small network, as ``training.sharding.checkpoint.save`` would write it; returns its weights."""
     import warnings
 
     import torch
@@ -491,8 +491,8 @@ def checkpoint(folder: Path) -> Target:
     import torch
     from torch import nn
 
-    from training import checkpoint as module
-    from training.checkpoint import CheckpointError
+    from training.sharding import checkpoint as module
+    from training.sharding.checkpoint import CheckpointError
 
     path = folder / "step=000000004"
     make_checkpoint(path)

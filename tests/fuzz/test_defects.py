@@ -16,7 +16,7 @@ import pyarrow.parquet
 import pytest
 from torch import nn
 
-from features.dataset import DatasetError, DatasetManifest
+from features.disk.dataset import DatasetError, DatasetManifest
 from features.encoding import RowEncoder, RowError
 from features.learnt import Learnt, LearntError
 from features.rawlog import LogError, LogFormat, Lookup, read_lines, read_rows
@@ -29,18 +29,18 @@ from features.schema import (
     SparseFeature,
     expand_names,
 )
-from jobs.config import ConfigError, load_config, parse_config
-from pipeline.sources import plan_sources
+from jobs.cli.config import ConfigError, load_config, parse_config
+from pipeline.build.sources import plan_sources
 from tests.fuzz.campaign import _limits
 from tests.fuzz.targets import CONFIG, digests, log_bytes, make_artifact, make_checkpoint, make_dataset
-from training import checkpoint
-from training.checkpoint import CheckpointError
 from training.config import ReaderConfig
-from training.export import load_best
-from training.predict import ArtifactError, Predictor
-from training.reader import Reader
-from training.run import Run
-from training.shard import ReaderError
+from training.data.file_checker import ReaderError
+from training.data.reader import Reader
+from training.fit.run import Run
+from training.sharding import checkpoint
+from training.sharding.checkpoint import CheckpointError
+from training.ship.export import load_best
+from training.ship.predict import ArtifactError, Predictor
 
 JSONL = LogFormat("jsonl")
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from features.encoding import to_text
 from features.rawlog import LogError, LogFormat, read_lines
-from jobs.config import parse_config
+from jobs.cli.config import parse_config
 from tests.fuzz.campaign import Outcome
 from tests.fuzz.mutation import draw, mutate_bytes
 
@@ -137,8 +137,8 @@ def _record(outcome: Outcome, place: str, message: str, line: str) -> None:
 
 
 def _by_spark(spark: Any, path: Path, log_format: dict[str, Any]) -> list[tuple[str, str | None, list[Any]]]:
-    from pipeline.ingest import LINE, REASON, ROW_ID, listed, raw, read_logs
-    from pipeline.sources import plan_sources
+    from pipeline.build.ingest import LINE, REASON, ROW_ID, listed, raw, read_logs
+    from pipeline.build.sources import plan_sources
 
     pipeline = {"output": "x", "input": {"train": str(path), "format": log_format}}
     config = parse_config({"features": FEATURES, "pipeline": pipeline, "training": {"dataset": "x"}})

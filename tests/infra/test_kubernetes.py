@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from infra.k8s.submit import EXIT_UNREACHABLE
-from jobs.command import EXIT_DATA
-from jobs.config import load_config
+from jobs.cli.config import load_config
+from jobs.cli.conventions import EXIT_DATA
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "infra" / "k8s").glob("*.yaml"))

@@ -16,8 +16,8 @@ import psutil
 import pytest
 import torch
 
-from training.export import load_best
-from training.run import Run
+from training.fit.run import Run
+from training.ship.export import load_best
 
 ROOT = Path(__file__).resolve().parents[2]
 SUBMIT = str(ROOT / "infra" / "ray" / "submit.sh")

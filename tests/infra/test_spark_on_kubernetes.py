@@ -21,7 +21,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from features.dataset import DatasetManifest
+from features.disk.dataset import DatasetManifest
 
 ROOT = Path(__file__).resolve().parents[2]
 [SPARK_HOME] = importlib.util.find_spec("pyspark").submodule_search_locations

@@ -7,10 +7,10 @@ import psutil
 import pyarrow.parquet
 import pytest
 
-from features.dataset import DatasetManifest
+from features.disk.dataset import DatasetManifest
 from features.encoding import RowEncoder
 from jobs.build_dataset import build
-from jobs.config import load_config
+from jobs.cli.config import load_config
 
 
 @pytest.fixture(scope="module")

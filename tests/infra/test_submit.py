@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from infra.k8s.submit import EXIT_UNREACHABLE, RayJobs, complete, submit
-from jobs.command import EXIT_DATA
+from jobs.cli.conventions import EXIT_DATA
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNNING = {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}

@@ -14,9 +14,9 @@ from jobs.attribute import summary
 from jobs.report import render
 from jobs.runfiles import RunFiles
 from training.config import MLPEncoder, ModelConfig, MoEFusion, StreamGatesSelection, TrainingConfig
-from training.export import load_best
-from training.metrics import auc, logloss
-from training.run import Dataset, Run, fit
+from training.fit.run import Dataset, Run, fit
+from training.judge.metrics import auc, logloss
+from training.ship.export import load_best
 
 FIELDS = {"user", "genres", "device", "age", "row", "price"}
 

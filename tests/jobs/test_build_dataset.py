@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from features.dataset import DatasetError, DatasetManifest
+from features.disk.dataset import DatasetError, DatasetManifest
 from jobs import build_dataset
 from jobs.build_dataset import build
-from jobs.config import load_config
+from jobs.cli.config import load_config
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"

@@ -11,13 +11,13 @@ import pytest
 from jobs import compare_tables, export
 from jobs.report import render
 from jobs.runfiles import RunFiles
-from tests.training.test_run import make_config
-from tests.training.test_warm_start import finish
-from training.export import load_best
-from training.metrics import auc, logloss, to_probs
-from training.predict import Predictor
-from training.run import Run
-from training.table_precision import BATCH_SIZES, MIN_ROUNDS, PRECISIONS, time_models
+from tests.training.fit.test_run import make_config
+from tests.training.fit.test_warm_start import finish
+from training.fit.run import Run
+from training.judge.metrics import auc, logloss, to_probs
+from training.ship.export import load_best
+from training.ship.predict import Predictor
+from training.ship.table_precision import BATCH_SIZES, MIN_ROUNDS, PRECISIONS, time_models
 
 
 @pytest.fixture

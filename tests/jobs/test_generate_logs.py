@@ -8,7 +8,7 @@ import pytest
 
 from features.rawlog import LogFormat, expand_paths, read_rows
 from jobs.generate_logs import SUMMARY_NAME, generate
-from pipeline.generate import LogSpec
+from pipeline.synthetic.generate import LogSpec
 
 
 def naive_auc(labels: np.ndarray, scores: np.ndarray) -> float:

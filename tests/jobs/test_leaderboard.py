@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from jobs import leaderboard
-from jobs.config import ConfigError, load_config, read_checked
+from jobs.cli.config import ConfigError, load_config, read_checked
 from jobs.leaderboard import Leaderboard
 from jobs.train import _prepare
 from tests.jobs.test_train import write_config
-from training.metrics import METRICS
-from training.run import Run, fit
+from training.fit.run import Run, fit
+from training.judge.metrics import METRICS
 
 LEADERBOARD = """
 output = "{output}"

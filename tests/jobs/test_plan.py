@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from features.dataset import DatasetManifest
+from features.disk.dataset import DatasetManifest
 from jobs import plan
-from tests.tiny_dataset import TINY_FEATURES
+from tests.stand_ins.tiny_dataset import TINY_FEATURES
 
 ROOT = Path(__file__).parents[2]
 TERABYTE = ROOT / "jobs/configs/plans/criteo_1tb.toml"

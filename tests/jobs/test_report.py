@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from features.dataset import DataFile, DatasetManifest, DenseStatistics, FeatureStatistics, Rejected, Split
+from features.disk.dataset import DataFile, DatasetManifest, DenseStatistics, FeatureStatistics, Rejected, Split
 from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFeature, VocabularyEncoding
 from jobs.report import render
 from jobs.runfiles import RunFiles
 from tests.browser import open_page
-from tests.jobs.retrained import BROKEN, FIRST, REFUSED, Retrained, add_partition, judge_day
-from training.metrics import curves, evaluate
+from tests.stand_ins.retrained import BROKEN, FIRST, REFUSED, Retrained, add_partition, judge_day
+from training.judge.metrics import curves, evaluate
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "</script><script>alert('x')</script>"

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from features.dataset import DatasetManifest
+from features.disk.dataset import DatasetManifest
 from jobs.registry.registry import Registry
 from jobs.retraining.retrain_folder import TRAINED_TAG
-from training.predict import Predictor
+from training.ship.predict import Predictor
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from features.dataset import DatasetManifest
+from features.disk.dataset import DatasetManifest
 
 pytestmark = pytest.mark.slow
 

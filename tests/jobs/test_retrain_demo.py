@@ -11,10 +11,10 @@ from threading import Thread
 
 import pytest
 
-from jobs.config import load_config
+from jobs.cli.config import load_config
+from jobs.demos.demo_client import Answer, DemoClient, ask, find_wrong
 from jobs.retrain_demo import PLAY, RetrainDemo, break_log, compare
-from jobs.serving.demo_client import Answer, DemoClient, ask, find_wrong
-from pipeline.generate import LogSpec, generate_chunks, write_chunk
+from pipeline.synthetic.generate import LogSpec, generate_chunks, write_chunk
 
 OVERLAYS = sorted(Path("jobs/configs/retrain").glob("*.toml"))
 SUMMARY = [

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs import scaling
-from tests.tiny_dataset import TINY_FEATURES
+from tests.stand_ins.tiny_dataset import TINY_FEATURES
 
 SHEET = Path(__file__).parents[2] / "jobs/configs/machines/h100.toml"
 CONFIG = TINY_FEATURES.replace(

@@ -11,10 +11,10 @@ import pytest
 from jobs import serve
 from jobs.registry.found_artifact import find_artifact, find_in, open_registry
 from jobs.registry.store import RegistryError
-from jobs.scoring import digest_of
+from jobs.scoring.score_rows import digest_of
 from jobs.serving.score_request import TOKEN, Limits, RequestError, ScoreRequest
 from tests.jobs.registry.test_registry import make_artifact, make_registry
-from training.predict import ArtifactError
+from training.ship.predict import ArtifactError
 
 LIMITS = Limits(rows=2, value=5)
 COLUMNS = ("user", "price")

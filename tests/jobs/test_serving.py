@@ -19,9 +19,9 @@ from schemathesis.core.result import Ok
 
 from jobs.registry.registry import Registry
 from tests.sockets import check_loopback, listening
-from tests.tiny_model import NAME, raw_rows, register_tiny
-from tests.tiny_service import TinyService, started
-from training.predict import Predictor
+from tests.stand_ins.tiny_model import NAME, raw_rows, register_tiny
+from tests.stand_ins.tiny_service import TinyService, started
+from training.ship.predict import Predictor
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from jobs import status
-from jobs.command import write_json
-from jobs.config import load_config
+from jobs.cli.config import load_config
+from jobs.cli.conventions import write_json
 from jobs.pages.figure_style import dashed
 from jobs.pages.status_page import MAX_REASONS, render
 from jobs.registry.registry import Registry
@@ -23,7 +23,8 @@ from jobs.retraining.retrain_folder import TRAINED_TAG
 from jobs.retraining.retraining_status import RetrainingStatus, read_status
 from jobs.retraining.status_text import age, describe
 from tests.browser import open_page
-from tests.jobs.retrained import (
+from tests.jobs.test_report import Page, figure_traces
+from tests.stand_ins.retrained import (
     BROKEN,
     DAYS,
     FIRST,
@@ -36,7 +37,6 @@ from tests.jobs.retrained import (
     judge_day,
     make_retrained,
 )
-from tests.jobs.test_report import Page, figure_traces
 
 RunHere = Callable[..., tuple[int, str, str]]
 KNOWN = [FIRST, *DAYS[1:3], DAYS[5], REFUSED]

@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from jobs import train
-from jobs.config import load_config
+from jobs.cli.config import load_config
 from tests.ranks import on_two_ranks
-from tests.tiny_dataset import TINY_FEATURES
-from training import checkpoint
-from training.export import load_best
-from training.run import Run, fit
+from tests.stand_ins.tiny_dataset import TINY_FEATURES
+from training.fit.run import Run, fit
+from training.sharding import checkpoint
+from training.ship.export import load_best
 
 CONFIG = (
     TINY_FEATURES

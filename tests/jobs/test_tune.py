@@ -13,8 +13,8 @@ import numpy as np
 import psutil
 import pytest
 
-from jobs.config import ConfigError, load_config, read_checked
-from jobs.search import Range, Search, sample
+from jobs.cli.config import ConfigError, load_config, read_checked
+from jobs.compare.search import Range, Search, sample
 from tests.jobs.test_train import write_config
 
 ROOT = Path(__file__).parents[2]

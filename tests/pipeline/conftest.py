@@ -6,7 +6,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from features.dataset import DatasetManifest
+from features.disk.dataset import DatasetManifest
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def build(spark, tmp_path):
     """``build(features, pipeline) -> (manifest, folder)``: run the whole job on a config tree."""
     from jobs.build_dataset import build as build_job
     from jobs.build_dataset import check
-    from jobs.config import parse_config
+    from jobs.cli.config import parse_config
 
     def run(features: dict, pipeline: dict, folder: str = "dataset") -> tuple[DatasetManifest, Path]:
         dataset = tmp_path / folder

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from features.schema import FeatureSchema
-from training.batch import Batch
 from training.config import ModelConfig, StreamGatesSelection
+from training.data.batch import Batch
 from training.model.embedding import EmbeddingTable, FieldEmbedding, ModelError, Stream, stable_seed
 from training.model.encoders import ENCODERS
 from training.model.fusion import FUSIONS, TwinLogits

@@ -25,7 +25,7 @@ from training.config import (
     NoEncoder,
 )
 from training.model.embedding import ModelError
-from training.model.hidden import hidden_layers
+from training.model.hidden_layers import hidden_layers
 from training.model.normalization import GlobalBatchNorm, before_norm
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from training.config import GateSelection, MoESelection, StreamGatesSelection
 from training.model.embedding import Streams
-from training.model.hidden import hidden_layers
+from training.model.hidden_layers import hidden_layers
 
 NUM_EXPERTS = 2
 

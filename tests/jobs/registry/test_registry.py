@@ -48,7 +48,7 @@ def make_registry(folder: Path) -> Registry:
 
 
 def make_artifact(folder: Path, content: str) -> Path:
-    """A folder as ``training.export`` writes it; the registry looks into artifact.json alone."""
+    """A folder as ``training.ship.export`` writes it; the registry looks into artifact.json alone."""
     (folder / "learnt").mkdir(parents=True)
     (folder / "weights.safetensors").write_bytes(content.encode() * 1000)
     (folder / "learnt" / "vocabularies.json").write_text("{}")
@@ -576,12 +576,12 @@ def test_a_server_that_is_not_there_is_given_up(tmp_path: Path, no_proxy: None, 
 def test_a_real_model_scores_the_same_when_it_is_fetched(
     registry: Registry, tmp_path: Path, make_dataset, one_rank
 ) -> None:
-    from jobs.config import parse_config
+    from jobs.cli.config import parse_config
     from jobs.train import _prepare
-    from tests.training.test_run import make_config
-    from training.export import export
-    from training.predict import Predictor
-    from training.run import Dataset, Run, fit
+    from tests.training.fit.test_run import make_config
+    from training.fit.run import Dataset, Run, fit
+    from training.ship.export import export
+    from training.ship.predict import Predictor
 
     config = make_config(make_dataset().path, max_epochs=1)
     schema = Dataset.open(config.dataset).manifest.schema

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from features.dataset import DatasetManifest
-from jobs.config import parse_config
+from features.disk.dataset import DatasetManifest
+from jobs.cli.config import parse_config
 from jobs.retraining.candidate import Candidate
-from jobs.retraining.plan import Todo
 from jobs.retraining.retrain_folder import RetrainFolder
-from tests.tiny_dataset import TINY_FEATURES, write_tiny_dataset
+from jobs.retraining.todo import Todo
+from tests.stand_ins.tiny_dataset import TINY_FEATURES, write_tiny_dataset
 
 DAYS = ("20240101", "20240102", "20240103")
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from features.bins import choose_bins, count
-from features.distribution import DenseDistribution, DriftError, SparseDistribution
 from features.encoding import Columns
-from features.id_counts import IdSample
-from features.profile import DataProfile, measure, total
+from features.profile.bins import choose_bins, count
+from features.profile.distribution import DenseDistribution, DriftError, SparseDistribution
+from features.profile.id_counts import IdSample
+from features.profile.profile import DataProfile, measure, total
 from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFeature, VocabularyEncoding
 from jobs.retraining.data_checks import Checks, DataChecksConfig, Delivery, check, order_partitions
 

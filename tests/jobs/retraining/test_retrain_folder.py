@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import parse_config
+from jobs.cli.config import parse_config
 from jobs.retraining.raw_partitions import RawPartition
 from jobs.retraining.retrain_folder import RetrainFolder
-from tests.tiny_dataset import TINY_FEATURES, write_tiny_dataset
+from tests.stand_ins.tiny_dataset import TINY_FEATURES, write_tiny_dataset
 
 Open = Callable[..., RetrainFolder]
 

@@ -1,8 +1,8 @@
 """Shapes worked out by hand: which ids have a bar of their own, and what is put together."""
 
-from features.distribution import DenseDistribution, SparseDistribution
-from features.id_counts import IdSample
-from features.profile import DataProfile
+from features.profile.distribution import DenseDistribution, SparseDistribution
+from features.profile.id_counts import IdSample
+from features.profile.profile import DataProfile
 from jobs.retraining.data_checks import Checks, Result
 from jobs.retraining.shapes import NUM_FEATURES, NUM_IDS, distances, shapes
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from features.schema import DenseFeature, FeatureSchema, SparseFeature, VocabularyEncoding
-from training.batch import Batch, to_batch
 from training.config import ModelConfig
+from training.data.batch import Batch, to_batch
 from training.model.ctr_model import CTRModel
 
 

@@ -11,7 +11,6 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from features.schema import FeatureSchema
-from training.batch import Batch
 from training.config import (
     AutoIntEncoder,
     BCEObjective,
@@ -38,11 +37,12 @@ from training.config import (
     VotingFusion,
     WeightedSumFusion,
 )
+from training.data.batch import Batch
 from training.model.ctr_model import CTRModel
 from training.model.embedding import ModelError
 from training.model.encoders import ENCODERS
 from training.model.fusion import FUSIONS
-from training.model.hidden import ReLUDropout
+from training.model.hidden_layers import ReLUDropout
 from training.model.normalization import GlobalBatchNorm
 from training.model.objective import BCE, TwinFocus
 from training.model.selection import SELECTIONS

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from features.schema import FeatureSchema
-from training.batch import Batch
+from training.data.batch import Batch
 from training.model.embedding import FieldEmbedding, ModelError, Stream, stable_seed
 
 Rows = dict[str, int]

@@ -1,0 +1,1 @@
+"""Formats on disk, one module each: names, version, reader, writer."""

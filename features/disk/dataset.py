@@ -1,0 +1,246 @@
+"""DatasetManifest: the one file that says what a dataset is; the two halves meet here and nowhere else.
+
+``manifest.json`` is replaced in one step, so it is also the commit: files it does not name are not part of the dataset.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from features.disk.object_store import ObjectPath, Place, check_relative, download_all, locate, temporary_folder
+from features.learnt import Learnt
+from features.schema import STRICT, FeatureSchema
+
+MANIFEST_NAME = "manifest.json"
+SPLITS = ("train", "valid", "test")
+
+
+class DatasetError(ValueError):
+    """A dataset is absent, damaged, or not the one that was asked for."""
+
+
+RelativePath = Annotated[str, AfterValidator(check_relative)]
+"""Relative to the dataset folder, with forward slashes; a path that climbs out of it is refused."""
+Count = Annotated[int, Field(ge=0)]
+
+
+def is_inside(folder: Path | str, path: Path) -> bool:
+    """Whether ``path``, whatever links are on its way, ends in ``folder``."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def inside(dataset: Path | str, path: str) -> Path:
+    """A file or folder of a dataset, by its relative path.
+
+    Raises:
+        DatasetError: a link leads out of the dataset's folder, to what whoever made the dataset may not read.
+    """
+    found = Path(dataset) / path
+    if not is_inside(dataset, found):
+        raise DatasetError(f"{found} is a link out of the dataset's folder: it is not opened; copy the file there")
+    return found
+
+
+@dataclass(frozen=True, config=STRICT)
+class DataFile:
+    """One Parquet file."""
+
+    path: RelativePath
+    num_bytes: Count
+    row_groups: tuple[Count, ...]
+    """Rows of each row group, in file order."""
+    sha256: str
+
+    @property
+    def num_rows(self) -> int:
+        return sum(self.row_groups)
+
+
+@dataclass(frozen=True, config=STRICT)
+class FeatureStatistics:
+    """What one sparse feature looks like in one split (collision rate and cardinality over distinct raw values).
+
+    Where nothing is learnt from a feature's values and there are many rows, cardinality, head share and collision rate
+    are estimates (``is_estimated``): counting every distinct value would cost more than the whole rest of a build.
+    """
+
+    cardinality: int
+    null_rate: float
+    oov_rate: float
+    """Share of non-missing values outside the vocabulary; 0 for other encodings."""
+    head_share: float
+    """Share of the most frequent value among the non-missing ones."""
+    max_id: int
+    collision_rate: float | None = None
+    """Hashed features: share of distinct values whose id is shared with another value."""
+    num_truncated: int = 0
+    """Multi-valued features: values dropped beyond max_length."""
+    is_estimated: bool = False
+
+
+@dataclass(frozen=True, config=STRICT)
+class DenseStatistics:
+    """What one dense feature looks like in one split, before fill and transformations."""
+
+    null_rate: float
+    mean: float
+    standard_deviation: float
+    minimum: float
+    maximum: float
+
+
+@dataclass(frozen=True, config=STRICT)
+class Split:
+    """One split's files, in the order their rows are numbered."""
+
+    files: tuple[DataFile, ...]
+    label_rate: float
+    sparse: dict[str, FeatureStatistics] = field(default_factory=dict)
+    dense: dict[str, DenseStatistics] = field(default_factory=dict)
+
+    @property
+    def num_rows(self) -> int:
+        return sum(f.num_rows for f in self.files)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Rejected:
+    """Malformed rows kept aside: how many, why, and where."""
+
+    num_rows: int
+    reasons: dict[str, int]
+    path: RelativePath | None
+    """Folder of JSON lines {file, line, reason}, relative to the dataset; None when there are none."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class DatasetManifest:
+    """See module docstring. Row accounting: num_input_rows = splits + rejected + duplicates."""
+
+    schema: FeatureSchema
+    schema_fingerprint: str
+    learnt_fingerprint: str
+    learnt_path: RelativePath
+    """Folder of the learnt files, relative to the dataset."""
+    splits: dict[str, Split]
+    rejected: Rejected
+    num_input_rows: int
+    num_duplicates: int
+    inputs: dict[str, list[str]]
+    """Split or lookup -> the input files it was read from."""
+    config: dict[str, Any]
+    """The resolved config tree of the job that wrote the dataset."""
+    version: int = 1
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the schema, of what was learnt and of every file's content: equal if and only if the data are."""
+        files = [f.sha256 for _, split in sorted(self.splits.items()) for f in split.files]
+        return hashlib.sha256(
+            "\n".join([self.schema_fingerprint, self.learnt_fingerprint, *files]).encode()
+        ).hexdigest()
+
+    def write(self, dataset: Path) -> None:
+        """Replace ``dataset/manifest.json`` in one step, after everything it names is on disk."""
+        temporary = dataset / f".{MANIFEST_NAME}.{os.getpid()}"
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(asdict(self), file, indent=1, sort_keys=True, ensure_ascii=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, dataset / MANIFEST_NAME)
+
+    @classmethod
+    def load(cls, dataset: Place | str) -> "DatasetManifest":
+        """Read and check a dataset's manifest.
+
+        Raises:
+            DatasetError: no manifest, not readable, or its schema's fingerprint does not match.
+            StorageError: its store cannot be read.
+        """
+        path = locate(dataset) / MANIFEST_NAME
+        if not path.is_file():
+            raise DatasetError(f"{dataset} is not a dataset: it has no {MANIFEST_NAME}; run jobs.build_dataset first")
+        try:
+            manifest = TypeAdapter(cls).validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise DatasetError(f"{path} cannot be read: {error}") from error
+        if manifest.schema.fingerprint != manifest.schema_fingerprint:
+            raise DatasetError(f"{path} was written by another version of the encoding rules: build the dataset again")
+        return manifest
+
+    def load_learnt(self, dataset: Place | str) -> Learnt:
+        """Read the learnt state the manifest refers to.
+
+        Raises:
+            LearntError: a file is missing or damaged.
+            DatasetError: the files are not the ones the manifest was written with.
+            StorageError: they cannot be fetched.
+        """
+        place = locate(dataset)
+        if isinstance(place, ObjectPath):
+            folder = place / self.learnt_path
+            with temporary_folder() as copy:
+                download_all(folder, folder.sizes(), copy)
+                learnt = Learnt.load(copy, self.schema)
+        else:
+            folder = inside(place, self.learnt_path)
+            learnt = Learnt.load(folder, self.schema)
+        if learnt.fingerprint != self.learnt_fingerprint:
+            raise DatasetError(f"{folder} does not match {MANIFEST_NAME}: build the dataset again")
+        return learnt
+
+    def split(self, name: str) -> Split:
+        """The split called ``name``.
+
+        Raises:
+            DatasetError: there is none, or it has no rows.
+        """
+        if name not in self.splits or not self.splits[name].num_rows:
+            raise DatasetError(f"the dataset has no {name!r} split; it has: {', '.join(self.splits)}")
+        return self.splits[name]
+
+    def check_files(self, dataset: Place | str, name: str) -> None:
+        """Check that a split's files are all there with the size the manifest gives.
+
+        Raises:
+            DatasetError: names the first file that is missing or cut.
+            StorageError: its store cannot be listed.
+        """
+        place = locate(dataset)
+        stored = place.sizes() if isinstance(place, ObjectPath) else {}
+        for file in self.split(name).files:
+            if isinstance(place, ObjectPath):
+                path, size = place / file.path, stored.get(file.path)
+            else:
+                path = inside(place, file.path)
+                size = path.stat().st_size if path.is_file() else None
+            if size is None:
+                raise DatasetError(f"{path} is named in {MANIFEST_NAME} but is missing: build the dataset again")
+            if size != file.num_bytes:
+                raise DatasetError(
+                    f"{path} has {size} bytes where {MANIFEST_NAME} says {file.num_bytes}: "
+                    "it was cut or changed; build the dataset again"
+                )
+
+    def check_ids(self, learnt: Learnt) -> None:
+        """Check that every id is inside its table.
+
+        Raises:
+            DatasetError: names the first feature with an id outside its table.
+        """
+        for name, split in self.splits.items():
+            for feature in self.schema.sparse:
+                if feature.name not in split.sparse:
+                    raise DatasetError(f"split {name!r} has no statistics of feature {feature.name!r}: build it again")
+                rows, max_id = learnt.num_embeddings(feature), split.sparse[feature.name].max_id
+                if max_id >= rows:
+                    raise DatasetError(
+                        f"feature {feature.name!r} has id {max_id} in split {name!r} but its table has {rows} rows"
+                    )

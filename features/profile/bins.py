@@ -1,0 +1,146 @@
+"""Bins of features: chosen in one dataset, its most frequent ids and edges at its quantiles, and counted in any.
+
+Days are counted over the bins of an earlier one, so that no bin is chosen by the rows that it is to judge.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.encoding import Columns
+from features.hashing import MISSING_ID
+from features.profile.distribution import DenseDistribution, Distribution, DriftError, SparseDistribution
+from features.profile.id_counts import FrequentIds, GrowingSample, IdSample
+from features.schema import FeatureSchema, SparseFeature
+
+NUM_QUANTILES = 10
+"""Bins of a dense feature, if no value is frequent: deciles, which the usual bounds of the PSI are for."""
+NUM_QUANTILE_ROWS = 65_536
+"""Rows, evenly spaced, that quantiles are of."""
+
+Bins: TypeAlias = Mapping[str, tuple[int, ...] | tuple[float, ...]]
+"""Feature -> ids of a sparse one, edges of a dense one."""
+
+
+def choose_bins(schema: FeatureSchema, batches: Iterable[Columns], num_rows: int) -> Bins:
+    """Bins of every feature: the most frequent ids, ties by id, and edges at the quantiles.
+
+    Args:
+        batches: columns as in the Parquet files, ``num_rows`` in all.
+    """
+    frequent = {feature.name: FrequentIds() for feature in schema.sparse}
+    samples: dict[str, list[NDArray[Any]]] = {name: [] for name in schema.dense_names}
+    step, start = -(-num_rows // NUM_QUANTILE_ROWS) or 1, 0
+    for batch in batches:
+        for feature in schema.sparse:
+            ids, _ = _values(feature, batch)
+            frequent[feature.name].add(*np.unique(ids, return_counts=True))
+        for name, parts in samples.items():
+            parts.append(batch[name][-start % step :: step])
+        start += len(batch[schema.sparse[0].name])
+    edges = {name: quantile_edges(np.concatenate(parts)) if parts else () for name, parts in samples.items()}
+    return {**{name: found.top() for name, found in frequent.items()}, **edges}
+
+
+def count(schema: FeatureSchema, batches: Iterable[Columns], bins: Bins) -> dict[str, Distribution]:
+    """Count every feature over bins.
+
+    Args:
+        batches: columns as in the Parquet files.
+
+    Raises:
+        DriftError: the bins are of other features.
+    """
+    names = (*schema.sparse_names, *schema.dense_names)
+    if set(bins) != set(names):
+        raise DriftError(f"the bins are of {', '.join(bins)}, the features are {', '.join(names)}")
+    sparse = {feature: _SparseCounter(bins[feature.name]) for feature in schema.sparse}
+    dense = {name: _DenseCounter(bins[name]) for name in schema.dense_names}
+    for batch in batches:
+        for feature, counter in sparse.items():
+            counter.add(*_values(feature, batch))
+        for name, counter in dense.items():
+            counter.add(batch[name])
+    found = chain(((f.name, counter) for f, counter in sparse.items()), dense.items())
+    return {name: counter.result() for name, counter in found}
+
+
+def quantile_edges(values: NDArray[Any], weights: NDArray[Any] | None = None) -> tuple[float, ...]:
+    """Edges that cut floats into parts of about equal weight; a value that is several quantiles gets a bin of its own.
+
+    Args:
+        values: (n,) floats; NaN does not count.
+        weights: (n,) not negative; None: 1 each.
+    """
+    weights = np.ones(len(values)) if weights is None else weights
+    is_known = ~np.isnan(values)
+    values, weights = values[is_known], weights[is_known]
+    if not len(values):
+        return ()
+    order = np.argsort(values, kind="stable")
+    mass = np.cumsum(weights[order])
+    wanted = mass[-1] * np.arange(1, NUM_QUANTILES) / NUM_QUANTILES
+    # A quantile is one of the values, not between two: else a frequent value could not be told from its neighbours.
+    quantiles = values[order][np.searchsorted(mass, wanted).clip(0, len(values) - 1)]
+    distinct, times = np.unique(quantiles, return_counts=True)
+    behind = np.nextafter(distinct[times > 1], np.array(np.inf, values.dtype))
+    edges = np.unique(np.concatenate([distinct, behind]))
+    return tuple(edges[np.isfinite(edges)].astype(float).tolist())
+
+
+def bin_counts(values: NDArray[Any], edges: Sequence[float], weights: NDArray[Any] | None = None) -> NDArray[Any]:
+    """(edges + 1,) how many values, or how much weight, each bin of ``quantile_edges`` has; without NaN."""
+    places = np.searchsorted(np.array(edges, np.float64), values.astype(np.float64), side="right")
+    return np.bincount(places, weights, minlength=len(edges) + 1)
+
+
+def _values(feature: SparseFeature, batch: Columns) -> tuple[NDArray[Any], int]:
+    """Ids of non-missing values, and how many are missing."""
+    ids, num_missing = batch[feature.name], 0
+    if feature.is_multi_valued:
+        lengths = batch[feature.length_name]
+        num_missing = int((lengths == 0).sum())
+        ids = ids[np.arange(ids.shape[1]) < lengths[:, None]]
+    is_missing = ids == MISSING_ID
+    return ids[~is_missing], num_missing + int(is_missing.sum())
+
+
+class _SparseCounter:
+    def __init__(self, ids: Sequence[float]) -> None:
+        self.ids = np.array(ids, np.int64)
+        self.order = np.argsort(self.ids)
+        self.counts = np.zeros(len(ids), np.int64)
+        self.rest = self.missing = 0
+        self.sample = GrowingSample(IdSample())
+
+    def add(self, ids: NDArray[Any], num_missing: int) -> None:
+        distinct, counts = np.unique(ids, return_counts=True)
+        self.sample.add(distinct, counts)
+        places = np.searchsorted(self.ids, distinct, sorter=self.order)
+        bins = self.order[places.clip(0, max(len(self.ids) - 1, 0))] if len(self.ids) else places
+        is_bin = self.ids[bins] == distinct if len(self.ids) else np.zeros(len(distinct), bool)
+        self.counts[bins[is_bin]] += counts[is_bin]
+        self.rest += int(counts[~is_bin].sum())
+        self.missing += num_missing
+
+    def result(self) -> SparseDistribution:
+        ids, counts = tuple(self.ids.tolist()), tuple(self.counts.tolist())
+        return SparseDistribution(ids, counts, self.rest, self.missing, self.sample.result())
+
+
+class _DenseCounter:
+    def __init__(self, edges: Sequence[float]) -> None:
+        self.edges = tuple(edges)
+        self.counts = np.zeros(len(edges) + 1, np.int64)
+        self.missing = 0
+
+    def add(self, values: NDArray[Any]) -> None:
+        is_missing = np.isnan(values)
+        self.counts += bin_counts(values[~is_missing], self.edges)
+        self.missing += int(is_missing.sum())
+
+    def result(self) -> DenseDistribution:
+        return DenseDistribution(self.edges, tuple(self.counts.tolist()), self.missing)

@@ -1,0 +1,132 @@
+"""Distributions: how often each value of a feature comes, as counts over bins, and which ids are new.
+
+Counts over the bins of one dataset, those of several days say, add up.
+"""
+
+from dataclasses import replace
+from itertools import pairwise
+from typing import Literal, TypeAlias
+
+import numpy as np
+from pydantic import FiniteFloat
+from pydantic.dataclasses import dataclass
+
+from features.disk.dataset import Count
+from features.profile.id_counts import GrowingSample, IdSample
+from features.schema import STRICT
+
+
+class DriftError(ValueError):
+    """Counts cannot be read, added up or compared: they are damaged, or of other bins, features or ids."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class SparseDistribution:
+    """How often each id comes; every id of a multi-valued feature counts, and a row without one as missing."""
+
+    ids: tuple[Count, ...]
+    """Most frequent first, in the dataset that the bins were chosen in."""
+    counts: tuple[Count, ...]
+    rest: Count
+    """Values with other ids."""
+    missing: Count
+    """Always 0 for vocabularies, where a missing value has the id of unknown ones."""
+    sample: IdSample
+    kind: Literal["sparse"] = "sparse"
+
+    def __post_init__(self) -> None:
+        if len(self.counts) != len(self.ids):
+            raise ValueError(f"{len(self.ids)} ids have {len(self.counts)} counts")
+
+    @property
+    def bins(self) -> tuple[int, ...]:
+        return self.ids
+
+
+@dataclass(frozen=True, config=STRICT)
+class DenseDistribution:
+    """How many values are in each bin, after fill and transformations; edge i is the least value of bin i + 1.
+
+    A value that is itself a tenth of all, a fill value say, has a bin of its own.
+    """
+
+    edges: tuple[FiniteFloat, ...]
+    counts: tuple[Count, ...]
+    missing: Count
+    """NaN; datasets hold a feature's ``fill`` instead."""
+    kind: Literal["dense"] = "dense"
+
+    def __post_init__(self) -> None:
+        if len(self.counts) != len(self.edges) + 1 or any(a >= b for a, b in pairwise(self.edges)):
+            raise ValueError(f"{len(self.edges)} edges must rise and have {len(self.edges) + 1} counts")
+
+    @property
+    def bins(self) -> tuple[float, ...]:
+        return self.edges
+
+    @property
+    def rest(self) -> int:
+        """No value is outside all bins."""
+        return 0
+
+
+Distribution: TypeAlias = SparseDistribution | DenseDistribution
+
+
+def add(first: Distribution, second: Distribution) -> Distribution:
+    """Counts of both together.
+
+    Raises:
+        DriftError: they are over other bins.
+    """
+    check_bins(first, second)
+    counts = tuple(a + b for a, b in zip(first.counts, second.counts, strict=True))
+    missing = first.missing + second.missing
+    if isinstance(first, SparseDistribution) and isinstance(second, SparseDistribution):
+        sample = GrowingSample(first.sample)
+        sample.add(np.array(second.sample.ids, np.int64), np.array(second.sample.counts, np.int64), second.sample.level)
+        return SparseDistribution(first.ids, counts, first.rest + second.rest, missing, sample.result())
+    return replace(first, counts=counts, missing=missing)
+
+
+def check_bins(first: Distribution, second: Distribution) -> None:
+    """Refuse counts that cannot be added up or compared.
+
+    Raises:
+        DriftError: they are over other bins.
+    """
+    if (first.kind, first.bins) != (second.kind, second.bins):
+        raise DriftError("the counts are over other bins: measure one with the bins of the other")
+
+
+@dataclass(frozen=True)
+class NewIds:
+    """Of the ids that come at least ``min_count`` times: those that the reference has not."""
+
+    num_new: int
+    num_ids: int
+    num_new_values: int
+    num_values: int
+    """Of all ids, rarer ones too."""
+
+    @property
+    def id_share(self) -> float:
+        return self.num_new / self.num_ids if self.num_ids else 0.0
+
+    @property
+    def value_share(self) -> float:
+        return self.num_new_values / self.num_values if self.num_values else 0.0
+
+
+def new_ids(reference: SparseDistribution, current: SparseDistribution, min_count: int) -> NewIds:
+    """Count new ids, exactly up to ``NUM_SAMPLED_IDS`` distinct ones, beyond that in a sample of the ids.
+
+    Rare ids are not judged: of a long tail most are new every day.
+    """
+    level = max(reference.sample.level, current.sample.level)
+    known, samples = (GrowingSample(d.sample, level) for d in (reference, current))
+    is_frequent = samples.counts >= min_count
+    is_new = is_frequent & ~np.isin(samples.ids, known.ids)
+    return NewIds(
+        int(is_new.sum()), int(is_frequent.sum()), int(samples.counts[is_new].sum()), int(samples.counts.sum())
+    )

@@ -1,0 +1,1 @@
+"""What the programs share: config, command line, output."""

@@ -1,0 +1,274 @@
+"""The whole config: TOML files layered left to right, then ``section.key=value`` overrides, checked key by key."""
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from features.disk.dataset import DatasetManifest
+from features.schema import STRICT, FeatureSchema, expand_names
+from jobs.retraining.config import RetrainConfig
+from pipeline.config import PipelineConfig
+from training.config import TrainingConfig
+
+REPLACED_WHOLE = ("monitor",)
+"""Tables that a later layer replaces instead of adding to."""
+
+Texts = tuple[str, ...]
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A config file or an override is wrong; the message names the key and what to do."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class Config:
+    """The root: one section a package."""
+
+    features: FeatureSchema
+    pipeline: PipelineConfig
+    training: TrainingConfig
+    retrain: RetrainConfig | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved tree as plain JSON values."""
+        return json.loads(json.dumps(asdict(self)))
+
+
+@dataclass(frozen=True, config=STRICT)
+class Entry:
+    """What a leaderboard or a search names: config files laid over each other, then overrides."""
+
+    name: str
+    configs: Texts = ()
+    overrides: Texts = ()
+
+    @property
+    def folder(self) -> str:
+        """The name as part of a path."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+
+def check_names(kind: str, entries: Sequence[Entry]) -> None:
+    """Refuse entries that would share a folder.
+
+    Raises:
+        ValueError: names the folders.
+    """
+    folders = [entry.folder for entry in entries]
+    if len(set(folders)) < len(folders) or not all(folders):
+        raise ValueError(f"{kind} need names that differ in letters or digits: {', '.join(folders)}")
+
+
+def load_config(paths: list[str], overrides: list[str] = ()) -> Config:  # pyright: ignore[reportArgumentType]
+    """Load, layer, override and check.
+
+    Args:
+        paths: TOML files; later ones win.
+        overrides: ``section.key=value``; the value is TOML if it parses as TOML, else text.
+
+    Raises:
+        ConfigError: names the file or the key, and for an unknown key the nearest known one.
+    """
+    tree: dict[str, Any] = {}
+    for path in paths:
+        _merge(tree, read_toml(path))
+    for override in overrides:
+        _override(tree, override)
+    return parse_config(tree)
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """Read one TOML file.
+
+    Raises:
+        ConfigError: it is absent or no TOML.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"config {path} cannot be read: {error}") from error
+
+
+def read_checked(path: str, type_: type[T]) -> T:
+    """Read one TOML file into a checked dataclass.
+
+    Raises:
+        ConfigError: names the file and the key.
+    """
+    try:
+        return TypeAdapter(type_).validate_python(read_toml(path))
+    except ValidationError as error:
+        lines = []
+        for detail in error.errors():
+            key, words = ".".join(map(str, detail["loc"])), detail["msg"].removeprefix("Value error, ")
+            lines.append(f"{key}: {words}" if key else words)
+        raise ConfigError(f"{path}: {'; '.join(lines)}") from error
+
+
+def parse_config(tree: dict[str, Any]) -> Config:
+    """Check a config tree, as read from TOML or from a saved resolved config.
+
+    Raises:
+        ConfigError: as ``load_config``.
+    """
+    try:
+        features = tree.get("features")
+        if isinstance(features, dict):
+            tree = {**tree, "features": _expand_features(features)}
+        tree = _merge(_defaults(), tree)
+        return TypeAdapter(Config).validate_python(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from error
+    except RecursionError:
+        raise ConfigError("the config is nested too deeply") from None
+
+
+def is_saved_config(tree: dict[str, Any], config: Config) -> bool:
+    """Whether a saved resolved config is this one, where keys that are younger than it have their defaults."""
+    try:
+        return parse_config(tree) == config
+    except ConfigError:  # a key or a value that is no more
+        return False
+
+
+def check_manifest(config: Config, manifest: DatasetManifest) -> None:
+    """Refuse a dataset that the config cannot be trained on.
+
+    Raises:
+        ValueError: it was built from another feature schema.
+        ConfigError: a monitored metric needs what the schema lacks.
+    """
+    if config.features.fingerprint != manifest.schema_fingerprint:
+        raise ValueError(
+            f"{config.training.dataset} was built from another feature schema (fingerprint "
+            f"{manifest.schema_fingerprint[:12]}) than the config's ({config.features.fingerprint[:12]}): build it "
+            "again or use its own config"
+        )
+    if "gauc" in config.training.monitor and not manifest.schema.group_id:
+        raise ConfigError("training.monitor uses gauc, which needs features.group_id")
+
+
+def check_many_runs(configs: Iterable[Config]) -> None:
+    """Refuse a place for checkpoints that several runs would share.
+
+    Raises:
+        ConfigError: a config names one.
+    """
+    if any(config.training.checkpoint.folder is not None for config in configs):
+        raise ConfigError("training.checkpoint.folder is for a single run, and here are many: leave it out")
+
+
+def _defaults() -> dict[str, Any]:
+    """The default tree, so that a file may change one key of a variant without naming its kind."""
+    tree = {"pipeline": asdict(PipelineConfig(output="")), "training": asdict(TrainingConfig(dataset=""))}
+    del tree["pipeline"]["output"], tree["training"]["dataset"]
+    return tree
+
+
+def _merge(base: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
+    """Lay ``layer`` over ``base``, in place."""
+    for key, value in layer.items():
+        both_tables = isinstance(value, dict) and isinstance(base.get(key), dict) and key not in REPLACED_WHOLE
+        # A table of another kind replaces the old one: its keys belong to another class.
+        if both_tables and value.get("kind", base[key].get("kind")) == base[key].get("kind"):
+            _merge(base[key], value)
+        else:
+            base[key] = value
+    return base
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r} is not of the form section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError):
+        value = text
+    *parents, last = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"override {override!r}: {parent!r} is a value, not a section")
+    if last == "kind" and isinstance(value, str) and tree.get("kind", value) != value:
+        tree.clear()
+    if isinstance(value, dict):
+        _merge(tree, {last: value})
+    else:
+        tree[last] = value
+
+
+def _expand_features(features: dict[str, Any]) -> dict[str, Any]:
+    """Turn ``names = ["C{1..26}"]`` into one feature a name, with the same settings."""
+    expanded = dict(features)
+    for group in ("sparse", "dense"):
+        entries = features.get(group)
+        if not isinstance(entries, list | tuple):
+            continue
+        result: list[Any] = []
+        for entry in entries:
+            names = entry.get("names") if isinstance(entry, dict) else None
+            if names is None:
+                result.append(entry)
+                continue
+            rest = {k: v for k, v in entry.items() if k != "names"}
+            result += [{"name": name, **rest} for name in _expand(f"features.{group}.names", names)]
+        expanded[group] = result
+    if isinstance(features.get("carry"), list):
+        expanded["carry"] = list(_expand("features.carry", features["carry"]))
+    return expanded
+
+
+def _expand(key: str, names: Any) -> Texts:
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"config key {key!r} must be a list of names (got {names!r:.80})")
+    try:
+        return expand_names(names)
+    except ValueError as error:
+        raise ConfigError(f"config key {key!r}: {error}") from error
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for detail in error.errors():
+        key = ".".join(str(part) for part in detail["loc"])
+        if detail["type"] == "unexpected_keyword_argument":
+            nearest = difflib.get_close_matches(str(detail["loc"][-1]), _known_keys(), n=1, cutoff=0.5)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            lines.append(f"unknown config key {key!r}{hint}")
+        elif detail["type"] in ("missing", "missing_argument"):
+            lines.append(f"config key {key!r} is required")
+        else:
+            lines.append(
+                f"config key {key!r}: {detail['msg'].removeprefix('Value error, ')} (got {detail['input']!r:.80})"
+            )
+    return "; ".join(lines)
+
+
+def _known_keys() -> list[str]:
+    """Every key of every config dataclass."""
+    import features.rawlog
+    import features.schema
+    import jobs.retraining.config
+    import jobs.retraining.data_checks
+    import pipeline.config
+    import training.config
+    import training.judge.gate
+
+    keys = {field.name for field in fields(Config)}  # pyright: ignore[reportArgumentType]
+    modules = (features.schema, features.rawlog, pipeline.config, training.config)
+    for module in (*modules, training.judge.gate, jobs.retraining.data_checks, jobs.retraining.config):
+        for item in vars(module).values():
+            if isinstance(item, type) and hasattr(item, "__dataclass_fields__"):
+                keys |= set(item.__dataclass_fields__)
+    return sorted(keys)

@@ -1,0 +1,1 @@
+"""A training under Ray: its run's locks, its cluster, its workers."""

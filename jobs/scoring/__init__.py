@@ -1,0 +1,1 @@
+"""Raw rows to scores, on this machine or on Spark's executors."""

@@ -1,0 +1,1 @@
+"""A raw log to a dataset, with Spark."""

@@ -1,0 +1,1 @@
+"""Generated raw logs whose click probability is known."""

@@ -1,0 +1,579 @@
+"""Scores from Spark's executors are those of the local engine, row for row, whatever is killed on the way."""
+
+import bz2
+import csv
+import errno
+import gzip
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+import tomllib
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+import torch.distributed as dist
+from pydantic import TypeAdapter
+
+from features.rawlog import LogError, LogFormat, Lookup, read_lines
+from jobs import replacement, score
+from jobs.cli.config import parse_config
+from jobs.replacement import ReplacementError, new_folder
+from jobs.scoring import score_folder
+from jobs.scoring import score_rows as scoring
+from jobs.scoring.score_folder import SUMMARY_NAME, name_outputs, plan_job
+from jobs.scoring.score_rows import FAILED, ScoreError, Work, digest_of, read_back, score_portion
+from pipeline.executors.portions import Portion, count_lines, number_lines, plan_portions, read_portion
+from pipeline.executors.tasks import TaskError, run_tasks
+from tests.fuzz.targets import digests
+from tests.jobs.registry.test_registry import make_registry
+from tests.stand_ins.tiny_dataset import TINY_FEATURES, write_tiny_dataset
+from training.config import MLPEncoder, ModelConfig, TrainingConfig
+from training.fit.run import Dataset, Run, fit
+from training.ship.export import export
+from training.ship.predict import ArtifactError
+
+ROOT = Path(__file__).parents[3]
+COLUMNS = ("user", "genres", "device", "age", "row", "price")
+
+
+# ------------------------------------------------------------------------------------------------------------- fixtures
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that was trained a little, exported as any is."""
+    folder = tmp_path_factory.mktemp("exported")
+    dataset = write_tiny_dataset(folder / "dataset")
+    model = ModelConfig(embedding_dim=8, embedding_init_std=0.5, easy=MLPEncoder((8,)), hard=MLPEncoder((16,)))
+    config = TrainingConfig(dataset=str(dataset.path), model=model, global_batch_size=64, max_epochs=1)
+    run = Run(folder / "run")
+    tree = parse_config(
+        {
+            "features": tomllib.loads(TINY_FEATURES)["features"],
+            "pipeline": {"output": "unused", "input": _input("csv"), "quality": {"max_rejected_fraction": 0.5}},
+            "training": {"dataset": str(dataset.path)},
+        }
+    ).to_dict()
+    tree["training"] = TypeAdapter(TrainingConfig).dump_python(config, mode="json")
+    run.write("config.json", tree)
+    manifest = Dataset.open(dataset.path).manifest
+    fingerprints = {name: getattr(manifest, name) for name in ("schema_fingerprint", "learnt_fingerprint")}
+    run.write("dataset.json", {"dataset": str(dataset.path), **fingerprints})
+    (folder / "golden.csv").write_text(",".join(COLUMNS) + "\n1,g|h,mobile,20,0.5,1\n2,,tablet,40,0.1,-2\n")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+    try:
+        fit(run, config)
+    finally:
+        dist.destroy_process_group()
+    export(run, folder / "artifact", str(folder / "golden.csv"))
+    return folder / "artifact"
+
+
+def _input(kind: str, **changes: Any) -> dict[str, Any]:
+    return {"format": {"kind": kind, **changes}, "lookups": []}
+
+
+@pytest.fixture
+def artifact_for(artifact: Path, tmp_path: Path) -> Callable[..., Path]:
+    """``artifact_for(input)``: the artifact as if its logs had looked so."""
+
+    def make(given: dict[str, Any]) -> Path:
+        other = tmp_path / "artifact"
+        shutil.copytree(artifact, other)
+        config = json.loads((other / "config.json").read_text())
+        config["pipeline"]["input"] = given
+        (other / "config.json").write_text(json.dumps(config))
+        description = json.loads((other / "artifact.json").read_text())
+        (other / "artifact.json").write_text(json.dumps({**description, "files": digests(other)}))
+        return other
+
+    return make
+
+
+@pytest.fixture
+def score_there(spark) -> Callable[..., dict[str, Any]]:
+    """``score_there(artifact, inputs, output)`` with executors; portions are small, so that files are cut."""
+
+    def run(artifact: Path, inputs: list[str], output: Path, portion_bytes: int = 9_000) -> dict[str, Any]:
+        return score_folder.score_folder(spark, plan_job(str(artifact), inputs, str(output)), portion_bytes)
+
+    return run
+
+
+def score_here(monkeypatch: pytest.MonkeyPatch, artifact: Path, inputs: list[str], output: Path) -> int:
+    """The local engine, in this process."""
+    arguments = ["score", "--artifact", str(artifact), "--input", *inputs, "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    return score.main()
+
+
+def rows_of(rng: random.Random, count: int) -> list[dict[str, Any]]:
+    """Raw rows; about one in nine cannot be encoded."""
+    return [
+        {
+            "user": rng.choice(["", "Zoë", f"u{rng.randrange(60)}"]),
+            "genres": "|".join(rng.choices(["a", "b", "é", "g,h"], k=rng.randrange(4))),
+            "device": rng.choice(["mobile", "tablet", "watch", ""]),
+            "age": rng.choice(["", str(rng.randrange(90)), "old"] if rng.random() < 0.2 else ["33", "7"]),
+            "row": f"{rng.random():.3f}",
+            "price": "much" if rng.random() < 0.05 else f"{rng.gauss(0, 2):.4f}",
+        }
+        for _ in range(count)
+    ]
+
+
+def delimited(rng: random.Random, count: int, separator: str) -> bytes:
+    """Rows, and lines that are none: too few columns, bad quotes, no UTF-8, blanks, every kind of line end."""
+    lines = [b"\xef\xbb\xbf" + separator.join(COLUMNS).encode() + b"\r\n"]
+    for row in rows_of(rng, count):
+        values = [f'"{v}"' if "," in v and separator == "," else v for v in row.values()]
+        line = separator.join(values).encode()
+        line = rng.choices([line, b"1" + separator.encode() + b"2", b'1,"2', b"\xff" + line, b""], (92, 2, 2, 2, 2))[0]
+        lines.append(line + rng.choice([b"\n", b"\n", b"\r\n", b"\r", b"\n\n"]))
+    return b"".join(lines)
+
+
+def write(folder: Path, name: str, kind: str, rng: random.Random, count: int) -> None:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = rows_of(rng, count)
+    if kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=50)
+    elif kind == "jsonl":
+        lines = [json.dumps(row) if rng.random() < 0.95 else '{"user": ' for row in rows]
+        path.write_text("\n".join(lines) + "\n\n", encoding="utf-8")
+    else:
+        data = delimited(rng, count, "," if kind == "csv" else "\t")
+        pack = {".gz": gzip.compress, ".bz2": bz2.compress}.get(path.suffix, lambda data: data)
+        path.write_bytes(pack(data))
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def check_equal(local: Path, folder: Path) -> None:
+    """The scores of each file are the local engine's for it, in its order, and the counts are those of the rows."""
+    expected = read(local)
+    summary = json.loads((folder / SUMMARY_NAME).read_text())
+    assert {p.relative_to(folder).as_posix() for p in folder.rglob("*.*")} == {
+        SUMMARY_NAME, *(file["output"] for file in summary["files"])
+    }  # fmt: skip
+    found = []
+    for file in summary["files"]:
+        rows = read(folder / file["output"])
+        assert {row["file"] for row in rows} <= {file["input"]}
+        assert (file["rows"], file["errors"]) == (len(rows), sum(bool(row["error"]) for row in rows))
+        found += rows
+    assert len(found) == len(expected) == summary["rows"] == summary["scored"] + summary["errors"]
+    assert summary["errors"] == json.loads(local.with_name(local.name + ".json").read_text())["errors"]
+    for one, other in zip(found, expected, strict=True):
+        assert {**one, "probability": ""} == {**other, "probability": ""}
+        assert bool(one["probability"]) == bool(other["probability"]) != bool(one["error"])
+        if one["probability"]:
+            assert float(one["probability"]) == pytest.approx(float(other["probability"]), abs=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------------- equality
+
+
+FILES = {
+    "csv": ["day=2014-10-28/part-0.csv.gz", "day=2014-10-28/part-1.csv", "day=2014-10-29/part-0.csv.bz2"],
+    "tsv": ["a.tsv", "b c.tsv.gz", "deep/er/log.txt"],
+    "jsonl": ["a.jsonl", "deep/b.jsonl"],
+    "parquet": ["day=1/a.parquet", "day=2/a.parquet"],
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_equals_the_local_engine(
+    kind: str, artifact_for, score_there, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact, logs, rng = artifact_for(_input(kind)), tmp_path / "logs", random.Random(kind)
+    for name in FILES[kind]:
+        write(logs, name, kind, rng, 300)
+    assert score_here(monkeypatch, artifact, [str(logs)], tmp_path / "local.csv") == 0
+    portion_bytes = {"csv": 3_000, "jsonl": 9_000}.get(kind, 1 << 20)
+    summary = score_there(artifact, [str(logs)], tmp_path / "out", portion_bytes)
+    check_equal(tmp_path / "local.csv", tmp_path / "out")
+    assert summary == json.loads((tmp_path / "out" / SUMMARY_NAME).read_text())
+    assert summary["rows"] > 300 * len(FILES[kind]) * 0.9 and summary["errors"] > 20
+    assert len({row["probability"] for row in read(tmp_path / "local.csv")}) > 100, "scores differ from row to row"
+    expected = {"csv": "day=2014-10-29/part-0.csv", "tsv": "deep/er/log.txt.csv"}.get(kind)
+    assert expected is None or expected in {file["output"] for file in summary["files"]}
+    if kind in ("csv", "jsonl"):
+        plain = [str(p) for p in logs.rglob(f"*.{kind}")]
+        cut = plan_portions(plain, LogFormat(kind), num_bytes=portion_bytes)
+        assert len(cut) > 2 * len(plain), "a plain file is cut"
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_lookups(artifact_for, score_there, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table beside each log, as the local engine finds it; a key that is missing, and one that is no category."""
+    lookup = {"path": "users.csv", "key": "user", "format": {"kind": "csv"}}
+    artifact = artifact_for({"format": {"kind": "jsonl"}, "lookups": [lookup]})
+    for day in ("1", "2"):
+        folder = tmp_path / "logs" / f"day={day}"
+        folder.mkdir(parents=True)
+        (folder / "users.csv").write_text("user,device,age\n" + "".join(f"u{i},mobile,{i}{day}\n" for i in range(50)))
+        rows = [{"user": f"u{i % 60}" if i % 9 else 0.5 * i, "genres": "a", "row": 0, "price": i} for i in range(300)]
+        (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / "log.jsonl").open("a").write('{"user": ["u1"], "genres": "", "row": 1, "price": 1}\n')
+    inputs = [str(tmp_path / "logs" / "day=*" / "*.jsonl")]
+    score_here(monkeypatch, artifact, inputs, tmp_path / "local.csv")
+    score_there(artifact, inputs, tmp_path / "out")
+    check_equal(tmp_path / "local.csv", tmp_path / "out")
+    assert read(tmp_path / "out" / "day=1" / "log.csv")[-1]["error"].startswith("column 'user', the key of a lookup")
+    (tmp_path / "logs" / "day=2" / "users.csv").unlink()
+    with pytest.raises(LogError, match="is neither there nor beside the log"):
+        score_there(artifact, inputs, tmp_path / "out")
+    check_equal(tmp_path / "local.csv", tmp_path / "out")
+
+
+def test_empty_files_and_files_without_rows(artifact, score_there, tmp_path: Path, monkeypatch) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / "empty.csv").touch()
+    (logs / "header.csv").write_text(",".join(COLUMNS))
+    score_here(monkeypatch, artifact, [str(logs)], tmp_path / "local.csv")
+    summary = score_there(artifact, [str(logs)], tmp_path / "out")
+    assert (summary["rows"], summary["errors"]) == (0, 0)
+    check_equal(tmp_path / "local.csv", tmp_path / "out")
+
+
+# ------------------------------------------------------------------------------------------------------------- portions
+
+
+FORMATS = {
+    "csv": LogFormat(),
+    "no quotes": LogFormat(separator="::", quote=""),
+    "no header": LogFormat(header=False, columns=("a", "b")),
+    "latin": LogFormat("tsv", header=False, columns=("a", "b"), encoding="ISO-8859-1"),
+    "jsonl": LogFormat("jsonl"),
+}
+PIECES = [
+    "a,b", "1::2", "1\t2", '"x\ny",2', '"', '{"a": 1, "b": "é"}', "\r", "\n", "\r\n", "\n\n", "\ufeff", "\x0b", "\x85",
+    "\u2028", " ", "é", b"\xff", b"\xc3", b"\xef\xbb\xbf", "\0",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_portions_are_the_file(name: str, tmp_path: Path) -> None:
+    """Whatever a file holds and wherever it is cut: the lines of its portions are the lines of the file."""
+    log_format, path, num_cut = FORMATS[name], tmp_path / "log.csv", 0
+    for seed in range(200):
+        rng = random.Random(seed)
+        start = b"a,b\n" if rng.random() < 0.7 and log_format.header and log_format.kind == "csv" else b""
+        pieces = [rng.choice([*PIECES, "\n", "1,2\n"]) for _ in range(rng.randrange(60))]
+        data = b"".join(p if isinstance(p, bytes) else p.encode() for p in pieces)
+        path.write_bytes(rng.choice([b"", b"\xef\xbb\xbf", b"\n"]) + start + data)
+        expected = list(map(str, _read(read_lines(str(path), log_format))))
+        portions = plan_portions([str(path)], log_format, num_bytes=rng.choice([1, 5, 30, 60]))
+        num_cut += len(portions) > 1
+        counts = [count_lines(p) if p.end is not None else 0 for p in portions]
+        found = [row for p in number_lines(portions, counts) for row in _read(read_portion(p, log_format, ()))]
+        assert list(map(str, found)) == expected, (seed, path.read_bytes())
+    assert num_cut > 40
+
+
+def _read(lines: Iterator[Any]) -> Iterator[tuple[int | str, Any]]:
+    """Rows, and the error that ends them."""
+    try:
+        yield from ((number, str(row)) for number, row in lines)
+    except LogError as error:
+        yield "error", str(error)
+
+
+def test_portions_are_large_beside_the_tables_of_lookups(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("a,b\n" + "1,2\n" * 1_000)
+    (tmp_path / "side.csv").write_text("a,c\n" + "".join(f"{i},x\n" for i in range(60)))
+    lookup = Lookup("side.csv", "a", LogFormat())
+    log = str(tmp_path / "log.csv")
+    assert len(plan_portions([log], LogFormat(), num_bytes=100)) > 30
+    portions = plan_portions([log], LogFormat(), (lookup,), num_bytes=100)
+    assert 1 < len(portions) < 5 and portions[0].lookups == (str(tmp_path / "side.csv"),)
+
+
+def test_a_file_that_becomes_shorter_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("a,b\n" + "1,2\n" * 100)
+    *_, last = plan_portions([str(path)], LogFormat(), num_bytes=100)
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(LogError, match=r"log\.csv has become shorter while it was read"):
+        list(read_portion(last, LogFormat(), ()))
+
+
+# ------------------------------------------------------------------------------------------------- tasks and accounting
+
+
+def test_an_answer_a_task(spark, tmp_path: Path) -> None:
+    assert run_tasks(spark, str.upper, ["a", "ü", "a"], tmp_path) == ["A", "Ü", "A"]
+    assert run_tasks(spark, str.upper, [], tmp_path) == []
+    with pytest.raises(TaskError, match="Spark failed: "):
+        run_tasks(spark, os.rmdir, [str(tmp_path / "absent")], tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["lost", "doubled", "both"])
+def test_rows_that_do_not_add_up(damage: str, tmp_path: Path) -> None:
+    lines = [f"log.csv,{i},0.5,\r\n" for i in (2, 3, 4)]
+    (tmp_path / "part.csv").write_text("".join(lines), newline="")
+    assert read_back(tmp_path / "part.csv")[2:] == (3, 0, 2, 4)
+    bad = {"lost": "log.csv,5,,\r\n", "doubled": lines[2], "both": "log.csv,5,0.5,bad\r\n"}[damage]
+    (tmp_path / "part.csv").write_text("".join([*lines, bad]), newline="")
+    with pytest.raises(ScoreError, match="no score and no error, or both, or comes twice"):
+        read_back(tmp_path / "part.csv")
+
+
+def test_what_no_try_can_mend(artifact, artifact_for, score_there, tmp_path: Path) -> None:
+    """One sentence, as the local engine says it; Spark does not try it again, and the old output stays."""
+    logs, output = tmp_path / "logs", tmp_path / "out"
+    write(logs, "a.csv", "csv", random.Random(0), 50)
+    score_there(artifact, [str(logs)], output)
+    before = {p.name: p.read_bytes() for p in output.iterdir()}
+    (logs / "b.csv").write_text("user,genres\n1,a\n")
+    with pytest.raises(ScoreError, match="column 'device' is missing from the row; it has: user, genres"):
+        score_there(artifact, [str(logs)], output)
+    (logs / "b.csv").unlink()
+    (logs / "b.csv.gz").write_bytes(gzip.compress(delimited(random.Random(1), 5_000, ","))[:-5_000])
+    with pytest.raises(ScoreError, match=rf"^{logs}/b\.csv\.gz cannot be read: "):
+        score_there(artifact, [str(logs)], output)
+    assert {p.name: p.read_bytes() for p in output.iterdir()} == before
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_what_a_task_says(artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another try may mend is raised, for Spark; the rest is said, and by the tasks after it too."""
+    log = tmp_path / "log.csv"
+    log.write_text(",".join(COLUMNS) + "\n1,g,mobile,20,0,1\n")
+    portion = Portion(str(log), str(log))
+    folder = tmp_path / "scratch"
+    work = Work(str(artifact), digest_of(str(artifact)), str(folder), LogFormat(), ())
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # the other tests' own
+    assert "is not there for an executor: give an --output on storage" in score_portion(work, portion)["failure"]
+    folder.mkdir()
+
+    def fail(*_: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    assert score_portion(work, portion)["num_rows"] == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "write_scores", fail)
+        code = errno.EIO
+        with pytest.raises(OSError, match="Input/output error"):
+            score_portion(work, portion)
+        assert not (folder / FAILED).exists()
+        code = errno.ENOSPC
+        full = score_portion(work, portion)
+        assert re.match(r"no space is left for .*scratch or for temporary files in ", full["failure"])
+    assert score_portion(work, portion) == full
+
+
+def test_an_artifact_that_is_replaced_meanwhile(artifact_for, spark, tmp_path: Path) -> None:
+    artifact = artifact_for(_input("csv"))
+    write(tmp_path / "logs", "a.csv", "csv", random.Random(0), 50)
+    job = plan_job(str(artifact), [str(tmp_path / "logs")], str(tmp_path / "out"))
+    config = json.loads((artifact / "config.json").read_text())
+    config["pipeline"]["quality"]["max_rejected_fraction"] = 0.4
+    (artifact / "config.json").write_text(json.dumps(config))
+    description = json.loads((artifact / "artifact.json").read_text())
+    (artifact / "artifact.json").write_text(json.dumps({**description, "files": digests(artifact)}))
+    with pytest.raises(ScoreError, match="was replaced while it was in use"):
+        score_folder.score_folder(spark, job)
+    with pytest.raises(ArtifactError, match="is not a usable artifact"):
+        digest_of(str(tmp_path / "nothing"))
+
+
+def test_the_champion_of_a_registry(artifact: Path, artifact_for, run_here, tmp_path: Path) -> None:
+    """Rolled back, the next scoring is by the version before, here and on Spark alike."""
+    registry = make_registry(tmp_path / "registry")
+    for version in (1, 2):
+        path = artifact if version == 1 else artifact_for(_input("csv", separator=";"))
+        assert registry.register("ctr", path) == version
+        registry.promote("ctr", version)
+    registry.rollback("ctr")
+    write(tmp_path / "logs", "a.csv", "csv", random.Random(0), 20)
+    where = ("--registry", registry.place, "--input", tmp_path / "logs" / "a.csv", "--output", tmp_path / "a.csv")
+    assert run_here(score.main, "--artifact", "models:/ctr@champion", *where)[0] == 0
+    named = json.loads((tmp_path / "a.csv.json").read_text())["artifact"]
+    assert named == {"model": "ctr", "version": 1, "sha256": digest_of(str(artifact))}
+    job = plan_job("models:/ctr@champion", [str(tmp_path / "logs")], str(tmp_path / "out"), registry.place)
+    assert job.artifact.named == named
+    job = plan_job("models:/ctr/2", [str(tmp_path / "logs")], str(tmp_path / "out"), registry.place)
+    assert job.artifact.version == 2
+
+
+def test_an_artifact_in_an_object_store(artifact, bucket, tmp_path: Path) -> None:
+    for path in artifact.rglob("*"):
+        if path.is_file():
+            bucket.write(f"artifact/{path.relative_to(artifact).as_posix()}", path.read_bytes())
+    write(tmp_path / "logs", "a.csv", "csv", random.Random(0), 5)
+    job = plan_job(f"{bucket.url}/artifact", [str(tmp_path / "logs")], str(tmp_path / "out"))
+    assert job.artifact.place == f"{bucket.url}/artifact" and job.artifact.sha256 == digest_of(str(artifact))
+
+
+# -------------------------------------------------------------------------------------------------------------- outputs
+
+
+def test_names_of_outputs(tmp_path: Path) -> None:
+    for name in ("x/day=1/0.csv.gz", "x/day=1/u.data", "y/day=1/0.csv.gz"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    one, two, three = (str(tmp_path / n) for n in ("x/day=1/0.csv.gz", "x/day=1/u.data", "y/day=1/0.csv.gz"))
+    assert name_outputs([f"{tmp_path}/x"], [one, two], "csv") == {one: "day=1/0.csv", two: "day=1/u.data.csv"}
+    assert name_outputs([f"{tmp_path}/*/d*/*.gz"], [one, three], "csv") == {
+        one: "x/day=1/0.csv",
+        three: "y/day=1/0.csv",
+    }
+    assert name_outputs([one], [one], "csv") == {one: "0.csv"}
+    (tmp_path / "x/day=1/0.csv").touch()
+    both = [str(tmp_path / "x/day=1/0.csv"), one]
+    with pytest.raises(ScoreError, match=r"0\.csv and .*0\.csv\.gz would both be scored to 0\.csv"):
+        name_outputs(both, both, "csv")
+    (tmp_path / "a.csv").mkdir()
+    (tmp_path / "a.csv" / "b.csv").touch()
+    (tmp_path / "a").touch()
+    clash = [str(tmp_path / "a"), str(tmp_path / "a.csv" / "b.csv")]
+    with pytest.raises(ScoreError, match=r"would be scored to a\.csv, which is a folder too"):
+        name_outputs([str(tmp_path)], clash, "csv")
+
+
+def test_other_folders_are_refused(artifact, tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    write(logs, "a.csv", "csv", random.Random(0), 5)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").touch()
+    for output in (other, other / "thesis.txt"):
+        with pytest.raises(ReplacementError, match=r"is no folder of scores \(it has no _scores\.json\)"):
+            plan_job(str(artifact), [str(logs)], str(output))
+    (logs / SUMMARY_NAME).touch()
+    for inputs, output in (([logs], logs), ([logs], logs / "scores"), ([logs / "a.csv"], logs)):
+        with pytest.raises(ScoreError, match="are one within the other"):
+            plan_job(str(artifact), [str(path) for path in inputs], str(output))
+    with pytest.raises(LogError, match="no input file matches"):
+        plan_job(str(artifact), [str(tmp_path / "nothing")], str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_a_folder_replaces_another(swaps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "out"
+    if not swaps:
+        monkeypatch.setattr(replacement, "_exchange", lambda *_: False)
+    for text in ("one", "two"):
+        with new_folder(output, "mark") as (new, scratch):
+            (scratch / "x").touch()
+            (new / "mark").write_text(text)
+            with pytest.raises(ReplacementError, match="another job is writing to"), new_folder(output, "mark"):
+                pass
+        assert (output / "mark").read_text() == text and [p.name for p in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(KeyError), new_folder(output, "mark") as (new, _):
+        (new / "mark").write_text("three")
+        raise KeyError
+    assert (output / "mark").read_text() == "two" and [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_job_killed_between_two_steps(tmp_path: Path) -> None:
+    aside = tmp_path / ".out.partial" / "old"
+    aside.mkdir(parents=True)
+    (aside / "mark").write_text("one")
+    with pytest.raises(KeyError), new_folder(tmp_path / "out", "mark"):
+        raise KeyError
+    assert (tmp_path / "out" / "mark").read_text() == "one" and [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+# ---------------------------------------------------------------------------------------------------------- the program
+
+
+def start(artifact: Path, logs: Path, output: Path, *program: str | Path, **options: Any) -> subprocess.Popen[str]:
+    arguments = ["--engine", "spark", "--artifact", artifact, "--input", logs, "--output", output]
+    return subprocess.Popen(
+        list(map(str, [*program, *arguments])), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+    )
+
+
+def submit_with_a_zip(folder: Path) -> tuple[list[str | Path], dict[str, Any]]:
+    """What starts the program by spark-submit, where nothing but the zip holds it."""
+    package = folder / "twinfocus.zip"
+    with zipfile.ZipFile(package, "w") as archive:
+        for name in ("features", "pipeline", "training", "jobs"):
+            for path in sorted((ROOT / name).rglob("*.py")):
+                archive.write(path, path.relative_to(ROOT))
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment |= dict.fromkeys(("PYSPARK_PYTHON", "PYSPARK_DRIVER_PYTHON"), sys.executable)
+    submit = Path(sysconfig.get_path("scripts")) / "spark-submit"
+    words = [submit, "--master=local[2,4]", "--driver-memory=1g", "--py-files", package, ROOT / "jobs" / "score.py"]
+    return words, {"cwd": folder, "env": environment}
+
+
+def workers(job: int) -> dict[int, Path]:
+    """Python workers of a job that have written scores, with the file."""
+    found = {}
+    for process in psutil.Process(job).children(recursive=True):
+        try:
+            files = [Path(file.path) for file in process.open_files() if ".partial/" in file.path]
+        except psutil.Error:
+            continue
+        is_driver = any(file.name == ".lock" for file in files)
+        if not is_driver and files and files[0].exists() and files[0].stat().st_size:
+            found[process.pid] = files[0]
+    return found
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """Two logs that take seconds."""
+    lines = delimited(random.Random(3), 4_000, ",").replace(b"\xef\xbb\xbf", b"")
+    header, _, rows = lines.partition(b"\r\n")
+    (tmp_path / "logs").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "logs" / f"{name}.csv.gz").write_bytes(gzip.compress(header + b"\n" + rows * 15))
+    return tmp_path / "logs"
+
+
+@pytest.mark.slow
+def test_killed_workers_and_a_killed_job(artifact, large: Path, tmp_path: Path, monkeypatch) -> None:
+    """A killed job leaves nothing that counts; the next one works as ever, and loses a worker on its way."""
+    output = tmp_path / "out"
+    with start(artifact, large, output, sys.executable, "-m", "jobs.score", cwd=ROOT) as job:
+        wait_for(lambda: workers(job.pid), job)
+        job.kill()
+    assert not output.exists() and [p for p in tmp_path.glob(".out.partial/*/scratch/*.csv")]
+
+    words, options = submit_with_a_zip(tmp_path)
+    job = start(artifact, large, output, *words, **options)
+    [(worker, written), *_] = wait_for(lambda: workers(job.pid), job).items()
+    os.kill(worker, signal.SIGKILL)
+    assert written.exists(), "what the killed worker wrote lies beside what its next try writes"
+    text, _ = job.communicate(timeout=300)
+    assert job.returncode == 0, text
+    assert score_here(monkeypatch, artifact, [str(large)], tmp_path / "local.csv") == 0
+    check_equal(tmp_path / "local.csv", output)
+    rows, errors = (json.loads((output / SUMMARY_NAME).read_text())[key] for key in ("rows", "errors"))
+    words = f"scored {rows - errors:,} of {rows:,} rows to {output}; {errors:,} malformed in 2 files"
+    assert words in text.splitlines(), text
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["local.csv", "local.csv.json", "logs", "out", "twinfocus.zip"]
+
+
+def wait_for(look: Callable[[], Any], job: subprocess.Popen) -> Any:
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        assert job.poll() is None, job.stdout.read() if job.stdout else ""
+        if found := look():
+            return found
+        time.sleep(0.02)
+    raise AssertionError("nothing came of it")

@@ -1,0 +1,38 @@
+"""A split's columns in memory, for what must see its rows again and again, in other orders and with parts exchanged."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.encoding import Columns
+from features.schema import FeatureSchema
+from training.data.batch import Batch
+from training.data.reader import Reader
+
+
+def read_columns(reader: Reader, max_rows: int) -> Columns:
+    """A split's rows in memory, named as in the Parquet files; of a longer split, ``max_rows`` evenly spaced rows."""
+    n = reader.num_rows
+    kept = np.arange(n) if n <= max_rows else np.arange(max_rows) * n // max_rows
+    parts, start = [], 0
+    for batch in reader.batches(epoch=0):
+        first, last = np.searchsorted(kept, (start, start + batch.num_rows))
+        parts.append(_to_columns(batch, reader.schema, kept[first:last] - start))
+        start += batch.num_rows
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _to_columns(batch: Batch, schema: FeatureSchema, rows: NDArray[np.int64]) -> Columns:
+    """Some real rows of a batch; the way back from ``to_batch``."""
+    columns: Columns = {"label": batch.labels.numpy()[rows], "weight": batch.weights.numpy()[rows]}
+    for feature in schema.sparse:
+        bags = batch.sparse_features[feature.name]
+        ids = bags.values().numpy()
+        if feature.is_multi_valued:
+            lengths = bags.lengths().numpy()
+            padded = np.zeros((len(lengths), feature.max_length), ids.dtype)
+            padded[np.arange(feature.max_length) < lengths[:, None]] = ids
+            columns[feature.length_name], ids = lengths[rows], padded
+        columns[feature.name] = ids[rows]
+    for i, name in enumerate(schema.dense_names):
+        columns[name] = batch.dense_features[:, i].numpy()[rows]
+    return columns

@@ -1,0 +1,194 @@
+"""Shard: what one Parquet file must hold to be trained on, checked against the manifest and the schema.
+
+Everything is checked where it is read, because a cut file, a missing value or an id outside its table would otherwise
+become a model that is merely worse.
+"""
+
+import functools
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from features.disk.dataset import DataFile, DatasetError
+from features.encoding import Columns
+from features.schema import FeatureSchema
+
+PETASTORM_KEY = b"dataset-toolkit."
+"""Start of the footer keys whose values Petastorm un-pickles."""
+
+
+class ReaderError(DatasetError):
+    """A file does not hold the rows the manifest says, or holds rows that must not be trained on."""
+
+
+class ShardChecker:
+    """Checks files and their row groups for one schema.
+
+    Attributes:
+        columns: the columns a batch needs: name -> type, shape of one row.
+    """
+
+    def __init__(
+        self, schema: FeatureSchema, num_embeddings: Mapping[str, int] | None, later: Mapping[str, int] | None = None
+    ) -> None:
+        """With ``num_embeddings`` None, ids have no upper bound.
+
+        Args:
+            later: feature -> the id that takes the place of ids outside its table, which are of values that a model
+                with a shorter vocabulary does not know.
+        """
+        self._later = later or {}
+        self.columns = needed_columns(schema)
+        self._bounds = {f.name: (num_embeddings or {}).get(f.name, 2**31) for f in schema.sparse}
+        self._bounds |= {f.length_name: f.max_length + 1 for f in schema.sparse if f.is_multi_valued}
+        self._files: dict[Path, DataFile] = {}
+
+    def check_file(self, path: Path, file: DataFile) -> None:
+        """Compare a file with the manifest, before anything else opens it.
+
+        Raises:
+            ReaderError: it is missing, cut, of other bytes, row groups or columns, or it carries pickled objects.
+        """
+        if not path.is_file():
+            raise ReaderError(f"{path} is named in the manifest but is missing: build the dataset again")
+        if path.stat().st_size != file.num_bytes:
+            raise ReaderError(
+                f"{path} has {path.stat().st_size} bytes where the manifest says {file.num_bytes}: it was cut or "
+                "changed; build the dataset again"
+            )
+        self._files[path] = file
+        self._check_bytes(path)
+        keys, row_groups, names = _footer_of(path, _state(path))
+        if any(key.startswith(PETASTORM_KEY) for key in keys):
+            raise ReaderError(f"{path} carries pickled Petastorm keys, which could run code: it is not opened")
+        if row_groups != file.row_groups:
+            raise ReaderError(
+                f"{path} has {sum(row_groups)} rows in {len(row_groups)} row groups where the manifest says "
+                f"{file.num_rows} rows in {len(file.row_groups)}: build the dataset again"
+            )
+        amiss = sorted(name for name in self.columns if names[name] != 1)
+        if amiss:
+            raise ReaderError(f"{path} lacks columns {', '.join(amiss)}, or has them twice: build the dataset again")
+
+    def to_columns(self, table: pa.Table, path: Path) -> Columns:
+        """A row group's columns, without a copy where Arrow's memory can be used as it is.
+
+        Raises:
+            ReaderError: a value is missing or of another type, an id outside its table, a length outside its list, or
+                the file is no longer the one that was checked.
+        """
+        self._check_bytes(path)  # it may have changed since it was opened; then the rows are of nobody knows what
+        columns: Columns = {}
+        for name, (dtype, shape) in self.columns.items():
+            column = _to_numpy(table.column(name), name, path)
+            if (column.dtype, column.shape[1:]) != (dtype, shape):
+                raise ReaderError(
+                    f"column {name!r} of {path} must hold {np.dtype(dtype)} of shape {shape} a row, got {column.dtype} "
+                    f"of shape {column.shape[1:]}"
+                )
+            if name in self._later:
+                column = np.where(column >= self._bounds[name], np.int32(self._later[name]), column)
+            if name in self._bounds:
+                self._check_bounds(column, name, path)
+            elif not _is_finite(column):
+                raise ReaderError(f"column {name!r} of {path} has infinite values or NaN")
+            columns[name] = column
+        return columns
+
+    def _check_bytes(self, path: Path) -> None:
+        try:
+            digest = digest_of(path, _state(path))
+        except OSError as error:
+            raise ReaderError(f"{path} cannot be read ({error}): build the dataset again") from error
+        if digest != self._files[path].sha256:
+            raise ReaderError(
+                f"{path} does not hold the bytes it was written with (its sha256 is not the manifest's): the disk or "
+                "somebody changed it; build the dataset again"
+            )
+
+    def _check_bounds(self, column: NDArray[Any], name: str, path: Path) -> None:
+        # Seen without a sign, a negative number is larger than any bound: one pass instead of two.
+        if len(column) and column.view(f"u{column.dtype.itemsize}").max() >= self._bounds[name]:
+            wrong = column.min() if column.min() < 0 else column.max()
+            raise ReaderError(
+                f"column {name!r} of {path} holds {wrong}, outside 0 to {self._bounds[name] - 1}: the data and the "
+                "model's tables do not belong together"
+            )
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """What differs after any write to a file: nobody can set the last one back."""
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def digest_of(path: Path, state: tuple[int, ...]) -> str:
+    """The sha256 of a file, read once a process for as long as the file is in this state.
+
+    Nothing less is sure. A page's checksum leaves out page headers and the footer, and one bit of the footer can have
+    other values read from the same pages.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _footer_of(path: Path, state: tuple[int, ...]) -> tuple[tuple[bytes, ...], tuple[int, ...], Counter[str]]:
+    """Metadata keys, rows of each row group and column names of a file, read once for as long as it is in this state.
+
+    Raises:
+        ReaderError: it is no readable Parquet file.
+    """
+    try:
+        footer = pq.read_metadata(path)
+        names = Counter(footer.schema.to_arrow_schema().names)
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+        raise ReaderError(f"{path} is not a readable Parquet file ({error}): build the dataset again") from error
+    row_groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
+    return tuple(footer.metadata or {}), row_groups, names
+
+
+def needed_columns(schema: FeatureSchema) -> dict[str, tuple[type, tuple[int, ...]]]:
+    """The columns a batch needs: name -> type, shape of one row."""
+    columns: dict[str, tuple[type, tuple[int, ...]]] = {"label": (np.float32, ())}
+    for feature in schema.sparse:
+        columns[feature.name] = (np.int32, (feature.max_length,) if feature.is_multi_valued else ())
+        if feature.is_multi_valued:
+            columns[feature.length_name] = (np.int32, ())
+    columns |= {name: (np.float32, ()) for name in schema.dense_names}
+    if schema.weight:
+        columns["weight"] = (np.float32, ())
+    if schema.group_id:
+        columns["group_id"] = (np.int64, ())
+    return columns
+
+
+def _is_finite(column: NDArray[Any]) -> bool:
+    if column.dtype.kind != "f":
+        return True
+    # A sum of squares is finite only where all are, and takes one pass; where it overflows, each number is looked at.
+    return bool(np.isfinite(np.dot(column, column)) or np.isfinite(column).all())
+
+
+def _to_numpy(column: pa.ChunkedArray, name: str, path: Path) -> NDArray[Any]:
+    """(n,) of a scalar column; (n, max_length) of a column of lists, which must all have one length."""
+    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    shape = (len(array),)
+    is_list = pa.types.is_list(array.type) or pa.types.is_fixed_size_list(array.type)
+    if not array.null_count and is_list and len(array):
+        values = array.flatten()
+        width = len(values) // len(array)
+        if pa.types.is_list(array.type) and (np.diff(array.offsets.to_numpy()) != width).any():
+            raise ReaderError(f"column {name!r} of {path} has lists of different lengths: build the dataset again")
+        array, shape = values, (len(array), width)
+    if array.null_count:
+        raise ReaderError(f"column {name!r} of {path} has {array.null_count} missing values: build the dataset again")
+    return array.to_numpy(zero_copy_only=False).reshape(shape)

@@ -1,0 +1,328 @@
+"""Reader: Petastorm streams a dataset's shards to this rank as batches; Petastorm lives here and nowhere else.
+
+Every row comes once an epoch over all ranks, every rank takes the same number of steps, and what was read is counted
+against the manifest, because a reader that loses rows in silence spoils a model in silence.
+"""
+
+import contextlib
+import itertools
+import logging
+import os
+import queue
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from petastorm import make_batch_reader
+from petastorm.workers_pool import EmptyResultError
+
+from features.disk.dataset import DatasetManifest
+from features.encoding import Columns
+from training.data.batch import Batch, to_batch
+from training.config import ReaderConfig
+from training.data.prefetch import prefetch
+from training.data.row_order import Piece, Window, cut_streams
+from training.data.row_buffer import Rows, RowsPool
+from training.data.file_checker import ReaderError, ShardChecker
+from training.data.file_cache import ShardCache, local_files
+
+# By default Arrow gives each freed buffer back to the system, which zeroes the same pages anew for the next row group.
+with contextlib.suppress(NotImplementedError):  # an Arrow without jemalloc
+    pa.jemalloc_set_decay_ms(1_000)
+logging.getLogger("petastorm").setLevel(logging.WARNING)
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"petastorm\.|pyarrow\.parquet")
+
+
+class Reader:
+    """One split of a dataset, read by one rank.
+
+    An epoch is cut into ``config.num_streams`` row streams; rank r of W hosts num_streams / W of them, in order. A step
+    takes ``batch_size / num_streams`` rows of every stream, so the global batch (rank 0's rows, then rank 1's, ...)
+    does not depend on W. Near the epoch's end a batch may hold fewer real rows, or none; the rest is padding.
+
+    Attributes:
+        num_steps: steps of an epoch, the same on every rank.
+        num_rows: rows of the split, over all ranks.
+        rows_delivered: real rows the last call of ``batches`` has yielded so far, on this rank.
+        seconds: what its threads took, over all finished epochs, to decode row groups (reading them included), to
+            shuffle windows and to lay out batches; they run beside each other and beside the training.
+    """
+
+    def __init__(
+        self,
+        dataset: Path | ShardCache,
+        manifest: DatasetManifest,
+        split: str,
+        config: ReaderConfig,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = True,
+        num_embeddings: Mapping[str, int] | None = None,
+        later: Mapping[str, int] | None = None,
+    ) -> None:
+        """Check the arithmetic; nothing is opened yet.
+
+        Args:
+            dataset: folder of the manifest, or its files in an object store.
+            batch_size: rows of a step over all ranks.
+            seed: of the order; with shuffle=False it has no effect.
+            shuffle: training; else the rows of a stream come in file order.
+            num_embeddings: feature -> rows of its table; ids outside it are refused. None: not checked.
+            later: feature -> what ids outside its table become instead.
+
+        Raises:
+            ValueError: the streams cannot be shared out evenly.
+            DatasetError: the split is absent or empty.
+        """
+        if config.num_streams % world_size or not 0 <= rank < world_size:
+            raise ValueError(
+                f"rank {rank} of {world_size}: training.reader.num_streams ({config.num_streams}) must be a multiple "
+                "of the world size, and the rank below it"
+            )
+        if batch_size % config.num_streams:
+            raise ValueError(
+                f"batch size {batch_size} must be a multiple of training.reader.num_streams ({config.num_streams})"
+            )
+        self.dataset = dataset if isinstance(dataset, ShardCache) else Path(dataset).absolute()
+        self.schema = manifest.schema
+        self.files = manifest.split(split).files
+        self.config, self.seed, self.shuffle = config, seed, shuffle
+        self.checker = ShardChecker(manifest.schema, num_embeddings, later)
+        self.num_rows = manifest.split(split).num_rows
+        largest = max(rows for file in self.files for rows in file.row_groups)
+        window = largest * (config.shuffle_row_groups if shuffle else 1)
+        longest = -(-self.num_rows // config.num_streams)
+        self._pool = RowsPool(manifest.schema, self.checker.columns, min(window, longest))
+        self.rows_delivered = 0
+        self._rows_made, self._seconds = 0, 0.0
+        self.seconds = {"decode": 0.0, "shuffle": 0.0, "batch": 0.0}
+        self._rows_per_stream = batch_size // config.num_streams
+        self._batch_size = batch_size // world_size
+        streams_per_rank = config.num_streams // world_size
+        self._streams = range(rank * streams_per_rank, (rank + 1) * streams_per_rank)
+        self.num_steps = -(-longest // self._rows_per_stream)
+
+    @property
+    def rows_per_second(self) -> float:
+        """Rows that this rank's reading, shuffling and batching have made a second, beside whatever else ran."""
+        return self._rows_made / self._seconds if self._seconds else 0.0
+
+    def batches(self, epoch: int, start_step: int = 0) -> Generator[Batch, None, None]:
+        """The batches of an epoch from ``start_step`` on, each padded to batch_size / world_size rows.
+
+        Args:
+            epoch: decides the order, with the seed.
+            start_step: steps already done; their row groups are skipped unread where possible.
+
+        Raises:
+            ReaderError: a file is missing, cut or not as the manifest says, or an id is outside its table.
+            StorageError: a file cannot be fetched from its store.
+        """
+        self.rows_delivered = 0
+        ready = prefetch(lambda: self._batches(epoch, start_step), self.config.prefetch_batches)
+        with contextlib.closing(ready):
+            while (batch := self._next(ready)) is not None:
+                self.rows_delivered += batch.num_rows
+                yield batch
+
+    def _next(self, ready: Iterator[Batch]) -> Batch | None:
+        try:
+            return next(ready, None)
+        except MemoryError as error:  # NumPy's message says how much of it
+            raise ReaderError(
+                f"{self.dataset}: rows of {self.config.shuffle_row_groups} row groups a stream do not fit in memory "
+                f"({error}): lower training.reader.shuffle_row_groups, or pipeline.write.row_group_rows and build again"
+            ) from error
+
+    def _batches(self, epoch: int, start_step: int) -> Generator[Batch, None, None]:
+        """Runs in the prefetch thread."""
+        windows = cut_streams(
+            self.files,
+            self.config.num_streams,
+            seed=self.seed,
+            epoch=epoch,
+            shuffle=self.shuffle,
+            row_groups_per_window=self.config.shuffle_row_groups,
+        )
+        source = RowGroups(self.dataset, self.checker)
+        skip = start_step * self._rows_per_stream
+        started = time.perf_counter()
+        with contextlib.ExitStack() as stack:
+            streams = [stack.enter_context(Stream(source, self._pool, windows[v], skip)) for v in self._streams]
+            stack.callback(self._add_seconds, streams)
+            for step in range(start_step, self.num_steps):
+                parts = [part for stream in streams for part in stream.take(self._rows_per_stream)]
+                if step == self.num_steps - 1:
+                    for stream in streams:
+                        stream.check_end()
+                taken = time.perf_counter()
+                batch = to_batch(parts, self.schema, self._batch_size)
+                self.seconds["batch"] += time.perf_counter() - taken
+                self._seconds += time.perf_counter() - started
+                self._rows_made += batch.num_rows
+                yield batch
+                started = time.perf_counter()  # waiting for room among the prefetched batches is not reading
+
+    def _add_seconds(self, streams: Sequence["Stream"]) -> None:
+        for stream in streams:
+            for part, seconds in stream.seconds.items():
+                self.seconds[part] += seconds
+
+
+class Stream:
+    """One row stream of an epoch, from its row ``skip`` on.
+
+    It holds two windows of rows: one is handed out while a thread decodes and shuffles the next.
+    """
+
+    def __init__(self, source: "RowGroups", pool: RowsPool, windows: Sequence[Window], skip: int) -> None:
+        self._planned = sum(window.num_rows for window in windows)
+        self._delivered = min(skip, self._planned)
+        first, offset = 0, self._delivered
+        while first < len(windows) and offset >= windows[first].num_rows:
+            offset -= windows[first].num_rows
+            first += 1
+        self._waiting = deque(windows[first:])
+        self._pool, self._memory = pool, [pool.take() for _ in range(min(2, max(1, len(self._waiting))))]
+        self._free: queue.LifoQueue[Rows | None] = queue.LifoQueue()
+        for memory in self._memory:
+            self._free.put(memory)
+        self.seconds = {"decode": 0.0, "shuffle": 0.0}
+        self._loaded = prefetch(lambda: self._load(source, windows[first:]), 1)
+        self._rows, self._held = self._memory[0][:0], None
+        self._position, self._skip = 0, offset
+
+    def _load(self, source: "RowGroups", windows: Sequence[Window]) -> Generator[tuple[Rows, Rows], None, None]:
+        """Each window, shuffled, and the memory it lies in. Runs in the prefetch thread."""
+        scratch = np.empty(self._memory[0].scratch_bytes, np.uint8)
+        with contextlib.closing(source.read([p for window in windows for p in window.pieces])) as row_groups:
+            for window in windows:
+                memory = self._free.get()
+                if memory is None:  # nobody wants it any more
+                    return
+                with source.turns:
+                    started = time.perf_counter()
+                    parts = [next(row_groups) for _ in window.pieces]
+                    decoded = time.perf_counter()
+                    rows = memory.fill(parts, window.order(), scratch)
+                    self.seconds["decode"] += decoded - started
+                    self.seconds["shuffle"] += time.perf_counter() - decoded
+                    del parts
+                yield rows, memory
+
+    def take(self, num_rows: int) -> list[Rows]:
+        """The next rows, or what is left, in one part or more; they are good until the next call."""
+        parts, room = [], num_rows
+        while True:
+            stop = min(self._position + room, self._rows.num_rows)
+            parts.append(self._rows[self._position : stop])
+            room -= stop - self._position
+            self._position = stop
+            if not room or not self._waiting:
+                break
+            parts[-1] = parts[-1].copy()  # its memory is for another window now
+            if self._held is not None:
+                self._free.put(self._held)
+            self._waiting.popleft()
+            self._rows, self._held = next(self._loaded)
+            self._position, self._skip = self._skip, 0
+        self._delivered += num_rows - room
+        return parts
+
+    def check_end(self) -> None:
+        """Raise ReaderError unless every planned row was delivered, once."""
+        left = self._rows.num_rows - self._position + sum(window.num_rows for window in self._waiting)
+        if left or self._delivered != self._planned:
+            raise ReaderError(f"a stream of {self._planned} rows delivered {self._delivered} and has {left} left")
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._free.put(None)
+        self._loaded.close()
+        for memory in self._memory:
+            self._pool.give(memory)
+
+
+class RowGroups:
+    """Checked columns of row groups, through Petastorm."""
+
+    def __init__(self, dataset: Path | ShardCache, checker: ShardChecker) -> None:
+        self.dataset, self.checker = dataset, checker
+        self.turns = threading.Semaphore(os.cpu_count() or 1)
+        """Windows loaded at a time: more than there are cores would hold more memory and get in each other's way."""
+
+    def read(self, pieces: Sequence[Piece]) -> Generator[Columns, None, None]:
+        """The rows of each piece, in order; pieces of one file stand together."""
+        runs = [list(run) for _, run in itertools.groupby(pieces, key=lambda piece: piece.file.path)]
+        with contextlib.closing(local_files(self.dataset, [run[0].file for run in runs])) as paths:
+            for run in runs:
+                yield from self._read_file(next(paths), run)
+
+    def _read_file(self, path: Path, pieces: Sequence[Piece]) -> Generator[Columns, None, None]:
+        """Pieces of consecutive row groups of one file."""
+        file = pieces[0].file
+        if any(character in str(path) for character in "#?"):
+            raise ReaderError(f"{path}: Petastorm cannot open a path with '#' or '?' in it; move the dataset")
+        self.checker.check_file(path, file)
+        try:
+            with contextlib.closing(self._open(path, pieces)) as tables:
+                for piece in pieces:
+                    table = next(tables, None)
+                    found, planned = 0 if table is None else len(table), file.row_groups[piece.row_group]
+                    if table is None or found != planned:
+                        raise ReaderError(f"row group {piece.row_group} of {path} gave {found} rows, not {planned}")
+                    columns = self.checker.to_columns(table, path)
+                    yield {name: column[piece.first_row : piece.last_row] for name, column in columns.items()}
+        except (OSError, KeyError, UnicodeDecodeError, pa.ArrowException) as error:
+            raise ReaderError(f"{path} cannot be read ({error}): build the dataset again") from error
+
+    def _open(self, path: Path, pieces: Sequence[Piece]) -> Generator[pa.Table, None, None]:
+        """The row groups of ``pieces``, whole.
+
+        Petastorm cannot start in the middle of a file, but of n shards of a file with n row groups, shard i is row
+        group i. Each opening reads the footer anew, which costs more than going on, so from the start one reader does.
+        No reader is asked for more than it has: while it is still handing out its last row group, 0.12.1 would wait
+        for ever.
+        """
+        if pieces[0].row_group == 0:
+            shards = [(None, None, len(pieces))]
+        else:
+            shards = [(piece.row_group, len(piece.file.row_groups), 1) for piece in pieces]
+        for shard, num_shards, count in shards:
+            with make_batch_reader(
+                [f"file://{path}"],
+                # One pattern: Petastorm tries each pattern on each column, which is slow for wide tables.
+                schema_fields=["|".join(f"{name}$" for name in self.checker.columns)],
+                reader_pool_type="dummy",
+                shuffle_row_groups=False,
+                num_epochs=1,
+                cur_shard=shard,
+                shard_count=num_shards,
+            ) as reader:
+                # Private, in a version that is pinned: its own conversion goes through pandas and, for lists, through
+                # one array a row (2 microseconds a row and column).
+                reader._results_queue_reader = _ArrowResults()
+                yield from itertools.islice(reader, count)
+
+
+class _ArrowResults:
+    """Hands over Petastorm's row groups as the Arrow tables they are decoded to."""
+
+    batched_output = True
+
+    def read_next(self, workers_pool: Any, schema: Any, ngram: Any) -> pa.Table:
+        try:
+            return workers_pool.get_results()
+        except EmptyResultError:
+            raise StopIteration from None

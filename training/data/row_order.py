@@ -1,0 +1,100 @@
+"""Row order: which rows of which row groups an epoch's streams hold, and in which order.
+
+A pure function of (files, num_streams, seed, epoch), whatever the world size, so that a run killed on four ranks can go
+on on two with the same batches.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.disk.dataset import DataFile
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows [first_row, last_row) of one row group."""
+
+    file: DataFile
+    row_group: int
+    first_row: int
+    last_row: int
+
+    @property
+    def num_rows(self) -> int:
+        return self.last_row - self.first_row
+
+
+@dataclass(frozen=True)
+class Window:
+    """Consecutive pieces of one stream that are in memory together, and the seed their rows are shuffled with."""
+
+    pieces: tuple[Piece, ...]
+    seed: tuple[int, ...] | None
+    """None: the rows stay in file order."""
+
+    @property
+    def num_rows(self) -> int:
+        return sum(piece.num_rows for piece in self.pieces)
+
+    def order(self) -> NDArray[np.int64] | None:
+        """(num_rows,) which row comes when, of the pieces' rows laid end to end; None: as they are."""
+        return None if self.seed is None else _generator(*self.seed).permutation(self.num_rows)
+
+
+def cut_streams(
+    files: Sequence[DataFile], num_streams: int, *, seed: int, epoch: int, shuffle: bool, row_groups_per_window: int
+) -> list[list[Window]]:
+    """Cut an epoch into ``num_streams`` row streams of R // num_streams rows, or one more.
+
+    ::
+
+        files, shuffled      [ b: 6 rows        ][ a: 4 rows  ][ c: 5 rows     ]      R = 15
+        row groups           [ b0    |  b1      ][ a0   |  a1 ][ c0    | c1    ]
+        2 streams            [ 0: 7 rows                ][ 1: 8 rows           ]      cut at floor(15 v / 2)
+
+    Args:
+        files: a split's files, in manifest order.
+        shuffle: permute the files, and the rows of each window; else both keep their order.
+        row_groups_per_window: row groups whose rows are shuffled together.
+
+    Returns:
+        The windows of each stream.
+    """
+    num_rows = sum(file.num_rows for file in files)
+    order = _generator(seed, epoch).permutation(len(files)) if shuffle else range(len(files))
+    pieces = [piece for i in order for piece in _row_groups(files[i])]
+    streams = []
+    for stream in range(num_streams):
+        own = _cut(pieces, num_rows * stream // num_streams, num_rows * (stream + 1) // num_streams)
+        size = row_groups_per_window if shuffle else 1
+        streams.append(
+            [
+                Window(tuple(own[i : i + size]), (seed, epoch, stream, i // size) if shuffle else None)
+                for i in range(0, len(own), size)
+            ]
+        )
+    return streams
+
+
+def _row_groups(file: DataFile) -> list[Piece]:
+    return [Piece(file, i, 0, num_rows) for i, num_rows in enumerate(file.row_groups) if num_rows]
+
+
+def _cut(pieces: Sequence[Piece], start: int, stop: int) -> list[Piece]:
+    """The part of ``pieces`` that holds rows [start, stop) of them all laid end to end."""
+    cut, offset = [], 0
+    for piece in pieces:
+        first, last = max(start - offset, 0), min(stop - offset, piece.num_rows)
+        if first < last:
+            cut.append(Piece(piece.file, piece.row_group, first, last))
+        offset += piece.num_rows
+    return cut
+
+
+def _generator(seed: int, *position: int) -> np.random.Generator:
+    # Entropy may not be negative; masking keeps every 64-bit seed distinct. As a spawn key, unlike as more entropy, a
+    # position differs from the same one with zeros after it.
+    return np.random.default_rng(np.random.SeedSequence(seed & (2**64 - 1), spawn_key=position))

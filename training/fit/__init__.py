@@ -1,0 +1,1 @@
+"""Training of one rank, from the first step to the last metric."""

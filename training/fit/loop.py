@@ -1,0 +1,267 @@
+"""The loop: steps over the epochs' batches, an evaluation an epoch, a checkpoint when it is time.
+
+It is a generator of events and knows nothing of Ray, files of a run or progress bars; whoever drives it does.
+"""
+
+import contextlib
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from features.disk.object_store import Place
+from training.config import FusedOptimizer, TrainingConfig
+from training.data.reader import Reader
+from training.fit.allocator import return_unused_pages
+from training.fit.regularization import EmbeddingL2
+from training.fit.schedule import Plateau, lower, monitor_value
+from training.fit.step import Step, matmul_precision, step_seed
+from training.fit.step_times import StepTimes
+from training.judge.metrics import DivergedError
+from training.judge.metrics import evaluate as compute_metrics
+from training.model.embedding import FieldEmbedding
+from training.sharding import checkpoint
+from training.sharding.parallelize import ParallelModel, gather
+
+PROGRESS_SECONDS = 1.0
+"""Least time between two progress events."""
+
+CUDA_FETCH_INTERVAL = 20
+"""Steps after which a loss is fetched from a GPU, which has then to finish all that it was given to do."""
+
+Event = dict[str, Any]
+
+
+@dataclass
+class Progress:
+    """Where a run is: all a checkpoint needs besides tensors.
+
+    Attributes:
+        epoch: current epoch, from 0.
+        step_in_epoch: steps of it already done.
+        step: optimizer steps in all.
+        rows: real rows in all, over every rank.
+        loss_sum: sum over the epoch's steps of the step loss.
+        seconds: time spent in steps, in evaluation and in checkpoints.
+    """
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+    rows: int = 0
+    loss_sum: float = 0.0
+    schedule: Plateau = field(default_factory=Plateau)
+    learning_rates: list[float] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "evaluate": 0.0, "checkpoint": 0.0})
+
+    def is_over(self, config: TrainingConfig) -> bool:
+        """Whether nothing is left to train under this config, whatever limit an earlier start had."""
+        return self.epoch >= config.max_epochs or self.schedule.is_over(config.schedule)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "schedule": self.schedule.state_dict(), "best_step": self.schedule.best_step}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Progress":
+        values = {k: v for k, v in values.items() if k != "best_step"}
+        return cls(**{**values, "schedule": Plateau(**values["schedule"])})
+
+
+@dataclass
+class Training:
+    """What one rank trains with."""
+
+    parallel: ParallelModel
+    config: TrainingConfig
+    train_reader: Reader
+    valid_reader: Reader | None
+    device: torch.device
+    checkpoints: Place
+
+    def __post_init__(self) -> None:
+        self.times = StepTimes(self.parallel.model, self.device)
+        self.fetch_interval = CUDA_FETCH_INTERVAL if self.device.type == "cuda" else 1
+
+
+def train(training: Training, progress: Progress, step: Step) -> Iterator[Event]:
+    """Train from ``progress`` to the end; ``step`` is what ``make_step`` made.
+
+    Yields evaluation and checkpoint events on every rank alike, and progress events by each rank's own clock.
+
+    Raises:
+        ReaderError: a row is missing, double or damaged.
+        DivergedError: the loss is not finite.
+    """
+    config, parallel = training.config, training.parallel
+    if progress.learning_rates:
+        parallel.learning_rates = progress.learning_rates
+    while not progress.is_over(config):
+        yield from _train_epoch(training, progress, step)
+        if training.valid_reader is not None:
+            yield _evaluate_epoch(training, training.valid_reader, progress)
+        progress.epoch, progress.step_in_epoch, progress.loss_sum = progress.epoch + 1, 0, 0.0
+        yield _save(training, progress)
+
+
+def make_step(training: Training) -> Step:
+    """Make the step; where looked-up rows are regularised, this reads the training split once.
+
+    The loss that a step returns leaves the embedding L2 out, in both lanes.
+    """
+    parallel, optimizer = training.parallel, training.config.optimizer
+    looked_up_l2 = None
+    if isinstance(optimizer, FusedOptimizer) and optimizer.embedding_l2:
+        (embedding,) = (part for part in parallel.model.modules() if isinstance(part, FieldEmbedding))
+        batches = (batch.to(training.device) for batch in training.train_reader.batches(epoch=0))
+        looked_up_l2 = EmbeddingL2(embedding, batches, optimizer.embedding_l2)
+    return Step(parallel, training.config, training.device, training.times, looked_up_l2)
+
+
+def _train_epoch(training: Training, progress: Progress, step: Step) -> Iterator[Event]:
+    config, parallel, times = training.config, training.parallel, training.times
+    parallel.model.train()
+    started = shown = time.perf_counter()
+    shown_rows = progress.rows
+    first, rank = progress.step_in_epoch, dist.get_rank()
+    seeds = (step_seed(config.seed, progress.epoch, number, rank) for number in itertools.count(first))
+    sums = torch.zeros(2, dtype=torch.float64, device=training.device)
+    times.start()
+    with (
+        matmul_precision(config),
+        contextlib.closing(step.run(training.train_reader.batches(progress.epoch, first), seeds)) as results,
+    ):
+        for loss, rows in results:
+            progress.step, progress.step_in_epoch = progress.step + 1, progress.step_in_epoch + 1
+            if parallel.average is not None:
+                parallel.average.update(progress.step)
+            sums += torch.stack([loss.double(), rows])
+            is_last = progress.step_in_epoch == training.train_reader.num_steps
+            is_saved = progress.step % config.checkpoint.every_steps == 0 and not is_last
+            is_fetched = is_last or is_saved or progress.step_in_epoch % training.fetch_interval == 0
+            value = _fetch(loss, sums, progress) if is_fetched else None
+            times.mark("other")
+            now = time.perf_counter()
+            if value is not None and (now - shown >= PROGRESS_SECONDS or is_last):
+                rate = (progress.rows - shown_rows) / (now - shown)
+                yield _progress_event(training, progress, value, rate, progress.seconds["train"] + now - started)
+                shown, shown_rows = time.perf_counter(), progress.rows
+            if is_saved:
+                progress.seconds["train"] += time.perf_counter() - started
+                yield _save(training, progress)
+                started = shown = time.perf_counter()
+                parallel.model.train()
+            times.start()
+    times.stop()
+    progress.seconds["train"] += time.perf_counter() - started
+
+
+def _fetch(loss: Tensor, sums: Tensor, progress: Progress) -> float:
+    """Bring the sums of losses and rows since the last time from the device, and this step's loss.
+
+    Raises:
+        DivergedError: a loss since the last time is not finite; on every rank alike.
+    """
+    value, loss_sum, rows = torch.stack([loss.double(), *sums]).tolist()
+    if not np.isfinite(loss_sum):
+        raise DivergedError(f"the loss became {loss_sum} at step {progress.step}: lower the learning rates")
+    sums.zero_()
+    progress.rows, progress.loss_sum = progress.rows + int(rows), progress.loss_sum + loss_sum
+    return value
+
+
+def _progress_event(
+    training: Training, progress: Progress, loss: float, rows_per_second: float, seconds: float
+) -> Event:
+    return {
+        "event": "progress",
+        "epoch": progress.epoch,
+        "step": progress.step,
+        "step_in_epoch": progress.step_in_epoch,
+        "epoch_steps": training.train_reader.num_steps,
+        "loss": loss,
+        "learning_rate": training.parallel.learning_rates[-1],
+        "rows_per_second": rows_per_second,
+        "seconds": seconds,
+    }
+
+
+def _evaluate_epoch(training: Training, reader: Reader, progress: Progress) -> Event:
+    started = time.perf_counter()
+    config, parallel = training.config, training.parallel
+    metrics = compute_metrics(*score_all(parallel, reader, training.device))
+    value = monitor_value(metrics, config.monitor)
+    is_best = progress.schedule.update(value, progress.step, config.schedule)
+    event = {
+        "event": "evaluation",
+        "split": "valid",
+        "epoch": progress.epoch,
+        "step": progress.step,
+        "train_loss": progress.loss_sum / max(1, progress.step_in_epoch),
+        **metrics,
+        "monitor": value,
+        "best": is_best,
+        "learning_rate": parallel.learning_rates[-1],
+    }
+    if not is_best:
+        parallel.learning_rates = [lower(rate, config.schedule) for rate in parallel.learning_rates]
+    progress.learning_rates = parallel.learning_rates
+    progress.seconds["evaluate"] += time.perf_counter() - started
+    return {**event, "seconds": progress.seconds["train"]}
+
+
+def _save(training: Training, progress: Progress) -> Event:
+    started = time.perf_counter()
+    folder, keep = training.checkpoints, training.config.checkpoint.keep
+    checkpoint.save(folder, progress.step, training.parallel, progress.to_json())
+    if dist.get_rank() == 0:
+        checkpoint.prune(folder, keep, progress.schedule.best_step)
+    return_unused_pages()
+    progress.seconds["checkpoint"] += time.perf_counter() - started
+    return {"event": "checkpoint", "epoch": progress.epoch, "step": progress.step}
+
+
+Scores = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
+"""Logits, labels, weights and group ids (or None) of real rows, each (rows,)."""
+
+
+def score(model: nn.Module, reader: Reader, device: torch.device) -> Scores:
+    """Score this rank's rows of a split, in reading order."""
+    model.eval()
+    logits, labels, weights, group_ids = [], [], [], []
+    with torch.no_grad():
+        for batch in reader.batches(epoch=0):
+            rows = slice(batch.num_rows)
+            logits.append(model(batch.to(device)).fused.double().cpu())
+            labels.append(batch.labels[rows])
+            weights.append(batch.weights[rows])
+            if batch.group_ids is not None:
+                group_ids.append(batch.group_ids[rows])
+    parts = [torch.cat(part).numpy() if part else None for part in (logits, labels, weights, group_ids)]
+    return parts[0], parts[1], parts[2], parts[3]  # pyright: ignore[reportReturnType]
+
+
+def score_all(parallel: ParallelModel, reader: Reader, device: torch.device) -> Scores:
+    """Score every rank's rows of a split with the weights that would be shipped, on every rank, in rank order."""
+    with parallel.shipped_weights():
+        return gather_scores(score(parallel.model, reader, device))
+
+
+def gather_scores(scores: Scores) -> Scores:
+    """Put all ranks' scores together, on every rank, in rank order."""
+    if dist.get_world_size() == 1:
+        return scores
+    gathered = [_gather(part) for part in scores]
+    return gathered[0], gathered[1], gathered[2], gathered[3]  # pyright: ignore[reportReturnType]
+
+
+def _gather(part: np.ndarray | None) -> np.ndarray | None:
+    if part is None:
+        return None
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    return gather(torch.from_numpy(part).to(device)).cpu().numpy()

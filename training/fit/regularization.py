@@ -1,0 +1,101 @@
+"""EmbeddingL2: L2 regularisation of table rows as a term of the loss, on the vectors that a batch looked up.
+
+FBGEMM updates tables inside its backward and ignores weight decay on CPU, so what is to move a row must be in the loss.
+"""
+
+from collections.abc import Iterable
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.data.batch import Batch
+from training.model.embedding import EmbeddingTable, FieldEmbedding, Stream, Streams
+from training.sharding.parallelize import gather
+
+
+class EmbeddingL2:
+    """(strength / 2) * sum over tables and over the distinct ids j of the global batch of |w_j|^2 / n_j.
+
+    n_j is how often id j occurs in the training split: mini-batch aware regularisation (DIN, arXiv 1706.06978, 5.1). A
+    row that no rank looked up has no gradient, one that was gets strength * w_j / n_j, however often it was.
+
+    Of a multi-valued feature only pooled vectors are there: each bag counts as if every row in it were the bag's mean,
+    |mean|^2 * (sum over its ids of 1 / (n_j c_j)), with c_j the occurrences of id j in the global batch. That is exact
+    for bags of one id or of equal rows; otherwise it decays what the rows of a bag have in common.
+
+    Dense features' vectors are no rows of a table and are left out. Costs a pass over ``batches`` at the start, 8 bytes
+    a row of every feature's table (its tables share them), and an all-gather of the ids at each step.
+    """
+
+    def __init__(self, embedding: FieldEmbedding, batches: Iterable[Batch], strength: float) -> None:
+        """Count the ids, and watch what ``embedding`` looks up from now on.
+
+        Args:
+            embedding: the module inside the model that is trained, sharded or not.
+            batches: this rank's share of the training split, once, on the device of the ids to come.
+            strength: lambda.
+        """
+        self._strength = strength
+        self._tables: dict[Stream, list[EmbeddingTable]] = {}
+        for table in embedding.tables:
+            self._tables.setdefault(table.stream, []).append(table)
+        sizes = {table.feature: table.num_embeddings for table in embedding.tables}
+        self._starts = dict(zip(sizes, accumulate([0, *sizes.values()]), strict=False))
+        self._sums_bags = {table.feature: table.pooling == "sum" for table in embedding.tables}
+        self._inverse_counts = 1 / self._count(batches, sum(sizes.values())).float()
+        self._in_batch = torch.zeros_like(self._inverse_counts, dtype=torch.int32)
+        self._streams: Streams = {}
+        embedding.register_forward_hook(self._keep)
+
+    def _keep(self, module: Any, inputs: Any, streams: Streams) -> None:
+        if torch.is_grad_enabled():
+            self._streams = streams
+
+    def _count(self, batches: Iterable[Batch], num_rows: int) -> Tensor:
+        """n of every feature's ids, laid end to end, over all ranks."""
+        counts = torch.zeros(num_rows, dtype=torch.int64)
+        for batch in batches:
+            rows = self._rows(batch)
+            counts = counts.to(rows.device)
+            counts.index_add_(0, rows, torch.ones_like(rows))
+        torch.distributed.all_reduce(counts)
+        return counts
+
+    def _rows(self, batch: Batch) -> Tensor:
+        """(V,) where each id of the batch stands when the features' ids are laid end to end."""
+        ids = batch.sparse_features
+        starts = torch.tensor([self._starts[feature] for feature in ids.keys()])  # noqa: SIM118
+        return ids.values() + starts.repeat_interleave(torch.tensor(ids.length_per_key())).to(ids.device())
+
+    def loss(self, batch: Batch) -> Tensor:
+        """This rank's share of the term, for the vectors of the last forward, which must have been of ``batch``.
+
+        The shares of all ranks add up to the term, as those of the data loss do.
+        """
+        coefficients_FB = self._coefficients(batch)
+        fields = {feature: f for f, feature in enumerate(batch.sparse_features.keys())}
+        total = coefficients_FB.new_zeros(())
+        for stream, tables in self._tables.items():
+            squares_BF = self._streams[stream][:, : len(tables)].square().sum(dim=2)
+            total = total + (squares_BF * coefficients_FB[[fields[table.feature] for table in tables]].T).sum()
+        self._streams = {}
+        return self._strength / 2 * total
+
+    def _coefficients(self, batch: Batch) -> Tensor:
+        """(F, num_rows): what the square of each pooled vector is multiplied by.
+
+        Every occurrence of id j has 1 / (n_j c_j), so that its c_j occurrences, on whatever ranks, make 1 / n_j.
+        """
+        ids, rows = batch.sparse_features, self._rows(batch)
+        everyone = gather(rows)
+        self._in_batch.index_add_(0, everyone, torch.ones_like(everyone, dtype=torch.int32))
+        values = self._inverse_counts[rows] / self._in_batch[rows]
+        self._in_batch[everyone] = 0
+        lengths = ids.lengths()
+        bags = torch.arange(len(lengths), device=rows.device).repeat_interleave(lengths, output_size=len(rows))
+        sums_FB = values.new_zeros(len(lengths)).index_add_(0, bags, values).view(-1, batch.batch_size)
+        is_sum = torch.tensor([self._sums_bags[feature] for feature in ids.keys()], device=rows.device)  # noqa: SIM118
+        sizes_FB = lengths.view_as(sums_FB).clamp(min=1)
+        return torch.where(is_sum[:, None], sums_FB / sizes_FB**2, sums_FB)[:, : batch.num_rows]

@@ -1,0 +1,89 @@
+"""Limits: what this machine's products and memory give at best, so that a training can say how near each part came."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from training.config import TrainingConfig
+from training.forecast.cost_model import FLOAT, Net
+from training.model.ctr_model import CTRModel
+
+SECONDS = 0.05
+"""Of each measurement."""
+COPIED = 64 << 20
+LOOKUP_PASSES, UPDATE_PASSES, ADAM_PASSES = 2, 3, 7
+"""How often a looked-up number is read or written: row and pooled vector; gradient, row and row again. And a replicated
+one by Adam: weight, gradient and two moments are read, all but the gradient written."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one rank reaches while the others wait.
+
+    Attributes:
+        flops: products and sums a second, of a square layer as wide as the network's widest, at a rank's batch size.
+        bytes_per_second: read and written, copying memory.
+    """
+
+    flops: float
+    bytes_per_second: float
+
+
+def measure_limits(rows: int, width: int, config: TrainingConfig, device: torch.device) -> Limits:
+    """Multiply and copy for a moment.
+
+    Args:
+        rows: of a rank's part of a batch.
+        width: of the network's widest layer.
+    """
+    dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+    left, right = (torch.ones(size, width, device=device, dtype=dtype) for size in (rows, width))
+    source = torch.ones(COPIED, device=device, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    return Limits(
+        flops=2 * rows * width * width * _rate(lambda: torch.mm(left, right), device),
+        bytes_per_second=2 * COPIED * _rate(lambda: target.copy_(source), device),
+    )
+
+
+def shares_of_limits(
+    limits: Limits, model: CTRModel, rows: float, ids: Mapping[str, float], seconds: Mapping[str, float]
+) -> dict[str, float]:
+    """How near each part of a step came to what the machine gives; a part that took no time is left out.
+
+    Args:
+        model: what was trained; its tables may be sharded.
+        rows: of a rank's part of a batch.
+        ids: feature -> ids of a rank's part of a batch.
+        seconds: part of a step -> its seconds (training/fit/step_times.py).
+    """
+    net = Net.of(model)
+    looked_up = FLOAT * sum(ids[table.feature] * table.padded_width for table in model.tables)
+    bandwidth = limits.bytes_per_second
+    least = {
+        "dense": rows * net.flops / limits.flops,
+        "lookup": LOOKUP_PASSES * looked_up / bandwidth,
+        "table backward": UPDATE_PASSES * looked_up / bandwidth,
+        "optimizer": ADAM_PASSES * FLOAT * net.parameters / bandwidth,
+    }
+    taken = {**seconds, "dense": seconds["dense forward"] + seconds["dense backward"]}
+    return {part: needed / taken[part] for part, needed in least.items() if taken[part]}
+
+
+def _rate(run: Callable[[], object], device: torch.device) -> float:
+    """Times a second; the best of what fits into ``SECONDS``, as others may use the machine too."""
+
+    def seconds() -> float:
+        started = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    seconds()  # the first touches the memory
+    found, end = [seconds()], time.perf_counter() + SECONDS
+    while time.perf_counter() < end:
+        found.append(seconds())
+    return 1 / min(found)

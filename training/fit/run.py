@@ -1,0 +1,346 @@
+"""A run: its folder on disk, and ``fit``, which trains one rank of it from the config to the last metric.
+
+Whoever starts the ranks (Ray Train, a test) only has to form the process group first.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from pydantic import TypeAdapter
+from torch import nn
+
+from features.disk.dataset import DatasetManifest
+from features.disk.object_store import ObjectPath, Place, locate
+from features.learnt import Learnt
+from features.schema import FeatureSchema
+from training.config import TrainingConfig
+from training.data.file_cache import ShardCache
+from training.data.reader import Reader
+from training.fit.loop import Event, Progress, Training, make_step, score_all, train
+from training.fit.roofline import measure_limits, shares_of_limits
+from training.judge.calibration import CALIBRATION_NAME, CalibrationError, fit_platt
+from training.judge.metrics import curves, evaluate
+from training.model.ctr_model import CTRModel
+from training.sharding import checkpoint
+from training.sharding.parallelize import needs_padded_tables, parallelize
+
+LEARNT_NAME = "learnt"
+
+
+class RunError(ValueError):
+    """A run folder cannot be used as asked; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of one training run; see docs/spine.md for its files."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def checkpoints_of(self, config: TrainingConfig) -> Place:
+        """Where this config keeps the run's checkpoints."""
+        return self.checkpoints if config.checkpoint.folder is None else locate(config.checkpoint.folder)
+
+    @property
+    def history(self) -> Path:
+        return self.path / "history.jsonl"
+
+    @property
+    def failure(self) -> Path:
+        """Why the run cannot go on, written by the worker that noticed."""
+        return self.path / "failure.json"
+
+    def read(self, name: str) -> Any:
+        """Read one of the run's JSON files.
+
+        Raises:
+            RunError: it is absent or damaged.
+        """
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.path} is not a usable run: {name} cannot be read ({error})") from error
+
+    def write(self, name: str, value: Any) -> None:
+        """Write a JSON file of the run in one step."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+
+    def config(self) -> TrainingConfig:
+        """The training section that the run was started with.
+
+        Raises:
+            RunError: it is absent or damaged.
+        """
+        return TypeAdapter(TrainingConfig).validate_python(self.read("config.json")["training"])
+
+    def learnt(self, schema: FeatureSchema) -> Learnt:
+        """The learnt state of the dataset that the run was trained on.
+
+        Raises:
+            LearntError: it is missing or damaged.
+        """
+        return Learnt.load(self.path / LEARNT_NAME, schema)
+
+    def append(self, event: Event) -> None:
+        """Add one line to the history."""
+        with self.history.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Drop what the history tells of steps after ``step``: they will be done again."""
+        if not self.history.exists():
+            return
+        lines = self.history.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        temporary = self.history.with_suffix(".rewind")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, self.history)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset that was checked and is ready to be read."""
+
+    path: Place
+    manifest: DatasetManifest
+    learnt: Learnt
+    is_ahead: bool = False
+    """Whether its files know values that ``learnt`` does not."""
+
+    @classmethod
+    def open(cls, path: Place | str) -> "Dataset":
+        """Load a dataset's manifest and learnt state, and check files and ids.
+
+        Raises:
+            DatasetError, LearntError: names what is missing, cut or outside its table.
+            StorageError: its store cannot be read.
+        """
+        path = locate(path)
+        manifest = DatasetManifest.load(path)
+        learnt = manifest.load_learnt(path)
+        for name, split in manifest.splits.items():
+            if split.num_rows:
+                manifest.check_files(path, name)
+        manifest.check_ids(learnt)
+        return cls(path, manifest, learnt)
+
+    def seen_by(self, learnt: Learnt) -> "Dataset":
+        """The same rows for a model with an earlier learnt state: values that came later are out of its vocabulary.
+
+        Raises:
+            RunError: the dataset's learnt state does not go on with that one.
+        """
+        if not self.learnt.extends(learnt):
+            raise RunError(
+                f"{self.path} was built with other vocabularies (learnt state {self.learnt.fingerprint[:12]}) than the "
+                f"run's ({learnt.fingerprint[:12]}), and does not go on with them: its ids mean something else"
+            )
+        return replace(self, learnt=learnt, is_ahead=self.learnt.fingerprint != learnt.fingerprint)
+
+    def num_embeddings(self) -> dict[str, int]:
+        """Feature -> rows of its table."""
+        return {f.name: self.learnt.num_embeddings(f) for f in self.manifest.schema.sparse}
+
+    def has_split(self, name: str) -> bool:
+        return name in self.manifest.splits and self.manifest.splits[name].num_rows > 0
+
+    def reader(self, split: str, config: TrainingConfig, *, rank: int = 0, world_size: int = 1) -> Reader:
+        """A reader of one split; only ``train`` is shuffled."""
+        is_train = split == "train"
+        return Reader(
+            self._files(config.reader.cache_bytes),
+            self.manifest,
+            split,
+            config.reader,
+            batch_size=config.global_batch_size if is_train else config.evaluation_batch_size,
+            seed=config.seed,
+            rank=rank,
+            world_size=world_size,
+            shuffle=config.reader.shuffle and is_train,
+            num_embeddings=self.num_embeddings(),
+            later={name: self.learnt.oov_id(name) for name in self.learnt.vocabularies} if self.is_ahead else None,
+        )
+
+    def _files(self, cache_bytes: int) -> Path | ShardCache:
+        return ShardCache(self.path, cache_bytes) if isinstance(self.path, ObjectPath) else self.path
+
+
+def build_model(dataset: Dataset, config: TrainingConfig, device: torch.device) -> CTRModel:
+    """The network of a config over a dataset's tables.
+
+    Args:
+        device: where the tables are made; ``meta`` when they are to be sharded.
+    """
+    return CTRModel(
+        dataset.manifest.schema,
+        dataset.num_embeddings(),
+        config.model,
+        seed=config.seed,
+        pad_tables=needs_padded_tables(config),
+        device=device,
+    )
+
+
+def find_warm_start(config: TrainingConfig, dataset: Dataset) -> checkpoint.Checkpoint | None:
+    """The checkpoint that a new run begins from; None where the config names no run.
+
+    Raises:
+        RunError: the named run's vocabularies are not the beginning of the dataset's, or its schema is another.
+        CheckpointError, StorageError: it has no checkpoint that can be read.
+    """
+    if config.warm_start is None:
+        return None
+    before = Run(Path(config.warm_start))
+    if before.read("dataset.json")["schema_fingerprint"] != dataset.manifest.schema_fingerprint:
+        raise RunError(
+            f"training.warm_start: {before.path} was trained on another feature schema than {dataset.path} has"
+        )
+    dataset.seen_by(before.learnt(dataset.manifest.schema))
+    return checkpoint.best(before.checkpoints_of(before.config()))
+
+
+def fit(run: Run, config: TrainingConfig, on_event: Callable[[Event], None] = lambda event: None) -> dict[str, Any]:
+    """Train this rank to the end, from the newest checkpoint if there is one.
+
+    Args:
+        run: its folder must be visible to every rank; what is large in it may be elsewhere (``checkpoint.folder``).
+        config: the training section.
+        on_event: called on every rank, in the same order, with each event of the loop.
+
+    Returns:
+        What rank 0 writes to metrics.json.
+
+    Raises:
+        ValueError subclasses: data, config or checkpoint cannot be used; the message says which and why.
+        CalibrationError: nothing can be fitted; the metrics, of the model's own probabilities, are written before.
+    """
+    started = time.perf_counter()
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    device = torch.device("cuda", torch.cuda.current_device()) if config.device == "cuda" else torch.device("cpu")
+    dataset = Dataset.open(config.dataset)
+    parallel = parallelize(build_model(dataset, config, torch.device("meta")), config, device)
+    has_valid = dataset.has_split("valid")
+    if config.calibration.kind != "none" and not (has_valid and 0 < dataset.manifest.split("valid").label_rate < 1):
+        raise RunError(f"training.calibration needs a validation split with both labels, and {dataset.path} has none")
+    training = Training(
+        parallel,
+        config,
+        dataset.reader("train", config, rank=rank, world_size=world_size),
+        dataset.reader("valid", config, rank=rank, world_size=world_size) if has_valid else None,
+        device,
+        run.checkpoints_of(config),
+    )
+    progress = Progress()
+    last = checkpoint.newest(training.checkpoints)
+    if last is not None:
+        checkpoint.restore(last, parallel)
+        progress = Progress.from_json(last.progress)
+    elif (begun := find_warm_start(config, dataset)) is not None:
+        checkpoint.begin(begun, parallel)
+    if rank == 0:
+        run.rewind(progress.step)
+        run.write("plan.json", parallel.plan)
+    step = make_step(training)
+    startup = time.perf_counter() - started
+
+    loss = None
+    for event in train(training, progress, step):
+        loss = event.get("train_loss", loss)
+        if rank == 0:
+            run.append(event)
+        on_event(event)
+    metrics, refusal = _summarise(training, progress, loss, startup), None
+    if has_valid:
+        found, refusal = _evaluate_best(run, training)
+        metrics |= found
+    if rank == 0:
+        run.write("metrics.json", metrics)
+    dist.barrier()
+    if refusal is not None:
+        raise refusal
+    return metrics
+
+
+def _summarise(training: Training, progress: Progress, loss: float | None, startup: float) -> dict[str, Any]:
+    return {
+        "train": {
+            "rows": progress.rows,
+            "epochs": progress.epoch,
+            "steps": progress.step,
+            "loss": loss,
+            "rows_per_second": progress.rows / max(progress.seconds["train"], 1e-9),
+            "reader_rows_per_second": training.train_reader.rows_per_second * dist.get_world_size(),
+            **training.times.summary(),
+            "reader_shares": _shares(training.train_reader.seconds),
+            "of_limit": _shares_of_limits(training, progress) if dist.get_rank() == 0 else {},
+        },
+        "best_step": progress.schedule.best_step,
+        "seconds": {"startup": startup, **progress.seconds},
+    }
+
+
+def _shares(seconds: Mapping[str, float]) -> dict[str, float]:
+    total = sum(seconds.values())
+    return {part: value / total if total else 0.0 for part, value in seconds.items()}
+
+
+def _shares_of_limits(training: Training, progress: Progress) -> dict[str, float]:
+    """How near this rank's parts of a step came to what the machine, and for "input" the reader, gives alone."""
+    times, config, world_size = training.times, training.config, dist.get_world_size()
+    if not times.num_batches:
+        return {}  # nothing was left to train
+    (model,) = (part for part in training.parallel.model.modules() if isinstance(part, CTRModel))
+    width = max(part.out_features for part in model.modules() if isinstance(part, nn.Linear))
+    rows = progress.rows / progress.step / world_size
+    seconds = {part: total / times.num_batches for part, total in times.seconds.items()}
+    ids = {name: total / times.num_batches for name, total in times.num_ids.items()}
+    limits = measure_limits(config.global_batch_size // world_size, width, config, training.device)
+    rate = rows / sum(seconds.values())
+    return {
+        "input": rate / training.train_reader.rows_per_second,
+        **shares_of_limits(limits, model, rows=rows, ids=ids, seconds=seconds),
+    }
+
+
+def _evaluate_best(run: Run, training: Training) -> tuple[dict[str, Any], CalibrationError | None]:
+    """Metrics of the best checkpoint on the validation split, as it will be served; rank 0 keeps them and their curves.
+
+    Calibrated metrics are in sample by the two fitted numbers, so the raw ones stand beside them. The error says why
+    nothing could be fitted; it is returned, and the metrics are the raw ones, as a finished training must not be lost.
+    """
+    assert training.valid_reader is not None
+    best = checkpoint.best(training.checkpoints)
+    checkpoint.restore(best, training.parallel)
+    logits, labels, weights, group_ids = score_all(training.parallel, training.valid_reader, training.device)
+    summary: dict[str, Any] = {}
+    refusal = None
+    if training.config.calibration.kind == "platt":
+        try:
+            calibration = fit_platt(logits, labels, weights)
+        except CalibrationError as error:
+            refusal = error
+        else:
+            summary["valid_uncalibrated"] = evaluate(logits, labels, weights, group_ids)
+            summary["platt"] = calibration.to_json()
+            logits = calibration.apply(logits)
+    summary["valid"] = evaluate(logits, labels, weights, group_ids)
+    if dist.get_rank() == 0:
+        if "platt" in summary:
+            run.write(CALIBRATION_NAME, {"step": best.step, **summary["platt"]})
+        run.write("evaluation/valid.json", {"metrics": summary["valid"], "curves": curves(logits, labels, weights)})
+    return summary, refusal

@@ -1,0 +1,101 @@
+"""Layout: which shards a cluster's ranks would have, as the planner lays them out, or as it cannot be asked to.
+
+What a layout costs is training/forecast/cost_model.py.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from torchrec.distributed.planner.types import PlannerError
+
+from training.config import TrainingConfig
+from training.forecast.cost_model import FLOAT, Kind, Machine, Net, Shard, Traffic, predict
+from training.forecast.dry_run import PlanError
+from training.model.ctr_model import CTRModel
+from training.sharding.table_planner import Cluster, Sharder, make_planner
+
+GIANT = 8
+"""A table that takes more than one part in so many of a rank's memory is cut by rows."""
+
+
+def planned_shards(model: CTRModel, config: TrainingConfig, cluster: Cluster) -> list[Shard]:
+    """The shards of the plan that a training on these ranks would make.
+
+    Raises:
+        PlanError: the tables do not fit; ``training.forecast.dry_run.plan_tables`` tells by how much.
+    """
+    try:
+        plan: Any = make_planner(model, config, cluster).plan(model, [Sharder()])  # pyright: ignore[reportArgumentType]
+    except PlannerError as error:
+        raise PlanError(f"the tables do not fit: {error}", 0, []) from error
+    sizes = {table.name: (table.num_embeddings, table.padded_width) for table in model.tables}
+    shards = []
+    for name, placement in [place for part in plan.plan.values() for place in part.items()]:
+        if placement.sharding_spec is None:
+            shards += [Shard(name, "data_parallel", rank, *sizes[name]) for rank in range(cluster.world_size)]
+            continue
+        for shard in placement.sharding_spec.shards:
+            rows, columns = shard.shard_sizes
+            if rows and columns:  # row-wise, of a table with fewer rows than ranks, some have none
+                rank, first = shard.placement.rank(), shard.shard_offsets[0]
+                shards.append(Shard(name, placement.sharding_type, rank, rows, columns, first))
+    return shards
+
+
+def dealt_shards(model: CTRModel, net: Net, machine: Machine, traffic: Traffic) -> list[Shard]:
+    """Shards in two dimensions, for what the planner is not asked for: the fastest of a few ways to deal them out.
+
+    A table with at most as many rows as a rank has in a batch is replicated: its gradient is less than the vectors that
+    it would send. Others are cut into parts of so many columns, and parts of giants (or all) by rows over the ranks of
+    one host; the heaviest part goes first, to whoever has least to send.
+    """
+    ways = [
+        _deal(model, traffic, machine.memory, columns, traffic.rows, all_by_host)
+        for columns in (None, 64, 32)
+        for all_by_host in (False, True)
+    ]
+    steps = [predict(way, net, machine, traffic) for way in ways]
+    fits = [step.memory <= machine.memory for step in steps]
+    return ways[max(range(len(ways)), key=lambda i: (fits[i], steps[i].rows_per_second))]
+
+
+def whole_tables(model: CTRModel, traffic: Traffic) -> list[Shard]:
+    """Each table on one rank, as if it fitted."""
+    return _deal(model, traffic, math.inf)
+
+
+def _deal(
+    model: CTRModel,
+    t: Traffic,
+    memory: float,
+    columns: int | None = None,
+    max_replicated: int = 0,
+    all_by_host: bool = False,
+) -> list[Shard]:
+    shards: list[Shard] = []
+    parts: list[tuple[bool, int, str, int]] = []
+    for table in model.tables:
+        rows, width = table.num_embeddings, table.padded_width
+        if rows <= max_replicated:
+            shards += [Shard(table.name, "data_parallel", rank, rows, width) for rank in range(t.world_size)]
+            continue
+        by_host = all_by_host or rows * (FLOAT * width + 4) > memory / GIANT
+        widths = [min(columns or width, width - first) for first in range(0, width, columns or width)]
+        parts += [(by_host, rows, table.name, part) for part in widths]
+    to_send, held = np.zeros((2, t.num_hosts, t.ranks_per_host))
+    mean = sum(width for *_, width in parts) / t.world_size
+    for by_host, rows, name, width in sorted(parts, reverse=True):
+        score = to_send / mean + held / memory
+        host, rank = divmod(int(score.argmin()), t.ranks_per_host)
+        ranks = [rank]
+        if by_host:
+            host, ranks = int(score.max(axis=1).argmin()), range(t.ranks_per_host)
+        block = math.ceil(rows / len(ranks))
+        kind: Kind = "table_row_wise" if by_host else "column_wise"
+        for first, rank in zip(range(0, rows, block), ranks, strict=False):
+            shard = Shard(name, kind, host * t.ranks_per_host + rank, min(block, rows - first), width, first)
+            shards.append(shard)
+            held[host, rank] += shard.num_bytes
+            to_send[host, rank] += width / len(ranks)
+    return shards

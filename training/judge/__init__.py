@@ -1,0 +1,1 @@
+"""How good scores are: metrics, comparisons, calibration and the gate, with NumPy alone."""

@@ -1,0 +1,113 @@
+"""Calibration: two numbers that make a model's scores probabilities again, and leave their order alone.
+
+Choosing by AUC, losses that refocus rows and long training all leave a good ranking with probabilities that are off.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from training.judge.metrics import Floats, check_rows, to_probs
+
+CALIBRATION_NAME = "calibration.json"
+MAX_STEPS = 100
+TOLERANCE = 1e-10
+"""Newton's method ends at this gradient, for inputs of mean 0 and deviation 1 and as a share of rate * (1 - rate)."""
+
+Logits = TypeVar("Logits", NDArray[np.float64], Tensor)
+
+
+class CalibrationError(ValueError):
+    """No calibration can be fitted, or what was stored is none; the message says why."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """sigmoid(scale * logit + offset) is the probability that is served; the default serves the model's own."""
+
+    scale: float = 1.0
+    offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.scale < np.inf and np.isfinite(self.offset)):
+            raise CalibrationError(f"{self} would change the ranking: the scale must be positive, both numbers finite")
+
+    def apply(self, logits: Logits) -> Logits:
+        """Calibrated logits, of the shape of ``logits`` (float64, so that no two scores become one)."""
+        return self.scale * logits + self.offset
+
+    def to_json(self) -> dict[str, float]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Calibration":
+        """Read what ``to_json`` gave; other keys are ignored.
+
+        Raises:
+            CalibrationError: a number is missing or out of range.
+        """
+        try:
+            return cls(float(values["scale"]), float(values["offset"]))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise CalibrationError(f"{CALIBRATION_NAME} is not understood: {error!r}") from error
+
+
+def fit_platt(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> Calibration:
+    """Scale and offset with the least weighted logloss (Platt 1999, with the labels as they are), by Newton's method.
+
+    Args:
+        logits: (n,) scores before the sigmoid.
+        labels: (n,) 0 or 1.
+        weights: (n,) not negative; None: 1 each. Rows of weight 0 do not count.
+
+    Raises:
+        CalibrationError: the rows have no such scale: one class only, classes that the scores separate (it would be
+            infinite), or scores that do not rise with the label (it would not be positive).
+        ValueError: as ``training.judge.metrics.evaluate``.
+    """
+    logits, labels, weights, _ = check_rows(logits, labels, weights)
+    positives, negatives = logits[labels == 1], logits[labels == 0]
+    if not len(positives) or not len(negatives):
+        raise _refusal("the validation split has rows of one class only")
+    if negatives.max() <= positives.min():
+        raise _refusal("the scores separate the two classes of the validation split, or are all equal")
+    shares = weights / weights.sum()
+    mean = float(shares @ logits)
+    deviation = float(np.sqrt(shares @ (logits - mean) ** 2))
+    inputs = np.stack([(logits - mean) / deviation, np.ones_like(logits)])
+    if shares @ (labels * inputs[0]) <= 0:  # the loss falls towards a negative scale
+        raise _refusal("on the validation split the scores of positives are not above those of negatives")
+    slope, intercept = map(float, _minimise(inputs, labels, shares))
+    return Calibration(slope / deviation, intercept - slope * mean / deviation)
+
+
+def _minimise(inputs: Floats, labels: Floats, weights: Floats) -> Floats:
+    """(2,) coefficients of the logistic regression on inputs (2, n), the second of which is 1 everywhere."""
+    rate = weights @ labels
+    values = np.array([0.0, np.log(rate) - np.log1p(-rate)])
+    for _ in range(MAX_STEPS):
+        probs = to_probs(values @ inputs)
+        gradient = inputs @ (weights * (probs - labels))
+        if np.abs(gradient).max() <= TOLERANCE * rate * (1 - rate):
+            return values
+        step = np.linalg.solve((inputs * (weights * probs * (1 - probs))) @ inputs.T, gradient)
+        highest = _loss(values, inputs, labels, weights) * (1 + 1e-12)  # at the minimum only rounding is left
+        while _loss(values - step, inputs, labels, weights) > highest:
+            step = step / 2
+        values = values - step
+    raise _refusal(f"Newton's method did not converge in {MAX_STEPS} steps")
+
+
+def _loss(values: Floats, inputs: Floats, labels: Floats, weights: Floats) -> float:
+    logits = values @ inputs
+    return float(weights @ (np.logaddexp(0, logits) - labels * logits))
+
+
+def _refusal(why: str) -> CalibrationError:
+    return CalibrationError(
+        f'training.calibration: no "platt" fit, {why}; go on with jobs.train --resume and kind = "none"'
+    )

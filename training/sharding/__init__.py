@@ -1,0 +1,1 @@
+"""Tables over ranks, their optimizers, and their state in checkpoints."""

@@ -1,0 +1,102 @@
+"""Checkpoints in an object store, where a folder cannot be renamed: one is there when its ``checkpoint.json`` is.
+
+Each rank writes its shards to a folder of its own machine and puts them into the store, so the ranks need share no
+disk; and it fetches no other file of a checkpoint than those it reads from.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+
+from features.disk.object_store import ObjectPath
+from training.sharding.checkpoint_reader import CheckpointReader
+
+META_NAME = "checkpoint.json"
+_UNCOMMITTED = ".uncommitted"
+"""What becomes ``checkpoint.json`` by a copy, when everything else is there."""
+
+
+class StoreWriter(FileSystemWriter):
+    """Writes to a local folder, then to the store; an error on any rank ends the save on all of them."""
+
+    def __init__(
+        self, checkpoint: ObjectPath, local: Path, describe: Callable[[dict[str, int]], dict[str, Any]]
+    ) -> None:
+        """
+        Args:
+            checkpoint: folder in the store.
+            local: empty folder of this rank.
+            describe: file -> bytes, to what ``checkpoint.json`` says.
+        """
+        super().__init__(local, sync_files=False)
+        self.checkpoint, self.local, self.describe = checkpoint, local, describe
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """On the first rank, before any other one writes."""
+        delete_checkpoint(self.checkpoint)  # what an interrupted save left
+        return super().prepare_global_plan(plans)
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        written = super().write_data(plan, planner)
+        written.wait()
+        self.checkpoint.upload(self.local)
+        return written
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """On the first rank, when every shard is in the store."""
+        super().finish(metadata, results)
+        sizes = self.checkpoint.sizes()
+        sizes[".metadata"] = (self.local / ".metadata").stat().st_size
+        (self.local / _UNCOMMITTED).write_text(json.dumps(self.describe(sizes)), encoding="utf-8")
+        self.checkpoint.upload(self.local, (".metadata", _UNCOMMITTED))
+        (self.checkpoint / _UNCOMMITTED).copy_to(self.checkpoint / META_NAME)
+
+
+class StoreReader(CheckpointReader):
+    """Fetches the files of a checkpoint into a local folder as they are needed."""
+
+    def __init__(self, checkpoint: ObjectPath, local: Path, sizes: dict[str, int]) -> None:
+        """
+        Args:
+            checkpoint: folder in the store.
+            local: folder of this process.
+            sizes: file -> bytes it must have.
+        """
+        super().__init__(local)
+        self.checkpoint, self.local, self.sizes = checkpoint, local, sizes
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        self._fetch(".metadata")
+        return super().read_metadata(*args, **kwargs)
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        for name in sorted({self.storage_data[item.storage_index].relative_path for item in plan.items}):
+            self._fetch(name)
+        return super().read_data(plan, planner)
+
+    def _fetch(self, name: str) -> None:
+        if name in self.sizes and not (self.local / name).exists():
+            (self.checkpoint / name).download(self.local / name, self.sizes[name])
+
+
+def list_checkpoints(folder: ObjectPath) -> dict[str, dict[str, int]]:
+    """Checkpoint folder -> its files and their bytes, incomplete ones too."""
+    found: dict[str, dict[str, int]] = {}
+    for path, size in folder.sizes().items():
+        name, _, file = path.partition("/")
+        if file:
+            found.setdefault(name, {})[file] = size
+    return found
+
+
+def delete_checkpoint(checkpoint: ObjectPath) -> None:
+    """Delete a checkpoint's folder; what is half deleted is no checkpoint any more."""
+    (checkpoint / META_NAME).delete()
+    checkpoint.delete()

@@ -1,0 +1,1 @@
+"""A trained model to an artifact, and an artifact to scores."""

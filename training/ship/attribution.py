@@ -1,0 +1,282 @@
+"""Attribution: what a model's predictions rest on, feature by feature, branch by branch and gate by gate.
+
+Features and branches have one yardstick, so that they can be compared: how much worse the rows are ranked when what one
+of them says of a row is swapped for what it says of another row, over the whole split (permutation importance, Fisher
+et al., arXiv 1801.01489). A feature that another one can stand in for loses little: importance is the model's, not the
+world's.
+
+Shapes: n rows, B rows of a batch, S series of a gate, D coordinates of a series, H width of an encoder's output.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import repeat
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from features.encoding import Columns
+from features.schema import FeatureSchema
+from training.config import Objective
+from training.data.batch import Batch, to_batch
+from training.judge.calibration import Calibration
+from training.judge.metrics import Floats, auc, logloss, to_probs
+from training.model.ctr_model import CTRModel
+from training.model.fusion import Fusion, WeightedSum
+from training.model.selection import Selection
+
+NUM_BINS = 20
+"""Of each histogram."""
+BRANCHES = ("easy", "hard")
+
+
+class AttributionError(ValueError):
+    """Nothing can be attributed on these rows; the message says why."""
+
+
+def num_passes(schema: FeatureSchema, num_repeats: int) -> int:
+    """How often ``attribute`` goes through the rows."""
+    return 2 + num_repeats * (len(schema.sparse) + len(schema.dense) + 1)
+
+
+def attribute(
+    model: CTRModel,
+    columns: Columns,
+    schema: FeatureSchema,
+    objective: Objective,
+    calibration: Calibration,
+    *,
+    num_repeats: int,
+    seed: int,
+    batch_size: int,
+    on_pass: Callable[[], object] = lambda: None,
+) -> dict[str, Any]:
+    """Attribute the predictions of rows to features, branches and gates.
+
+    Args:
+        columns: of ``training.data.columns.read_columns``.
+        objective: that the model was trained with: a branch logit that no loss asks to predict says nothing by itself.
+        calibration: of the fused logit; the logloss is of what is served, all else of the model's own logits.
+        num_repeats: permutations; each one is tried on every feature and branch.
+        seed: of the permutations.
+        on_pass: called ``num_passes`` times.
+
+    Returns:
+        rows, auc, logloss: of the rows as they are.
+        features: most important first, each with the mean over the repeats of what permuting it costs (``auc_drop``,
+            ``logloss_rise``) and its standard deviation (``..._std``, None with one repeat). A multi-valued feature
+            moves as a whole.
+        branches: the same for permuting an encoder's outputs.
+        parts: the fused logit is that of the branches' mean outputs, plus a part a branch (what changes when that
+            branch alone has its own output), plus a joint part, which an additive fusion has not. Each with
+            ``mean_abs_part`` and ``variance_share``, cov(part, fused) / var(fused), which add up to 1; and, where the
+            branch's own logit is supervised, with its ``auc``, ``logloss`` and mean by label.
+        gates: mean, deviation and histogram of each gate's series.
+        fusion_weights: learnt weights of the fusion weighted_sum, or None.
+        p_t: (20, 20) share of rows by the probability that the easy and the hard branch give the row's own class, or
+            None where not both of their logits are supervised.
+
+    Raises:
+        AttributionError: the rows are of one class, which no AUC can rank.
+    """
+    rows = _Rows(model.eval(), columns, schema, batch_size)
+    fusion, labels, weights = model.fusion, rows.labels, rows.weights
+    if not 0 < weights @ labels < weights.sum():
+        raise AttributionError("rows of one class only cannot be ranked: attribute a split that has both")
+    shares = {"easy": objective.alpha, "hard": 1 - objective.alpha} if objective.kind == "twin_focus" else {}
+    supervised = tuple(branch for branch, share in shares.items() if share)
+
+    def measure(fused: Floats) -> Floats:
+        """AUC and logloss."""
+        return np.array([auc(fused, labels, weights), logloss(calibration.apply(fused), labels, weights)])
+
+    with torch.no_grad():
+        logits, means, gates = rows.look()
+        on_pass()
+        parts = rows.split(logits["fused"], means)
+        on_pass()
+        intact = measure(logits["fused"])
+        changes = defaultdict[tuple[str, str], list[Floats]](list)
+        for number in range(num_repeats):
+            order = np.random.default_rng((seed, number)).permutation(len(labels))
+            for key, permuted in rows.permute(order, on_pass):
+                changes[key].append(measure(permuted) - intact)
+    kinds = dict.fromkeys(schema.sparse_names, "sparse") | dict.fromkeys(schema.dense_names, "dense")
+    features = [{"name": n, "kind": kind, **_summarise(changes["feature", n])} for n, kind in kinds.items()]
+    fusion_weights = (
+        dict(zip(BRANCHES, fusion.weight.tolist(), strict=True)) if isinstance(fusion, WeightedSum) else None
+    )
+    return {
+        "rows": len(labels),
+        "auc": float(intact[0]),
+        "logloss": float(intact[1]),
+        "features": sorted(features, key=lambda feature: -feature["auc_drop"]),
+        "branches": [{"name": name, **_summarise(changes["branch", name])} for name in fusion.branches],
+        "parts": [
+            {
+                "name": name,
+                **_describe_part(part, logits["fused"], weights),
+                **(_describe_logit(logits[name], labels, weights) if name in supervised else {}),
+            }
+            for name, part in parts.items()
+        ],
+        "gates": gates,
+        "fusion_weights": fusion_weights,
+        "p_t": _joint_histogram(logits, labels, weights) if supervised == BRANCHES else None,
+    }
+
+
+class _Rows:
+    """Rows that a model scores again and again."""
+
+    def __init__(self, model: CTRModel, columns: Columns, schema: FeatureSchema, batch_size: int) -> None:
+        self.model, self.columns, self.schema, self.batch_size = model, columns, schema, batch_size
+        self.labels, self.weights = (columns[name].astype(np.float64) for name in ("label", "weight"))
+
+    def batches(self, changed: Columns | None = None) -> Iterator[Batch]:
+        """The rows, with some columns changed."""
+        columns = {**self.columns, **(changed or {})}
+        for start in range(0, len(self.labels), self.batch_size):
+            yield to_batch({n: c[start : start + self.batch_size] for n, c in columns.items()}, self.schema)
+
+    def look(self) -> tuple[dict[str, Floats], list[Tensor], list[dict[str, Any]]]:
+        """Logits of each kind; the weighted mean (1, H) of each encoder's output; every gate."""
+        selection, fusion = self.model.selection, self.model.fusion
+        logits = {"fused": [], "easy": [], "hard": []}
+        sums, gates = [torch.zeros(()), torch.zeros(())], _Gates((*self.schema.sparse_names, *self.schema.dense_names))
+        with _inputs(selection) as streams, _inputs(fusion) as outputs:
+            for batch in self.batches():
+                for name, values in self.model(batch)._asdict().items():
+                    logits[name].append(values)
+                weights_B1 = batch.weights.double()[:, None]
+                sums = [s + (weights_B1 * h_BH).sum(dim=0, keepdim=True) for s, h_BH in zip(sums, outputs, strict=True)]
+                gates.add(selection, selection.gates(*streams), batch.weights)
+                gates.add(fusion, fusion.gates(*outputs), batch.weights)
+        means = [(s / self.weights.sum()).to(h_BH.dtype) for s, h_BH in zip(sums, outputs, strict=True)]
+        return {name: _join(values) for name, values in logits.items()}, means, gates.describe()
+
+    def split(self, fused: Floats, means: list[Tensor]) -> dict[str, Floats]:
+        """(n,) parts of the fused logit: one a branch and, where there is one, the joint part; see ``attribute``."""
+        fusion, without = self.model.fusion, self.exchange(repeat(means))
+        neither = fusion(*means).fused.item()
+        easy, hard = without["hard"] - neither, without["easy"] - neither
+        parts = {"easy": easy, "hard": hard, "joint": fused - neither - easy - hard}
+        return {name: parts[name] for name in (*fusion.branches, *(() if fusion.is_additive else ("joint",)))}
+
+    def permute(
+        self, order: NDArray[np.int64], on_pass: Callable[[], object]
+    ) -> Iterator[tuple[tuple[str, str], Floats]]:
+        """(``feature`` or ``branch``, its name) -> (n,) fused logits when it is that of the rows in ``order``."""
+        permuted = {name: column[order] for name, column in self.columns.items()}
+        sparse = {f.name: (f.name, f.length_name) if f.is_multi_valued else (f.name,) for f in self.schema.sparse}
+        for name, group in (sparse | {name: (name,) for name in self.schema.dense_names}).items():
+            batches = self.batches({column: permuted[column] for column in group})
+            yield ("feature", name), _join(self.model(batch).fused for batch in batches)
+            on_pass()
+        for branch, logits in self.exchange(self.outputs(permuted)).items():
+            yield ("branch", branch), logits
+        on_pass()
+
+    def exchange(self, others: Iterable[Sequence[Tensor]]) -> dict[str, Floats]:
+        """Branch -> (n,) fused logits when that branch alone has the output that ``others`` has of it, by batch."""
+        fusion, easy, hard = self.model.fusion, [], []
+        for (easy_BH, hard_BH), (other_easy_BH, other_hard_BH) in zip(self.outputs(), others, strict=False):
+            easy.append(fusion(other_easy_BH.expand_as(easy_BH), hard_BH).fused)
+            hard.append(fusion(easy_BH, other_hard_BH.expand_as(hard_BH)).fused)
+        return {"easy": _join(easy), "hard": _join(hard)}
+
+    def outputs(self, changed: Columns | None = None) -> Iterator[list[Tensor]]:
+        """The encoders' outputs, batch by batch; with thousands of numbers a row there is no room to keep them."""
+        with _inputs(self.model.fusion) as outputs:
+            for batch in self.batches(changed):
+                self.model(batch)
+                yield list(outputs)
+
+
+class _Gates:
+    """Weighted mean, deviation and histogram of gates, batch by batch: the gates of all rows would not fit."""
+
+    def __init__(self, fields: tuple[str, ...]) -> None:
+        self.fields = fields
+        # (gate, its largest value) -> series -> three moments, then the histogram
+        self._sums = defaultdict[tuple[str, int], dict[str, Floats]](dict)
+
+    def add(self, block: Selection | Fusion, gates: dict[str, Tensor], weights_B: Tensor) -> None:
+        """Take in a batch."""
+        names = block.gate_series or self.fields
+        for gate, values_BK in gates.items():
+            sums, values_BSD = self._sums[gate, block.gate_top], values_BK.double().unflatten(1, (len(names), -1))
+            for name, values in zip(names, values_BSD.numpy().swapaxes(0, 1), strict=True):
+                weights = np.broadcast_to(weights_B.double().numpy()[:, None], values.shape)
+                moments = [np.sum(weights * values**power) for power in range(3)]
+                histogram = np.histogram(values, NUM_BINS, (0, block.gate_top), weights=weights)[0]
+                sums[name] = sums.get(name, 0.0) + np.r_[moments, histogram]
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Each gate for JSON; a histogram is of ``NUM_BINS`` equal bins from 0 to ``top`` and adds up to 1."""
+        described = []
+        for (gate, top), sums in self._sums.items():
+            series = {}
+            for name, (total, first, second, *histogram) in sums.items():
+                mean = first / total
+                deviation = max(0.0, second / total - mean**2) ** 0.5
+                series[name] = {"mean": mean, "deviation": deviation, "histogram": [x / total for x in histogram]}
+            described.append({"name": gate, "top": top, "series": series})
+        return described
+
+
+@contextmanager
+def _inputs(module: nn.Module) -> Iterator[list[Any]]:
+    """A list that holds the arguments of the module's last call."""
+    last: list[Any] = []
+
+    def remember(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+        last[:] = arguments
+
+    handle = module.register_forward_pre_hook(remember)
+    try:
+        yield last
+    finally:
+        handle.remove()
+
+
+def _summarise(changes: list[Floats]) -> dict[str, float | None]:
+    """Of (AUC, logloss) after a permutation less before, one a repeat."""
+    summary: dict[str, float | None] = {}
+    auc_changes, rises = np.array(changes).T
+    # Subtracted from 0, so that no change is 0 and not -0.
+    for name, values in (("auc_drop", 0 - auc_changes), ("logloss_rise", rises)):
+        summary[name] = float(values.mean())
+        summary[f"{name}_std"] = float(values.std(ddof=1)) if len(values) > 1 else None
+    return summary
+
+
+def _describe_part(part: Floats, fused: Floats, weights: Floats) -> dict[str, float | None]:
+    covariance = np.cov(part, fused, ddof=0, aweights=weights)
+    return {
+        "mean_abs_part": float(np.average(np.abs(part), weights=weights)),
+        "variance_share": float(covariance[0, 1] / covariance[1, 1]) if covariance[1, 1] > 0 else None,
+    }
+
+
+def _describe_logit(logits: Floats, labels: Floats, weights: Floats) -> dict[str, float | None]:
+    return {
+        "auc": auc(logits, labels, weights),
+        "logloss": logloss(logits, labels, weights),
+        "mean_logit_positives": float(np.average(logits, weights=weights * labels)),
+        "mean_logit_negatives": float(np.average(logits, weights=weights * (1 - labels))),
+    }
+
+
+def _joint_histogram(logits: dict[str, Floats], labels: Floats, weights: Floats) -> list[list[float]]:
+    p_t = [to_probs((2 * labels - 1) * logits[branch]) for branch in BRANCHES]
+    counts = np.histogram2d(*p_t, bins=NUM_BINS, range=((0, 1), (0, 1)), weights=weights)[0]
+    return (counts / weights.sum()).tolist()
+
+
+def _join(parts: Iterable[Tensor]) -> Floats:
+    return torch.cat([part.double() for part in parts]).numpy()

@@ -1,0 +1,211 @@
+"""A run's best checkpoint -> ``artifact/``: everything a scorer needs, and rows to prove that it scores the same.
+
+Files: ``weights.safetensors``, ``learnt/``, ``config.json`` (resolved), ``metrics.json``, ``calibration.json`` (where
+the run has one), ``golden.jsonl`` (raw rows with their probabilities), and ``artifact.json``, written last, with the
+fingerprints and every other file's sha256. Tables may be quantised: then golden rows have the quantised model's
+probabilities, and ``artifact.json`` says ``tables``.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+
+from features.disk.object_store import (
+    VERSION,
+    ObjectPath,
+    Place,
+    StorageError,
+    clean,
+    new_version_name,
+    publish,
+    temporary_folder,
+)
+from features.rawlog import LogError, expand_paths
+from training.config import TablePrecision, TrainingConfig
+from training.fit.loop import Scores, score
+from training.fit.run import Dataset, Run, RunError, build_model
+from training.judge.calibration import CALIBRATION_NAME, Calibration
+from training.model.ctr_model import CTRModel
+from training.sharding import checkpoint
+from training.ship.predict import ARTIFACT_NAME, GOLDEN_NAME, WEIGHTS_NAME, Predictor
+from training.ship.quantization import check_finite, quantize, to_tensors
+
+NUM_GOLDEN_ROWS = 64
+
+
+class Best(NamedTuple):
+    """A run's best checkpoint, unsharded, and what belongs to it."""
+
+    model: CTRModel
+    dataset: Dataset
+    config: TrainingConfig
+    calibration: Calibration
+    step: int
+    """Optimizer steps the checkpoint has seen."""
+
+    def score(self, split: str) -> Scores:
+        """A split's rows as they lie, each once, with the calibrated logits that an artifact would serve.
+
+        Raises:
+            DatasetError, ReaderError: the dataset has no such split, or a row of it is missing or damaged.
+        """
+        reader = self.dataset.reader(split, self.config)
+        logits, labels, weights, group_ids = score(self.model, reader, torch.device("cpu"))
+        return self.calibration.apply(logits), labels, weights, group_ids
+
+    def with_tables(self, tables: TablePrecision) -> "Best":
+        """The same with its tables as they would be served in that precision; itself with float32."""
+        return self if tables == "float32" else self._replace(model=quantize(self.model, tables))
+
+
+def load_best(run: Run, dataset: Dataset | None = None) -> Best:
+    """The unsharded model of a run's best checkpoint with its dataset, training config and calibration.
+
+    Args:
+        dataset: score on this dataset instead; None: the run's own.
+
+    Raises:
+        ValueError subclasses: the run, its checkpoint or the dataset cannot be used, or they do not belong together.
+    """
+    trained_on = run.read("dataset.json")
+    config = run.config()
+    dataset = dataset or Dataset.open(trained_on["dataset"])
+    if dataset.manifest.schema_fingerprint != trained_on["schema_fingerprint"]:
+        raise RunError(f"{dataset.path} was built with another feature schema than {run.path} was trained with")
+    if dataset.learnt.fingerprint != trained_on["learnt_fingerprint"]:
+        dataset = dataset.seen_by(run.learnt(dataset.manifest.schema))
+    best = checkpoint.best(run.checkpoints_of(config))
+    checkpoint.check_size(best, build_model(dataset, config, torch.device("meta")))
+    model = build_model(dataset, config, torch.device("cpu"))
+    checkpoint.restore_model(best, model)
+    return Best(model.eval(), dataset, config, _calibration(run, config, best.step), best.step)
+
+
+def _calibration(run: Run, config: TrainingConfig, step: int) -> Calibration:
+    if config.calibration.kind == "none":
+        return Calibration()
+    if not (run.path / CALIBRATION_NAME).is_file() or (values := run.read(CALIBRATION_NAME)).get("step") != step:
+        raise RunError(
+            f"{run.path} has no calibration of its best checkpoint, step {step}: it is fitted when training ends, so "
+            "go on with jobs.train --resume"
+        )
+    return Calibration.from_json(values)
+
+
+def export(run: Run, output: Place, golden_input: str | None = None, tables: TablePrecision = "float32") -> Predictor:
+    """Write the artifact of a run's best checkpoint; it appears in one step, replacing an older artifact.
+
+    Args:
+        run: a finished run.
+        output: folder to write.
+        golden_input: raw log to take golden rows from; None: the files the dataset was built from.
+        tables: precision of the tables that are served.
+
+    Returns:
+        The predictor, loaded back from what was written.
+
+    Raises:
+        RunError: the output folder holds something else, or no raw row is there to take.
+        QuantizationError: a table holds numbers that the precision cannot.
+        StorageError: the output's store cannot be written; an older artifact stays as it was.
+    """
+    _check_output(output)
+    if isinstance(output, ObjectPath):
+        with temporary_folder() as staging:
+            version = staging / new_version_name()
+            _write_artifact(run, version, golden_input, tables, {"folder": version.name})
+            publish(version, output, ARTIFACT_NAME)
+        with contextlib.suppress(StorageError):  # what is left goes after the next export
+            clean(output, version.name)
+        return Predictor.load(output)
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        _write_artifact(run, temporary, golden_input, tables, {})
+        if output.exists():
+            shutil.rmtree(output)
+        temporary.rename(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Predictor.load(output)
+
+
+def _check_output(output: Place) -> None:
+    if isinstance(output, ObjectPath):
+        names = {name.partition("/")[0] for name in output.sizes()}
+        is_other = ARTIFACT_NAME not in names and any(not VERSION.fullmatch(name) for name in names)
+    else:
+        is_other = output.exists() and any(output.iterdir()) and not (output / ARTIFACT_NAME).is_file()
+    if is_other:
+        raise RunError(f"{output} exists and is not an artifact: choose another --output")
+
+
+def _write_artifact(
+    run: Run, folder: Path, golden_input: str | None, tables: TablePrecision, more: dict[str, Any]
+) -> None:
+    """Write the artifact's files, ``artifact.json`` last."""
+    best = load_best(run)
+    _, dataset, training, calibration, _ = best
+    config = run.read("config.json")
+    folder.mkdir(parents=True)
+    tensors = to_tensors(best.model, tables)
+    if tables != "float32":
+        check_finite(tensors)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / WEIGHTS_NAME)
+    dataset.learnt.save(folder / "learnt")
+    _write(folder / "config.json", config)
+    _write(folder / "metrics.json", run.read("metrics.json"))
+    if training.calibration.kind != "none":
+        _write(folder / CALIBRATION_NAME, calibration.to_json())
+    served = best.with_tables(tables).model
+    predictor = Predictor(served, dataset.manifest.schema, dataset.learnt, config, calibration)
+    rows = golden_rows(predictor, dataset, golden_input)
+    scores = predictor.predict(rows)
+    with (folder / GOLDEN_NAME).open("w", encoding="utf-8") as file:
+        for row, probability in zip(rows, scores, strict=True):
+            file.write(json.dumps({"row": row, "probability": float(probability)}, ensure_ascii=False) + "\n")
+    _write(folder / ARTIFACT_NAME, {**_describe(folder, best, tables), **more})
+
+
+def golden_rows(predictor: Predictor, dataset: Dataset, golden_input: str | None) -> list[dict[str, Any]]:
+    """The first well-formed raw rows, cut to the columns that scoring needs.
+
+    Raises:
+        RunError: the raw files are gone, or hold no well-formed row.
+    """
+    columns = predictor.schema.feature_columns
+    splits = [dataset.manifest.inputs[name] for name in ("test", "valid", "train") if name in dataset.manifest.inputs]
+    patterns = (golden_input,) if golden_input else tuple(splits[0])
+    try:
+        lines = predictor.read_log(expand_paths(patterns)[0])
+        well_formed = (row for _, row in lines if isinstance(row, dict) and not predictor.find_error(row))
+        rows = [{c: row[c] for c in columns} for row in islice(well_formed, NUM_GOLDEN_ROWS)]
+    except LogError as error:
+        raise RunError(f"golden rows need a raw log of this dataset: {error}; give one with --golden-input") from error
+    if not rows:
+        raise RunError(f"golden rows need a raw log: {patterns[0]} has no well-formed row; give --golden-input")
+    return rows
+
+
+def _describe(folder: Path, best: Best, tables: TablePrecision) -> dict[str, Any]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {
+        # Version 1 is float32, and whoever reads it needs to know of no other.
+        **({"version": 1} if tables == "float32" else {"version": 2, "tables": tables}),
+        "schema_fingerprint": best.dataset.manifest.schema_fingerprint,
+        "learnt_fingerprint": best.dataset.learnt.fingerprint,
+        "num_parameters": sum(p.numel() for p in best.model.parameters()),
+        "files": {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files},
+    }
+
+
+def _write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
