@@ -18,7 +18,7 @@ from features.learnt import Learnt
 from features.schema import BUCKET_KINDS, DenseFeature, FeatureSchema, HashEncoding, SparseFeature
 
 NUMBER_PATTERN = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
-"""What counts as a number after trimming spaces; anything else that is not missing is malformed."""
+"""Pattern of a number after trimming spaces; any other value that is not missing is malformed."""
 
 MAX_CATEGORY = 2**63
 """A float as a category must be smaller than this in size: beyond it, whole numbers have no exact text in Spark."""

@@ -123,6 +123,7 @@ def bounded_lines(file: TextIO) -> Iterator[str]:
 
 
 def is_too_long(line: str) -> bool:
+    """Whether a line, without its end, exceeds ``MAX_LINE`` characters."""
     return len(line) > MAX_LINE and len(line.rstrip("\n")) > MAX_LINE
 
 
@@ -141,7 +142,7 @@ def read_rows(path: str, log_format: LogFormat, lookups: tuple[Lookup, ...] = ()
 def read_lines(
     path: str, log_format: LogFormat, lookups: tuple[Lookup, ...] = ()
 ) -> Iterator[tuple[int, "dict[str, Any] | LogError"]]:
-    """As ``read_rows``, with each row's line number from 1, and a malformed line as the error it is.
+    """Read lines as ``read_rows`` does, each with its number from 1, and a malformed line as its error.
 
     Raises:
         LogError: the file is absent or truncated, or a lookup cannot be used.

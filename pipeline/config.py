@@ -70,7 +70,7 @@ class HashSplit:
     valid: Annotated[float, Field(ge=0, lt=1)] = 0.1
     test: Annotated[float, Field(ge=0, lt=1)] = 0.1
     column: str | None = None
-    """None: the whole raw row, so equal rows share a split."""
+    """Raw column that is hashed; None: the whole raw row, so equal rows share a split."""
     salt: str = "split"
     kind: Literal["hash"] = "hash"
 
@@ -93,12 +93,12 @@ class Limits:
 
 @dataclass(frozen=True, config=STRICT)
 class QualityConfig:
-    """What to do about poor data."""
+    """Quality limits of a dataset and the action beyond them."""
 
     max_rejected_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Malformed rows beyond this share of the input fail the job."""
     action: Literal["warn", "fail"] = "warn"
-    """When a feature is beyond its limits."""
+    """Action when a feature exceeds its limits."""
     limits: Limits = field(default_factory=Limits)
     features: dict[str, Limits] = field(default_factory=dict)
     """Per-feature limits; a value given here replaces the one in ``limits``."""
@@ -114,7 +114,7 @@ class WriteConfig:
     row_group_rows: Annotated[int, Field(ge=1)] = 131_072
     compression: Literal["snappy", "zstd", "lz4", "none"] = "snappy"
     staging: str | None = None
-    """Where a dataset that goes to an object store is made first, seen by every executor; None: below TMPDIR, which
+    """Staging folder of a dataset that goes to an object store, seen by every executor; None: below TMPDIR, which
     is enough for an executor on this machine."""
 
 
@@ -123,9 +123,9 @@ class SparkConfig:
     """Spark session settings that belong to the job; everything else comes from spark-submit."""
 
     master: str | None = None
-    """None: what spark-submit says, else local[*]."""
+    """Spark master; None: the one of spark-submit, else local[*]."""
     driver_memory: str = "4g"
-    """For ``python -m`` only: spark-submit has its own flag."""
+    """Driver memory under ``python -m``; spark-submit has a flag of its own."""
     max_partition_bytes: int = 32 * 1024 * 1024
     """Input bytes of one task. Fixed, because the order of the rows follows from it."""
 

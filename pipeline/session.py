@@ -1,4 +1,4 @@
-"""The Spark session: settings that the rows' values and order depend on are pinned, so that no cluster changes them."""
+"""Spark session with pinned settings: no cluster changes the values and the order of rows."""
 
 import atexit
 import contextlib
@@ -19,10 +19,10 @@ from features.rawlog import LogError
 from pipeline.config import SparkConfig
 
 SPARK_ERRORS = (Py4JError, PySparkException, ConnectionError)
-"""What a failed Spark action raises in Python, and any action once Spark's own process is gone."""
+"""Errors of a failed Spark action in Python, and of any action after Spark's process has ended."""
 
 MIN_PARTITIONS = 16
-"""Tasks a splittable input is cut into at least. A constant, and not the number of cores, because row ids follow it."""
+"""Least number of tasks of a splittable input: a constant, because row ids follow from it."""
 
 _SMALL_JOB = 64 << 20
 _BYTES_PER_SHUFFLE_PARTITION = 4 << 20
@@ -122,7 +122,7 @@ def size_shuffles(spark: SparkSession, num_bytes: int) -> None:
 
 
 def explain(error: Exception, output: Path) -> str:
-    """One sentence for a failed build: the full disk or the file it was reading, if any, or the first cause that tells.
+    """Explain a failed build in one sentence: the full disk, the file it was reading, or the first telling cause.
 
     Raises:
         LogError: the cause is an input file that is truncated or damaged.
@@ -154,7 +154,7 @@ def _is_gone(error: Exception) -> bool:
 
 
 def _describe_full_disk(error: Exception, text: str, output: Path) -> str:
-    """Which of the two disks that a build writes to is full: the output goes through Hadoop's file systems."""
+    """Name the full disk of the two that a build writes to; the output goes through Hadoop's file systems."""
     frames = traceback.extract_tb(error.__traceback__)
     in_pyspark = isinstance(error, OSError) and any("/pyspark/" in frame.filename for frame in frames)
     if "org.apache.hadoop.fs." in text or (isinstance(error, OSError) and not in_pyspark):

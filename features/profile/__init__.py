@@ -1,1 +1,1 @@
-"""What the features of a dataset look like: counts over bins, kept beside it, and how far two of them differ."""
+"""Profiles of a dataset's features: histograms kept beside it, and the drift between two of them."""

@@ -22,7 +22,7 @@ class DriftError(ValueError):
 
 @dataclass(frozen=True, config=STRICT)
 class SparseDistribution:
-    """How often each id comes; every id of a multi-valued feature counts, and a row without one as missing."""
+    """SparseDistribution: counts of ids; each id of a multi-valued feature counts, and a row without ids as missing."""
 
     ids: tuple[Count, ...]
     """Most frequent first, in the dataset that the bins were chosen in."""
@@ -40,12 +40,13 @@ class SparseDistribution:
 
     @property
     def bins(self) -> tuple[int, ...]:
+        """Ids that are counted one by one."""
         return self.ids
 
 
 @dataclass(frozen=True, config=STRICT)
 class DenseDistribution:
-    """How many values are in each bin, after fill and transformations; edge i is the least value of bin i + 1.
+    """DenseDistribution: histogram of values after fill and transformations; edge i is the least value of bin i + 1.
 
     A value that is itself a tenth of all, a fill value say, has a bin of its own.
     """
@@ -62,6 +63,7 @@ class DenseDistribution:
 
     @property
     def bins(self) -> tuple[float, ...]:
+        """Edges of the bins, rising."""
         return self.edges
 
     @property
@@ -101,20 +103,22 @@ def check_bins(first: Distribution, second: Distribution) -> None:
 
 @dataclass(frozen=True)
 class NewIds:
-    """Of the ids that come at least ``min_count`` times: those that the reference has not."""
+    """NewIds: ids with at least ``min_count`` occurrences that the reference lacks."""
 
     num_new: int
     num_ids: int
     num_new_values: int
     num_values: int
-    """Of all ids, rarer ones too."""
+    """Share among all ids, rarer ones included."""
 
     @property
     def id_share(self) -> float:
+        """Share of new ids among the ids."""
         return self.num_new / self.num_ids if self.num_ids else 0.0
 
     @property
     def value_share(self) -> float:
+        """Share of values with a new id among the values."""
         return self.num_new_values / self.num_values if self.num_values else 0.0
 
 

@@ -19,7 +19,7 @@ NUM_TOP_IDS = 256
 NUM_SAMPLED_IDS = 2_048
 """Distinct ids that a sample holds: all of them while they are as few."""
 NUM_COUNTED_IDS = 65_536
-"""While bins are chosen: a count is short by at most one in so many values, and exact for a table as small."""
+"""Capacity of the counter that chooses bins: short by at most one in so many values, exact in small tables."""
 
 Counts = NDArray[np.int64]
 
@@ -65,6 +65,7 @@ class GrowingSample:
         self.ids, self.counts = self.ids[kept], self.counts[kept]
 
     def result(self) -> IdSample:
+        """Return the sample as it is now."""
         return IdSample(self.level, tuple(self.ids.tolist()), tuple(self.counts.tolist()))
 
 
@@ -75,6 +76,7 @@ class FrequentIds:
         self.ids, self.counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
 
     def add(self, ids: NDArray[Any], counts: Counts) -> None:
+        """Count ids, each with its number of occurrences."""
         self.ids, self.counts = _merge(self.ids, self.counts, ids, counts)
         if len(self.ids) > NUM_COUNTED_IDS:
             place = len(self.ids) - NUM_COUNTED_IDS - 1
@@ -82,6 +84,7 @@ class FrequentIds:
             self.ids, self.counts = self.ids[left > 0], left[left > 0]
 
     def top(self) -> tuple[int, ...]:
+        """Return the most frequent ids, ties in rising order of ids."""
         return tuple(self.ids[np.lexsort((self.ids, -self.counts))[:NUM_TOP_IDS]].tolist())
 
 

@@ -23,7 +23,7 @@ from features.profile.distribution import Distribution, DriftError, add
 from features.schema import STRICT, VOCABULARY_KINDS, FeatureSchema
 
 BATCH_ROWS = 131_072
-"""In memory at a time."""
+"""Rows in memory at a time."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -34,14 +34,14 @@ class DataProfile:
 
     schema_fingerprint: str
     root_fingerprint: str
-    """Of what was learnt first, before vocabularies went on: datasets that share it agree on their ids."""
+    """Fingerprint of the first learnt state of a chain of vocabularies: datasets that share it agree on their ids."""
     datasets: tuple[str, ...]
     """Fingerprints of the datasets that were counted."""
     num_rows: Count
     num_positives: Count
     null_rates: dict[str, Fraction]
     oov_rates: dict[str, Fraction]
-    """Of features with a vocabulary."""
+    """Out-of-vocabulary rate of each feature with a vocabulary."""
     features: dict[str, Annotated[Distribution, Field(discriminator="kind")]]
     version: Literal[1] = 1
 
@@ -51,11 +51,12 @@ class DataProfile:
 
     @property
     def label_rate(self) -> float:
+        """Share of positive rows; 0 without rows."""
         return self.num_positives / self.num_rows if self.num_rows else 0.0
 
     @property
     def bins(self) -> Bins:
-        """What another dataset must be measured with to be compared with this one."""
+        """Bins with which another dataset is measured to be compared with this one."""
         return {name: distribution.bins for name, distribution in self.features.items()}
 
     def save(self, path: Path) -> None:

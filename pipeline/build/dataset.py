@@ -1,4 +1,4 @@
-"""The first rows of the spine in order: read, prepare, fit, encode, write, commit."""
+"""Build a dataset, step by step: read, prepare, fit, encode, write, commit."""
 
 import contextlib
 import dataclasses
@@ -119,7 +119,7 @@ def _build(
 
 
 def load_base(folder: str | None, schema: FeatureSchema) -> Learnt | None:
-    """What an earlier dataset has learnt, for a new one to go on with; None without one.
+    """Load the learnt state of the base dataset, which a new dataset extends; None without a base.
 
     Raises:
         DatasetError, LearntError, StorageError: it is no dataset, damaged, or of another schema, whose ids mean
@@ -173,7 +173,7 @@ def _step(bar: tqdm, name: str) -> None:
 
 
 def _account(manifest: DatasetManifest, seen: Profile, version: Path) -> None:
-    """Every input row must be in a file, among the rejected or a duplicate, counted from what is on disk."""
+    """Check that every input row is in a file, rejected or a duplicate, counted from what is on disk."""
     written = sum(split.num_rows for split in manifest.splits.values())
     rejected = 0
     if manifest.rejected.path is not None:

@@ -1,4 +1,4 @@
-"""Dates: how many rows of each raw file are of which hour, day or month, by the time that stands in the row.
+"""Dates: number of rows of each raw file for each hour, day or month, by the timestamp in the row.
 
 Rows that have no readable time belong to no date; they are written aside with their file, line and reason.
 """
@@ -22,15 +22,15 @@ from pipeline.session import SPARK_ERRORS, configure, explain, size_shuffles
 Span = Literal["hour", "day", "month"]
 PATTERNS: dict[Span, str] = {"hour": "yyyyMMddHH", "day": "yyyyMMdd", "month": "yyyyMM"}
 UNDATED = ""
-"""Stands for a date where there is none."""
+"""Key of the rows that have no date."""
 _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_370_764_799
-"""Of the years 1 and 9998: what Python's calendar can go a month beyond."""
+"""First and last second of the years 1 to 9998, which Python's calendar can exceed by a month."""
 
 
 def count_dates(
     spark: SparkSession, schema: FeatureSchema, pipeline: PipelineConfig, plan: Plan, span: Span, undated: Path
 ) -> dict[str, dict[str, int]]:
-    """Look through raw files once.
+    """Count the rows of each date, in one pass over the raw files.
 
     Args:
         span: what a date is: 2014102807, 20141028 or 201410, in UTC.

@@ -1,4 +1,4 @@
-"""A raw row -> ids and floats, with Spark SQL functions only: the twin of ``features.encoding.RowEncoder``.
+"""Encode raw rows to ids and floats with Spark SQL functions alone: the twin of ``features.encoding.RowEncoder``.
 
 It goes in two steps, because vocabularies lie between them: ``prepare`` checks a row and reduces each value to what its
 encoding looks at (a hash, a token, a number); ``encode`` turns that into an id once everything is learnt.
@@ -42,22 +42,22 @@ _MAX_LITERAL_TOKENS = 10_000
 
 
 def sparse(name: str) -> str:
-    """Column of prepared rows with the value of a sparse feature, as ``prepared_kind`` says."""
+    """Name the column of prepared rows that holds a sparse feature; its type is ``prepared_kind``."""
     return f"sparse:{name}"
 
 
 def dense(name: str) -> str:
-    """Column of prepared rows with the raw number of a dense feature (double, null when missing)."""
+    """Name the column of prepared rows that holds a dense feature's raw number (double, null when missing)."""
     return f"dense:{name}"
 
 
 def dropped(name: str) -> str:
-    """Column of prepared rows with how many values a multi-valued feature lost to max_length."""
+    """Name the column of prepared rows that counts the values which a feature lost to max_length."""
     return f"dropped:{name}"
 
 
 def prepared_kind(feature: SparseFeature) -> str:
-    """Type of a prepared value: ``hash`` (bigint), ``text`` or ``number`` (double); arrays if multi-valued."""
+    """Name the type of a prepared value: ``hash`` (bigint), ``text`` or ``number`` (double); arrays if multi-valued."""
     return {"hash": "hash", "vocabulary": "text"}.get(feature.encoding.kind, "number")
 
 
@@ -267,7 +267,7 @@ def _join_vocabulary(spark: SparkSession, rows: DataFrame, feature: SparseFeatur
 
 
 def log_squared_token(number: Column) -> Column:
-    """Token of the Criteo rule (bigint as text); null beyond 2^63, which no vocabulary holds."""
+    """Compute the token of the Criteo rule (bigint as text); null beyond 2^63, which no vocabulary holds."""
     log = F.log(number)
     squared = F.floor(log * log).cast("bigint")
     truncated = F.when(number >= 0, F.floor(number)).otherwise(F.ceil(number))
@@ -276,7 +276,7 @@ def log_squared_token(number: Column) -> Column:
 
 
 def count_at_or_below(value: Column, boundaries: tuple[float, ...]) -> Column:
-    """How many of the rising ``boundaries`` are at or below ``value``: a binary search as nested CASE."""
+    """Count the rising ``boundaries`` at or below ``value``: a binary search as nested CASE."""
 
     def search(low: int, high: int) -> Column:
         if low == high:
@@ -319,7 +319,7 @@ def _lookup(feature: SparseFeature, learnt: Learnt) -> Callable[[Column], Column
 
 
 def transformed(feature: DenseFeature) -> Column:
-    """A dense feature after fill, clip and log1p, before standardising (double)."""
+    """Apply fill, clip and log1p to a dense feature; standardising comes later (double)."""
     value = F.coalesce(F.col(dense(feature.name)), F.lit(feature.fill))
     if feature.clip is not None:
         value = F.least(F.greatest(value, F.lit(feature.clip[0])), F.lit(feature.clip[1]))

@@ -17,14 +17,14 @@ from pipeline.build.quality import Profile
 from pipeline.build.vocabulary import count_values
 
 EXACT_ROWS = 200_000
-"""Up to so many good rows everything is counted; above, head shares come from a sample of about so many."""
+"""Number of good rows up to which every value is counted; above it, head shares come from a sample of that size."""
 RELATIVE_ERROR = 0.016
 """Standard deviation of an estimated cardinality (a HyperLogLog sketch of 4,096 registers), relative to it."""
 _LEARNT = (*VOCABULARY_KINDS, "quantiles")
 
 
 def features_to_estimate(schema: FeatureSchema, seen: Profile) -> list[str]:
-    """Single-valued features that nothing is learnt from, if there are more than ``EXACT_ROWS`` rows."""
+    """List the single-valued features that nothing is learnt from, if there are more than ``EXACT_ROWS`` rows."""
     if sum(seen.rows.values()) <= EXACT_ROWS:
         return []
     return [f.name for f in schema.sparse if f.encoding.kind not in _LEARNT and not f.is_multi_valued]
@@ -33,7 +33,7 @@ def features_to_estimate(schema: FeatureSchema, seen: Profile) -> list[str]:
 def estimate_statistics(
     rows: DataFrame, schema: FeatureSchema, features: Collection[str], seen: Profile
 ) -> dict[str, dict[str, FeatureStatistics]]:
-    """Split -> feature -> statistics, without ``max_id``; null rates are exact.
+    """Estimate split -> feature -> statistics, without ``max_id``; null rates are exact.
 
     Args:
         rows: good prepared rows.
@@ -70,7 +70,7 @@ def estimate_statistics(
 
 
 def expected_collision_rate(cardinality: int, num_ids: int) -> float:
-    """Share of ``cardinality`` values, hashed uniformly to ``num_ids`` ids, that are expected to share theirs."""
+    """Compute the expected share of ``cardinality`` values, hashed uniformly to ``num_ids`` ids, that share an id."""
     return 1 - (1 - 1 / num_ids) ** (cardinality - 1) if cardinality else 0.0
 
 

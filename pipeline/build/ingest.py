@@ -1,4 +1,4 @@
-"""Raw files -> DataFrame: every line of every file becomes one row, and a malformed one keeps its line and a reason.
+"""Read raw files into DataFrames: each line becomes one row; a malformed row keeps its line and a reason.
 
 Text is read as whole lines and cut with Spark SQL functions, because Spark's own CSV and JSON readers drop, pad or
 silently null what they cannot read.
@@ -19,7 +19,7 @@ from pipeline.build.values import SCALAR_TYPES, TIME_TYPES, loose_text_of, regex
 from pipeline.config import PipelineConfig
 
 ROW_ID, SPLIT, FILE, LINE, REASON = "row:id", "row:split", "row:file", "row:line", "row:reason"
-"""Columns every row carries. The colon keeps them apart from any feature's name."""
+"""Columns of every row; the colon keeps them apart from feature names."""
 
 WRONG_COLUMNS = "wrong number of columns"
 BADLY_QUOTED = "badly quoted"
@@ -42,12 +42,12 @@ _JSON_OPTIONS = {
 
 
 def raw(name: str) -> str:
-    """Column with the raw value of ``name``; null when missing."""
+    """Name the column with the raw value of ``name``; null when missing."""
     return f"raw:{name}"
 
 
 def listed(name: str) -> str:
-    """JSON lines: column with the values of ``name`` where it is an array (array<string>), else null."""
+    """Name the column with the values of a JSON array (array<string>), null where ``name`` is no array."""
     return f"list:{name}"
 
 
@@ -98,7 +98,7 @@ def _uri(file: str) -> str:
 
 
 def plain_path(uri: Column) -> Column:
-    """The path that a file's URI, as Spark gives it, stands for."""
+    """Convert a file URI of Spark into its path."""
     path = F.regexp_replace(uri, "^file:/*", "/")
     return F.url_decode(F.replace(path, F.lit("+"), F.lit("%2B")))
 

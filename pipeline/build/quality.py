@@ -1,4 +1,4 @@
-"""How good the data is: rejected rows, statistics of every feature, and the limits they must keep."""
+"""Data quality: rejected rows, statistics of every feature, and their limits."""
 
 from dataclasses import dataclass, fields
 from itertools import islice
@@ -37,11 +37,12 @@ class Profile:
 
     @property
     def num_rejected(self) -> int:
+        """Number of rejected rows."""
         return sum(self.reasons.values())
 
 
 def profile(prepared: DataFrame, schema: FeatureSchema) -> Profile:
-    """One pass over all prepared rows, rejected ones and duplicates too."""
+    """Count all prepared rows in one pass, rejected rows and duplicates included."""
     columns = [F.count("*").alias("rows"), F.avg(F.col("label").cast("double")).alias("label")]
     for feature in schema.dense:
         value = F.col(dense(feature.name))
@@ -134,7 +135,7 @@ def write_rejected(prepared: DataFrame, folder: Path) -> None:
 def sparse_statistics(
     spark: SparkSession, counts: DataFrame, schema: FeatureSchema, learnt: Learnt, seen: Profile
 ) -> dict[str, dict[str, FeatureStatistics]]:
-    """Split -> feature -> statistics, without ``max_id``, which is read from the written files."""
+    """Compute split -> feature -> statistics, without ``max_id``, which is read from the written files."""
     present = F.coalesce(F.col("hash").cast("string"), F.col("text"), F.col("number").cast("string")).isNotNull()
     kept = _vocabulary_table(spark, schema, learnt)
     marked = counts.withColumn("present", present).withColumn("token", token_of(schema))
@@ -192,7 +193,7 @@ def _collisions(counts: DataFrame, schema: FeatureSchema) -> dict[tuple[str, int
 
 
 def beyond_limits(statistics: dict[str, FeatureStatistics], config: QualityConfig) -> list[str]:
-    """One sentence for each limit a feature of the training split is beyond."""
+    """List the limits that features of the training split exceed, a sentence each."""
     rates = {"max_null_rate": "null_rate", "max_oov_rate": "oov_rate", "max_collision_rate": "collision_rate"}
     found = []
     for name, values in statistics.items():
@@ -207,7 +208,7 @@ def beyond_limits(statistics: dict[str, FeatureStatistics], config: QualityConfi
 
 
 def enforce_limits(statistics: dict[str, FeatureStatistics], config: QualityConfig) -> list[str]:
-    """Warnings about features beyond their limits.
+    """Collect warnings about features that exceed their limits.
 
     Raises:
         DatasetError: there are any and ``pipeline.quality.action`` is ``fail``.

@@ -1,4 +1,4 @@
-"""Which files make which split, with which columns and lookups: found out on the driver before Spark starts.
+"""Sources: the files of each split, their columns and lookups, found on the driver before Spark starts.
 
 A missing file, column or lookup ends the job here, in a second, and not an hour into it.
 """
@@ -61,14 +61,14 @@ class LookupTable:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything to read."""
+    """Plan: all sources and lookup tables of a build."""
 
     sources: tuple[Source, ...]
     tables: dict[tuple[int, str], LookupTable]
     """(number of the lookup in the config, path) -> its table."""
 
     def inputs(self) -> dict[str, list[str]]:
-        """Split or lookup -> files, for the manifest."""
+        """Map each split and lookup to its files, for the manifest."""
         files: dict[str, list[str]] = defaultdict(list)
         for source in self.sources:
             files[source.split] += source.files
@@ -77,13 +77,13 @@ class Plan:
         return {name: sorted(paths) for name, paths in files.items()}
 
     def num_bytes(self) -> int:
-        """Size of the logs, gzip ones as if unpacked five times larger."""
+        """Sum the sizes of the logs in bytes, a gzip file counted five times."""
         files = [Path(file) for source in self.sources for file in source.files]
         return sum(file.stat().st_size * (5 if file.suffix in (".gz", ".bz2") else 1) for file in files)
 
 
 def wanted_columns(config: PipelineConfig, schema: FeatureSchema) -> tuple[str, ...]:
-    """Raw columns the job needs, wherever they come from."""
+    """List the raw columns that a build needs, from files and lookups."""
     split = (config.split.column,) if isinstance(config.split, HashSplit) and config.split.column else ()
     return tuple(dict.fromkeys([*schema.raw_columns, *split, *config.dedupe]))
 
@@ -186,7 +186,7 @@ def _unseen_keys(file: str, log_format: LogFormat, needed: tuple[str, ...]) -> t
 
 
 def find_line(file: str, log_format: LogFormat, text: str, limit: int = 200_000) -> int | None:
-    """Number (from 1) of the first line equal to ``text`` among the first ``limit``; None if there is none."""
+    """Find the number (from 1) of the first line equal to ``text`` among the first ``limit``; None if there is none."""
     if log_format.kind == "parquet":
         return None
     try:

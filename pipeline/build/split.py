@@ -1,4 +1,4 @@
-"""Which split a row belongs to: a pure function of the row, so that a re-run or a longer log moves no row."""
+"""Split rules: the split is a pure function of the row, so a re-run or a longer log moves no row."""
 
 from datetime import UTC, datetime
 
@@ -11,7 +11,7 @@ _DRAWS = float(1 << 53)
 
 
 def parse_time(text: str) -> int:
-    """Unix seconds of an ISO date or date-time; without a zone it is UTC.
+    """Parse an ISO date or date-time into Unix seconds; without a zone it is UTC.
 
     Raises:
         ValueError: it is neither.
@@ -21,7 +21,7 @@ def parse_time(text: str) -> int:
 
 
 def split_of(config: PipelineConfig, given: Column, seconds: Column, value: Column) -> Column:
-    """The split of each row.
+    """Compute the split of each row.
 
     Args:
         config: the rule, and which splits have files of their own: it cuts ``train`` only into the others.

@@ -1,4 +1,4 @@
-"""A raw value -> its text, number, tokens or time, in Spark SQL: the twin of ``to_text`` and ``to_number``.
+"""Convert raw values to text, numbers, tokens and times in Spark SQL: the twin of ``to_text`` and ``to_number``.
 
 Training and scoring read the same raw value, so every rule here is one of ``features/encoding.py`` and tests hold the
 two together.
@@ -34,12 +34,12 @@ _REGEX_META = set("\\^$.|?*+()[]{}")
 
 
 def regex_literal(text: str) -> str:
-    """A Java pattern that matches ``text``; one escaped character keeps Java's fast path for ``split``."""
+    """Escape ``text`` as a Java pattern; one escaped character keeps Java's fast path for ``split``."""
     return "".join(f"\\{c}" if c in _REGEX_META else c for c in text)
 
 
 def text_of(value: Column, dtype: DataType) -> Column:
-    """Canonical text; null for a missing value and for one that ``is_bad_text``."""
+    """Convert to canonical text; null for a missing value and where ``is_bad_text`` holds."""
     if isinstance(dtype, StringType):
         return F.nullif(value, F.lit(""))
     if isinstance(dtype, FLOAT_TYPES):
@@ -61,7 +61,7 @@ def _is_whole(value: Column) -> Column:
 
 
 def loose_text_of(value: Column, dtype: DataType) -> Column:
-    """Any text form, for columns that are only carried, compared or split by."""
+    """Convert to any text form, for columns that are carried, compared or split by alone."""
     if isinstance(dtype, StringType):
         return F.nullif(value, F.lit(""))
     if isinstance(dtype, FLOAT_TYPES):
@@ -70,7 +70,7 @@ def loose_text_of(value: Column, dtype: DataType) -> Column:
 
 
 def number_of(value: Column, dtype: DataType) -> Column:
-    """Finite double within float32's range; null for a missing value and for one that ``is_bad_number``."""
+    """Convert to a finite double within float32's range; null for a missing value and where ``is_bad_number`` holds."""
     if isinstance(dtype, StringType):
         text = F.trim(value)
         number = F.when(text.rlike(NUMBER_PATTERN), text.try_cast("double"))
@@ -98,7 +98,7 @@ def is_bad_number(value: Column, dtype: DataType, number: Column) -> Column:
 
 
 def tokens_of(value: Column, dtype: DataType, separator: str) -> Column:
-    """Non-empty tokens of a multi-valued value, all of them; an empty array for a missing one."""
+    """Split a multi-valued value into all its non-empty tokens; an empty array for a missing value."""
     if isinstance(dtype, ArrayType):
         element = dtype.elementType
         texts = F.transform(value, lambda item: text_of(item, element))
@@ -117,7 +117,7 @@ def is_bad_list(value: Column, dtype: DataType) -> Column:
 
 
 def seconds_of(value: Column, dtype: DataType, time_format: str) -> Column:
-    """Unix seconds (bigint); null for a missing or unreadable time."""
+    """Convert to Unix seconds (bigint); null for a missing or unreadable time."""
     if isinstance(dtype, TIME_TYPES):
         return F.unix_seconds(value.cast("timestamp"))
     if time_format in ("unix", "unix_ms"):

@@ -1,6 +1,6 @@
-"""What is learnt from the data: vocabularies, quantile boundaries and moments, from the training split alone.
+"""Learn vocabularies, quantile boundaries and moments from the training split alone.
 
-With a base (what an earlier dataset has learnt) only the tokens that it lacks are.
+With a base (the learnt state of an earlier dataset) only the tokens that the base lacks are learnt.
 
 One table of (split, feature, value, count) is made in one pass; everything learnt, and most of the statistics, follow
 from it, so the rows are not read once a feature.
@@ -24,11 +24,11 @@ from pipeline.build.encode import log_squared_token, prepared_kind, sparse, tran
 from pipeline.build.ingest import SPLIT
 
 SIGNIFICANT_DIGITS = 9
-"""Learnt floats are rounded to so many, because Spark adds up in another order in every run."""
+"""Significant digits of learnt floats, because Spark adds up in another order in every run."""
 
 
 def rounded(value: float | None) -> float:
-    """``value`` to the digits that do not depend on the order of a sum; 0 for None."""
+    """Round to the digits that do not depend on the order of a sum; 0 for None."""
     return 0.0 if value is None else float(f"{value:.{SIGNIFICANT_DIGITS}g}")
 
 
@@ -95,7 +95,7 @@ def fit(rows: DataFrame, counts: DataFrame, schema: FeatureSchema, base: Learnt 
 
 
 def token_of(schema: FeatureSchema) -> Column:
-    """Vocabulary token of a row of the counts; null where the feature has no vocabulary or the value is missing."""
+    """Compute the vocabulary token of a counted value; null without a vocabulary and for a missing value."""
     squared = [n for n, f in enumerate(schema.sparse) if isinstance(f.encoding, LogSquaredEncoding)]
     token = F.col("text")
     if squared:

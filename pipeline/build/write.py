@@ -1,4 +1,4 @@
-"""Encoded rows -> near-equal, globally shuffled Parquet files, and a dataset folder that changes in one step.
+"""Write encoded rows to near-equal, globally shuffled Parquet files, and commit a dataset in one step.
 
 Everything is written to a new version folder; replacing ``manifest.json`` is the commit. A job killed before it leaves
 the old dataset, one killed after it the new one, and the next job removes what is left over. A dataset in an object
@@ -48,7 +48,7 @@ _LOCK = ".lock"
 
 @contextmanager
 def new_version(dataset: Path) -> Iterator[Path]:
-    """A fresh version folder inside ``dataset``, removed again if the body fails.
+    """Make a version folder inside ``dataset``; remove it if the body fails.
 
     Raises:
         DatasetError: the folder cannot be written, holds something else, or another job is writing to it.
@@ -83,7 +83,7 @@ def _refuse_foreign(dataset: Path | ObjectPath, names: Iterable[str]) -> None:
 
 
 def staging(dataset: ObjectPath, folder: str | None) -> Path:
-    """The folder on disk in which a dataset of an object store is made; the same one for the same dataset.
+    """Find the staging folder on disk of a dataset in an object store; equal datasets have equal folders.
 
     Raises:
         DatasetError: the store holds something else there.
@@ -139,7 +139,7 @@ def _remove_leftovers(dataset: Path) -> None:
 
 
 def num_files(num_rows: int, config: WriteConfig) -> int:
-    """Files of a split: enough for ``rows_per_file``, and ``min_files`` if there are as many rows."""
+    """Compute the number of files of a split: rows / ``rows_per_file``, and ``min_files`` at least if rows allow."""
     return max(min(config.min_files, num_rows), -(-num_rows // config.rows_per_file))
 
 
@@ -191,7 +191,7 @@ def write_files(
 
 
 def _partition_keys(spark: SparkSession, total: int) -> list[int]:
-    """For each partition of ``repartition(total, key)`` an integer key that lands in it."""
+    """Find an integer key for each partition of ``repartition(total, key)``."""
     keys: dict[int, int] = {}
     candidates = 64 * total
     while len(keys) < total:
@@ -220,7 +220,7 @@ def _place(paths: list[Path], version: Path, split: str) -> tuple[DataFile, ...]
 
 
 def max_ids(dataset: Path, files: tuple[DataFile, ...], schema: FeatureSchema) -> dict[str, int]:
-    """Largest id of each sparse feature in the files, from the statistics in their footers.
+    """Read the largest id of each sparse feature from the statistics in the files' footers.
 
     Raises:
         DatasetError: an id is negative, or a footer has no statistics.

@@ -1,4 +1,4 @@
-"""Portion: what one task reads of a raw log, a file or the lines in a range of its bytes, numbered as in the file.
+"""Portion: the part of a raw log that one task reads, a file or a range of its bytes, lines numbered as in the file.
 
 ``features.rawlog.read_lines`` reads every portion: a second parser could only give other rows or reasons. Plain text
 alone is cut: what is compressed has no place to begin but its start. A Parquet file is one portion too.
@@ -27,7 +27,7 @@ from features.rawlog import (
 )
 
 PORTION_BYTES = 16 << 20
-"""Size that a plain file is cut by. A constant, and not a share for every core, so that no cluster changes a result."""
+"""Bytes of a portion of a plain file: a constant, so that the cluster's size changes no result."""
 
 _TABLES_A_PORTION = 4
 """Every task reads the lookups' tables anew: a portion is as many times larger than them, at least."""
@@ -36,12 +36,12 @@ _BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Portion:
-    """One task's lines."""
+    """Portion: the lines that one task reads."""
 
     file: str
     """Path of the raw file as the user gave it."""
     path: str
-    """Where every executor finds it."""
+    """Path of the file on every executor."""
     lookups: tuple[str, ...] = ()
     """Path of each lookup's table."""
     start: int = 0
@@ -114,7 +114,7 @@ def _find_header(path: str, log_format: LogFormat, num_bytes: int) -> str | None
 
 
 def _next_line(file: BinaryIO, target: int) -> int:
-    """Where the first line begins whose line feed before it is at ``target`` or after; else the end of the file.
+    """Find the start of the first line whose preceding line feed is at ``target`` or after; else the end of the file.
 
     A line feed always ends a line, and a carriage return before it is then no end of its own.
     """
@@ -128,7 +128,7 @@ def _next_line(file: BinaryIO, target: int) -> int:
 
 
 def count_lines(portion: Portion) -> int:
-    """Ends of lines in a portion's bytes: ``\\n``, ``\\r\\n`` and ``\\r`` alone."""
+    """Count the ends of lines in a portion's bytes: ``\\n``, ``\\r\\n`` and ``\\r`` alone."""
     count, last = 0, b""
     for block in _blocks(portion):
         count += block.count(b"\n") + block.count(b"\r") - block.count(b"\r\n")
@@ -138,7 +138,7 @@ def count_lines(portion: Portion) -> int:
 
 
 def number_lines(portions: Sequence[Portion], counts: Sequence[int]) -> list[Portion]:
-    """Portions that know their first line, from the lines in each."""
+    """Set the first line of each portion from the number of lines in each."""
     lines: dict[str, int] = defaultdict(lambda: 1)
     numbered = []
     for portion, count in zip(portions, counts, strict=True):
@@ -150,7 +150,7 @@ def number_lines(portions: Sequence[Portion], counts: Sequence[int]) -> list[Por
 def read_portion(
     portion: Portion, log_format: LogFormat, lookups: tuple[Lookup, ...]
 ) -> Iterator[tuple[int, dict[str, Any] | LogError]]:
-    """Its rows, as ``read_lines`` gives them for the whole file.
+    """Read the rows of a portion, as ``read_lines`` gives them for the whole file.
 
     Raises:
         LogError: as ``read_lines``, or the file has changed since it was cut.

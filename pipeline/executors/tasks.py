@@ -18,21 +18,21 @@ from pipeline.session import SPARK_ERRORS, explain, start_spark
 T = TypeVar("T")
 
 LOCAL_MASTER = "local[*,4]"
-"""All cores, and four tries as on a cluster: a plain local[*] gives a job up with the first worker that dies."""
+"""Master of a local session: all cores, four tries as on a cluster; local[*] fails with the first dead worker."""
 
 
 class TaskError(ValueError):
-    """The executors could not do what they were asked to."""
+    """A task failed as often as Spark tries, or Spark itself failed."""
 
 
 def start_tasks(under_spark_submit: bool, verbose: bool = False) -> SparkSession:
-    """A session for ``run_tasks``: Java only hands tasks out, so it needs little."""
+    """Start a session for ``run_tasks``; Java hands out tasks only, so little memory is enough."""
     master = None if under_spark_submit else LOCAL_MASTER
     return start_spark(SparkConfig(master=master, driver_memory="1g"), verbose)
 
 
 def run_tasks(spark: SparkSession, act: Callable[[T], Any], items: Sequence[T], output: Path) -> list[Any]:
-    """``[act(item) for item in items]`` with a task for each item.
+    """Compute ``[act(item) for item in items]`` with a task for each item.
 
     Args:
         spark: a session.

@@ -27,7 +27,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class LogSpec:
-    """What to generate. The same values give the same bytes."""
+    """Specification of a generated log; equal values give equal bytes."""
 
     rows: int
     days: int = 10
@@ -35,7 +35,7 @@ class LogSpec:
     click_rate: float = 0.24
     rows_per_file: int = 50_000
     drift: float = 0.0
-    """How much of the world is another one a day later; see ``pipeline.synthetic.world_drift.let_a_day_pass``."""
+    """Share of the world that changes in a day; see ``pipeline.synthetic.world_drift.let_a_day_pass``."""
 
     def __post_init__(self) -> None:
         for name in ("rows", "days", "rows_per_file"):
@@ -64,7 +64,7 @@ def generate_chunks(spec: LogSpec) -> Iterator[tuple[int, int, RawColumns]]:
 
 
 def file_name(day: int, number: int) -> str:
-    """Name of one file of a day, in order of time."""
+    """Name one file of a day; names sort in order of time."""
     return f"day-{day + 1:02d}-part-{number:03d}.csv.gz"
 
 

@@ -1,4 +1,4 @@
-"""A small world of users, ads and places with known tastes: what the generated logs are drawn from.
+"""World: users, ads and places with known tastes, from which logs are drawn.
 
 Everything a row's click probability depends on is here or in the row; ``world_drift.py`` changes it from day to day.
 """
@@ -40,13 +40,13 @@ COUNTRIES = (
 )  # fmt: skip
 GENDERS = ("f", "m")
 GOLDEN_RATIO = 0.6180339887498949
-"""Its multiples without their whole parts are spread evenly."""
+"""Golden ratio: the fractional parts of its multiples are spread evenly."""
 NUM_POSITIONS, NUM_DAYPARTS, NUM_AGE_GROUPS = 6, 4, 5
 AGE_LIMITS = (25, 35, 45, 60)
 
 
 class World:
-    """Who is there and what they like: drawn once from the seed, then only looked up.
+    """World: users, ads, places and tastes, drawn once from the seed, then only looked up.
 
     Attributes:
         renewals: how often on average the place of a user or of an ad has been taken by a new one.
@@ -129,7 +129,7 @@ class World:
         return low
 
     def draw(self, rng: np.random.Generator, timestamps: Ints) -> dict[str, Ints]:
-        """Impressions at the given times, every property an index (n,) into its table."""
+        """Draw impressions at the given times; every property is an index (n,) into its table."""
         n = len(timestamps)
         user = self._who_is_there(np.searchsorted(self.user_cdf, rng.random(n)), NUM_USERS)
         profile = user % NUM_PROFILES
@@ -160,7 +160,7 @@ class World:
         return places + renewals * (num_places + 1)  # one more, so that a new one has other properties
 
     def logits(self, row: dict[str, Ints]) -> Floats:
-        """Log-odds of a click, (n,), for what ``draw`` returned."""
+        """Compute the log-odds of a click, (n,), of drawn impressions."""
         profile, place, creative = row["profile"], row["place_category"], row["creative"]
         return (
             self.bias
@@ -185,7 +185,7 @@ class World:
         )
 
     def _tastes(self, row: dict[str, Ints]) -> Floats:
-        """What the user, at this place, is drawn to: (n, 2).
+        """Compute the taste of each user at each place, (n, 2).
 
         What the log does not tell (a missing age or gender) counts for nothing: the probability is the best guess from
         the row as it is written.
@@ -200,7 +200,7 @@ class World:
         return tastes + self.place_taste[row["place_category"]]
 
     def to_columns(self, row: dict[str, Ints], rng: np.random.Generator) -> RawColumns:
-        """The log's columns, labels drawn, for what ``draw`` returned."""
+        """Convert drawn impressions to the log's columns, with labels drawn."""
         # Rounded first and drawn after, so that the column is exactly the probability of the label.
         probability = np.round(sigmoid(self.logits(row)), 6)
         user, profile, place = row["user"], row["profile"], row["place"]
@@ -238,7 +238,7 @@ class World:
 
 
 def sigmoid(logits: Floats) -> Floats:
-    """Probabilities of logits."""
+    """Convert logits to probabilities."""
     return 1 / (1 + np.exp(-logits))
 
 

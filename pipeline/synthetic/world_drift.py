@@ -1,4 +1,4 @@
-"""What a day does to a generated world: new users and ads come, places rise and fall, tastes and effects wander.
+"""Drift of a generated world: each day brings new users and ads, moves places, and shifts tastes and effects.
 
 A model of yesterday is therefore worse today, by an amount that is known as exactly as everything else of the world.
 """
@@ -18,7 +18,7 @@ EFFECTS = (
 
 
 def let_a_day_pass(world: World, drift: float, rng: np.random.Generator) -> None:
-    """Change the world by a day.
+    """Advance the world by one day.
 
     Args:
         drift: from 0 to 1: this share of users and ads is replaced by new ones, every arrow turns by about so many

@@ -1,1 +1,1 @@
-"""What a training would need and how fast it would be on machines that are not here."""
+"""Forecasts: memory and speed of a training on a cluster that is not at hand."""

@@ -24,8 +24,8 @@ FLOAT, ID = 4, 8
 SORT = 64
 """Bytes that sorting the ids before the update moves for each of them: four passes that read and write."""
 HIDDEN_PASSES, FIELD_PASSES = 20, 8
-"""How often a step reads or writes each number of a hidden layer (product, norm, ReLU, dropout, and back) and of the
-fields' vectors (regrouping, joining with the dense features, and back)."""
+"""Times that a step reads or writes each number of a hidden layer (product, norm, ReLU, dropout, and back) and
+of the fields' vectors (regrouping, joining with the dense features, and back)."""
 BUCKET = 25 << 20
 """Bytes of dense gradients that DistributedDataParallel reduces at once."""
 
@@ -41,7 +41,7 @@ ways. messages: what the collectives cost however little they carry."""
 
 @dataclass(frozen=True, config=STRICT)
 class Machine:
-    """What a rank has: limits, and the share of each that is reached.
+    """Machine: roofline of a rank, and the share of each limit that is reached.
 
     Attributes:
         flops: products and sums a second; ``flops_share`` of them are reached.
@@ -87,19 +87,19 @@ class Shard:
 
     @property
     def num_bytes(self) -> int:
-        """Weights and row-wise Adagrad's number a row."""
+        """Bytes of the weights and of row-wise Adagrad's number a row."""
         return self.rows * (FLOAT * self.columns + 4)
 
 
 @dataclass(frozen=True)
 class Net:
-    """What the network asks of a row and of a step, wherever its tables are.
+    """Net: work of the dense network for a row and a step, independent of sharding.
 
     Attributes:
         flops: products and sums of a row, forward and backward. A matrix multiplies each row once, and twice on the way
             back; where it multiplies each field (AutoInt) that is too few.
-        numbers: of the fields' vectors, of the hidden layers.
-        parameters: replicated.
+        field_numbers, hidden_numbers: numbers of the fields' vectors, and of the hidden layers, for a row.
+        parameters: number of replicated parameters.
         num_norms: batch norms over all ranks.
     """
 
@@ -111,7 +111,7 @@ class Net:
 
     @classmethod
     def of(cls, model: CTRModel) -> "Net":
-        """Read off a model whose tables may be on the meta device."""
+        """Measure a model, whose tables may be on the meta device."""
         dense = {n: p for n, p in model.named_parameters() if not n.startswith("embedding.")}
         linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
         return cls(
@@ -125,7 +125,7 @@ class Net:
 
 @dataclass(frozen=True)
 class Traffic:
-    """How a step is spread and what its ids are like.
+    """Traffic: distribution of a step over ranks, and statistics of its ids.
 
     Attributes:
         batch_size: rows of a global batch.
@@ -141,17 +141,18 @@ class Traffic:
 
     @property
     def rows(self) -> int:
-        """Of a rank's part of a batch."""
+        """Rows of a rank's part of a batch."""
         return math.ceil(self.batch_size / self.world_size)
 
     @property
     def num_hosts(self) -> int:
+        """Number of hosts."""
         return self.world_size // self.ranks_per_host
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A step.
+    """Prediction: time and memory of a step.
 
     Attributes:
         seconds: of each of ``PARTS`` on the slowest rank, one after the other.
@@ -168,12 +169,12 @@ class Prediction:
 
     @property
     def rows_per_second(self) -> float:
-        """With one part after the other, as the loop runs them; reading is beside it."""
+        """Rows per second with one part after the other, as the loop runs them, and reading in parallel."""
         return self.batch_size / max(sum(self.seconds.values()), self.reading)
 
     @property
     def rows_per_second_overlapped(self) -> float:
-        """If memory, products, links and host were all busy at once: no loop does better with this plan."""
+        """Rows per second with memory, products, links and host busy at once: upper bound for this plan."""
         parts = self.seconds
         links = parts["ids"] + parts["vectors"] + parts["dense gradients"]
         busiest = max(parts["fixed"] + parts["messages"], parts["dense"] + parts["tables"], links, self.reading)
@@ -181,14 +182,14 @@ class Prediction:
 
     @property
     def limit(self) -> str:
-        """The largest part, or reading where it takes longer than all of them together."""
+        """Name of the largest part, or of reading where it takes longer than all parts together."""
         if self.reading > sum(self.seconds.values()):
             return "reading"
         return max(self.seconds, key=lambda part: self.seconds[part])
 
 
 def predict(shards: Sequence[Shard], net: Net, machine: Machine, traffic: Traffic) -> Prediction:
-    """What a step of these shards takes on machines of this kind."""
+    """Predict the time of a step with these shards on machines of this kind."""
     t, m = traffic, machine
     loads = _load(shards, m, t)
     total = loads.tables + loads.ids + loads.vectors
@@ -216,7 +217,7 @@ def predict(shards: Sequence[Shard], net: Net, machine: Machine, traffic: Traffi
 
 
 class _Loads(NamedTuple):
-    """Of each rank: seconds of look-ups and of exchanges, bytes of tables. Bytes of tables that every rank has."""
+    """Loads of each rank: seconds of look-ups and exchanges, bytes of tables; and bytes of replicated tables."""
 
     tables: Floats
     ids: Floats

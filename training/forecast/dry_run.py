@@ -1,4 +1,4 @@
-"""Plan: which rank holds which shards, and what they cost, without a GPU, a process group or a table in memory.
+"""Dry run of a sharding plan: shards of each rank and their cost, without a GPU, process group or table in memory.
 
 A plan that does not fit is refused with the numbers, and what would fit is found by planning again.
 """
@@ -87,7 +87,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Change:
-    """Something that makes the tables fit, found by planning with it.
+    """Change: a change of config or cluster with which the tables fit, found by planning with it.
 
     Attributes:
         words: what to write on the command line.
@@ -100,7 +100,7 @@ class Change:
 
 
 def plan_tables(model: CTRModel, config: TrainingConfig, cluster: Cluster) -> Plan:
-    """The plan that a training on these ranks would make.
+    """Plan the tables as a training on these ranks would.
 
     Args:
         model: with its tables on the meta device.
@@ -163,7 +163,7 @@ def find_changes(
     error: PlanError,
     on_plan: Callable[[str], None] = lambda words: None,
 ) -> list[Change]:
-    """What would make tables fit that do not: of each kind the smallest found, and of these the nearest first.
+    """Find changes that make the tables fit: the smallest of each kind, the nearest first.
 
     Args:
         build: the config's model, its tables on the meta device.
@@ -189,7 +189,7 @@ def find_changes(
 
 
 def binary(num_bytes: int) -> str:
-    """Bytes as a person reads them, in powers of 1,024."""
+    """Format bytes in powers of 1,024."""
     for unit, size in (("GiB", GIB), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if abs(num_bytes) >= size:
             return f"{num_bytes / size:,.1f} {unit}"
@@ -295,7 +295,7 @@ def _features_not_cut(model: CTRModel, sharding: ShardingConfig) -> list[str]:
 
 
 class _Found(Stats):
-    """What TorchRec tells of its search."""
+    """Statistics of TorchRec's search."""
 
     options: list[ShardingOption]
     enumerator: Enumerator
@@ -350,7 +350,7 @@ def _refusal(options: list[ShardingOption], cluster: Cluster, reserve: Reserve) 
 
 
 def _reserve(model: CTRModel, config: TrainingConfig, cluster: Cluster) -> Reserve:
-    """What TorchRec's reservation takes, told by what it takes of a rank with room for anything."""
+    """Measure TorchRec's reservation on a rank with unlimited memory."""
     roomy = dataclasses.replace(cluster, world_size=1, ranks_per_host=1, memory=1 << 60).topology()
     batch_size = batch_size_per_rank(config, cluster.world_size)
     kept = make_reservation(model, margin=0).reserve(roomy, batch_size, model, [Sharder()])  # pyright: ignore

@@ -1,6 +1,6 @@
-"""Layout: which shards a cluster's ranks would have, as the planner lays them out, or as it cannot be asked to.
+"""Shard layouts to compare: the planner's own and two that it does not offer.
 
-What a layout costs is training/forecast/cost_model.py.
+``training.forecast.cost_model`` computes the cost of a layout.
 """
 
 import math
@@ -20,7 +20,7 @@ GIANT = 8
 
 
 def planned_shards(model: CTRModel, config: TrainingConfig, cluster: Cluster) -> list[Shard]:
-    """The shards of the plan that a training on these ranks would make.
+    """List the shards of the plan that a training on these ranks would make.
 
     Raises:
         PlanError: the tables do not fit; ``training.forecast.dry_run.plan_tables`` tells by how much.
@@ -44,7 +44,7 @@ def planned_shards(model: CTRModel, config: TrainingConfig, cluster: Cluster) ->
 
 
 def dealt_shards(model: CTRModel, net: Net, machine: Machine, traffic: Traffic) -> list[Shard]:
-    """Shards in two dimensions, for what the planner is not asked for: the fastest of a few ways to deal them out.
+    """Cut tables into shards by rows and columns: the fastest of a few layouts that the planner does not offer.
 
     A table with at most as many rows as a rank has in a batch is replicated: its gradient is less than the vectors that
     it would send. Others are cut into parts of so many columns, and parts of giants (or all) by rows over the ranks of
@@ -61,7 +61,7 @@ def dealt_shards(model: CTRModel, net: Net, machine: Machine, traffic: Traffic) 
 
 
 def whole_tables(model: CTRModel, traffic: Traffic) -> list[Shard]:
-    """Each table on one rank, as if it fitted."""
+    """Place each table whole on one rank, as if it fitted."""
     return _deal(model, traffic, math.inf)
 
 

@@ -1,1 +1,1 @@
-"""How good scores are: metrics, comparisons, calibration and the gate, with NumPy alone."""
+"""Metrics, comparisons, calibration and the gate, with NumPy alone."""

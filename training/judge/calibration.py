@@ -1,6 +1,6 @@
-"""Calibration: two numbers that make a model's scores probabilities again, and leave their order alone.
+"""Calibration: a scale and an offset of the logit, fitted on validation, that keep the order of scores.
 
-Choosing by AUC, losses that refocus rows and long training all leave a good ranking with probabilities that are off.
+Selection by AUC, losses that refocus rows and long training leave a good ranking with biased probabilities.
 """
 
 from collections.abc import Mapping
@@ -37,10 +37,11 @@ class Calibration:
             raise CalibrationError(f"{self} would change the ranking: the scale must be positive, both numbers finite")
 
     def apply(self, logits: Logits) -> Logits:
-        """Calibrated logits, of the shape of ``logits`` (float64, so that no two scores become one)."""
+        """Calibrate logits of any shape (float64, so that no two scores become equal)."""
         return self.scale * logits + self.offset
 
     def to_json(self) -> dict[str, float]:
+        """Return scale and offset as JSON values."""
         return asdict(self)
 
     @classmethod
@@ -57,7 +58,7 @@ class Calibration:
 
 
 def fit_platt(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> Calibration:
-    """Scale and offset with the least weighted logloss (Platt 1999, with the labels as they are), by Newton's method.
+    """Fit the scale and offset of least weighted logloss (Platt 1999, with the labels as they are), by Newton's method.
 
     Args:
         logits: (n,) scores before the sigmoid.

@@ -1,4 +1,4 @@
-"""Is one model better than another? A paired bootstrap of their difference, over the same rows and the same seeds.
+"""Compare two models by a paired bootstrap of their difference over the same rows and seeds.
 
 Shapes: n rows, S seeds.
 """
@@ -16,7 +16,7 @@ METRICS = ("auc", "logloss")
 
 @dataclass(frozen=True)
 class Difference:
-    """First model minus second: the mean over seeds, and the interval that holds it."""
+    """Difference: first model minus second, the mean over seeds, and the interval that holds it."""
 
     mean: float
     low: float
@@ -39,7 +39,7 @@ def paired_bootstrap(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Difference]:
-    """AUC and logloss of the first model minus the second's, with percentile intervals.
+    """Compute AUC and logloss of the first model minus the second's, with percentile intervals.
 
     A resample draws groups with replacement (rows of one user are not independent; without groups it draws rows), the
     same for both models, and seeds with replacement, so the interval holds both kinds of luck.

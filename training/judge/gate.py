@@ -30,34 +30,35 @@ Limit = Annotated[float, Field(ge=0)]
 
 @checked(frozen=True, config=STRICT)
 class GateConfig:
-    """What a candidate must keep to replace the champion; None switches a rule off."""
+    """Rules that a candidate must keep to replace the champion; None switches a rule off."""
 
     max_auc_drop: Limit | None = 0.002
     max_logloss_rise: Limit | None = 0.002
-    """In nats a row, as AUC's drop an absolute number."""
+    """Rise of logloss in nats a row; absolute, as AUC's drop."""
     decide_by: Literal["mean", "worst"] = "mean"
-    """When AUC and logloss are too bad. mean: the mean difference is beyond the limit and the interval of the paired
-    bootstrap leaves out 0; what may be luck does not keep fresh data out. worst: the interval's worse end is beyond
-    the limit; the candidate must prove itself, which an equally good one only does on rows enough."""
+    """Criterion for a drop of AUC and a rise of logloss. mean: the mean difference exceeds the limit and the interval
+    of the paired bootstrap leaves out 0; a difference that may be luck does not keep fresh data out. worst: the
+    interval's worse end is beyond the limit; the candidate must prove itself, which an equal one does on many rows
+    alone."""
     min_calibration: Limit | None = 0.8
     """Sum of the probabilities over the sum of the labels."""
     max_calibration: Limit | None = 1.25
     max_ne: Limit | None = 1.0
     """Normalised entropy; 1: no worse than the label rate as every row's probability."""
     max_segment_rise: Limit | None = 0.05
-    """Of a segment's logloss, as a share of the champion's, and by more than three standard errors."""
+    """Rise of a segment's logloss, relative to the champion's, counted if beyond three standard errors."""
     min_segment_rows: Annotated[int, Field(ge=1)] = 100
-    """Of each class; smaller segments are not judged."""
+    """Least rows of each class in a segment; smaller segments are not judged."""
     max_score_psi: Limit | None = 0.25
     """Population stability index of the candidate's probabilities over the deciles of the champion's. Scores spread as
     a young model learns: they may, where the whole interval of the logloss' difference is below 0."""
     max_quantized_auc_drop: Limit | None = 0.0005
-    """By which AUC may fall because the tables are served in a smaller precision than they were trained in."""
+    """Largest drop of AUC from serving tables in a smaller precision than they were trained in."""
     min_class_rows: Annotated[int, Field(ge=1)] | None = 100
     """Rows of each class without which nothing is decided, and the champion stays."""
     num_resamples: Annotated[int, Field(ge=10)] = 1_000
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    """Of the paired bootstrap's intervals."""
+    """Confidence of the paired bootstrap's intervals."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -67,11 +68,11 @@ class GateConfig:
 
 @dataclass(frozen=True)
 class RuleResult:
-    """One rule on one candidate."""
+    """RuleResult: the outcome of one rule for one candidate."""
 
     name: str
     candidate: float | None
-    """Its value; None where the rows do not define one."""
+    """Candidate's value; None where the rows do not define one."""
     champion: float | None
     threshold: str
     passed: bool
@@ -80,15 +81,17 @@ class RuleResult:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What every rule said; a candidate that one rule refuses does not replace the champion."""
+    """Verdict: results of all rules; a candidate that one rule refuses does not replace the champion."""
 
     rules: tuple[RuleResult, ...]
 
     @property
     def passed(self) -> bool:
+        """Whether every rule passed."""
         return all(rule.passed for rule in self.rules)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the verdict as JSON values."""
         return {"passed": self.passed, "rules": [asdict(rule) for rule in self.rules]}
 
     def table(self) -> str:

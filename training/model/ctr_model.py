@@ -1,4 +1,4 @@
-"""CTRModel: the whole network, from a batch to logits. It does not know how it is sharded, fed or trained.
+"""CTRModel: the whole network, from a batch to logits, independent of sharding, reading and training.
 
 Shapes: B rows, F fields, D width of a field, H width of an encoder's output.
 """
@@ -22,7 +22,7 @@ EMBEDDING = "embedding"
 
 
 class CTRModel(nn.Module):
-    """Embeddings -> selection -> two encoders -> fusion (TF4CTR, arXiv 2405.03167).
+    """CTRModel: embeddings -> selection -> two encoders -> fusion (TF4CTR, arXiv 2405.03167).
 
     Args:
         schema: the fields.
@@ -78,7 +78,7 @@ class CTRModel(nn.Module):
             self.to(device)
 
     def forward(self, batch: Batch) -> TwinLogits:
-        """Logits of the batch's real rows, each (num_rows,)."""
+        """Compute the logits of the batch's real rows, each (num_rows,)."""
         streams = self.embedding(batch.sparse_features, batch.dense_features, batch.num_rows)
         easy_BFD, hard_BFD = self.selection(streams)
         easy_BH = self.easy_encoder(easy_BFD, streams["first_order_easy"])
@@ -89,7 +89,7 @@ class CTRModel(nn.Module):
 
     @property
     def tables(self) -> tuple[EmbeddingTable, ...]:
-        """Every embedding table."""
+        """All embedding tables."""
         return self.embedding.tables
 
     @property
@@ -100,16 +100,16 @@ class CTRModel(nn.Module):
         return sum(p.numel() for p in self.parameters()) - untrained_heads - pads
 
     def embedding_parameter_names(self) -> list[str]:
-        """Names, as in ``named_parameters``, of what the embedding L2 applies to."""
+        """List the names of the parameters under the embedding L2, as in ``named_parameters``."""
         return [name for name, _ in self.named_parameters() if name.split(".")[0] == EMBEDDING]
 
     def embedding_parameters(self) -> list[nn.Parameter]:
-        """The parameters called ``embedding_parameter_names``."""
+        """List the parameters under the embedding L2, in the order of ``embedding_parameter_names``."""
         return list(self.embedding.parameters())
 
 
 def stream_widths(config: ModelConfig) -> dict[Stream, int]:
-    """Which streams of embeddings the model reads, and how wide a field is in each.
+    """Map each stream of embeddings that the model reads to the width of a field in it.
 
     Raises:
         ModelError: a selection splits one embedding between two encoders of which one reads none, or two views.
@@ -141,7 +141,7 @@ def stream_widths(config: ModelConfig) -> dict[Stream, int]:
 
 
 def context_features(config: ModelConfig) -> dict[Stream, tuple[str, ...]]:
-    """Which features the gates' context streams have."""
+    """Map each context stream of the gates to its features."""
     if not isinstance(config.selection, StreamGatesSelection):
         return {}
     contexts: dict[Stream, tuple[str, ...]] = {

@@ -1,4 +1,4 @@
-"""FieldEmbedding: every embedding of the model, in one place, so that whoever shards it has one module to shard.
+"""FieldEmbedding: all embeddings of the model in one module, which is the one to shard.
 
 A feature may have several tables (easy and hard, first-order weights); all of them live in one TorchRec
 ``EmbeddingBagCollection``, and the blocks downstream only ever see stacked vectors.
@@ -20,14 +20,14 @@ from features.schema import FeatureSchema
 
 Stream = Literal["easy", "hard", "shared", "first_order_easy", "first_order_hard", "context_easy", "context_hard"]
 STREAMS: tuple[Stream, ...] = get_args(Stream)
-"""What an embedding is for: one encoder's vectors, both encoders' vectors, one encoder's first-order weights, or the
-context that one encoder's gate reads (of some sparse features only)."""
+"""Streams, the uses of an embedding: one encoder's vectors, both encoders' vectors, one encoder's first-order weights,
+or the context that one encoder's gate reads (of some sparse features only)."""
 
 Streams = dict[Stream, Tensor]
 """Stream -> (B, F, D) vectors; a stream the model does not use has D = 0."""
 
 PAD_MULTIPLE = 4
-"""FBGEMM's fused kernels take only widths that are multiples of this."""
+"""Divisor of the table widths that FBGEMM's fused kernels accept."""
 
 _CHUNK_ROWS = 1 << 16
 
@@ -38,7 +38,7 @@ class ModelError(ValueError):
 
 @dataclass(frozen=True)
 class EmbeddingTable:
-    """One table: ``num_embeddings`` rows of ``width`` numbers, stored ``padded_width`` wide."""
+    """EmbeddingTable: ``num_embeddings`` rows of ``width`` numbers, stored ``padded_width`` wide."""
 
     name: str
     feature: str
@@ -76,7 +76,7 @@ class EmbeddingTable:
 
 
 def stable_seed(seed: int, *names: str) -> int:
-    """A 63-bit seed that is the same in every process, unlike Python's ``hash``."""
+    """Compute a 63-bit seed that is equal in every process, unlike Python's ``hash``."""
     digest = hashlib.sha256("\0".join((str(seed), *names)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -91,7 +91,7 @@ def declare_tables(
     seed: int,
     pad_tables: bool,
 ) -> tuple[EmbeddingTable, ...]:
-    """The tables of a model, stream by stream, features in schema order; called ``FEATURE__STREAM``.
+    """Declare the tables of a model, named ``FEATURE__STREAM``: stream by stream, features in schema order.
 
     Raises:
         ModelError: a feature has no number of rows.
@@ -123,7 +123,7 @@ def declare_tables(
 
 
 class FieldEmbedding(nn.Module):
-    """Ids and floats of a batch -> vectors of every stream.
+    """FieldEmbedding: ids and floats of a batch -> vectors of every stream.
 
     One row of a schema with a single-valued ``user``, a multi-valued ``genres`` and a dense ``age``::
 

@@ -1,4 +1,4 @@
-"""Encoders: the fields' vectors of one stream -> one vector a row. Vectors, never logits: the fusion makes logits.
+"""Encoders: the fields' vectors of one stream -> one vector a row, never a logit; the fusion makes logits.
 
 An encoder says what it reads, so that only those tables are made, and how wide its output is.
 
@@ -30,7 +30,7 @@ from training.model.normalization import GlobalBatchNorm, before_norm
 
 
 class Reads(NamedTuple):
-    """What an encoder reads of a stream."""
+    """Reads: the inputs of an encoder from its stream."""
 
     views: int = 1
     """Vectors of width D that each field brings: 0, 1, or 2 (the second one from tables of its own)."""
@@ -39,10 +39,10 @@ class Reads(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """What encoders have in common; built from (config, number of fields F, width of a field's vector D).
+    """Encoder: base class; built from (config, number of fields F, width of a field's vector D).
 
     Attributes:
-        output_dim: H.
+        output_dim: width H of the output.
     """
 
     def __init__(self, config: Any, num_fields: int, dim: int) -> None:
@@ -51,7 +51,7 @@ class Encoder(nn.Module):
 
     @classmethod
     def reads(cls, config: Any) -> Reads:
-        """What an encoder of this config reads."""
+        """Return the inputs that an encoder of this config reads."""
         return Reads()
 
     def forward(self, x_BFD: Tensor, first_order_BF1: Tensor) -> Tensor:
@@ -68,6 +68,7 @@ class MLP(Encoder):
         self.output_dim = config.hidden_units[-1]
 
     def forward(self, x_BFD: Tensor, first_order_BF1: Tensor) -> Tensor:
+        """Encode to (B, H)."""
         return self.layers(x_BFD.flatten(1))
 
 
@@ -83,6 +84,7 @@ class CrossNetwork(Encoder):
             self.layers = LowRankCrossNet(self.output_dim, config.num_layers, config.low_rank)
 
     def forward(self, x_BFD: Tensor, first_order_BF1: Tensor) -> Tensor:
+        """Encode to (B, H)."""
         return self.layers(x_BFD.flatten(1))
 
 
@@ -98,14 +100,16 @@ class FactorizationMachine(Encoder):
 
     @classmethod
     def reads(cls, config: FMEncoder) -> Reads:
+        """Return the inputs that the encoder reads."""
         return Reads(first_order=True)
 
     def forward(self, x_BFD: Tensor, first_order_BF1: Tensor) -> Tensor:
+        """Encode to (B, H)."""
         return first_order_BF1.sum(dim=1) + self.bias + pairwise_products(x_BFD)
 
 
 def pairwise_products(x_BFD: Tensor) -> Tensor:
-    """Sum over pairs of fields of their dot product: 1/2 sum_d [(sum_f x)^2 - sum_f x^2], (B, 1)."""
+    """Sum the dot products of all pairs of fields: 1/2 sum_d [(sum_f x)^2 - sum_f x^2], (B, 1)."""
     return 0.5 * (x_BFD.sum(dim=1).square() - x_BFD.square().sum(dim=1)).sum(dim=1, keepdim=True)
 
 
@@ -118,9 +122,11 @@ class LinearModel(Encoder):
 
     @classmethod
     def reads(cls, config: LinearEncoder) -> Reads:
+        """Return the inputs that the encoder reads."""
         return Reads(views=0, first_order=True)
 
     def forward(self, x_BFD: Tensor, first_order_BF1: Tensor) -> Tensor:
+        """Encode to (B, H)."""
         return first_order_BF1.sum(dim=1)
 
 
@@ -137,6 +143,7 @@ class GatedCrossNetwork(Encoder):
         self.gates = nn.ModuleList(nn.Linear(k, k, bias=False) for _ in range(config.num_layers))
 
     def forward(self, x_BFD: Tensor, first_order_BF1: Tensor) -> Tensor:
+        """Encode to (B, H)."""
         x_0 = x = x_BFD.flatten(1)
         for cross, gate in zip(self.crosses, self.gates, strict=True):
             x = x_0 * cross(x) * torch.sigmoid(gate(x)) + x
@@ -160,9 +167,11 @@ class CompressedInteraction(Encoder):
 
     @classmethod
     def reads(cls, config: CINEncoder) -> Reads:
+        """Return the inputs that the encoder reads."""
         return Reads(first_order=config.first_order)
 
     def forward(self, x_BFD: Tensor, first_order_BF1: Tensor) -> Tensor:
+        """Encode to (B, H)."""
         x_BDF = maps_BDG = x_BFD.transpose(1, 2)
         sums = [first_order_BF1.sum(dim=1)] if self.adds_first_order else []
         for layer in self.layers:
@@ -181,6 +190,7 @@ class AutoInt(Encoder):
         self.output_dim = num_fields * widths[-1]
 
     def forward(self, x_BFD: Tensor, first_order_BF1: Tensor) -> Tensor:
+        """Encode to (B, H)."""
         for layer in self.layers:
             x_BFD = layer(x_BFD)
         return x_BFD.flatten(1)
@@ -203,7 +213,7 @@ class FieldAttention(nn.Module):
         self.dropout = config.dropout
 
     def forward(self, x_BFD: Tensor) -> Tensor:
-        """(B, F, input_dim) -> (B, F, output_dim)."""
+        """Attend over the fields: (B, F, input_dim) -> (B, F, output_dim)."""
         maps = (self.query, self.key, self.value)
         q, k, v = (m(x_BFD).unflatten(2, (self.num_heads, -1)).transpose(1, 2) for m in maps)
         dropout = self.dropout if self.training else 0.0
@@ -219,7 +229,7 @@ class FGCNN(Encoder):
     """
 
     pairs: Tensor
-    """Where the products of two different fields lie in the flattened (N, N) matrix of all products."""
+    """Indices of the products of two different fields in the flattened (N, N) matrix of all products."""
 
     def __init__(self, config: FGCNNEncoder, num_fields: int, dim: int) -> None:
         super().__init__(config, num_fields, dim)
@@ -245,16 +255,18 @@ class FGCNN(Encoder):
 
     @classmethod
     def reads(cls, config: FGCNNEncoder) -> Reads:
+        """Return the inputs that the encoder reads."""
         return Reads(views=1 if config.share_embedding else 2)
 
     def forward(self, x_BFD: Tensor, first_order_BF1: Tensor) -> Tensor:
+        """Encode to (B, H)."""
         raw_BFD = x_BFD[..., : self.dim]
         fields_BND = torch.cat([raw_BFD, *self.generate(x_BFD[..., -self.dim :])], dim=1)
         products_BP = (fields_BND @ fields_BND.transpose(1, 2)).flatten(1)[:, self.pairs]
         return self.layers(torch.cat([fields_BND.flatten(1), products_BP], dim=1))
 
     def generate(self, x_BFD: Tensor) -> list[Tensor]:
-        """New fields, (B, new ones, D) for each convolution."""
+        """Generate new fields, (B, number of new fields, D) for each convolution."""
         generated = []
         image_BCHD = x_BFD.unsqueeze(1)
         for convolution, norm, recombination in zip(self.convolutions, self.norms, self.recombinations, strict=True):
@@ -266,13 +278,15 @@ class FGCNN(Encoder):
 
 
 class Nothing(Encoder):
-    """No numbers: the other stream is the whole model."""
+    """Nothing: an encoder without output; the other stream is the whole model."""
 
     @classmethod
     def reads(cls, config: NoEncoder) -> Reads:
+        """Return the inputs that the encoder reads."""
         return Reads(views=0)
 
     def forward(self, x_BFD: Tensor, first_order_BF1: Tensor) -> Tensor:
+        """Encode to (B, H)."""
         return x_BFD.new_zeros(len(x_BFD), 0)
 
 

@@ -23,7 +23,7 @@ class TwinLogits(NamedTuple):
 
 
 class Fusion(nn.Module):
-    """What fusions have in common; built from (config, easy width, hard width)."""
+    """Fusion: base class; built from (config, easy width, hard width)."""
 
     branches: tuple[str, ...] = ("easy", "hard")
     """Encoders whose outputs are fused."""
@@ -32,9 +32,9 @@ class Fusion(nn.Module):
     is_additive = False
     """True: the fused logit is a function of one output plus a function of the other."""
     gate_series: tuple[str, ...] = ()
-    """What the equal parts of a row of each gate are of."""
+    """Names of the equal parts of each gate's row."""
     gate_top = 1
-    """The largest value of a gate."""
+    """Largest value of a gate."""
 
     def __init__(self, config: Any, easy_dim: int, hard_dim: int) -> None:
         super().__init__()
@@ -44,12 +44,12 @@ class Fusion(nn.Module):
         raise NotImplementedError
 
     def gates(self, easy_BH: Tensor, hard_BH: Tensor) -> dict[str, Tensor]:
-        """Gate -> the shares it mixes each row with (B, 2); none where the mixture is the same for all rows."""
+        """Compute each gate's shares of every row (B, 2); empty where the mixture is equal for all rows."""
         return {}
 
 
 class TwinFusion(Fusion):
-    """A linear head a branch."""
+    """TwinFusion: base class of fusions with a linear head for each branch."""
 
     def __init__(self, config: Any, easy_dim: int, hard_dim: int) -> None:
         super().__init__(config, easy_dim, hard_dim)
@@ -62,7 +62,7 @@ class TwinFusion(Fusion):
         return TwinLogits(self.fuse(easy_BH, hard_BH, easy_B, hard_B), easy_B, hard_B)
 
     def fuse(self, easy_BH: Tensor, hard_BH: Tensor, easy_B: Tensor, hard_B: Tensor) -> Tensor:
-        """The fused logit (B,) from the encoders' outputs and the branch logits."""
+        """Compute the fused logit (B,) from the encoders' outputs and the branch logits."""
         raise NotImplementedError
 
 
@@ -76,6 +76,7 @@ class WeightedSum(TwinFusion):
         self.weight = nn.Parameter(torch.full((2,), 0.5))
 
     def fuse(self, easy_BH: Tensor, hard_BH: Tensor, easy_B: Tensor, hard_B: Tensor) -> Tensor:
+        """Compute the fused logit (B,)."""
         return self.weight[0] * easy_B + self.weight[1] * hard_B
 
 
@@ -94,11 +95,12 @@ class Voting(TwinFusion):
         self.temperature = config.temperature
 
     def fuse(self, easy_BH: Tensor, hard_BH: Tensor, easy_B: Tensor, hard_B: Tensor) -> Tensor:
+        """Compute the fused logit (B,)."""
         shares_B2 = self.gates(easy_BH, hard_BH)["fusion"]
         return shares_B2[:, 0] * easy_B + shares_B2[:, 1] * hard_B
 
     def gates(self, easy_BH: Tensor, hard_BH: Tensor) -> dict[str, Tensor]:
-        """Each branch's share."""
+        """Compute each branch's share (B, 2)."""
         votes_B2 = torch.cat([self.easy_vote(easy_BH), self.hard_vote(hard_BH)], dim=1)
         if self.training:
             votes_B2 = votes_B2 + to_gumbel(torch.rand_like(votes_B2))
@@ -106,7 +108,7 @@ class Voting(TwinFusion):
 
 
 def to_gumbel(uniform: Tensor) -> Tensor:
-    """Uniform in [0, 1) -> standard Gumbel, -ln(-ln u); finite at 0 too."""
+    """Transform uniform numbers in [0, 1) to standard Gumbel, -ln(-ln u); finite at 0 too."""
     return -torch.log(-torch.log(uniform.clamp(min=torch.finfo(uniform.dtype).tiny)))
 
 
@@ -121,6 +123,7 @@ class Concat(TwinFusion):
         self.fused_head = nn.Linear(easy_dim + hard_dim, 1)
 
     def fuse(self, easy_BH: Tensor, hard_BH: Tensor, easy_B: Tensor, hard_B: Tensor) -> Tensor:
+        """Compute the fused logit (B,)."""
         return self.fused_head(torch.cat([easy_BH, hard_BH], dim=1)).squeeze(1)
 
 
@@ -136,11 +139,12 @@ class MixtureOfHeads(TwinFusion):
         self.gate = nn.Linear(easy_dim + hard_dim, 2)
 
     def fuse(self, easy_BH: Tensor, hard_BH: Tensor, easy_B: Tensor, hard_B: Tensor) -> Tensor:
+        """Compute the fused logit (B,)."""
         both_BH = torch.cat([easy_BH, hard_BH], dim=1)
         return (self._shares(both_BH) * self.heads(both_BH)).sum(dim=1)
 
     def gates(self, easy_BH: Tensor, hard_BH: Tensor) -> dict[str, Tensor]:
-        """Each head's share."""
+        """Compute each head's share (B, 2)."""
         return {"fusion": self._shares(torch.cat([easy_BH, hard_BH], dim=1))}
 
     def _shares(self, both_BH: Tensor) -> Tensor:
@@ -153,6 +157,7 @@ class Sum(TwinFusion):
     is_additive = True
 
     def fuse(self, easy_BH: Tensor, hard_BH: Tensor, easy_B: Tensor, hard_B: Tensor) -> Tensor:
+        """Compute the fused logit (B,)."""
         return easy_B + hard_B
 
 
@@ -171,6 +176,7 @@ class Bilinear(TwinFusion):
         nn.init.normal_(self.weight, std=(2 / (self.weight.numel() + 1)) ** 0.5)  # as Xavier-normal of (all, 1)
 
     def fuse(self, easy_BH: Tensor, hard_BH: Tensor, easy_B: Tensor, hard_B: Tensor) -> Tensor:
+        """Compute the fused logit (B,)."""
         easy_BKI, hard_BKJ = (x_BH.unflatten(1, (self.num_heads, -1)) for x_BH in (easy_BH, hard_BH))
         return easy_B + hard_B + torch.einsum("bki,kij,bkj->b", easy_BKI, self.weight, hard_BKJ)
 
@@ -186,7 +192,7 @@ class Single(Fusion):
         self.hard_head = nn.Linear(hard_dim, 1)
 
     def forward(self, easy_BH: Tensor, hard_BH: Tensor) -> TwinLogits:
-        """See the class."""
+        """Return the hard branch's logit three times."""
         hard_B = self.hard_head(hard_BH).squeeze(1)
         return TwinLogits(hard_B, hard_B, hard_B)
 

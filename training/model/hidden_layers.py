@@ -1,6 +1,6 @@
 """Hidden layers: Linear, BatchNorm, ReLU and Dropout, with dropout masks drawn in bulk on a CPU.
 
-PyTorch draws them one number at a time there, which takes as long as half of the matrix products (docs/results.md).
+PyTorch draws masks one number at a time on a CPU, which takes as long as half of the matrix products (docs/results.md).
 """
 
 from itertools import pairwise
@@ -18,7 +18,7 @@ _STEPS = 1 << 16
 
 
 def hidden_layers(widths: list[int], dropout: float, batch_norm: bool) -> nn.Sequential:
-    """Linear, BatchNorm, ReLU, Dropout for each pair of neighbouring widths."""
+    """Build Linear, BatchNorm, ReLU, Dropout for each pair of neighbouring widths."""
     layers: list[nn.Module] = []
     for i, o in pairwise(widths):
         linear = nn.Linear(i, o)
@@ -38,7 +38,7 @@ class ReLUDropout(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape -> the same shape."""
+        """Apply ReLU and dropout to a tensor of any shape."""
         if not (self.training and self.rate):
             return F.relu(x)
         if x.device.type != "cpu":
@@ -46,6 +46,7 @@ class ReLUDropout(nn.Module):
         return _ReLUDropout.apply(x, self.rate)
 
     def extra_repr(self) -> str:
+        """Show the dropout rate."""
         return f"rate={self.rate}"
 
 

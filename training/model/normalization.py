@@ -33,7 +33,7 @@ def before_norm(layer: L) -> L:
 
 
 class GlobalBatchNorm(nn.BatchNorm1d):
-    """``nn.BatchNorm1d`` on (B, C) inputs whose training statistics are taken over the rows of every rank.
+    """GlobalBatchNorm: ``nn.BatchNorm1d`` on (B, C) inputs with training statistics over the rows of every rank.
 
     Alone, or in eval mode, it is exactly ``nn.BatchNorm1d``, with one exception: in training, with fewer than two rows
     over all ranks there is no variance, so the running statistics are used and left as they are.
@@ -71,7 +71,7 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
     def _moments(self, x_BC: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Over all ranks, from each rank's own (Chan et al. 1979), in float32 or better.
+        """Compute mean and variance over all ranks from each rank's own (Chan et al. 1979), in float32 or better.
 
         Returns:
             This rank's x - m with m the mean of its own rows, m - mean, and of all ranks their rows, mean and biased

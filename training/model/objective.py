@@ -1,4 +1,4 @@
-"""Objectives: logits and labels -> the share of the loss that this rank's rows make up.
+"""Objectives: logits and labels -> this rank's share of the loss.
 
 Everything is computed from logits: going through probabilities would lose the gradient of a badly wrong row.
 
@@ -19,13 +19,13 @@ from training.model.fusion import TwinLogits
 
 
 class Objective(Protocol):
-    """(logits, labels_B, weights_B, total_weight) -> scalar: sum of weight * loss over the rows / total_weight.
+    """Objective: (logits, labels_B, weights_B, total_weight) -> sum of weight * loss over the rows / total_weight.
 
     ``total_weight`` is the weight of the whole batch, so the results of the ranks add up to the batch's mean loss.
     """
 
     def __call__(self, logits: TwinLogits, labels_B: Tensor, weights_B: Tensor, total_weight: Tensor | float) -> Tensor:
-        """See the class."""
+        """Compute this rank's share of the loss, a scalar."""
         ...
 
 
@@ -36,6 +36,7 @@ class BCE:
         self.config = config
 
     def __call__(self, logits: TwinLogits, labels_B: Tensor, weights_B: Tensor, total_weight: Tensor | float) -> Tensor:
+        """Compute this rank's share of the loss, a scalar."""
         logits = _full_precision(logits)
         labels_B = labels_B.to(logits.fused.dtype)
         return _weighted_mean(_bce(logits.fused, labels_B), weights_B, total_weight)
@@ -59,6 +60,7 @@ class TwinFocus:
             )
 
     def __call__(self, logits: TwinLogits, labels_B: Tensor, weights_B: Tensor, total_weight: Tensor | float) -> Tensor:
+        """Compute this rank's share of the loss, a scalar."""
         config, logits = self.config, _full_precision(logits)
         labels_B = labels_B.to(logits.fused.dtype)
         easy_B, hard_B = twin_focus_losses(
@@ -71,7 +73,7 @@ class TwinFocus:
 def twin_focus_losses(
     easy_B: Tensor, hard_B: Tensor, labels_B: Tensor, c: float, gamma: float, detach_focus: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Per-row losses of the branches.
+    """Compute the losses of the branches, row by row.
 
     With p the probability that a branch gives the row's own class::
 
@@ -96,7 +98,7 @@ def twin_focus_losses(
 
 
 def least_monotone_c(gamma: float) -> float:
-    """Least c for which L_easy falls wherever p rises: gamma * exp(-(1 + 1 / gamma))."""
+    """Compute the least c for which L_easy falls wherever p rises: gamma * exp(-(1 + 1 / gamma))."""
     return gamma * math.exp(-(1 + 1 / gamma)) if gamma > 0 else 0.0
 
 
@@ -116,7 +118,7 @@ def _bce(logits_B: Tensor, labels_B: Tensor) -> Tensor:
 
 
 def _full_precision(logits: TwinLogits) -> TwinLogits:
-    """At least float32, whatever autocast made of the network's output."""
+    """Convert to at least float32, the dtype of the network's output under autocast notwithstanding."""
     return TwinLogits(*(z.to(torch.promote_types(z.dtype, torch.float32)) for z in logits))
 
 

@@ -1,4 +1,4 @@
-"""SSEM, sample selection embedding module: what each of the two encoders gets to see of a row.
+"""SSEM, sample selection embedding module: selects the embeddings that each of the two encoders reads.
 
 All variants are soft: every row goes through both encoders (TF4CTR, arXiv 2405.03167).
 
@@ -18,22 +18,22 @@ NUM_EXPERTS = 2
 
 
 class Selection(nn.Module):
-    """What selections have in common; built from (config, number of fields F, width of a shared field D)."""
+    """Selection: base class; built from (config, number of fields F, width of a shared field D)."""
 
     gate_series: tuple[str, ...] = ()
-    """What the equal parts of a row of each gate are of; empty: of the fields."""
+    """Names of the equal parts of each gate's row; empty: the fields."""
     gate_top = 1
-    """The largest value of a gate."""
+    """Largest value of a gate."""
 
     def __init__(self, config: Any, num_fields: int, dim: int) -> None:
         super().__init__()
 
     def forward(self, streams: Streams) -> tuple[Tensor, Tensor]:
-        """Streams -> (easy_BFD, hard_BFD); the two widths may differ."""
+        """Select (easy_BFD, hard_BFD); the two widths may differ."""
         raise NotImplementedError
 
     def gates(self, streams: Streams) -> dict[str, Tensor]:
-        """Gate -> what it lets through, a row of numbers for each row; none where nothing is chosen row by row."""
+        """Compute each gate's values, (B, width of the gate); empty where nothing is selected row by row."""
         return {}
 
 
@@ -41,6 +41,7 @@ class Separate(Selection):
     """ "SER": each encoder has tables of its own; nothing is chosen row by row."""
 
     def forward(self, streams: Streams) -> tuple[Tensor, Tensor]:
+        """Select (easy_BFD, hard_BFD)."""
         return streams["easy"], streams["hard"]
 
 
@@ -48,6 +49,7 @@ class Shared(Selection):
     """No selection: both encoders see the same vectors."""
 
     def forward(self, streams: Streams) -> tuple[Tensor, Tensor]:
+        """Select (easy_BFD, hard_BFD)."""
         return streams["shared"], streams["shared"]
 
 
@@ -61,12 +63,13 @@ class Gate(Selection):
         self.gate = _gate(num_fields * dim, 1, config)
 
     def forward(self, streams: Streams) -> tuple[Tensor, Tensor]:
+        """Select (easy_BFD, hard_BFD)."""
         x_BFD = streams["shared"]
         g_B11 = self.gates(streams)["selection"].unsqueeze(2)
         return g_B11 * x_BFD, (1 - g_B11) * x_BFD
 
     def gates(self, streams: Streams) -> dict[str, Tensor]:
-        """The easy stream's share (B, 1)."""
+        """Compute the easy stream's share (B, 1)."""
         return {"selection": torch.sigmoid(self.gate(streams["shared"].flatten(1)))}
 
 
@@ -86,6 +89,7 @@ class MixtureOfExperts(Selection):
         self.hard_gate = _gate(k, NUM_EXPERTS, config)
 
     def forward(self, streams: Streams) -> tuple[Tensor, Tensor]:
+        """Select (easy_BFD, hard_BFD)."""
         x_BFD = streams["shared"]
         x_BK = x_BFD.flatten(1)
         experts_BEK = torch.stack([expert(x_BK) for expert in self.experts], dim=1)
@@ -94,7 +98,7 @@ class MixtureOfExperts(Selection):
         return easy_BK.view_as(x_BFD), hard_BK.view_as(x_BFD)
 
     def gates(self, streams: Streams) -> dict[str, Tensor]:
-        """Each stream's shares of the experts (B, E)."""
+        """Compute each stream's shares of the experts (B, E)."""
         easy_BE, hard_BE = self._shares(streams["shared"].flatten(1))
         return {"selection, easy stream": easy_BE, "selection, hard stream": hard_BE}
 
@@ -116,12 +120,13 @@ class StreamGates(Selection):
         self.hard_gate = ContextGate(len(config.hard_context), config, num_fields, dim)
 
     def forward(self, streams: Streams) -> tuple[Tensor, Tensor]:
+        """Select (easy_BFD, hard_BFD)."""
         x_BFD = streams["shared"]
         easy_BK, hard_BK = self.gates(streams).values()
         return x_BFD * easy_BK.view_as(x_BFD), x_BFD * hard_BK.view_as(x_BFD)
 
     def gates(self, streams: Streams) -> dict[str, Tensor]:
-        """Each stream's factors (B, K), field by field."""
+        """Compute each stream's factors (B, K), field by field."""
         return {
             "selection, easy stream": self.easy_gate(streams["context_easy"]),
             "selection, hard stream": self.hard_gate(streams["context_hard"]),
@@ -129,7 +134,7 @@ class StreamGates(Selection):
 
 
 class ContextGate(nn.Module):
-    """Context vectors of C fields -> a factor in (0, 2) for each of K coordinates; C = 0: the same for all rows."""
+    """ContextGate: context vectors of C fields -> K factors in (0, 2) a row; C = 0: equal for all rows."""
 
     def __init__(self, num_context: int, config: StreamGatesSelection, num_fields: int, dim: int) -> None:
         super().__init__()
@@ -140,7 +145,7 @@ class ContextGate(nn.Module):
         )
 
     def forward(self, context_BCD: Tensor) -> Tensor:
-        """(B, C, D) -> (B, K)."""
+        """Compute the factors: (B, C, D) -> (B, K)."""
         context_BK = context_BCD.flatten(1) if self.vector is None else self.vector.expand(len(context_BCD), -1)
         return 2 * torch.sigmoid(self.layers(context_BK))
 
