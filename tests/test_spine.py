@@ -21,7 +21,7 @@ from jobs import export as export_run
 from jobs import score
 from jobs.build_dataset import build
 from jobs.cli.config import load_config
-from jobs.report import render
+from jobs.pages.report_page import render
 from jobs.runfiles import RunFiles
 from tests.sockets import Sockets, check_loopback, watch
 from training.data.batch import to_batch

@@ -11,7 +11,7 @@ import pytest
 
 from jobs import attribute
 from jobs.attribute import summary
-from jobs.report import render
+from jobs.pages.report_page import render
 from jobs.runfiles import RunFiles
 from training.config import MLPEncoder, ModelConfig, MoEFusion, StreamGatesSelection, TrainingConfig
 from training.fit.run import Dataset, Run, fit

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jobs import compare_tables, export
-from jobs.report import render
+from jobs.pages.report_page import render
 from jobs.runfiles import RunFiles
 from tests.training.fit.test_run import make_config
 from tests.training.fit.test_warm_start import finish

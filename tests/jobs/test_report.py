@@ -14,7 +14,7 @@ import pytest
 
 from features.disk.dataset import DataFile, DatasetManifest, DenseStatistics, FeatureStatistics, Rejected, Split
 from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFeature, VocabularyEncoding
-from jobs.report import render
+from jobs.pages.report_page import render
 from jobs.runfiles import RunFiles
 from tests.browser import open_page
 from tests.stand_ins.retrained import BROKEN, FIRST, REFUSED, Retrained, add_partition, judge_day
