@@ -37,12 +37,10 @@ from jobs.cli.config import (
 )
 from jobs.cli.conventions import plain_parser, run_program, write_json
 from jobs.doctor import installed_versions
-from jobs.pages import figures
-from jobs.pages.markup import document, grid, note, table
-from training.judge.comparison import Difference, paired_bootstrap
+from jobs.pages.leaderboard_page import SPLITS, Row, last_split, render, verdict, with_deviation
+from training.judge.comparison import paired_bootstrap
 from training.judge.metrics import METRICS
 
-SPLITS = ("valid", "test")
 VERSIONS = ("torch", "torchrec", "fbgemm-gpu", "petastorm", "ray", "numpy", "pyarrow")
 
 
@@ -260,8 +258,6 @@ def _call(module: str, arguments: Sequence[str], log: Path) -> None:
 
 # ----------------------------------------------------------------------------------------------------------- reporting
 
-Row = dict[str, Any]
-
 
 def summarise(leaderboard: Leaderboard, cells: Sequence[Cell], results: Sequence[dict[str, Any]]) -> list[Row]:
     """One row a dataset and model, best validation AUC first: means, deviations and the difference to the reference."""
@@ -276,7 +272,7 @@ def summarise(leaderboard: Leaderboard, cells: Sequence[Cell], results: Sequence
             of_model = [result for _, result in by_seed.values()]
             row = {"dataset": dataset.name, "model": model, **_statistics(of_model)}
             if model != leaderboard.reference:
-                row |= _compare(by_seed, of[leaderboard.reference], _last_split(row), leaderboard.num_resamples)
+                row |= _compare(by_seed, of[leaderboard.reference], last_split(row), leaderboard.num_resamples)
             found.append(row)
         rows += sorted(found, key=lambda row: -row["valid_auc"])
     return rows
@@ -293,11 +289,6 @@ def _statistics(results: Sequence[dict[str, Any]]) -> Row:
     row["epochs"] = float(np.mean([result["epochs"] for result in results]))
     row["train_seconds"] = float(np.mean([result["seconds"]["train"] for result in results]))
     return row
-
-
-def _last_split(row: Row) -> str:
-    """The split that models are judged by: test where there is one."""
-    return next(split for split in reversed(SPLITS) if f"{split}_auc" in row)
 
 
 def _compare(model: dict[int, Any], reference: dict[int, Any], split: str, num_resamples: int) -> Row:
@@ -328,11 +319,6 @@ def _compare(model: dict[int, Any], reference: dict[int, Any], split: str, num_r
     return row
 
 
-def _difference(row: Row, metric: str) -> Difference:
-    """What ``_compare`` put into a row."""
-    return Difference(row[f"{metric}_difference"], row[f"{metric}_low"], row[f"{metric}_high"])
-
-
 def _load(path: Path, split: str) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as file:
         prefix = f"{split}."
@@ -347,78 +333,17 @@ def _write(output: Path, leaderboard: Leaderboard, rows: Sequence[Row]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     write_json(output / "leaderboard.json", rows)
-    sections = {}
-    for dataset in leaderboard.datasets:
-        of_dataset = [row for row in rows if row["dataset"] == dataset.name]
-        sections[dataset.folder] = (dataset.name, _section(of_dataset, leaderboard.reference))
-    page = document("Leaderboard", f"reference: {leaderboard.reference}", "", sections)
+    page = render({dataset.folder: dataset.name for dataset in leaderboard.datasets}, rows, leaderboard.reference)
     (output / "leaderboard.html").write_text(page, encoding="utf-8")
-
-
-def _section(rows: Sequence[Row], reference: str) -> str:
-    split = _last_split(rows[0])
-    metrics = [f"{s}_{m}" for s in SPLITS for m in METRICS if any(f"{s}_{m}" in row for row in rows)]
-    header = ["model", "seeds", "parameters", *(name.replace("_", " ") for name in metrics), "epochs", "s of training"]
-    lines = [
-        [
-            row["model"],
-            row["seeds"],
-            row["parameters"],
-            *(_with_deviation(row, name) for name in metrics),
-            row["epochs"],
-            row["train_seconds"],
-        ]
-        for row in rows
-    ]
-    compared = [
-        [row["model"], row["compared_seeds"], _interval(row, "auc"), _interval(row, "logloss"), _verdict(row)]
-        for row in rows
-        if "compared_on" in row
-    ]
-    plots = {
-        f"{split} AUC, mean and deviation over seeds": figures.deviations(rows, f"{split}_auc"),
-        f"{split} logloss, mean and deviation over seeds": figures.deviations(rows, f"{split}_logloss"),
-    }
-    return (
-        table(header, lines)
-        + grid(plots)
-        + f"<h3>Minus {reference}, same seeds and rows ({split})</h3>"
-        + (
-            table(["model", "seeds", "AUC, 95 % interval", "logloss, 95 % interval", "verdict"], compared)
-            if compared
-            else note("Only one model: nothing to compare.")
-        )
-    )
-
-
-def _with_deviation(row: Row, name: str) -> str:
-    if name not in row:  # undefined, or a result is older than the metric
-        return ""
-    deviation = row.get(f"{name}_std")
-    return f"{row[name]:.6f}" + ("" if deviation is None else f" ± {deviation:.6f}")
-
-
-def _interval(row: Row, metric: str) -> str:
-    difference = _difference(row, metric)
-    return f"{difference.mean:+.6f} ({difference.low:+.6f} to {difference.high:+.6f})"
-
-
-def _verdict(row: Row) -> str:
-    words = []
-    for metric, better in (("auc", 1), ("logloss", -1)):
-        difference = _difference(row, metric)
-        verdict = "better" if better * difference.mean > 0 else "worse"
-        words.append(f"{metric} {verdict if difference.is_clear else 'no clear difference'}")
-    return ", ".join(words)
 
 
 def _print(rows: Iterable[Row], output: Path, num_runs: int, seconds: float) -> None:
     for row in rows:
-        split = _last_split(row)
-        verdict = f"  {_verdict(row)}" if "compared_on" in row else "  reference"
+        split = last_split(row)
+        ending = verdict(row) if "compared_on" in row else "reference"
         print(
             f"{row['dataset']:<14} {row['model']:<16} {row['seeds']} seeds  {split} auc "
-            f"{_with_deviation(row, f'{split}_auc')}  logloss {_with_deviation(row, f'{split}_logloss')}{verdict}"
+            f"{with_deviation(row, f'{split}_auc')}  logloss {with_deviation(row, f'{split}_logloss')}  {ending}"
         )
     print(f"{num_runs} runs, {seconds:.0f} s; {output}/leaderboard.html, .csv and .json")
 
