@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from features.disk.dataset import DatasetManifest
 from features.disk.object_store import ObjectPath, Place, temporary_folder
-from jobs.cli.config import Config, ConfigError
-from jobs.cli.conventions import config_parser, parse_config_arguments, place, run_program, write_json
+from jobs.cli.config import Config
+from jobs.cli.config_arguments import config_parser, parse_config_arguments
+from jobs.cli.conventions import place, run_program, write_json
+from jobs.cli.errors import ConfigError
 from pipeline.build.dataset import build_dataset
 from pipeline.build.sources import Plan, plan_sources
 from pipeline.build.split import parse_time

@@ -13,8 +13,9 @@ from argparse import ArgumentParser
 from functools import partial
 from typing import Any
 
-from jobs.cli.config import ConfigError
-from jobs.cli.conventions import absolute, config_parser, parse_config_arguments, run_program, write_json
+from jobs.cli.config_arguments import config_parser, parse_config_arguments
+from jobs.cli.conventions import absolute, run_program, write_json
+from jobs.cli.errors import ConfigError
 from jobs.registry.registry import ModelVersion, RegistryError
 from jobs.retraining.alert import alert
 from jobs.retraining.candidate import Candidate, carry_out

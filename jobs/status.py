@@ -6,8 +6,9 @@ import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
-from jobs.cli.config import ConfigError
-from jobs.cli.conventions import local, parse_config_arguments, plain_parser, run_program
+from jobs.cli.config_arguments import parse_config_arguments
+from jobs.cli.conventions import local, plain_parser, run_program
+from jobs.cli.errors import ConfigError
 from jobs.pages.status_page import render
 from jobs.retraining.retraining_status import RetrainingStatus, read_status
 from jobs.retraining.status_text import describe

@@ -25,8 +25,10 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # also how la
 from tqdm import tqdm
 
 from features.disk.object_store import Place, is_full, locate
-from jobs.cli.config import Config, ConfigError, check_manifest, parse_config
-from jobs.cli.conventions import EXIT_DATA, absolute, config_parser, parse_config_arguments, place, run_program
+from jobs.cli.config import Config, check_manifest, parse_config
+from jobs.cli.config_arguments import config_parser, parse_config_arguments
+from jobs.cli.conventions import EXIT_DATA, absolute, place, run_program
+from jobs.cli.errors import ConfigError
 from jobs.launch.worker import LOOPBACK, loopback_settings, set_up_worker
 from training.fit.allocator import HUGE_PAGES
 

@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from features.disk.dataset import DatasetManifest
 from features.schema import STRICT, FeatureSchema, expand_names
+from jobs.cli.errors import ConfigError
 from jobs.retraining.config import RetrainConfig
 from pipeline.config import PipelineConfig
 from training.config import TrainingConfig
@@ -23,10 +24,6 @@ REPLACED_WHOLE = ("monitor",)
 
 Texts = tuple[str, ...]
 T = TypeVar("T")
-
-
-class ConfigError(ValueError):
-    """A config file or an override is wrong; the message names the key and what to do."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -83,6 +80,21 @@ def load_config(paths: list[str], overrides: list[str] = ()) -> Config:  # pyrig
         _merge(tree, read_toml(path))
     for override in overrides:
         _override(tree, override)
+    return parse_config(tree)
+
+
+def read_resolved(path: str) -> Config:
+    """Read and check a resolved config: JSON, as ``Config.to_dict`` gives it; nothing is laid over it.
+
+    Raises:
+        ConfigError: the file is absent or no JSON object; or as ``load_config``.
+    """
+    try:
+        tree = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"config {path} cannot be read: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"config {path} cannot be read: it is no JSON object")
     return parse_config(tree)
 
 

@@ -1,4 +1,4 @@
-"""What every program does the same way: read its config, write its JSON, say what went wrong in one sentence, exit."""
+"""What every program does the same way: help with an example, paths, JSON files, errors in one sentence, exit codes."""
 
 import argparse
 import json
@@ -9,39 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from features.disk.object_store import ObjectPath, Place, locate
-from jobs.cli.config import Config, ConfigError, load_config
+from jobs.cli.errors import ConfigError
 
 EXIT_DATA = 1
-"""Data, a run or an artifact cannot be used."""
+"""Exit code: data, a run or an artifact cannot be used."""
 EXIT_USAGE = 2
-"""The command line or the config is wrong."""
-
-
-def config_parser(module: str, description: str, example: str) -> argparse.ArgumentParser:
-    """A parser with ``--config``; read it with ``parse_config_arguments``."""
-    parser = plain_parser(module, description, example)
-    parser.usage = "%(prog)s --config FILE [options] [section.key=value ...]"
-    parser.add_argument(
-        "--config", action="append", required=True, metavar="FILE", help="TOML file; may be repeated, later ones win"
-    )
-    return parser
-
-
-def parse_config_arguments(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Config]:
-    """Read the command line; what is no option is an override, wherever it stands.
-
-    Raises:
-        ConfigError: the config is wrong.
-    """
-    arguments, overrides = parser.parse_known_args()
-    strange = [word for word in overrides if word.startswith("-") or "=" not in word]
-    if strange:
-        parser.error(f"unrecognised arguments: {' '.join(strange)}")
-    return arguments, load_config(arguments.config, overrides)
+"""Exit code: the command line or the config is wrong."""
 
 
 def plain_parser(module: str, description: str, example: str) -> argparse.ArgumentParser:
-    """A parser whose ``--help`` ends with an example."""
+    """Make a parser whose ``--help`` ends with an example."""
     return argparse.ArgumentParser(
         prog=f"python -m {module}",
         description=description,
@@ -83,7 +60,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def place(path: str) -> Place:
-    """Absolute form of a path from the command line or a config; it may be in an object store.
+    """Make a path from the command line or a config absolute; it may be in an object store.
 
     Raises:
         StorageError: a URL that nothing can be opened by.
@@ -94,7 +71,7 @@ def place(path: str) -> Place:
 
 
 def local(path: str) -> Path:
-    """A path on disk from the command line.
+    """Read a path on disk from the command line.
 
     Raises:
         ValueError: it is in an object store.
@@ -109,7 +86,7 @@ def local(path: str) -> Path:
 
 
 def absolute(path: str) -> Path:
-    """Absolute form of a path on disk from the command line.
+    """Make a path on disk from the command line absolute.
 
     Raises:
         ValueError: it is in an object store, or it is relative inside a submitted Ray job, where it would mean Ray's

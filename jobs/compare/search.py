@@ -15,7 +15,8 @@ from pydantic.dataclasses import dataclass as checked
 
 from features.disk.dataset import DatasetManifest
 from features.schema import STRICT
-from jobs.cli.config import Config, ConfigError, Entry, Texts, check_names, load_config
+from jobs.cli.config import Config, Entry, Texts, check_names, load_config
+from jobs.cli.errors import ConfigError
 
 THE_SAME_FOR_ALL = ("dataset", "monitor", "max_epochs", "device")
 """Training keys by which trials can be ranked beside each other."""

@@ -7,8 +7,8 @@ from typing import Any
 
 from features.disk.window import SOURCE_SPLIT
 from features.profile.profile import DataProfile, measure, total
-from jobs.cli.config import ConfigError
 from jobs.cli.conventions import write_json
+from jobs.cli.errors import ConfigError
 from jobs.retraining.data_checks import Checks, DataChecksConfig, Delivery, Result, RowLimits, check, order_partitions
 from jobs.retraining.raw_partitions import RawPartition, is_late
 from jobs.retraining.retrain_folder import RetrainFolder

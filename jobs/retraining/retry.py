@@ -9,8 +9,8 @@ from features.learnt import LearntError
 from features.profile.distribution import DriftError
 from features.rawlog import LogError
 from jobs.cli.child_process import ProgramError
-from jobs.cli.config import ConfigError
 from jobs.cli.conventions import EXIT_USAGE
+from jobs.cli.errors import ConfigError
 
 T = TypeVar("T")
 LASTING = (ConfigError, LogError, LearntError, DriftError)

@@ -14,6 +14,7 @@ import pytest
 
 from features.disk.dataset import DatasetManifest
 from jobs import plan
+from jobs.cli.argument_types import num_bytes
 from tests.stand_ins.tiny_dataset import TINY_FEATURES
 
 ROOT = Path(__file__).parents[2]
@@ -135,4 +136,4 @@ def test_usage_errors(tmp_path: Path, run: Run, changes: list[str], message: str
     [("80GiB", 80 * 2**30), ("40GB", 40 * 10**9), ("1.5 tib", 3 * 2**39), ("512M", 512 * 10**6), ("4096", 4096)],
 )
 def test_sizes(text: str, expected: int):
-    assert plan.num_bytes(text) == expected
+    assert num_bytes(text) == expected

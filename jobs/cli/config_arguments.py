@@ -1,0 +1,53 @@
+"""The config on a command line: ``--config FILE`` with overrides, or ``--resolved FILE`` from another program.
+
+A program that starts programs resolves its config once and hands it on as a file, so that a config file that is changed
+in between changes nothing.
+"""
+
+import argparse
+from pathlib import Path
+
+from jobs.cli.config import Config, load_config, read_resolved
+from jobs.cli.conventions import plain_parser, write_json
+
+
+def config_parser(module: str, description: str, example: str) -> argparse.ArgumentParser:
+    """Make a parser with ``--config`` and ``--resolved``; ``parse_config_arguments`` reads the command line."""
+    parser = plain_parser(module, description, example)
+    parser.usage = "%(prog)s --config FILE [options] [section.key=value ...]"
+    add_config_arguments(parser.add_mutually_exclusive_group(required=True))
+    return parser
+
+
+def add_config_arguments(
+    group: "argparse._MutuallyExclusiveGroup", config_help: str = "TOML file; may be repeated, later ones win"
+) -> None:
+    """Add ``--config`` and ``--resolved`` to options of which one may be given."""
+    group.add_argument("--config", action="append", metavar="FILE", help=config_help)
+    group.add_argument(
+        "--resolved", metavar="FILE", help="in place of --config: a resolved config, such as a run's config.json"
+    )
+
+
+def parse_config_arguments(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Config]:
+    """Read the command line; what is no option is an override, wherever it stands.
+
+    Raises:
+        ConfigError: the config is wrong.
+    """
+    arguments, overrides = parser.parse_known_args()
+    strange = [word for word in overrides if word.startswith("-") or "=" not in word]
+    if strange:
+        parser.error(f"unrecognised arguments: {' '.join(strange)}")
+    if arguments.resolved is None:
+        return arguments, load_config(arguments.config, overrides)
+    if overrides:
+        parser.error(f"--resolved takes no overrides: {' '.join(overrides)}")
+    return arguments, read_resolved(arguments.resolved)
+
+
+def hand_on(config: Config, path: Path) -> list[str]:
+    """Write a resolved config for a program that is started from this one; returns that program's arguments."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, config.to_dict())
+    return ["--resolved", str(path)]

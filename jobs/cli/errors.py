@@ -1,0 +1,5 @@
+"""ConfigError: what a wrong config or command line raises."""
+
+
+class ConfigError(ValueError):
+    """A config file, an override or the command line is wrong; the message names the key and what to do."""
