@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.cli.conventions import plain_parser, run_program, write_json
+from features.disk.atomic import write_json
+from jobs.cli.conventions import plain_parser, run_program
 
 PARTS = ("preprocess", "read", "train")
 NUM_BUCKETS = 1_000_000

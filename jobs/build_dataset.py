@@ -6,11 +6,13 @@ The work is ``pipeline.build.dataset``; here are the command line, the checks of
 import time
 from typing import TYPE_CHECKING, Any
 
-from features.disk.dataset import DatasetManifest
-from features.disk.object_store import ObjectPath, Place, temporary_folder
+from features.disk.atomic import write_json
+from features.disk.dataset import BUILD_NAME, DatasetManifest
+from features.disk.object_store import ObjectPath
+from features.disk.place import Place, temporary_folder
 from jobs.cli.config import Config
 from jobs.cli.config_arguments import config_parser, parse_config_arguments
-from jobs.cli.conventions import place, run_program, write_json
+from jobs.cli.conventions import place, run_program
 from jobs.cli.errors import ConfigError
 from pipeline.build.dataset import build_dataset
 from pipeline.build.sources import Plan, plan_sources
@@ -21,7 +23,6 @@ from pipeline.session import JAVA_OPTIONS, start_spark, stop_spark
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-SUMMARY_NAME = "build.json"
 """Counts and speed of the last build, for programs; the manifest is the truth about the dataset."""
 
 _EXAMPLE = (
@@ -94,10 +95,10 @@ def build(spark: "SparkSession", config: Config, plan: Plan | None = None) -> di
     summary = _summarise(manifest, warnings, output, time.perf_counter() - started)
     if isinstance(output, ObjectPath):
         with temporary_folder() as folder:
-            write_json(folder / SUMMARY_NAME, summary)
-            output.upload(folder, [SUMMARY_NAME])
+            write_json(folder / BUILD_NAME, summary)
+            output.upload(folder, [BUILD_NAME])
     else:
-        write_json(output / SUMMARY_NAME, summary)
+        write_json(output / BUILD_NAME, summary)
     return summary
 
 

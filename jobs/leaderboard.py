@@ -21,12 +21,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as checked
 from tqdm import tqdm
 
+from features.disk.atomic import write_json
 from features.disk.dataset import MANIFEST_NAME, DatasetManifest
-from features.disk.object_store import ObjectPath, locate, scratch
+from features.disk.object_store import ObjectPath
+from features.disk.place import locate, scratch
 from features.schema import STRICT
 from jobs.cli.config import (
     Config,
-    ConfigError,
     Entry,
     Texts,
     check_many_runs,
@@ -35,7 +36,8 @@ from jobs.cli.config import (
     load_config,
     read_checked,
 )
-from jobs.cli.conventions import plain_parser, run_program, write_json
+from jobs.cli.conventions import plain_parser, run_program
+from jobs.cli.errors import ConfigError
 from jobs.doctor import installed_versions
 from jobs.pages.leaderboard_page import SPLITS, Row, last_split, render, verdict, with_deviation
 from training.judge.comparison import paired_bootstrap

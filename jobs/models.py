@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.cli.conventions import local, plain_parser, run_program
-from jobs.registry.registry import ModelVersion, Registry
+from jobs.registry.model_versions import ModelVersion
+from jobs.registry.registry import Registry
 
 
 def main() -> int:

@@ -13,10 +13,12 @@ from argparse import ArgumentParser
 from functools import partial
 from typing import Any
 
+from features.disk.atomic import write_json
 from jobs.cli.config_arguments import config_parser, parse_config_arguments
-from jobs.cli.conventions import absolute, run_program, write_json
+from jobs.cli.conventions import absolute, run_program
 from jobs.cli.errors import ConfigError
-from jobs.registry.registry import ModelVersion, RegistryError
+from jobs.registry.model_versions import ModelVersion
+from jobs.registry.store import RegistryError
 from jobs.retraining.alert import alert
 from jobs.retraining.candidate import Candidate, carry_out
 from jobs.retraining.partitions import build, check_partition, find_dates

@@ -23,8 +23,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from features.disk.atomic import write_json
 from jobs.cli.child_process import ending_with_us
-from jobs.cli.conventions import plain_parser, run_program, write_json
+from jobs.cli.conventions import plain_parser, run_program
 from jobs.demos.demo_client import PICKED_UP_SECONDS, DemoClient, find_wrong
 from jobs.registry.registry import Registry
 

@@ -10,7 +10,8 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from features.disk.dataset import DatasetError, DatasetManifest
-from features.disk.object_store import Place, StorageError, locate
+from features.disk.object_store import StorageError
+from features.disk.place import Place, locate
 from jobs.pages.table_section import NAME as TABLES_NAME
 from jobs.retraining.shapes import KeptChecks
 from training.judge.gate import Verdict

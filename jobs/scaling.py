@@ -8,9 +8,10 @@ import dataclasses
 import time
 from pathlib import Path
 
+from features.disk.atomic import write_json
 from jobs.cli.argument_types import num_bytes, positive, share
 from jobs.cli.config_arguments import config_parser, parse_config_arguments
-from jobs.cli.conventions import absolute, run_program, write_json
+from jobs.cli.conventions import absolute, run_program
 
 SHARDINGS = ("auto", "row_wise", "whole tables", "2d", "2d, half")
 """auto, row_wise: as the planner lays them out. whole tables: each on one rank, as if it fitted. 2d: replicated, cut by

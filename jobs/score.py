@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from features.disk.atomic import replacing
 from features.rawlog import expand_paths
 from jobs.cli.conventions import EXIT_DATA, local, plain_parser, run_program
 from jobs.registry.found_artifact import MODELS, REGISTRY, find_artifact
@@ -60,18 +61,13 @@ def _score_here(arguments: argparse.Namespace) -> int:
     artifact = find_artifact(arguments.artifact, arguments.registry)
     predictor = Predictor.load(artifact.place)
     output = local(arguments.output)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
     num_rows = num_errors = 0
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            file.write(HEADER.decode())
-            for path in expand_paths(tuple(arguments.input)):
-                lines = tqdm(predictor.read_log(path), disable=None, unit="row", desc=Path(path).name)
-                rows, errors = write_scores(file, path, predictor, lines)
-                num_rows, num_errors = num_rows + rows, num_errors + errors
-        os.replace(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(output) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        file.write(HEADER.decode())
+        for path in expand_paths(tuple(arguments.input)):
+            lines = tqdm(predictor.read_log(path), disable=None, unit="row", desc=Path(path).name)
+            rows, errors = write_scores(file, path, predictor, lines)
+            num_rows, num_errors = num_rows + rows, num_errors + errors
     summary = {"rows": num_rows, "errors": num_errors, "output": str(output), "artifact": artifact.named}
     output.with_name(output.name + ".json").write_text(json.dumps(summary) + "\n", encoding="utf-8")
     print(describe(num_rows, num_errors, output))

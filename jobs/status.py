@@ -1,11 +1,11 @@
 """Say how retraining stands, in the terminal and as one page; nothing of a retraining or its registry is changed."""
 
 import json
-import os
 import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
+from features.disk.atomic import write_text
 from jobs.cli.config_arguments import parse_config_arguments
 from jobs.cli.conventions import local, plain_parser, run_program
 from jobs.cli.errors import ConfigError
@@ -62,12 +62,9 @@ def write_page(status: RetrainingStatus, output: Path | None) -> str:
         OSError: ``output`` is given and cannot be written.
     """
     path = output or status.root / "status.html"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(render(status), encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(path, render(status))
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         if output is not None:
             raise
         return f"no page: {error}; --output FILE writes it elsewhere"

@@ -5,7 +5,6 @@ whatever Ray itself remembers.
 """
 
 import dataclasses
-import fcntl
 import json
 import logging
 import os
@@ -16,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,9 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # also how la
 
 from tqdm import tqdm
 
-from features.disk.object_store import Place, is_full, locate
+from features.disk.atomic import is_full
+from features.disk.lock import lock
+from features.disk.place import Place, locate
 from jobs.cli.config import Config, check_manifest, parse_config
 from jobs.cli.config_arguments import config_parser, parse_config_arguments
 from jobs.cli.conventions import EXIT_DATA, absolute, place, run_program
@@ -89,16 +90,12 @@ def _with_places(config: Config) -> Config:
 @contextmanager
 def _locked(run_path: Path) -> Iterator[None]:
     """Hold the run folder for this process alone."""
-    try:
-        run_path.mkdir(parents=True, exist_ok=True)
-        lock = (run_path / ".lock").open("w")
-    except OSError as error:
-        raise ValueError(f"--run {run_path} cannot be written: {error.strerror}") from error
-    with lock:
+    message = f"another training is using {run_path}: wait for it or choose another --run"
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another training is using {run_path}: wait for it or choose another --run") from None
+            stack.enter_context(lock(run_path / ".lock", message))
+        except OSError as error:
+            raise ValueError(f"--run {run_path} cannot be written: {error.strerror}") from error
         yield
 
 
@@ -109,24 +106,15 @@ def _take_over(run_path: Path) -> str:
         A name of this training; workers of an earlier one that have still to start know another and leave.
 
     Raises:
-        ValueError: they do not end.
+        LockedError: they do not end.
     """
-    deadline = time.monotonic() + ORPHAN_SECONDS
-    with (run_path / WORKERS_LOCK).open("w", encoding="utf-8") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise ValueError(
-                        f"workers of an earlier training are still using {run_path}, though its program is gone: end "
-                        "the ray::RayTrainWorker processes, then --resume goes on"
-                    ) from None
-            time.sleep(0.2)
-        name = secrets.token_hex(8)
-        lock.write(name)
-    return name
+    name = secrets.token_hex(8)
+    message = (
+        f"workers of an earlier training are still using {run_path}, though its program is gone: end the "
+        "ray::RayTrainWorker processes, then --resume goes on"
+    )
+    with lock(run_path / WORKERS_LOCK, message, patience=ORPHAN_SECONDS, owner=name):
+        return name
 
 
 def _prepare(run_path: Path, config: Config, resume: bool) -> Config:
@@ -286,9 +274,9 @@ def _raise_failure(run_path: Path) -> None:
 
 def _work(arguments: dict[str, Any]) -> None:
     """One Ray Train worker."""
-    with (Path(arguments["run"]) / WORKERS_LOCK).open(encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        if lock.read() == arguments["training"]:
+    path = Path(arguments["run"]) / WORKERS_LOCK
+    with lock(path, f"{path} is held", shared=True, patience=ORPHAN_SECONDS) as owner:
+        if owner.read() == arguments["training"]:
             _fit(arguments)
 
 

@@ -30,9 +30,10 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from tqdm import tqdm
 
+from features.disk.atomic import write_json
 from features.disk.dataset import DatasetManifest
 from jobs.cli.config import Config, check_manifest, check_many_runs, is_saved_config, parse_config, read_checked
-from jobs.cli.conventions import place, plain_parser, run_program, write_json
+from jobs.cli.conventions import place, plain_parser, run_program
 from jobs.compare.search import Search, Trial
 from training.judge.metrics import METRICS, DivergedError
 

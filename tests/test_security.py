@@ -23,7 +23,7 @@ from training.config import ReaderConfig
 from training.data.reader import Reader
 from training.fit.run import Dataset
 from training.sharding import checkpoint
-from training.sharding.checkpoint import CheckpointError
+from training.sharding.checkpoint_reader import CheckpointError
 from training.ship.predict import ArtifactError, Predictor
 
 ROOT = Path(__file__).parents[1]

@@ -4,20 +4,25 @@
 """
 
 import hashlib
-import json
-import os
 from dataclasses import asdict, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from features.disk.object_store import ObjectPath, Place, check_relative, download_all, locate, temporary_folder
+from features.disk import atomic
+from features.disk.object_store import ObjectPath, download_all
+from features.disk.place import Place, locate, temporary_folder
+from features.disk.relative_path import RelativePath, is_inside
 from features.learnt import Learnt
 from features.schema import STRICT, FeatureSchema
 
 MANIFEST_NAME = "manifest.json"
+BUILD_NAME = "build.json"
+"""File beside the manifest: what the last build said of itself."""
+LOCK_NAME = ".lock"
+"""File that whoever writes to the dataset holds."""
 SPLITS = ("train", "valid", "test")
 
 
@@ -25,14 +30,7 @@ class DatasetError(ValueError):
     """A dataset is absent, damaged, or not the one that was asked for."""
 
 
-RelativePath = Annotated[str, AfterValidator(check_relative)]
-"""Relative to the dataset folder, with forward slashes; a path that climbs out of it is refused."""
 Count = Annotated[int, Field(ge=0)]
-
-
-def is_inside(folder: Path | str, path: Path) -> bool:
-    """Whether ``path``, whatever links are on its way, ends in ``folder``."""
-    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def inside(dataset: Path | str, path: str) -> Path:
@@ -148,13 +146,7 @@ class DatasetManifest:
 
     def write(self, dataset: Path) -> None:
         """Replace ``dataset/manifest.json`` in one step, after everything it names is on disk."""
-        temporary = dataset / f".{MANIFEST_NAME}.{os.getpid()}"
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(asdict(self), file, indent=1, sort_keys=True, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, dataset / MANIFEST_NAME)
+        atomic.write_json(dataset / MANIFEST_NAME, asdict(self), durable=True, sort_keys=True, ensure_ascii=False)
 
     @classmethod
     def load(cls, dataset: Place | str) -> "DatasetManifest":

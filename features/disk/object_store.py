@@ -1,27 +1,24 @@
-"""Storage: where files are, a folder on disk or an object store (``s3://``), and how they get there whole.
+"""An object store (``s3://``): its files, and how what is written to it gets there whole.
 
 A store has no rename, so what is written to it counts by one object, put there last by a copy inside the store, which
 happens or does not. Everything that this object names is there before, checked by size.
 """
 
-import errno
-import fcntl
 import hashlib
 import os
 import re
-import shutil
-import stat
-import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
-from urllib.parse import unquote, urlsplit
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from features.disk.atomic import replacing
+from features.disk.relative_path import check_relative
 
 if TYPE_CHECKING:
     from pyarrow import fs
@@ -46,20 +43,6 @@ R = TypeVar("R")
 
 class StorageError(ValueError):
     """A place cannot be read or written; names it and says what to do."""
-
-
-def check_relative(path: str) -> str:
-    """The same path, if it can only lead to a file below the folder that it is looked for in.
-
-    Raises:
-        ValueError: it climbs out, or no file can have such a name.
-    """
-    parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or ".." in parts or "\0" in path:
-        raise ValueError(f"{path!r:.80} leads out of its folder")
-    if len(path) > 1_000 or max(len(part.encode()) for part in parts) > 255:
-        raise ValueError(f"{path!r:.80} is longer than any file's name")
-    return path
 
 
 @dataclass(frozen=True)
@@ -126,7 +109,6 @@ class ObjectPath:
         Raises:
             StorageError: it cannot be had, or is another one.
         """
-        part = to.with_name(f".{to.name}.part")
 
         def fetch() -> None:
             digest = hashlib.sha256()
@@ -137,11 +119,8 @@ class ObjectPath:
             if part.stat().st_size != num_bytes or sha256 not in (None, digest.hexdigest()):
                 raise OSError(f"it has {part.stat().st_size} bytes of {num_bytes}, or other ones than were written")
 
-        try:
+        with replacing(to) as part:
             self._insist(fetch)
-            part.rename(to)
-        finally:
-            part.unlink(missing_ok=True)
 
     def upload(self, folder: Path, names: Iterable[str] | None = None) -> None:
         """Put files of a local folder here, several at a time.
@@ -218,38 +197,6 @@ class ObjectPath:
             pause *= 2
 
 
-Place: TypeAlias = Path | ObjectPath
-
-
-def locate(place: str | Place) -> Place:
-    """A place from a path, ``file://`` or ``s3://``.
-
-    Raises:
-        StorageError: nothing of the kind can be opened here.
-    """
-    if not isinstance(place, str):
-        return place
-    scheme, separator, rest = place.partition("://")
-    if not separator or not re.fullmatch(r"[A-Za-z][\w+.-]*", scheme):
-        return Path(place)
-    parts = urlsplit(place)
-    if scheme == "file":
-        if parts.netloc not in ("", "localhost") or not parts.path.strip("/"):
-            raise StorageError(f"{place!r:.200} names no folder: write file:///absolute/path")
-        return Path(unquote(parts.path))
-    if scheme != "s3":
-        raise StorageError(f"{scheme}:// is not known: give a path, file:///absolute/path or s3://bucket/folder")
-    if set(rest) & set("@?#") or ":" in parts.netloc:
-        raise StorageError(
-            "an s3:// URL is s3://bucket/folder and no more: keys, region and endpoint come from the environment "
-            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or AWS_PROFILE; AWS_REGION; AWS_ENDPOINT_URL)"
-        )
-    key = "/".join(part for part in parts.path.split("/") if part)
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", parts.netloc) or not key or ".." in key.split("/"):
-        raise StorageError(f"{place!r:.200} names no folder in a bucket: write s3://bucket/folder")
-    return ObjectPath(parts.netloc, key)
-
-
 def new_version_name() -> str:
     """Of a folder that no other job writes to."""
     return f"version-{uuid.uuid4().hex}"
@@ -310,68 +257,6 @@ def _all(act: Callable[[T], R], items: Iterable[T]) -> list[R]:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-
-
-# -------------------------------------------------------------------------------------------------------- this machine
-
-
-def is_full(error: OSError) -> bool:
-    """Whether the disk, or the user's share of it, is full."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def sync(path: Path) -> None:
-    """Make a file's bytes, or the names in a folder, durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_tree(folder: Path) -> None:
-    """Make a folder and all that is in it durable."""
-    for parent, _folders, files in os.walk(folder):
-        for path in [Path(parent), *(Path(parent) / name for name in files)]:
-            sync(path)
-
-
-def scratch() -> Path:
-    """This user's folder among the machine's temporary files (TMPDIR).
-
-    Raises:
-        StorageError: somebody else made it.
-    """
-    folder = Path(tempfile.gettempdir()) / f"twinfocus-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise StorageError(f"{folder} can be written by others: set TMPDIR to a folder of your own")
-    return folder
-
-
-@contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """A folder of this process alone while the body runs; those of processes that were killed are removed."""
-    parent = scratch() / "temporary"
-    parent.mkdir(exist_ok=True)
-    with (parent / ".lock").open("w") as everybody:
-        fcntl.flock(everybody, fcntl.LOCK_EX)
-        for left in parent.glob("*/.lock"):
-            with left.open("w") as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue
-                shutil.rmtree(left.parent, ignore_errors=True)
-        folder = Path(tempfile.mkdtemp(dir=parent))
-        lock = (folder / ".lock").open("w")
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the system lets go of it when the process dies
-    with lock:
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 # ----------------------------------------------------------------------------------------------------------- the store

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from features.disk.atomic import adding_folder
 from features.disk.dataset import (
     MANIFEST_NAME,
     DataFile,
@@ -76,10 +77,7 @@ def join(partitions: Mapping[str, Sequence[Path]], output: Path) -> DatasetManif
     opened = {split: [Partition.open(path) for path in paths] for split, paths in partitions.items() if paths}
     everyone = [partition for parts in opened.values() for partition in parts]
     newest = _newest(everyone)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with adding_folder(output) as temporary:
         newest.learnt.save(temporary / "learnt")
         manifest = DatasetManifest(
             schema=newest.manifest.schema,
@@ -94,12 +92,7 @@ def join(partitions: Mapping[str, Sequence[Path]], output: Path) -> DatasetManif
             config=newest.manifest.config,
         )
         manifest.write(temporary)
-        if output.exists():
-            _check_same(output, manifest)
-        else:
-            temporary.rename(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    _check_same(output, manifest)
     return manifest
 
 

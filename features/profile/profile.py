@@ -3,8 +3,6 @@
 Later datasets are held against the counts, so no old day has to be read again.
 """
 
-import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,8 +12,10 @@ from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from features.disk import atomic
 from features.disk.dataset import Count, DataFile, DatasetError, DatasetManifest, Split, inside
-from features.disk.object_store import ObjectPath, Place, locate, temporary_folder
+from features.disk.object_store import ObjectPath
+from features.disk.place import Place, locate, temporary_folder
 from features.encoding import Columns
 from features.learnt import Learnt
 from features.profile.bins import Bins, choose_bins, count
@@ -61,9 +61,7 @@ class DataProfile:
 
     def save(self, path: Path) -> None:
         """Write it as JSON, in one step."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(asdict(self), separators=(",", ":")) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        atomic.write_json(path, asdict(self), indent=None, separators=(",", ":"))
 
     @classmethod
     def load(cls, path: Path) -> "DataProfile":

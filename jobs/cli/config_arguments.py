@@ -7,8 +7,9 @@ in between changes nothing.
 import argparse
 from pathlib import Path
 
+from features.disk.atomic import write_json
 from jobs.cli.config import Config, load_config, read_resolved
-from jobs.cli.conventions import plain_parser, write_json
+from jobs.cli.conventions import plain_parser
 
 
 def config_parser(module: str, description: str, example: str) -> argparse.ArgumentParser:

@@ -1,14 +1,14 @@
 """What every program does the same way: help with an example, paths, JSON files, errors in one sentence, exit codes."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from features.disk.object_store import ObjectPath, Place, locate
+from features.disk.atomic import write_json as write_json
+from features.disk.object_store import ObjectPath
+from features.disk.place import Place, locate
 from jobs.cli.errors import ConfigError
 
 EXIT_DATA = 1
@@ -50,13 +50,6 @@ def _complain(error: object, code: int) -> int:
         raise
     print(f"error: {error}", file=sys.stderr)
     return code
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file in one step: a reader finds the old one or the new one, never half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def place(path: str) -> Place:

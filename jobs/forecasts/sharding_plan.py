@@ -6,12 +6,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from features.disk.atomic import write_json
 from features.disk.dataset import MANIFEST_NAME, DatasetManifest
-from features.disk.object_store import locate
+from features.disk.place import locate
 from features.learnt import Learnt
 from features.schema import VOCABULARY_KINDS
 from jobs.cli.config import Config, check_manifest
-from jobs.cli.conventions import write_json
 from jobs.cli.text_table import text_table
 from training.config import TrainingConfig
 from training.forecast.dry_run import Change, Plan, PlanError, binary, find_changes, plan_tables

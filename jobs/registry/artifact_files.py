@@ -1,16 +1,14 @@
 """An artifact's files: checked against its artifact.json, which has the sha256 of each, or fetched from a server."""
 
-import contextlib
 import hashlib
 import json
-import os
 import shutil
-import uuid
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from features.disk.dataset import is_inside
-from features.disk.object_store import check_relative
+from features.disk.atomic import adding_folder
+from features.disk.relative_path import check_relative, is_inside
 from jobs.registry.model_versions import ModelVersion
 from jobs.registry.store import RegistryError
 
@@ -49,31 +47,26 @@ def download(client: "MlflowClient", version: ModelVersion, folder: Path, place:
     found = folder / str(version.sha256)
     if is_artifact(found, version.sha256):
         return found
-    temporary = found.with_name(f".{found.name}.{os.getpid()}.{uuid.uuid4().hex}.tmp")
-    (temporary / "artifact").mkdir(parents=True)
-    try:
+    with adding_folder(found) as temporary:
         _download_file(client, version, ARTIFACT_NAME, temporary)
         # File by file, as the artifact lists them, and not what the server lists: a name may lead anywhere.
-        for name in _read_description(temporary / "artifact")["files"]:
+        for name in _read_description(temporary)["files"]:
             _download_file(client, version, name, temporary)
-        digest, _ = read_artifact(temporary / "artifact")
+        digest, _ = read_artifact(temporary)
         if digest != version.sha256:
             raise RegistryError(f"{place} gave other files than were registered as version {version.version}")
         shutil.rmtree(found, ignore_errors=True)
-        with contextlib.suppress(OSError):  # another program was faster
-            (temporary / "artifact").rename(found)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return found
 
 
-def _download_file(client: "MlflowClient", version: ModelVersion, name: str, temporary: Path) -> None:
-    """Fetch one file of an artifact into ``temporary/artifact``."""
-    target = temporary / "artifact" / name
+def _download_file(client: "MlflowClient", version: ModelVersion, name: str, folder: Path) -> None:
+    """Fetch one file of an artifact into ``folder``."""
+    target = folder / name
     target.parent.mkdir(parents=True, exist_ok=True)
-    # MLflow says where it put the file: some stores keep its folders, some do not.
-    put = client.download_artifacts(version.run_id, f"artifact/{name}", str(temporary))
-    Path(put).replace(target)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        # MLflow says where it put the file: some stores keep its folders, some do not.
+        put = client.download_artifacts(version.run_id, f"artifact/{name}", scratch)
+        Path(put).replace(target)
 
 
 def _read_description(folder: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from features.disk.object_store import check_relative
+from features.disk.relative_path import check_relative
 from jobs.registry.artifact_files import download, is_artifact, read_artifact
 from jobs.registry.model_run import log_run, open_experiment
 from jobs.registry.model_versions import (

@@ -4,16 +4,17 @@ MLflow is imported here alone when it is first needed, told to be silent, and wh
 """
 
 import contextlib
-import fcntl
 import os
 import re
 import sqlite3
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+
+from features.disk.atomic import replacing
+from features.disk.lock import lock
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -91,12 +92,10 @@ def _create(database: Path) -> None:
     import sqlalchemy
     from mlflow.store.db.utils import _initialize_tables
 
-    temporary = database.with_name(f".{database.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    engine = sqlalchemy.create_engine(f"sqlite:///{temporary}")
-    _initialize_tables(engine)
-    engine.dispose()
-    temporary.rename(database)
+    with replacing(database) as temporary:
+        engine = sqlalchemy.create_engine(f"sqlite:///{temporary}")
+        _initialize_tables(engine)
+        engine.dispose()
 
 
 def _wait_for(database: Path) -> None:
@@ -112,24 +111,14 @@ def _wait_for(database: Path) -> None:
         raise RegistryError(_reason(str(database.parent), str(error))) from error
 
 
-@contextlib.contextmanager
-def locked(path: Path, patience: float | None = None) -> Iterator[None]:
-    """Hold a lock between processes of this machine; one that dies lets go.
+def locked(path: Path, patience: float | None = None) -> contextlib.AbstractContextManager[Any]:
+    """Hold a lock between processes of this machine.
 
     Raises:
         RegistryError: somebody else holds it for too long.
     """
-    deadline = time.monotonic() + (PATIENCE_SECONDS if patience is None else patience)
-    with path.open("a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise RegistryError(_reason(str(path.parent), "database is locked")) from None
-                time.sleep(0.05)
-        yield
+    patience = PATIENCE_SECONDS if patience is None else patience
+    return lock(path, _reason(str(path.parent), "database is locked"), error=RegistryError, patience=patience)
 
 
 @contextlib.contextmanager

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from features.disk.atomic import write_json
 from features.disk.dataset import DatasetManifest
 from features.disk.window import OtherWindow, join
 from jobs.cli.child_process import ProgramError, run_module
-from jobs.cli.conventions import write_json
-from jobs.registry.registry import ModelVersion
+from jobs.registry.model_versions import ModelVersion
 from jobs.retraining.retrain_folder import RUN_TAG, TABLES_TAG, TRAINED_TAG, RetrainFolder
 from jobs.retraining.todo import Todo
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from jobs.cli.conventions import write_json
+from features.disk.atomic import write_json
 from jobs.retraining.raw_partitions import RawPartition
 
 UNDATED = ""

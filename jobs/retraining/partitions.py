@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from features.disk.atomic import write_json
 from features.disk.window import SOURCE_SPLIT
 from features.profile.profile import DataProfile, measure, total
-from jobs.cli.conventions import write_json
 from jobs.cli.errors import ConfigError
 from jobs.retraining.data_checks import Checks, DataChecksConfig, Delivery, Result, RowLimits, check, order_partitions
 from jobs.retraining.raw_partitions import RawPartition, is_late

@@ -8,19 +8,19 @@ registry/            versions of the model                           last.json  
 """
 
 import contextlib
-import fcntl
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from features.disk.dataset import MANIFEST_NAME, DatasetManifest
+from features.disk.lock import lock
 from features.disk.window import SOURCE_SPLIT
 from features.rawlog import expand_paths
 from jobs.cli.config import Config
-from jobs.registry.registry import ModelVersion, Registry
+from jobs.registry.model_versions import ModelVersion
+from jobs.registry.registry import Registry
 from jobs.retraining.config import RetrainConfig
 from jobs.retraining.date_index import DateIndex
 from jobs.retraining.raw_partitions import RawPartition, date_of, find_late, find_partitions
@@ -40,20 +40,13 @@ class RetrainFolder:
     rules: RetrainConfig
     _manifests: dict[str, DatasetManifest] = field(default_factory=dict, repr=False, compare=False)
 
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> contextlib.AbstractContextManager[Any]:
         """Hold the folder.
 
         Raises:
             ValueError: another retraining holds it.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"another retraining is at work in {self.root}: wait for it to end") from None
-            yield
+        return lock(self.root / ".lock", f"another retraining is at work in {self.root}: wait for it to end")
 
     def folder(self, kind: str, name: str) -> Path:
         return self.root / kind / name

@@ -4,7 +4,6 @@ A retraining may be at work meanwhile, or have been killed: what is not there is
 a sentence instead of an error.
 """
 
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from features.disk.dataset import MANIFEST_NAME, DatasetManifest
+from features.disk.lock import is_held
 from jobs.registry.model_versions import to_iso
 from jobs.retraining.shapes import KeptChecks
 from training.judge.gate import Verdict
@@ -128,16 +128,3 @@ def _read_outcome(path: Path) -> Outcome:
 
 def _read_checks(path: Path) -> KeptChecks:
     return replace(TypeAdapter(KeptChecks).validate_json(path.read_bytes()), written=to_iso(path.stat().st_mtime))
-
-
-def is_held(lock: Path) -> bool | None:
-    """Whether a process of this machine holds a lock, found out without taking it; None: the system does not tell."""
-    try:
-        status, locks = lock.stat(), Path("/proc/locks").read_text(encoding="ascii").splitlines()
-    except FileNotFoundError:
-        return None if lock.exists() else False
-    except OSError:
-        return None
-    # A retraining that begins at this moment must not find its lock taken by somebody who only looks.
-    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-    return any("FLOCK" in line and device in line.split() for line in locks)

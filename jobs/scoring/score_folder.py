@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from features.disk.object_store import check_relative
+from features.disk.atomic import new_folder, write_json
+from features.disk.relative_path import check_relative
 from features.rawlog import expand_paths
-from jobs.cli.conventions import local, write_json
+from jobs.cli.conventions import local
 from jobs.registry.found_artifact import REGISTRY, FoundArtifact, find_artifact
-from jobs.replacement import new_folder, refuse_foreign
 from jobs.scoring.score_rows import HEADER, Part, ScoreError, Work, load_predictor, score_portion
 from pipeline.config import InputConfig
 from pipeline.executors.portions import PORTION_BYTES, Portion, count_lines, number_lines, plan_portions
@@ -59,7 +59,7 @@ def plan_job(artifact: str, inputs: Sequence[str], output: str, registry: str = 
     Raises:
         ArtifactError: the artifact cannot be used, or does not say what its logs look like.
         LogError: an input is missing.
-        ScoreError, ReplacementError: the output is in the input's way, or something else.
+        ScoreError: the output is in the input's way, or something else.
     """
     from training.ship.predict import ArtifactError
 
@@ -70,10 +70,18 @@ def plan_job(artifact: str, inputs: Sequence[str], output: str, registry: str = 
     except (KeyError, TypeError, ValidationError) as error:
         raise ArtifactError(f"the artifact's config does not say what its logs look like: {error}") from error
     folder = local(output).resolve()
-    refuse_foreign(folder, SUMMARY_NAME)
+    refuse_foreign(folder)
     files = expand_paths(tuple(inputs))
     _check_apart(folder, inputs, files)
     return ScoreJob(found, predictor, given, name_outputs(inputs, files, given.format.kind), folder)
+
+
+def refuse_foreign(output: Path) -> None:
+    """Raise ScoreError unless ``output`` is absent, an empty folder, or a folder of scores."""
+    if not output.exists():
+        return
+    if not output.is_dir() or (not (output / SUMMARY_NAME).is_file() and any(output.iterdir())):
+        raise ScoreError(f"{output} exists and is no folder of scores (it has no {SUMMARY_NAME}): choose another one")
 
 
 def _check_apart(output: Path, inputs: Sequence[str], files: Sequence[str]) -> None:
@@ -128,10 +136,10 @@ def score_folder(spark: "SparkSession", job: ScoreJob, portion_bytes: int = PORT
             up.
         TaskError: Spark has failed.
         LogError: an input file or a lookup is missing.
-        ReplacementError: as ``plan_job``, or another job is writing to the output.
+        ReplacementError: another job is writing to the output.
     """
     portions = plan_portions(list(job.files), job.input.format, job.input.lookups, portion_bytes)
-    with new_folder(job.output, SUMMARY_NAME) as (new, scratch):
+    with new_folder(job.output, refuse_foreign) as (new, scratch):
         parts = _score_portions(spark, job, portions, scratch)
         files = [
             {"input": file, "output": name, **_lay(parts[file], scratch, new / name)}

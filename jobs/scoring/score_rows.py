@@ -13,7 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from features.disk.object_store import is_full, locate
+from features.disk.atomic import is_full, write_text
+from features.disk.place import locate
 from features.encoding import RawRow, RowError
 from features.rawlog import LogError, LogFormat, Lookup
 from pipeline.executors.portions import Portion, read_portion
@@ -165,9 +166,7 @@ def score_portion(work: Work, portion: Portion) -> dict[str, Any]:
             raise  # Spark tries again
         failure = f"no space is left for {folder} or for temporary files in {tempfile.gettempdir()}: make room there"
     with contextlib.suppress(OSError):  # where the disk is full
-        written = folder / uuid.uuid4().hex
-        written.write_text(failure, encoding="utf-8", errors="replace")
-        written.rename(folder / FAILED)
+        write_text(folder / FAILED, failure, errors="replace")
     return {"failure": failure}
 
 

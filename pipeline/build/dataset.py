@@ -10,8 +10,10 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from tqdm import tqdm
 
+from features.disk.atomic import is_full
 from features.disk.dataset import DataFile, DatasetError, DatasetManifest, FeatureStatistics, Rejected, Split
-from features.disk.object_store import ObjectPath, is_full, locate
+from features.disk.object_store import ObjectPath
+from features.disk.place import locate
 from features.learnt import Learnt
 from features.schema import FeatureSchema
 from pipeline.build.encode import DUPLICATE, encode, prepare

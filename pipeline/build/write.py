@@ -6,41 +6,30 @@ store is made on disk first; there a lock does not exist, and one job at a time 
 that finds the other's commit gives up.
 """
 
-import fcntl
 import hashlib
-import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pyarrow.parquet
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from features.disk.dataset import MANIFEST_NAME, DataFile, DatasetError, DatasetManifest
-from features.disk.object_store import (
-    VERSION,
-    ObjectPath,
-    StorageError,
-    clean,
-    new_version_name,
-    publish,
-    scratch,
-    sync,
-    sync_tree,
-)
+from features.disk.atomic import leftover_pattern, sync, sync_tree
+from features.disk.dataset import BUILD_NAME, LOCK_NAME, MANIFEST_NAME, DataFile, DatasetError, DatasetManifest
+from features.disk.lock import lock
+from features.disk.object_store import VERSION, ObjectPath, StorageError, clean, new_version_name, publish
+from features.disk.place import scratch
 from features.schema import FeatureSchema
 from pipeline.build.footer import sort_encodings
 from pipeline.build.ingest import ROW_ID, SPLIT
 from pipeline.config import WriteConfig
 
-_OURS = re.compile(
-    rf"^(?:{VERSION.pattern}|{re.escape(MANIFEST_NAME)}|\.{re.escape(MANIFEST_NAME)}\.\d+"
-    r"|\.lock|build\.json|\.build\.json\.\d+)$"
-)
-_LOCK = ".lock"
+_NAMES = (MANIFEST_NAME, BUILD_NAME)
+_LEFTOVER = "|".join(map(leftover_pattern, _NAMES))
+_OURS = "|".join([VERSION.pattern, _LEFTOVER, *map(re.escape, (*_NAMES, LOCK_NAME))])
 
 
 # -------------------------------------------------------------------------------------------------------------- dataset
@@ -57,14 +46,14 @@ def new_version(dataset: Path) -> Iterator[Path]:
     try:
         dataset.mkdir(parents=True, exist_ok=True)
         _refuse_foreign(dataset, [path.name for path in dataset.iterdir()])
-        lock = os.open(dataset / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise DatasetError(f"cannot write to {dataset} ({error.strerror}): choose another pipeline.output") from error
-    try:
+        raise _cannot_write(dataset, error) from error
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when the job dies
+            message = f"another job is writing to {dataset}: wait for it to end"
+            stack.enter_context(lock(dataset / LOCK_NAME, message, error=DatasetError))
         except OSError as error:
-            raise DatasetError(f"another job is writing to {dataset}: wait for it to end") from error
+            raise _cannot_write(dataset, error) from error
         try:
             _remove_leftovers(dataset)  # before there is a version of ours: it needs the room
             version.mkdir()
@@ -72,12 +61,14 @@ def new_version(dataset: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(version, ignore_errors=True)
             raise
-    finally:
-        os.close(lock)
+
+
+def _cannot_write(dataset: Path, error: OSError) -> DatasetError:
+    return DatasetError(f"cannot write to {dataset} ({error.strerror}): choose another pipeline.output")
 
 
 def _refuse_foreign(dataset: Path | ObjectPath, names: Iterable[str]) -> None:
-    foreign = sorted(name for name in names if not _OURS.match(name))
+    foreign = sorted(name for name in names if not re.fullmatch(_OURS, name))
     if foreign:
         raise DatasetError(f"{dataset} holds something that is no dataset ({foreign[0]}): choose an empty folder")
 
@@ -131,7 +122,7 @@ def _remove_leftovers(dataset: Path) -> None:
     for path in dataset.iterdir():
         if VERSION.fullmatch(path.name) and path.name not in named:
             shutil.rmtree(path, ignore_errors=True)
-        elif re.match(r"^\..*\.json\.\d+$", path.name):
+        elif re.fullmatch(_LEFTOVER, path.name):
             path.unlink(missing_ok=True)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from features.disk.object_store import temporary_folder
+from features.disk.place import temporary_folder
 from features.rawlog import (
     KEEP_BYTES,
     LogError,

@@ -26,8 +26,8 @@ import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
+from features.disk.atomic import write_json
 from jobs.cli.config import load_config
-from jobs.cli.conventions import write_json
 from training.config import TrainingConfig
 from training.fit.loop import Training, make_step
 from training.fit.run import Dataset, build_model

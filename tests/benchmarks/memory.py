@@ -37,7 +37,7 @@ import numpy as np
 import torch.distributed as dist
 from tqdm import tqdm
 
-from jobs.cli.conventions import write_json
+from features.disk.atomic import write_json
 from jobs.cli.config import load_config
 from tests.benchmarks.criteo_like import write_dataset
 from training.config import TrainingConfig

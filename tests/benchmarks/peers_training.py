@@ -20,8 +20,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from features.disk.atomic import write_json
 from features.disk.dataset import DatasetManifest
-from jobs.cli.conventions import write_json
 from tests.benchmarks.criteo_like import write_logs
 from tests.benchmarks.peers import environment
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from jobs.cli.conventions import write_json
+from features.disk.atomic import write_json
 from tests.benchmarks.criteo_like import COLUMNS, write_logs
 from tests.benchmarks.peers import environment
 

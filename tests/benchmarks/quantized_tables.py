@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torchrec.quant.embedding_modules import EmbeddingBagCollection as QuantEmbeddingBagCollection
 
+from features.disk.atomic import write_json
 from features.schema import FeatureSchema, HashEncoding, SparseFeature
-from jobs.cli.conventions import write_json
 from training.config import BCEObjective, MLPEncoder, ModelConfig, NoEncoder, SharedSelection, SingleFusion
 from training.data.batch import Batch
 from training.model.ctr_model import CTRModel

@@ -25,8 +25,8 @@ import pyarrow.parquet
 import torch
 from tqdm import tqdm
 
+from features.disk.atomic import write_json
 from features.disk.dataset import DatasetManifest
-from jobs.cli.conventions import write_json
 from jobs.launch.worker import set_up_worker
 from training.config import ReaderConfig
 from training.data.row_order import cut_streams

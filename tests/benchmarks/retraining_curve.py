@@ -32,7 +32,7 @@ import pyarrow.parquet
 import torch.distributed as dist
 
 from features.disk.window import join
-from jobs.cli.conventions import write_json
+from features.disk.atomic import write_json
 from jobs.cli.config import Config, load_config
 from jobs.generate_logs import generate
 from jobs.retraining.partitions import build

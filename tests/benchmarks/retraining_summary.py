@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.cli.conventions import write_json
+from features.disk.atomic import write_json
 
 Days = Sequence[Mapping[str, Any]]
 MODELS = {"warm": "#1f5fa8", "scratch": "#c8591a", "stale": "#9aa3ad"}

@@ -30,7 +30,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from jobs.cli.conventions import write_json
+from features.disk.atomic import write_json
 from jobs.cli.config import load_config
 from tests.benchmarks.train import make_table_step
 from training.config import TrainingConfig

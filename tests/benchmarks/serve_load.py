@@ -21,7 +21,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 
-from jobs.cli.conventions import write_json
+from features.disk.atomic import write_json
 from jobs.registry.registry import Registry
 from jobs.serving.score_request import TOKEN
 from tests.stand_ins.tiny_model import NAME, raw_rows, register_tiny

@@ -20,7 +20,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     SplitTableBatchedEmbeddingBagsCodegen,
 )
 
-from jobs.cli.conventions import write_json
+from features.disk.atomic import write_json
 
 WIDTH = 16
 OPTIMIZERS = {

@@ -29,7 +29,7 @@ import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
-from jobs.cli.conventions import write_json
+from features.disk.atomic import write_json
 from jobs.cli.config import load_config
 from training.data.batch import Batch
 from training.config import TrainingConfig

@@ -27,7 +27,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from tqdm import tqdm
 
-from jobs.cli.conventions import write_json
+from features.disk.atomic import write_json
 from jobs.cli.config import load_config
 from training.config import TrainingConfig
 from training.fit.loop import Training, make_step

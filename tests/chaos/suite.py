@@ -1,9 +1,7 @@
 """All cases with all seeds: each run in an empty folder, what came of them put together by case."""
 
 import contextlib
-import json
 import multiprocessing
-import os
 import shutil
 import time
 import traceback
@@ -15,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from features.disk.atomic import write_json
 from tests.chaos import data, retraining, training
 from tests.chaos.outcome import Outcome, Skipped
 
@@ -55,7 +54,7 @@ def run(names: Sequence[str], num_seeds: int, output: Path, at_once: int = 1) ->
             left[name] -= 1
             if left[name]:
                 continue
-            _write(output, [row for row in rows.values() if not left[row["case"]]])
+            write_json(output, [row for row in rows.values() if not left[row["case"]]])
             if is_amiss(rows[name]):
                 bar.write(f"{name} failed; its files are kept in {work / name}")
             else:
@@ -107,9 +106,3 @@ def _add(row: dict[str, Any], result: _Result, seed: int) -> None:
 
 def is_amiss(row: dict[str, Any]) -> bool:
     return bool(row["rows_lost"] or row["rows_doubled"] or row["weights_equal"] is False or row["failures"])
-
-
-def _write(output: Path, rows: list[dict[str, Any]]) -> None:
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, output)

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from features.disk.dataset import DatasetError, DatasetManifest, Rejected, Split
 from features.learnt import Learnt, LearntError
 from features.rawlog import LogError, LogFormat, Lookup, read_lines
-from jobs.cli.config import Config, ConfigError, load_config, parse_config
+from jobs.cli.config import Config, load_config, parse_config
+from jobs.cli.errors import ConfigError
 from pipeline.build.sources import plan_sources
 from tests.fuzz.mutation import JSON_TREES, mutate_bytes, mutate_in_place, mutate_tree
 from tests.stand_ins.tiny_dataset import TINY_FEATURES, statistics, tiny_columns, tiny_schema, write_files
@@ -492,7 +493,7 @@ def checkpoint(folder: Path) -> Target:
     from torch import nn
 
     from training.sharding import checkpoint as module
-    from training.sharding.checkpoint import CheckpointError
+    from training.sharding.checkpoint_reader import CheckpointError
 
     path = folder / "step=000000004"
     make_checkpoint(path)

@@ -29,7 +29,8 @@ from features.schema import (
     SparseFeature,
     expand_names,
 )
-from jobs.cli.config import ConfigError, load_config, parse_config
+from jobs.cli.config import load_config, parse_config
+from jobs.cli.errors import ConfigError
 from pipeline.build.sources import plan_sources
 from tests.fuzz.campaign import _limits
 from tests.fuzz.targets import CONFIG, digests, log_bytes, make_artifact, make_checkpoint, make_dataset
@@ -38,7 +39,7 @@ from training.data.file_checker import ReaderError
 from training.data.reader import Reader
 from training.fit.run import Run
 from training.sharding import checkpoint
-from training.sharding.checkpoint import CheckpointError
+from training.sharding.checkpoint_reader import CheckpointError
 from training.ship.export import load_best
 from training.ship.predict import ArtifactError, Predictor
 

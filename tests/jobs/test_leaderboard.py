@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from jobs import leaderboard
-from jobs.cli.config import ConfigError, load_config, read_checked
+from jobs.cli.config import load_config, read_checked
+from jobs.cli.errors import ConfigError
 from jobs.leaderboard import Leaderboard
 from jobs.train import _prepare
 from tests.jobs.test_train import write_config

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from features.disk.atomic import write_json
 from jobs import status
 from jobs.cli.config import load_config
-from jobs.cli.conventions import write_json
 from jobs.pages.figure_style import dashed
 from jobs.pages.status_page import MAX_REASONS, render
 from jobs.registry.registry import Registry

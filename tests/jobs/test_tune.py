@@ -13,7 +13,8 @@ import numpy as np
 import psutil
 import pytest
 
-from jobs.cli.config import ConfigError, load_config, read_checked
+from jobs.cli.config import load_config, read_checked
+from jobs.cli.errors import ConfigError
 from jobs.compare.search import Range, Search, sample
 from tests.jobs.test_train import write_config
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from features.disk.atomic import write_json
 from features.disk.dataset import DataFile, DatasetManifest, DenseStatistics, FeatureStatistics, Rejected, Split
 from features.encoding import Columns
 from features.profile.bins import choose_bins, count
 from features.profile.profile import DataProfile, total
 from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFeature, VocabularyEncoding
-from jobs.cli.conventions import write_json
 from jobs.registry.registry import Registry
 from jobs.retraining.data_checks import DataChecksConfig, check
 from jobs.retraining.shapes import shapes

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from features.disk.dataset import DataFile, inside
-from features.disk.object_store import ObjectPath, temporary_folder
+from features.disk.object_store import ObjectPath
+from features.disk.place import temporary_folder
 
 
 def local_files(dataset: "Path | ShardCache", files: Sequence[DataFile]) -> Generator[Path, None, None]:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from features.disk.object_store import Place
+from features.disk.place import Place
 from training.config import FusedOptimizer, TrainingConfig
 from training.data.reader import Reader
 from training.fit.allocator import return_unused_pages

@@ -4,7 +4,6 @@ Whoever starts the ranks (Ray Train, a test) only has to form the process group 
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -16,8 +15,10 @@ import torch.distributed as dist
 from pydantic import TypeAdapter
 from torch import nn
 
+from features.disk.atomic import write_json, write_text
 from features.disk.dataset import DatasetManifest
-from features.disk.object_store import ObjectPath, Place, locate
+from features.disk.object_store import ObjectPath
+from features.disk.place import Place, locate
 from features.learnt import Learnt
 from features.schema import FeatureSchema
 from training.config import TrainingConfig
@@ -76,9 +77,7 @@ class Run:
         """Write a JSON file of the run in one step."""
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_json(path, value)
 
     def config(self) -> TrainingConfig:
         """The training section that the run was started with.
@@ -107,9 +106,7 @@ class Run:
             return
         lines = self.history.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        temporary = self.history.with_suffix(".rewind")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, self.history)
+        write_text(self.history, "".join(kept))
 
 
 @dataclass(frozen=True)

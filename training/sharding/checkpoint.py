@@ -22,7 +22,10 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint import FileSystemWriter
 
-from features.disk.object_store import ObjectPath, Place, StorageError, check_relative, sync, temporary_folder
+from features.disk.atomic import put_folder, write_json
+from features.disk.object_store import ObjectPath, StorageError
+from features.disk.place import Place, temporary_folder
+from features.disk.relative_path import check_relative
 from training.sharding.checkpoint_reader import CheckpointError, CheckpointPlanner, CheckpointReader, GrownPlanner
 from training.sharding.checkpoint_store import META_NAME, StoreReader, StoreWriter, delete_checkpoint, list_checkpoints
 from training.sharding.parallelize import ParallelModel
@@ -98,13 +101,9 @@ def _save_to_disk(final: Path, parallel: ParallelModel, meta: dict[str, Any]) ->
         raise CheckpointError(f"{words}: make room, then go on with --resume") from error
     if is_first:
         sizes = {p.name: p.stat().st_size for p in temporary.iterdir()}
-        with (temporary / META_NAME).open("w", encoding="utf-8") as file:
-            json.dump({**meta, "files": sizes}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        sync(folder)  # makes the rename durable
+        write_json(temporary / META_NAME, {**meta, "files": sizes}, indent=None, durable=True)
+        put_folder(temporary, final, folder / f".{final.name}.old.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)  # where it holds what was there under this name
     dist.barrier()
 
 

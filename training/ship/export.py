@@ -18,16 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save_file
 
-from features.disk.object_store import (
-    VERSION,
-    ObjectPath,
-    Place,
-    StorageError,
-    clean,
-    new_version_name,
-    publish,
-    temporary_folder,
-)
+from features.disk.object_store import VERSION, ObjectPath, StorageError, clean, new_version_name, publish
+from features.disk.place import Place, temporary_folder
 from features.rawlog import LogError, expand_paths
 from training.config import TablePrecision, TrainingConfig
 from training.fit.loop import Scores, score

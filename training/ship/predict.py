@@ -13,16 +13,9 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from features.disk.dataset import is_inside
-from features.disk.object_store import (
-    VERSION,
-    ObjectPath,
-    Place,
-    check_relative,
-    download_all,
-    locate,
-    temporary_folder,
-)
+from features.disk.object_store import VERSION, ObjectPath, download_all
+from features.disk.place import Place, locate, temporary_folder
+from features.disk.relative_path import check_relative, is_inside
 from features.encoding import MissingColumnError, RawRow, RowEncoder, RowError
 from features.learnt import Learnt
 from features.rawlog import LogError, LogFormat, Lookup, read_lines

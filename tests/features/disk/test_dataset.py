@@ -4,14 +4,7 @@ import dataclasses
 
 import pytest
 
-from features.disk.dataset import (
-    DataFile,
-    DatasetError,
-    DatasetManifest,
-    FeatureStatistics,
-    Rejected,
-    Split,
-)
+from features.disk.dataset import DataFile, DatasetError, DatasetManifest, FeatureStatistics, Rejected, Split
 from features.learnt import Learnt, LearntError
 from features.schema import FeatureSchema, SparseFeature, VocabularyEncoding
 

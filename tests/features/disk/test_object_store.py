@@ -11,15 +11,8 @@ from pathlib import Path
 import pytest
 
 from features.disk import object_store as storage
-from features.disk.object_store import (
-    ObjectPath,
-    StorageError,
-    clean,
-    locate,
-    new_version_name,
-    publish,
-    temporary_folder,
-)
+from features.disk.object_store import ObjectPath, StorageError, clean, new_version_name, publish
+from features.disk.place import locate, temporary_folder
 from tests.stand_ins.object_store import KEY, SECRET, Bucket
 
 ROOT = Path(__file__).parents[3]
@@ -189,7 +182,7 @@ def test_a_killed_upload_leaves_the_old_version(bucket: Bucket, tmp_path: Path) 
     publish(old, place, "commit")
     bucket.proxy.fail("deaf", 10**9, lambda method, path: is_part(method, path) and "partNumber=2" in path)
     program = (
-        "import sys, pathlib; from features.disk.object_store import *; "
+        "import sys, pathlib; from features.disk.object_store import *; from features.disk.place import locate; "
         "publish(pathlib.Path(sys.argv[1]), locate(sys.argv[2]), 'commit')"
     )
     process = subprocess.Popen([sys.executable, "-c", program, str(new), str(place)], cwd=ROOT)

@@ -4,7 +4,7 @@ import pytest
 
 from features.rawlog import LogError
 from jobs.cli.child_process import ProgramError
-from jobs.cli.config import ConfigError
+from jobs.cli.errors import ConfigError
 from jobs.retraining.retry import Steps
 
 

@@ -29,9 +29,8 @@ import torch.distributed as dist
 from pydantic import TypeAdapter
 
 from features.rawlog import LogError, LogFormat, Lookup, read_lines
-from jobs import replacement, score
+from jobs import score
 from jobs.cli.config import parse_config
-from jobs.replacement import ReplacementError, new_folder
 from jobs.scoring import score_folder
 from jobs.scoring import score_rows as scoring
 from jobs.scoring.score_folder import SUMMARY_NAME, name_outputs, plan_job
@@ -459,7 +458,7 @@ def test_other_folders_are_refused(artifact, tmp_path: Path) -> None:
     other.mkdir()
     (other / "thesis.txt").touch()
     for output in (other, other / "thesis.txt"):
-        with pytest.raises(ReplacementError, match=r"is no folder of scores \(it has no _scores\.json\)"):
+        with pytest.raises(ScoreError, match=r"is no folder of scores \(it has no _scores\.json\)"):
             plan_job(str(artifact), [str(logs)], str(output))
     (logs / SUMMARY_NAME).touch()
     for inputs, output in (([logs], logs), ([logs], logs / "scores"), ([logs / "a.csv"], logs)):
@@ -467,33 +466,6 @@ def test_other_folders_are_refused(artifact, tmp_path: Path) -> None:
             plan_job(str(artifact), [str(path) for path in inputs], str(output))
     with pytest.raises(LogError, match="no input file matches"):
         plan_job(str(artifact), [str(tmp_path / "nothing")], str(tmp_path / "out"))
-
-
-@pytest.mark.parametrize("swaps", [True, False])
-def test_a_folder_replaces_another(swaps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    output = tmp_path / "out"
-    if not swaps:
-        monkeypatch.setattr(replacement, "_exchange", lambda *_: False)
-    for text in ("one", "two"):
-        with new_folder(output, "mark") as (new, scratch):
-            (scratch / "x").touch()
-            (new / "mark").write_text(text)
-            with pytest.raises(ReplacementError, match="another job is writing to"), new_folder(output, "mark"):
-                pass
-        assert (output / "mark").read_text() == text and [p.name for p in tmp_path.iterdir()] == ["out"]
-    with pytest.raises(KeyError), new_folder(output, "mark") as (new, _):
-        (new / "mark").write_text("three")
-        raise KeyError
-    assert (output / "mark").read_text() == "two" and [p.name for p in tmp_path.iterdir()] == ["out"]
-
-
-def test_a_job_killed_between_two_steps(tmp_path: Path) -> None:
-    aside = tmp_path / ".out.partial" / "old"
-    aside.mkdir(parents=True)
-    (aside / "mark").write_text("one")
-    with pytest.raises(KeyError), new_folder(tmp_path / "out", "mark"):
-        raise KeyError
-    assert (tmp_path / "out" / "mark").read_text() == "one" and [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 # ---------------------------------------------------------------------------------------------------------- the program

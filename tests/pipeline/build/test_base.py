@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from features.disk.dataset import DatasetError, DatasetManifest
-from features.disk.object_store import ObjectPath, locate
+from features.disk.object_store import ObjectPath
+from features.disk.place import locate
 from features.encoding import RowEncoder, log_squared_token, to_number
 from features.learnt import Learnt, LearntError
 from pipeline.build.encode import _MAX_LITERAL_TOKENS

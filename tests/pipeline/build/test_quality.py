@@ -8,7 +8,7 @@ import pytest
 
 from features.disk.dataset import DatasetError, FeatureStatistics
 from features.hashing import hash_text, hash_to_id
-from jobs.cli.config import ConfigError
+from jobs.cli.errors import ConfigError
 from pipeline.build.quality import beyond_limits
 from pipeline.config import Limits, QualityConfig
 

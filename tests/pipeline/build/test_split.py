@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobs.cli.config import ConfigError
+from jobs.cli.errors import ConfigError
 from pipeline.build.split import parse_time
 
 USER = {"label": "click", "sparse": [{"name": "user", "encoding": {"kind": "hash", "num_buckets": 1000}}]}

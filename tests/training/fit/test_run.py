@@ -45,7 +45,7 @@ from training.fit.run import Dataset, Run, build_model, fit
 from training.judge.metrics import evaluate
 from training.model.ctr_model import CTRModel
 from training.sharding import checkpoint
-from training.sharding.checkpoint import CheckpointError
+from training.sharding.checkpoint_reader import CheckpointError
 from training.sharding.parallelize import parallelize
 
 STEPS_PER_EPOCH = 6

@@ -18,7 +18,7 @@ from training.config import FMEncoder, MLPEncoder, ModelConfig, ShardingConfig, 
 from training.fit.loop import Progress, Training, make_step, train
 from training.fit.run import Dataset, Run, RunError, build_model, fit
 from training.sharding import checkpoint
-from training.sharding.checkpoint import CheckpointError
+from training.sharding.checkpoint_reader import CheckpointError
 from training.sharding.parallelize import ParallelModel, parallelize
 from training.ship.export import export, load_best
 

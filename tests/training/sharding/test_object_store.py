@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from features.disk.dataset import DatasetManifest
-from features.disk.object_store import ObjectPath, StorageError, locate
+from features.disk.object_store import ObjectPath, StorageError
+from features.disk.place import locate
 from jobs.cli.config import load_config
 from tests.ranks import on_two_ranks
 from tests.stand_ins.object_store import KEY, SECRET, Bucket
@@ -25,7 +26,7 @@ from training.data.batch import Batch
 from training.data.file_cache import ShardCache
 from training.fit.run import Dataset, Run, fit
 from training.sharding import checkpoint
-from training.sharding.checkpoint import CheckpointError
+from training.sharding.checkpoint_reader import CheckpointError
 from training.ship.export import load_best
 
 STEPS_PER_EPOCH = 6

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from features.disk.object_store import locate
+from features.disk.place import locate
 from tests.fuzz.targets import digests
 from tests.stand_ins.object_store import Bucket
 from tests.training.fit.test_run import LANES, make_config
