@@ -167,7 +167,7 @@ def _places_before(run: Any) -> list[Place]:
 
 
 def _check_same(run: Any, config: Config, schema_fingerprint: str, learnt_fingerprint: str) -> None:
-    before = parse_config(run.read("config.json")).training
+    before = parse_config(run.read("config.json"), run.path).training
     changed = [name for name in COMPARED_ON_RESUME if getattr(before, name) != getattr(config.training, name)]
     if before.reader.num_streams != config.training.reader.num_streams:
         changed.append("reader.num_streams")

@@ -1,12 +1,20 @@
 """TrainingConfig: model, optimizer, sharding, reader and schedule. No engine is imported here."""
 
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from features.schema import STRICT
+from training.plugins import (
+    ENCODER_KINDS,
+    FUSION_KINDS,
+    MODULE_PATTERN,
+    OBJECTIVE_KINDS,
+    SELECTION_KINDS,
+    load_saved_plugins,
+)
 
 Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Layers = Annotated[int, Field(ge=1, le=100)]
@@ -61,10 +69,8 @@ class StreamGatesSelection:
     kind: Literal["stream_gates"] = "stream_gates"
 
 
-Selection = Annotated[
-    SeparateSelection | GateSelection | MoESelection | StreamGatesSelection | SharedSelection,
-    Field(discriminator="kind"),
-]
+_Selections = SeparateSelection | GateSelection | MoESelection | StreamGatesSelection | SharedSelection
+Selection = Annotated[_Selections, Field(discriminator="kind"), SELECTION_KINDS.opened(_Selections)]
 
 # ------------------------------------------------------------------------------------------------------------ encoders
 
@@ -185,8 +191,9 @@ DeepEncoder = (
     | FMEncoder
     | LinearEncoder
 )
-Encoder = Annotated[DeepEncoder, Field(discriminator="kind")]
-EasyEncoder = Annotated[DeepEncoder | NoEncoder, Field(discriminator="kind")]
+_EasyEncoders = DeepEncoder | NoEncoder
+Encoder = Annotated[DeepEncoder, Field(discriminator="kind"), ENCODER_KINDS.opened(DeepEncoder)]
+EasyEncoder = Annotated[_EasyEncoders, Field(discriminator="kind"), ENCODER_KINDS.opened(_EasyEncoders)]
 
 # -------------------------------------------------------------------------------------------------------------- fusion
 
@@ -243,10 +250,8 @@ class SingleFusion:
     kind: Literal["single"] = "single"
 
 
-Fusion = Annotated[
-    WeightedSumFusion | VotingFusion | ConcatFusion | MoEFusion | SumFusion | BilinearFusion | SingleFusion,
-    Field(discriminator="kind"),
-]
+_Fusions = WeightedSumFusion | VotingFusion | ConcatFusion | MoEFusion | SumFusion | BilinearFusion | SingleFusion
+Fusion = Annotated[_Fusions, Field(discriminator="kind"), FUSION_KINDS.opened(_Fusions)]
 
 # ----------------------------------------------------------------------------------------------------------- objective
 
@@ -262,6 +267,9 @@ class TwinFocusObjective:
     """True: no gradient through the modulating factors."""
     kind: Literal["twin_focus"] = "twin_focus"
 
+    reads_branch_logits: ClassVar[bool] = True
+    """Whether the loss reads the logits of the branches beside the fused one."""
+
 
 @dataclass(frozen=True, config=STRICT)
 class BCEObjective:
@@ -269,8 +277,12 @@ class BCEObjective:
 
     kind: Literal["bce"] = "bce"
 
+    reads_branch_logits: ClassVar[bool] = False
+    """As of TwinFocusObjective."""
 
-Objective = Annotated[TwinFocusObjective | BCEObjective, Field(discriminator="kind")]
+
+_Objectives = TwinFocusObjective | BCEObjective
+Objective = Annotated[_Objectives, Field(discriminator="kind"), OBJECTIVE_KINDS.opened(_Objectives)]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -290,7 +302,7 @@ class ModelConfig:
             raise ValueError(
                 'model: easy.kind = "none" and fusion.kind = "single" go together, for a model of one stream'
             )
-        if self.easy.kind == "none" and (self.objective.kind != "bce" or self.selection.kind != "shared"):
+        if self.easy.kind == "none" and (self.objective.reads_branch_logits or self.selection.kind != "shared"):
             raise ValueError('model: a model of one stream takes objective.kind = "bce" and selection.kind = "shared"')
 
     @property
@@ -444,6 +456,8 @@ class TrainingConfig:
     """A worker that is silent, or missing in an exchange between workers, for so long counts as crashed. More than any
     wait that is none: for the slowest worker's first batch, or for one to finish a checkpoint."""
     calibration: CalibrationConfig = field(default_factory=NoCalibration)
+    plugins: tuple[Annotated[str, Field(pattern=MODULE_PATTERN)], ...] = ()
+    """Modules of your own that register blocks of a model (docs/extending.md); imported wherever this config is."""
     warm_start: str | None = None
     """Folder of a finished run to begin from, with the weights and the optimizer state of its best checkpoint. The
     dataset's vocabularies must be that run's or go on with them (pipeline.base); new values start untrained."""
@@ -471,3 +485,18 @@ class TrainingConfig:
     def is_pipelined(self) -> bool:
         """``pipelined``, or what it is when it is not set."""
         return self.device == "cuda" if self.pipelined is None else self.pipelined
+
+
+def read_saved_training(training: Any, source: object) -> TrainingConfig:
+    """Check the training section of a config that a run or an artifact holds.
+
+    Args:
+        training: the section as it was read.
+        source: where it was read from, for messages.
+
+    Raises:
+        PluginError: it needs a plugin that the user has not named.
+        ValidationError: it is no training section.
+    """
+    load_saved_plugins(training, source)
+    return TypeAdapter(TrainingConfig).validate_python(training)

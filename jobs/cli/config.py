@@ -18,6 +18,7 @@ from jobs.cli.errors import ConfigError
 from jobs.retraining.config import RetrainConfig
 from pipeline.config import PipelineConfig
 from training.config import TrainingConfig
+from training.plugins import PluginError, load_plugins, load_saved_plugins, plugin_keys
 
 REPLACED_WHOLE = ("monitor",)
 """Tables that a later layer replaces instead of adding to."""
@@ -126,12 +127,24 @@ def read_checked(path: str, type_: type[T]) -> T:
         raise ConfigError(f"{path}: {'; '.join(lines)}") from error
 
 
-def parse_config(tree: dict[str, Any]) -> Config:
-    """Check a config tree, as read from TOML or from a saved resolved config.
+def parse_config(tree: dict[str, Any], source: object = None) -> Config:
+    """Check a config tree, as read from TOML or from a saved resolved config; its plugins are imported.
+
+    Args:
+        tree: the sections.
+        source: file or folder that holds it, where it is not what the user gives now; None: it is.
 
     Raises:
         ConfigError: as ``load_config``.
+        PluginError: ``source`` needs a plugin that the user has not named.
     """
+    if source is not None:
+        load_saved_plugins(tree.get("training"), source)
+    else:
+        try:
+            load_plugins(tree.get("training"))
+        except PluginError as error:
+            raise ConfigError(f"training.plugins: {error}") from error
     try:
         features = tree.get("features")
         if isinstance(features, dict):
@@ -147,8 +160,8 @@ def parse_config(tree: dict[str, Any]) -> Config:
 def is_saved_config(tree: dict[str, Any], config: Config) -> bool:
     """Whether a saved resolved config is this one, where keys that are younger than it have their defaults."""
     try:
-        return parse_config(tree) == config
-    except ConfigError:  # a key or a value that is no more
+        return parse_config(tree, "a saved config") == config
+    except (ConfigError, PluginError):  # a key or a value that is no more, or that the config does not name
         return False
 
 
@@ -283,4 +296,4 @@ def _known_keys() -> list[str]:
         for item in vars(module).values():
             if isinstance(item, type) and hasattr(item, "__dataclass_fields__"):
                 keys |= set(item.__dataclass_fields__)
-    return sorted(keys)
+    return sorted(keys | plugin_keys())

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from pydantic import TypeAdapter
 from torch import nn
 
 from features.disk.atomic import write_json, write_text
@@ -21,7 +20,7 @@ from features.disk.object_store import ObjectPath
 from features.disk.place import Place, locate
 from features.learnt import Learnt
 from features.schema import FeatureSchema
-from training.config import TrainingConfig
+from training.config import TrainingConfig, read_saved_training
 from training.data.file_cache import ShardCache
 from training.data.reader import Reader
 from training.fit.loop import Event, Progress, Training, make_step, score_all, train
@@ -84,8 +83,9 @@ class Run:
 
         Raises:
             RunError: it is absent or damaged.
+            PluginError: it needs a plugin that the user has not named.
         """
-        return TypeAdapter(TrainingConfig).validate_python(self.read("config.json")["training"])
+        return read_saved_training(self.read("config.json")["training"], self.path)
 
     def learnt(self, schema: FeatureSchema) -> Learnt:
         """The learnt state of the dataset that the run was trained on.

@@ -13,7 +13,7 @@ from features.schema import FeatureSchema
 from training.config import ModelConfig, StreamGatesSelection
 from training.data.batch import Batch
 from training.model.embedding import EmbeddingTable, FieldEmbedding, ModelError, Stream, stable_seed
-from training.model.encoders import ENCODERS
+from training.model.encoders import ENCODERS, Nothing
 from training.model.fusion import FUSIONS, TwinLogits
 from training.model.selection import SELECTIONS
 
@@ -66,11 +66,17 @@ class CTRModel(nn.Module):
             self.selection = SELECTIONS[config.selection.kind](config.selection, num_fields, widths.get("shared", 0))
             self.easy_encoder = ENCODERS[config.easy.kind](config.easy, num_fields, config.easy_dim)
             self.hard_encoder = ENCODERS[config.hard.kind](config.hard, num_fields, config.embedding_dim)
+            for side, encoder in (("easy", self.easy_encoder), ("hard", self.hard_encoder)):
+                if encoder.output_dim < 1 and not isinstance(encoder, Nothing):
+                    raise ModelError(
+                        f"the {side} encoder ({type(encoder).__name__}) does not say how wide its output is: its "
+                        "__init__ must set output_dim"
+                    )
             self.fusion = FUSIONS[config.fusion.kind](
                 config.fusion, self.easy_encoder.output_dim, self.hard_encoder.output_dim
             )
             self.apply(_initialize_linear)
-        if config.objective.kind == "bce" and not self.fusion.reads_branch_logits:
+        if not config.objective.reads_branch_logits and not self.fusion.reads_branch_logits:
             # Nothing trains these heads, and replication takes a parameter without a gradient for an error.
             self.fusion.easy_head.requires_grad_(False)
             self.fusion.hard_head.requires_grad_(False)

@@ -5,6 +5,8 @@ An encoder says what it reads, so that only those tables are made, and how wide 
 Shapes: B rows, F fields, D width of a field, K = F * D, H width of the output.
 """
 
+from collections import ChainMap
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -27,6 +29,7 @@ from training.config import (
 from training.model.embedding import ModelError
 from training.model.hidden_layers import hidden_layers
 from training.model.normalization import GlobalBatchNorm, before_norm
+from training.plugins import ENCODER_KINDS
 
 
 class Reads(NamedTuple):
@@ -290,14 +293,17 @@ class Nothing(Encoder):
         return x_BFD.new_zeros(len(x_BFD), 0)
 
 
-ENCODERS: dict[str, type[Encoder]] = {
-    "mlp": MLP,
-    "cross_net": CrossNetwork,
-    "gated_cross_net": GatedCrossNetwork,
-    "cin": CompressedInteraction,
-    "autoint": AutoInt,
-    "fgcnn": FGCNN,
-    "fm": FactorizationMachine,
-    "linear": LinearModel,
-    "none": Nothing,
-}
+ENCODERS: Mapping[str, type[Encoder]] = ChainMap(
+    {
+        "mlp": MLP,
+        "cross_net": CrossNetwork,
+        "gated_cross_net": GatedCrossNetwork,
+        "cin": CompressedInteraction,
+        "autoint": AutoInt,
+        "fgcnn": FGCNN,
+        "fm": FactorizationMachine,
+        "linear": LinearModel,
+        "none": Nothing,
+    },
+    ENCODER_KINDS.classes,
+)

@@ -5,6 +5,8 @@ Only the fused logit predicts; the branch logits are what the twin focus loss su
 Shapes: B rows, H width of an encoder's output.
 """
 
+from collections import ChainMap
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from training.config import BilinearFusion, ConcatFusion, MoEFusion, VotingFusion, WeightedSumFusion
 from training.model.embedding import ModelError
+from training.plugins import FUSION_KINDS
 
 
 class TwinLogits(NamedTuple):
@@ -197,12 +200,15 @@ class Single(Fusion):
         return TwinLogits(hard_B, hard_B, hard_B)
 
 
-FUSIONS: dict[str, type[Fusion]] = {
-    "weighted_sum": WeightedSum,
-    "voting": Voting,
-    "concat": Concat,
-    "moe": MixtureOfHeads,
-    "sum": Sum,
-    "bilinear": Bilinear,
-    "single": Single,
-}
+FUSIONS: Mapping[str, type[Fusion]] = ChainMap(
+    {
+        "weighted_sum": WeightedSum,
+        "voting": Voting,
+        "concat": Concat,
+        "moe": MixtureOfHeads,
+        "sum": Sum,
+        "bilinear": Bilinear,
+        "single": Single,
+    },
+    FUSION_KINDS.classes,
+)

@@ -7,7 +7,8 @@ Shapes: B rows.
 
 import math
 import warnings
-from collections.abc import Callable
+from collections import ChainMap
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from training.config import BCEObjective, TwinFocusObjective
 from training.model.fusion import TwinLogits
+from training.plugins import OBJECTIVE_KINDS
 
 
 class Objective(Protocol):
@@ -39,7 +41,7 @@ class BCE:
         """Compute this rank's share of the loss, a scalar."""
         logits = _full_precision(logits)
         labels_B = labels_B.to(logits.fused.dtype)
-        return _weighted_mean(_bce(logits.fused, labels_B), weights_B, total_weight)
+        return weighted_mean(_bce(logits.fused, labels_B), weights_B, total_weight)
 
 
 class TwinFocus:
@@ -67,7 +69,7 @@ class TwinFocus:
             logits.easy, logits.hard, labels_B, config.c, config.gamma, config.detach_focus
         )
         loss_B = _bce(logits.fused, labels_B) + config.alpha * easy_B + (1 - config.alpha) * hard_B
-        return _weighted_mean(loss_B, weights_B, total_weight)
+        return weighted_mean(loss_B, weights_B, total_weight)
 
 
 def twin_focus_losses(
@@ -122,10 +124,12 @@ def _full_precision(logits: TwinLogits) -> TwinLogits:
     return TwinLogits(*(z.to(torch.promote_types(z.dtype, torch.float32)) for z in logits))
 
 
-def _weighted_mean(loss_B: Tensor, weights_B: Tensor, total_weight: Tensor | float) -> Tensor:
+def weighted_mean(loss_B: Tensor, weights_B: Tensor, total_weight: Tensor | float) -> Tensor:
     """sum(weight * loss) / total; 0 when nothing in the batch has weight."""
     total = torch.as_tensor(total_weight, dtype=loss_B.dtype, device=loss_B.device)
     return (weights_B * loss_B).sum() / total.clamp(min=torch.finfo(loss_B.dtype).tiny)
 
 
-OBJECTIVES: dict[str, Callable[[Any], Objective]] = {"twin_focus": TwinFocus, "bce": BCE}
+OBJECTIVES: Mapping[str, Callable[[Any], Objective]] = ChainMap(
+    {"twin_focus": TwinFocus, "bce": BCE}, OBJECTIVE_KINDS.classes
+)

@@ -5,6 +5,8 @@ All variants are soft: every row goes through both encoders (TF4CTR, arXiv 2405.
 Shapes: B rows, F fields, D width of a field, K = F * D, E experts.
 """
 
+from collections import ChainMap
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from training.config import GateSelection, MoESelection, StreamGatesSelection
 from training.model.embedding import Streams
 from training.model.hidden_layers import hidden_layers
+from training.plugins import SELECTION_KINDS
 
 NUM_EXPERTS = 2
 
@@ -155,10 +158,13 @@ def _gate(k: int, num_outputs: int, config: GateSelection | MoESelection) -> nn.
     return nn.Sequential(*hidden_layers([k, hidden], config.dropout, config.batch_norm), nn.Linear(hidden, num_outputs))
 
 
-SELECTIONS: dict[str, type[Selection]] = {
-    "separate": Separate,
-    "gate": Gate,
-    "moe": MixtureOfExperts,
-    "stream_gates": StreamGates,
-    "shared": Shared,
-}
+SELECTIONS: Mapping[str, type[Selection]] = ChainMap(
+    {
+        "separate": Separate,
+        "gate": Gate,
+        "moe": MixtureOfExperts,
+        "stream_gates": StreamGates,
+        "shared": Shared,
+    },
+    SELECTION_KINDS.classes,
+)

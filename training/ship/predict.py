@@ -20,10 +20,11 @@ from features.encoding import MissingColumnError, RawRow, RowEncoder, RowError
 from features.learnt import Learnt
 from features.rawlog import LogError, LogFormat, Lookup, read_lines
 from features.schema import FeatureSchema
-from training.config import TablePrecision, TrainingConfig
+from training.config import TablePrecision, TrainingConfig, read_saved_training
 from training.data.batch import to_batch
 from training.judge.calibration import CALIBRATION_NAME, Calibration, CalibrationError
 from training.model.ctr_model import CTRModel
+from training.plugins import PluginError
 from training.sharding.parallelize import needs_padded_tables
 from training.ship.quantization import QuantizationError, check_layout, restore
 
@@ -60,7 +61,8 @@ class Predictor:
         """Read an artifact, check every file and replay its golden rows.
 
         Raises:
-            ArtifactError: a file is missing or changed, a fingerprint is foreign, or a golden row scores differently.
+            ArtifactError: a file is missing or changed, a fingerprint is foreign, a golden row scores differently, or
+                the model needs a plugin that the user has not named.
             StorageError: its store cannot be read.
         """
         place = locate(artifact)
@@ -76,7 +78,9 @@ class Predictor:
         config = _read_json(folder / "config.json")
         try:
             schema = TypeAdapter(FeatureSchema).validate_python(config["features"])
-            training = TypeAdapter(TrainingConfig).validate_python(config["training"])
+            training = read_saved_training(config["training"], folder)
+        except PluginError as error:
+            raise ArtifactError(str(error)) from error
         except (ValidationError, KeyError, RecursionError) as error:
             raise ArtifactError(f"{folder / 'config.json'} is not understood: {error}") from error
         learnt = Learnt.load(folder / "learnt", schema)
