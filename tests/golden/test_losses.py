@@ -1,0 +1,48 @@
+"""Losses are what they were: bit for bit on a machine that was recorded, to a tolerance elsewhere."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.golden.losses import LOSSES, NUM_LOSSES, RUNS, TOLERANCES, identity, record
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, Any]:
+    return json.loads(LOSSES.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return record(tmp_path_factory.mktemp("losses"))
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_run_is_as_it_was(golden: dict[str, Any], found: dict[str, Any], run: str) -> None:
+    if identity() in golden["exact"]:
+        assert found[run] == golden["exact"][identity()][run]
+    tolerance, expected = TOLERANCES[run], golden["portable"][run]
+    assert numbers(found[run]["losses"]) == pytest.approx(numbers(expected["losses"]), rel=tolerance)
+    ours, theirs = (numbers(list(valid.values())) for valid in (found[run]["valid"], expected["valid"]))
+    assert ours == pytest.approx(theirs, rel=tolerance)
+
+
+def test_what_is_recorded_is_whole(golden: dict[str, Any]) -> None:
+    for recorded in (golden["portable"], *golden["exact"].values()):
+        assert list(recorded) == list(RUNS)
+        for run in recorded.values():
+            losses = numbers(run["losses"])
+            assert len(set(losses)) == NUM_LOSSES and all(0 < loss < 3 for loss in losses)
+
+
+def test_another_seed_or_learning_rate_is_noticed(golden: dict[str, Any], tmp_path: Path) -> None:
+    changes = {"seed": ("training.seed=2024",), "rate": ("training.optimizer.learning_rate=0.01001",)}
+    expected = numbers(golden["portable"]["fused"]["losses"])
+    for run in record(tmp_path, changes).values():
+        assert numbers(run["losses"]) != pytest.approx(expected, rel=1e-6)
+
+
+def numbers(texts: list[str]) -> list[float]:
+    return [float.fromhex(text) for text in texts]
