@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from features.disk.artifact import ArtifactError
 from features.disk.dataset import DatasetError, DatasetManifest
 from features.rawlog import LogError, LogFormat, read_rows
 from tests.fuzz.targets import digests, make_artifact, make_checkpoint, make_dataset
@@ -24,7 +25,7 @@ from training.data.reader import Reader
 from training.fit.run import Dataset
 from training.sharding import checkpoint
 from training.sharding.checkpoint_reader import CheckpointError
-from training.ship.predict import ArtifactError, Predictor
+from training.ship.predict import Predictor
 
 ROOT = Path(__file__).parents[1]
 

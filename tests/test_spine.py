@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from features.disk.artifact import ArtifactError
 from features.encoding import MissingColumnError, RowError
 from jobs import evaluate as evaluate_run
 from jobs import export as export_run
@@ -29,7 +30,7 @@ from training.fit.run import Run
 from training.judge.calibration import Calibration
 from training.judge.metrics import evaluate
 from training.ship.export import export, load_best
-from training.ship.predict import ArtifactError, Predictor
+from training.ship.predict import Predictor
 
 COLUMNS = ("row_id", "rating", "user", "movie", "genres", "price", "age", "when")
 CONFIG = """

@@ -1,45 +1,40 @@
-"""An artifact's files: checked against its artifact.json, which has the sha256 of each, or fetched from a server."""
+"""Files of registered artifacts: checked against artifact.json, which has the sha256 of each, or fetched."""
 
-import hashlib
-import json
 import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from features.disk.artifact import ARTIFACT_NAME, ArtifactError, check_files, digest_of, read_description
 from features.disk.atomic import adding_folder
-from features.disk.relative_path import check_relative, is_inside
 from jobs.registry.model_versions import ModelVersion
 from jobs.registry.store import RegistryError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-ARTIFACT_NAME = "artifact.json"
-"""As in ``training.ship.predict``, which would bring Torch along."""
-
 
 def read_artifact(folder: Path) -> tuple[str, list[str]]:
-    """The sha256 of an artifact's artifact.json, and its files, artifact.json last.
+    """Check an artifact; returns the sha256 of its artifact.json, and its files, artifact.json last.
 
     Raises:
         RegistryError: it is no artifact, or a file of it is missing or changed.
     """
-    files = _read_description(folder)["files"]
-    for name, digest in files.items():
-        path = folder / name
-        if not is_inside(folder, path) or not path.is_file() or _sha256(path) != digest:
-            raise RegistryError(f"{path} is missing or was changed after export: export the model again")
-    return _sha256(folder / ARTIFACT_NAME), [*files, ARTIFACT_NAME]
+    description = _describe(folder)
+    try:
+        check_files(folder, description)
+    except ArtifactError as error:
+        raise RegistryError(str(error)) from error
+    return digest_of(folder), [*description["files"], ARTIFACT_NAME]
 
 
 def is_artifact(folder: Path, digest: str | None) -> bool:
-    """Whether it is the artifact that was registered; its other files are checked by ``Predictor.load``."""
-    return (folder / ARTIFACT_NAME).is_file() and _sha256(folder / ARTIFACT_NAME) == digest
+    """Tell whether it is the artifact that was registered; its other files are checked by ``Predictor.load``."""
+    return (folder / ARTIFACT_NAME).is_file() and digest_of(folder) == digest
 
 
 def download(client: "MlflowClient", version: ModelVersion, folder: Path, place: str) -> Path:
-    """A copy in a folder of an artifact that a server keeps, each file checked; the one that is there, if it is.
+    """Fetch an artifact from a server into a folder, each file checked; if it is there already, nothing is fetched.
 
     Raises:
         RegistryError: the server gave other files than were registered.
@@ -50,7 +45,7 @@ def download(client: "MlflowClient", version: ModelVersion, folder: Path, place:
     with adding_folder(found) as temporary:
         _download_file(client, version, ARTIFACT_NAME, temporary)
         # File by file, as the artifact lists them, and not what the server lists: a name may lead anywhere.
-        for name in _read_description(temporary)["files"]:
+        for name in _describe(temporary)["files"]:
             _download_file(client, version, name, temporary)
         digest, _ = read_artifact(temporary)
         if digest != version.sha256:
@@ -69,19 +64,8 @@ def _download_file(client: "MlflowClient", version: ModelVersion, name: str, fol
         Path(put).replace(target)
 
 
-def _read_description(folder: Path) -> dict[str, Any]:
-    """What artifact.json says; its ``files`` is an object, and its keys are paths in the folder."""
+def _describe(folder: Path) -> dict[str, Any]:
     try:
-        description = json.loads((folder / ARTIFACT_NAME).read_bytes())
-        if not isinstance(description, dict) or not isinstance(description.get("files"), dict):
-            raise ValueError("it lists no files")
-        for name in description["files"]:
-            check_relative(name)
-    except (OSError, ValueError, RecursionError) as error:
-        raise RegistryError(f"{folder} is not an artifact: {ARTIFACT_NAME} cannot be read ({error})") from error
-    return description
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return read_description(folder)
+    except ArtifactError as error:
+        raise RegistryError(str(error)) from error

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from features.disk.artifact import digest_of
 from jobs.cli.conventions import local, place
 from jobs.registry.registry import Registry
-from jobs.scoring.score_rows import digest_of
 
 MODELS = "models:/"
 REGISTRY = "runs/registry"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from features.disk.artifact import ArtifactError
 from features.disk.atomic import new_folder, write_json
 from features.disk.relative_path import check_relative
 from features.rawlog import expand_paths
@@ -61,8 +62,6 @@ def plan_job(artifact: str, inputs: Sequence[str], output: str, registry: str = 
         LogError: an input is missing.
         ScoreError: the output is in the input's way, or something else.
     """
-    from training.ship.predict import ArtifactError
-
     found = find_artifact(artifact, registry)
     predictor = load_predictor(found.place, found.sha256)
     try:

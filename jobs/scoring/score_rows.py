@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import hashlib
 import os
 import tempfile
 import uuid
@@ -13,8 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from features.disk.artifact import ArtifactError, digest_of
 from features.disk.atomic import is_full, write_text
-from features.disk.place import locate
 from features.encoding import RawRow, RowError
 from features.rawlog import LogError, LogFormat, Lookup
 from pipeline.executors.portions import Portion, read_portion
@@ -121,16 +120,6 @@ class Part(NamedTuple):
     last_line: int | None
 
 
-def digest_of(artifact: str) -> str:
-    """sha256 of ``artifact.json``, which holds the sha256 of every other file of an artifact."""
-    from training.ship.predict import ARTIFACT_NAME, ArtifactError
-
-    try:
-        return hashlib.sha256((locate(artifact) / ARTIFACT_NAME).read_bytes()).hexdigest()
-    except OSError as error:
-        raise ArtifactError(f"{artifact} is not a usable artifact: {error}") from error
-
-
 @cache
 def load_predictor(artifact: str, digest: str) -> "Predictor":
     """The predictor of a process, loaded once and checked like any: every file's sha256, then the golden rows.
@@ -138,7 +127,7 @@ def load_predictor(artifact: str, digest: str) -> "Predictor":
     Raises:
         ArtifactError: it cannot be used here, or is no longer the one that ``digest`` was taken of.
     """
-    from training.ship.predict import ArtifactError, Predictor
+    from training.ship.predict import Predictor
 
     predictor = Predictor.load(artifact)
     if digest_of(artifact) != digest:  # asked after the files were read: each export has other digests

@@ -14,11 +14,14 @@ from typing import Any
 from tqdm import tqdm
 
 from features.disk.atomic import write_json
-from tests.chaos import data, retraining, training
+from tests.chaos import data, exporting, retraining, training
 from tests.chaos.outcome import Outcome, Skipped
 
 Case = Callable[[Path, int], Outcome]
-GROUPS: dict[str, dict[str, Case]] = {"jobs": {**training.CASES, **data.CASES}, "retrain": retraining.CASES}
+GROUPS: dict[str, dict[str, Case]] = {
+    "jobs": {**training.CASES, **data.CASES, **exporting.CASES},
+    "retrain": retraining.CASES,
+}
 CASES: dict[str, Case] = {name: case for group in GROUPS.values() for name, case in group.items()}
 
 

@@ -402,8 +402,9 @@ def artifact(folder: Path, tables: TablePrecision = "float32") -> Target:
     """training.ship.predict: any file of an artifact, mostly with a description that agrees with it."""
     import torch
 
+    from features.disk.artifact import ArtifactError
     from training.model.embedding import ModelError
-    from training.ship.predict import ArtifactError, Predictor
+    from training.ship.predict import Predictor
 
     torch.set_num_threads(1)
     make_artifact(folder, tables)

@@ -16,6 +16,7 @@ import pyarrow.parquet
 import pytest
 from torch import nn
 
+from features.disk.artifact import ArtifactError
 from features.disk.dataset import DatasetError, DatasetManifest
 from features.encoding import RowEncoder, RowError
 from features.learnt import Learnt, LearntError
@@ -41,7 +42,7 @@ from training.fit.run import Run
 from training.sharding import checkpoint
 from training.sharding.checkpoint_reader import CheckpointError
 from training.ship.export import load_best
-from training.ship.predict import ArtifactError, Predictor
+from training.ship.predict import Predictor
 
 JSONL = LogFormat("jsonl")
 

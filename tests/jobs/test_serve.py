@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from features.disk.artifact import ArtifactError, digest_of
 from jobs import serve
 from jobs.registry.found_artifact import find_artifact, find_in, open_registry
 from jobs.registry.store import RegistryError
-from jobs.scoring.score_rows import digest_of
 from jobs.serving.score_request import TOKEN, Limits, RequestError, ScoreRequest
 from tests.jobs.registry.test_registry import make_artifact, make_registry
-from training.ship.predict import ArtifactError
 
 LIMITS = Limits(rows=2, value=5)
 COLUMNS = ("user", "price")

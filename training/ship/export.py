@@ -1,16 +1,9 @@
-"""A run's best checkpoint -> ``artifact/``: everything a scorer needs, and rows to prove that it scores the same.
+"""Export a run's best checkpoint as an artifact: everything a scorer needs, and rows to prove that it scores the same.
 
-Files: ``weights.safetensors``, ``learnt/``, ``config.json`` (resolved), ``metrics.json``, ``calibration.json`` (where
-the run has one), ``golden.jsonl`` (raw rows with their probabilities), and ``artifact.json``, written last, with the
-fingerprints and every other file's sha256. Tables may be quantised: then golden rows have the quantised model's
-probabilities, and ``artifact.json`` says ``tables``.
+Tables may be quantised: then golden rows have the quantised model's probabilities.
 """
 
-import contextlib
-import hashlib
 import json
-import os
-import shutil
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,16 +11,27 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save_file
 
-from features.disk.object_store import VERSION, ObjectPath, StorageError, clean, new_version_name, publish
-from features.disk.place import Place, temporary_folder
+from features.disk.artifact import (
+    CALIBRATION_NAME,
+    CONFIG_NAME,
+    GOLDEN_NAME,
+    LEARNT_NAME,
+    METRICS_NAME,
+    WEIGHTS_NAME,
+    check_output,
+    describe,
+    new_artifact,
+)
+from features.disk.atomic import write_json
+from features.disk.place import Place
 from features.rawlog import LogError, expand_paths
 from training.config import TablePrecision, TrainingConfig
 from training.fit.loop import Scores, score
 from training.fit.run import Dataset, Run, RunError, build_model
-from training.judge.calibration import CALIBRATION_NAME, Calibration
+from training.judge.calibration import Calibration
 from training.model.ctr_model import CTRModel
 from training.sharding import checkpoint
-from training.ship.predict import ARTIFACT_NAME, GOLDEN_NAME, WEIGHTS_NAME, Predictor
+from training.ship.predict import Predictor
 from training.ship.quantization import check_finite, quantize, to_tensors
 
 NUM_GOLDEN_ROWS = 64
@@ -105,58 +109,32 @@ def export(run: Run, output: Place, golden_input: str | None = None, tables: Tab
         The predictor, loaded back from what was written.
 
     Raises:
-        RunError: the output folder holds something else, or no raw row is there to take.
+        ArtifactError: the output folder holds something else.
+        ReplacementError: another export is writing to it.
+        RunError: no raw row is there to take.
         QuantizationError: a table holds numbers that the precision cannot.
         StorageError: the output's store cannot be written; an older artifact stays as it was.
     """
-    _check_output(output)
-    if isinstance(output, ObjectPath):
-        with temporary_folder() as staging:
-            version = staging / new_version_name()
-            _write_artifact(run, version, golden_input, tables, {"folder": version.name})
-            publish(version, output, ARTIFACT_NAME)
-        with contextlib.suppress(StorageError):  # what is left goes after the next export
-            clean(output, version.name)
-        return Predictor.load(output)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        _write_artifact(run, temporary, golden_input, tables, {})
-        if output.exists():
-            shutil.rmtree(output)
-        temporary.rename(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    check_output(output)  # before anything is computed
+    with new_artifact(output) as folder:
+        _write_artifact(run, folder, golden_input, tables)
     return Predictor.load(output)
 
 
-def _check_output(output: Place) -> None:
-    if isinstance(output, ObjectPath):
-        names = {name.partition("/")[0] for name in output.sizes()}
-        is_other = ARTIFACT_NAME not in names and any(not VERSION.fullmatch(name) for name in names)
-    else:
-        is_other = output.exists() and any(output.iterdir()) and not (output / ARTIFACT_NAME).is_file()
-    if is_other:
-        raise RunError(f"{output} exists and is not an artifact: choose another --output")
-
-
-def _write_artifact(
-    run: Run, folder: Path, golden_input: str | None, tables: TablePrecision, more: dict[str, Any]
-) -> None:
+def _write_artifact(run: Run, folder: Path, golden_input: str | None, tables: TablePrecision) -> None:
     """Write the artifact's files, ``artifact.json`` last."""
     best = load_best(run)
     _, dataset, training, calibration, _ = best
     config = run.read("config.json")
-    folder.mkdir(parents=True)
     tensors = to_tensors(best.model, tables)
     if tables != "float32":
         check_finite(tensors)
     save_file({k: v.contiguous() for k, v in tensors.items()}, folder / WEIGHTS_NAME)
-    dataset.learnt.save(folder / "learnt")
-    _write(folder / "config.json", config)
-    _write(folder / "metrics.json", run.read("metrics.json"))
+    dataset.learnt.save(folder / LEARNT_NAME)
+    write_json(folder / CONFIG_NAME, config)
+    write_json(folder / METRICS_NAME, run.read("metrics.json"))
     if training.calibration.kind != "none":
-        _write(folder / CALIBRATION_NAME, calibration.to_json())
+        write_json(folder / CALIBRATION_NAME, calibration.to_json())
     served = best.with_tables(tables).model
     predictor = Predictor(served, dataset.manifest.schema, dataset.learnt, config, calibration)
     rows = golden_rows(predictor, dataset, golden_input)
@@ -164,7 +142,12 @@ def _write_artifact(
     with (folder / GOLDEN_NAME).open("w", encoding="utf-8") as file:
         for row, probability in zip(rows, scores, strict=True):
             file.write(json.dumps({"row": row, "probability": float(probability)}, ensure_ascii=False) + "\n")
-    _write(folder / ARTIFACT_NAME, {**_describe(folder, best, tables), **more})
+    fingerprints = {
+        "schema_fingerprint": dataset.manifest.schema_fingerprint,
+        "learnt_fingerprint": dataset.learnt.fingerprint,
+    }
+    num_parameters = sum(p.numel() for p in best.model.parameters())
+    describe(folder, tables, {**fingerprints, "num_parameters": num_parameters})
 
 
 def golden_rows(predictor: Predictor, dataset: Dataset, golden_input: str | None) -> list[dict[str, Any]]:
@@ -185,19 +168,3 @@ def golden_rows(predictor: Predictor, dataset: Dataset, golden_input: str | None
     if not rows:
         raise RunError(f"golden rows need a raw log: {patterns[0]} has no well-formed row; give --golden-input")
     return rows
-
-
-def _describe(folder: Path, best: Best, tables: TablePrecision) -> dict[str, Any]:
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return {
-        # Version 1 is float32, and whoever reads it needs to know of no other.
-        **({"version": 1} if tables == "float32" else {"version": 2, "tables": tables}),
-        "schema_fingerprint": best.dataset.manifest.schema_fingerprint,
-        "learnt_fingerprint": best.dataset.learnt.fingerprint,
-        "num_parameters": sum(p.numel() for p in best.model.parameters()),
-        "files": {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files},
-    }
-
-
-def _write(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

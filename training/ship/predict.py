@@ -1,10 +1,9 @@
 """Predictor: raw rows in, click probabilities out, equal to the trained model's."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -13,35 +12,32 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from features.disk.object_store import VERSION, ObjectPath, download_all
-from features.disk.place import Place, locate, temporary_folder
-from features.disk.relative_path import check_relative, is_inside
+from features.disk.artifact import (
+    CALIBRATION_NAME,
+    CONFIG_NAME,
+    GOLDEN_NAME,
+    LEARNT_NAME,
+    WEIGHTS_NAME,
+    Artifact,
+    ArtifactError,
+    open_artifact,
+)
+from features.disk.place import Place
 from features.encoding import MissingColumnError, RawRow, RowEncoder, RowError
 from features.learnt import Learnt
 from features.rawlog import LogError, LogFormat, Lookup, read_lines
 from features.schema import FeatureSchema
 from training.config import TablePrecision, TrainingConfig, read_saved_training
 from training.data.batch import to_batch
-from training.judge.calibration import CALIBRATION_NAME, Calibration, CalibrationError
+from training.judge.calibration import Calibration, CalibrationError
 from training.model.ctr_model import CTRModel
 from training.plugins import PluginError
 from training.sharding.parallelize import needs_padded_tables
 from training.ship.quantization import QuantizationError, check_layout, restore
 
-ARTIFACT_NAME = "artifact.json"
-WEIGHTS_NAME = "weights.safetensors"
-GOLDEN_NAME = "golden.jsonl"
 GOLDEN_TOLERANCE = 1e-6
 """Largest difference between a golden row's stored and replayed probability."""
 BATCH_SIZE = 4096
-VERSIONS = (1, 2)
-"""Of artifacts: 1 has float32 tables, 2 quantised ones."""
-
-P = TypeVar("P", Path, ObjectPath)
-
-
-class ArtifactError(ValueError):
-    """An artifact is damaged, of another version, or does not score its own golden rows."""
 
 
 class Predictor:
@@ -65,32 +61,31 @@ class Predictor:
                 the model needs a plugin that the user has not named.
             StorageError: its store cannot be read.
         """
-        place = locate(artifact)
-        if not isinstance(place, ObjectPath):
-            return cls._load(place)
-        with temporary_folder() as folder:
-            _download(place, folder)
-            return cls._load(folder)
+        with open_artifact(artifact) as opened:
+            return cls._load(opened)
 
     @classmethod
-    def _load(cls, folder: Path) -> "Predictor":
-        folder, description = _read_description(folder)
-        config = _read_json(folder / "config.json")
+    def _load(cls, artifact: Artifact) -> "Predictor":
+        folder, config = artifact.folder, artifact.read_json(CONFIG_NAME)
+        tables = artifact.description["tables"]
+        if tables not in get_args(TablePrecision):
+            version = artifact.description["version"]
+            raise ArtifactError(f"{folder} has tables of {tables!r:.80}, which version {version} has not")
         try:
             schema = TypeAdapter(FeatureSchema).validate_python(config["features"])
             training = read_saved_training(config["training"], folder)
         except PluginError as error:
             raise ArtifactError(str(error)) from error
         except (ValidationError, KeyError, RecursionError) as error:
-            raise ArtifactError(f"{folder / 'config.json'} is not understood: {error}") from error
-        learnt = Learnt.load(folder / "learnt", schema)
+            raise ArtifactError(f"{folder / CONFIG_NAME} is not understood: {error}") from error
+        learnt = Learnt.load(folder / LEARNT_NAME, schema)
         if (schema.fingerprint, learnt.fingerprint) != (
-            description.get("schema_fingerprint"),
-            description.get("learnt_fingerprint"),
+            artifact.description.get("schema_fingerprint"),
+            artifact.description.get("learnt_fingerprint"),
         ):
             raise ArtifactError(f"{folder} belongs to another feature schema: export the model again")
-        model = _load_model(folder / WEIGHTS_NAME, schema, learnt, training, description.get("tables", "float32"))
-        predictor = cls(model, schema, learnt, config, _read_calibration(folder, training))
+        model = _load_model(folder / WEIGHTS_NAME, schema, learnt, training, tables)
+        predictor = cls(model, schema, learnt, config, _read_calibration(artifact, training))
         predictor._replay(folder / GOLDEN_NAME)
         return predictor
 
@@ -180,64 +175,10 @@ def _load_model(
     return model
 
 
-def _download(artifact: ObjectPath, to: Path) -> None:
-    """Fetch an artifact's files to the same places in a local folder; what they hold is checked when they are read."""
-    if not (artifact / ARTIFACT_NAME).is_file():
-        raise ArtifactError(f"{artifact} is not an artifact: it has no {ARTIFACT_NAME}; run jobs.export first")
-    (to / ARTIFACT_NAME).write_bytes((artifact / ARTIFACT_NAME).read_bytes())
-    description = _read_json(to / ARTIFACT_NAME)
-    files = _files_of(artifact, description)
-    download_all(files, files.sizes(), _files_of(to, description))
-
-
-def _files_of(artifact: P, description: dict[str, Any]) -> P:
-    """The folder of an artifact's files: in an object store each export has one of its own."""
-    folder = description.get("folder")
-    if folder is None:
-        return artifact
-    if not isinstance(folder, str) or not VERSION.fullmatch(folder):
-        raise ArtifactError(f"{artifact} is not opened: {folder!r:.80} is no folder of an artifact")
-    return artifact / folder
-
-
-def _read_description(artifact: Path) -> tuple[Path, dict[str, Any]]:
-    """The folder of the artifact's files, all of them checked, and what ``artifact.json`` says."""
-    description = _read_json(artifact / ARTIFACT_NAME)
-    version, tables = description.get("version"), description.get("tables", "float32")
-    if version not in VERSIONS:
-        raise ArtifactError(f"{artifact} has artifact version {version!r:.80}; this program reads versions 1 and 2")
-    if tables not in get_args(TablePrecision) or (version == 1) != (tables == "float32"):
-        raise ArtifactError(f"{artifact} has tables of {tables!r:.80}, which version {version} has not")
-    folder = _files_of(artifact, description)
-    files = description.get("files")
-    if not isinstance(files, dict) or not {WEIGHTS_NAME, GOLDEN_NAME, "config.json"} <= set(files):
-        raise ArtifactError(f"{artifact / ARTIFACT_NAME} does not list the artifact's files")
-    for name, digest in files.items():
-        try:
-            path = folder / check_relative(name)
-        except ValueError as error:
-            raise ArtifactError(f"{folder} is not opened: {error}") from error
-        if not is_inside(artifact, path):
-            raise ArtifactError(f"{folder} is not opened: {name!r} leads out of its folder")
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            raise ArtifactError(f"{path} is missing or was changed after export: export the model again")
-    return folder, description
-
-
-def _read_calibration(folder: Path, config: TrainingConfig) -> Calibration:
+def _read_calibration(artifact: Artifact, config: TrainingConfig) -> Calibration:
     if config.calibration.kind == "none":
         return Calibration()
     try:
-        return Calibration.from_json(_read_json(folder / CALIBRATION_NAME))
+        return Calibration.from_json(artifact.read_json(CALIBRATION_NAME))
     except CalibrationError as error:
-        raise ArtifactError(f"{folder} is not a usable artifact: {error}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError("no object")
-        return value
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path.parent} is not a usable artifact: {path.name} cannot be read ({error})") from error
+        raise ArtifactError(f"{artifact.folder} is not a usable artifact: {error}") from error

@@ -28,13 +28,14 @@ import torch
 import torch.distributed as dist
 from pydantic import TypeAdapter
 
+from features.disk.artifact import ArtifactError, digest_of
 from features.rawlog import LogError, LogFormat, Lookup, read_lines
 from jobs import score
 from jobs.cli.config import parse_config
 from jobs.scoring import score_folder
 from jobs.scoring import score_rows as scoring
 from jobs.scoring.score_folder import SUMMARY_NAME, name_outputs, plan_job
-from jobs.scoring.score_rows import FAILED, ScoreError, Work, digest_of, read_back, score_portion
+from jobs.scoring.score_rows import FAILED, ScoreError, Work, read_back, score_portion
 from pipeline.executors.portions import Portion, count_lines, number_lines, plan_portions, read_portion
 from pipeline.executors.tasks import TaskError, run_tasks
 from tests.fuzz.targets import digests
@@ -43,7 +44,6 @@ from tests.stand_ins.tiny_dataset import TINY_FEATURES, write_tiny_dataset
 from training.config import MLPEncoder, ModelConfig, TrainingConfig
 from training.fit.run import Dataset, Run, fit
 from training.ship.export import export
-from training.ship.predict import ArtifactError
 
 ROOT = Path(__file__).parents[3]
 COLUMNS = ("user", "genres", "device", "age", "row", "price")
