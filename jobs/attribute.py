@@ -37,14 +37,17 @@ def main() -> int:
     if arguments.seed < 0:
         parser.error("--seed must be 0 or more")
 
+    from training.data.opened_dataset import Dataset
+
     from training.data.columns import read_columns
-    from training.fit.run import Dataset, Run
+    from training.data.reader import Reader
+    from training.fit.run import Run
     from training.ship.attribution import attribute, num_passes
     from training.ship.export import load_best
 
     run = Run(local(arguments.run))
     best = load_best(run, Dataset.open(arguments.dataset) if arguments.dataset else None)
-    reader, schema = best.dataset.reader(arguments.split, best.config), best.dataset.manifest.schema
+    reader, schema = Reader(best.dataset, arguments.split, best.config), best.dataset.manifest.schema
     columns = read_columns(reader, arguments.max_rows)
     split_rows, rows = reader.num_rows, len(columns["label"])
     if rows < split_rows:

@@ -156,9 +156,11 @@ def _read_split(dataset: Path, split: str, columns: list[str]) -> Any:
 
 def _read_speed(dataset: Path, config: str) -> float:
     """Rows a second through the reader alone, over one epoch of the training split."""
-    from training.fit.run import Dataset
+    from training.data.opened_dataset import Dataset
 
-    reader = Dataset.open(dataset).reader("train", load_config([config]).training)
+    from training.data.reader import Reader
+
+    reader = Reader(Dataset.open(dataset), "train", load_config([config]).training)
     started = time.perf_counter()
     rows = sum(batch.num_rows for batch in reader.batches(epoch=0))
     return rows / (time.perf_counter() - started)

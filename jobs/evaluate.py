@@ -16,7 +16,9 @@ def main() -> int:
     parser.add_argument("--split", default="test", choices=["train", "valid", "test"])
     arguments = parser.parse_args()
 
-    from training.fit.run import Dataset, Run
+    from training.data.opened_dataset import Dataset
+
+    from training.fit.run import Run
     from training.judge.metrics import curves, evaluate
     from training.ship.export import load_best
 

@@ -123,7 +123,9 @@ def _prepare(run_path: Path, config: Config, resume: bool) -> Config:
     Raises:
         ValueError: the dataset does not fit the config, or the run folder is used by another run.
     """
-    from training.fit.run import LEARNT_NAME, Dataset, Run, find_warm_start
+    from training.data.opened_dataset import Dataset
+
+    from training.fit.run import LEARNT_NAME, Run, find_warm_start
     from training.sharding import checkpoint
 
     dataset = Dataset.open(config.training.dataset)

@@ -14,15 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
+from training.data.opened_dataset import Dataset
 
 from features.disk.artifact import ArtifactError
 from features.disk.dataset import DatasetError, DatasetManifest
 from features.rawlog import LogError, LogFormat, read_rows
 from tests.fuzz.targets import digests, make_artifact, make_checkpoint, make_dataset
 from tests.stand_ins.tiny_dataset import describe_file
-from training.config import ReaderConfig
+from training.config import TrainingConfig
 from training.data.reader import Reader
-from training.fit.run import Dataset
 from training.sharding import checkpoint
 from training.sharding.checkpoint_reader import CheckpointError
 from training.ship.predict import Predictor
@@ -170,8 +170,7 @@ def test_checkpoints_stay_in_their_folder(saved: Path, tmp_path: Path) -> None:
 
 
 def read_all(dataset: Path) -> int:
-    opened = Dataset.open(dataset)
-    reader = Reader(dataset, opened.manifest, "train", ReaderConfig(), batch_size=4, seed=0)
+    reader = Reader(Dataset.open(dataset), "train", TrainingConfig(str(dataset), global_batch_size=4))
     return sum(batch.num_rows for batch in reader.batches(0))
 
 
@@ -256,7 +255,8 @@ def test_links_in_a_dataset(tmp_path: Path) -> None:
     file.symlink_to(tmp_path / "secret")
     with pytest.raises(DatasetError, match="is a link out of the dataset's folder"):
         manifest.check_files(dataset, "train")
-    reader = Reader(dataset, manifest, "train", ReaderConfig(), batch_size=4, seed=0)
+    opened = Dataset(dataset, manifest, manifest.load_learnt(dataset))
+    reader = Reader(opened, "train", TrainingConfig(str(dataset), global_batch_size=4))
     with pytest.raises(DatasetError, match="is a link out of the dataset's folder"):
         next(reader.batches(0))
     shutil.move(dataset / "v1" / "learnt", tmp_path / "learnt")

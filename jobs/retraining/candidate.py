@@ -70,8 +70,11 @@ class Candidate:
         Returns:
             The gate's verdict, and the metrics of "candidate" and, if there is one, "champion".
         """
+        from training.data.opened_dataset import Dataset
+
         from training.data.columns import read_columns
-        from training.fit.run import Dataset, Run
+        from training.data.reader import Reader
+        from training.fit.run import Run
         from training.judge.gate import judge
         from training.judge.metrics import curves, evaluate
         from training.ship.export import load_best
@@ -86,7 +89,7 @@ class Candidate:
             tables: Any = self.champion.tags.get(TABLES_TAG, "float32")
             before = champion.with_tables(tables).score("test")[0]
             metrics["champion"] = evaluate(before, labels, weights, group_ids)
-        reader = dataset.reader("test", candidate.config)
+        reader = Reader(dataset, "test", candidate.config)
         columns = read_columns(reader, reader.num_rows) if rules.segments else {}
         verdict = judge(
             logits,

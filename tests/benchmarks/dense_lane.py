@@ -25,12 +25,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
+from training.data.opened_dataset import Dataset
 
 from features.disk.atomic import write_json
 from jobs.cli.config import load_config
 from training.config import TrainingConfig
+from training.data.reader import Reader
 from training.fit.loop import Training, make_step
-from training.fit.run import Dataset, build_model
+from training.fit.run import build_model
 from training.sharding.parallelize import parallelize
 
 CRITEO_WEIGHTS = 910_747 * 24
@@ -96,7 +98,7 @@ def prepare(config: TrainingConfig) -> Training:
     dataset, device = Dataset.open(config.dataset), torch.device("cpu")
     parallel = parallelize(build_model(dataset, config, META), config, device)
     parallel.model.train()
-    return Training(parallel, config, dataset.reader("train", config), None, device, Path("unused"))
+    return Training(parallel, config, Reader(dataset, "train", config), None, device, Path("unused"))
 
 
 def train_epoch(training: Training, epoch: int) -> None:

@@ -43,7 +43,9 @@ from tests.benchmarks.criteo_like import write_dataset
 from training.config import TrainingConfig
 from training.fit.loop import gather_scores
 from training.judge.metrics import curves, evaluate
-from training.fit.run import Dataset, Run, fit
+from training.data.opened_dataset import Dataset
+from training.data.reader import Reader
+from training.fit.run import Run, fit
 
 CONFIG = "jobs/configs/bench.toml"
 NUM_BUCKETS = 100_000
@@ -228,7 +230,7 @@ def read(dataset: str) -> dict[str, Any]:
     """One shuffled epoch."""
     set_up_worker(1, None)
     imports = memory("VmRSS")
-    reader = Dataset.open(dataset).reader("train", _config(dataset, 1))
+    reader = Reader(Dataset.open(dataset), "train", _config(dataset, 1))
     rows, curve = 0, []
     for number, batch in enumerate(reader.batches(0)):
         rows += batch.num_rows

@@ -42,7 +42,8 @@ from pipeline.synthetic.generate import LogSpec
 from tests.benchmarks.retraining_summary import summarise
 from training.ship.export import load_best
 from training.judge.metrics import evaluate
-from training.fit.run import Dataset, Run, fit
+from training.data.opened_dataset import Dataset
+from training.fit.run import Run, fit
 
 CONFIGS = ["jobs/configs/demo.toml", "jobs/configs/retrain/demo.toml"]
 DAYS_A_SESSION = 8

@@ -38,7 +38,9 @@ from training.forecast.what_if_layouts import planned_shards
 from training.fit.loop import Training, make_step
 from training.sharding.parallelize import parallelize
 from training.sharding.table_planner import Cluster
-from training.fit.run import Dataset, build_model
+from training.data.opened_dataset import Dataset
+from training.data.reader import Reader
+from training.fit.run import build_model
 from training.forecast.cost_model import FIELD_PASSES, FLOAT, HIDDEN_PASSES, Machine, Net, Shard, Traffic, predict
 
 CONFIG = "jobs/configs/bench.toml"
@@ -232,7 +234,7 @@ def measure_limits(seconds: float) -> tuple[float, float]:
 def _steps(config: TrainingConfig, seconds: float, tables_alone: bool = False) -> float:
     """Median seconds of a step, or of its look-ups and updates, on one batch that stays in memory."""
     dataset, rank, world_size = Dataset.open(config.dataset), dist.get_rank(), dist.get_world_size()
-    reader = dataset.reader("train", config, rank=rank, world_size=world_size)
+    reader = Reader(dataset, "train", config, rank, world_size)
     batch = next(iter(reader.batches(0)))
     parallel = parallelize(build_model(dataset, config, META), config, CPU)
     parallel.model.train()

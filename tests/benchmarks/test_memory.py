@@ -4,12 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from training.data.opened_dataset import Dataset
 
 from pipeline.config import WriteConfig
 from tests.benchmarks.criteo_like import write_dataset
 from tests.benchmarks.memory import memory, slope
 from training.config import TrainingConfig
-from training.fit.run import Dataset
+from training.data.reader import Reader
 
 
 def test_a_dataset_without_spark_is_read_as_any_other(tmp_path: Path):
@@ -17,7 +18,7 @@ def test_a_dataset_without_spark_is_read_as_any_other(tmp_path: Path):
     manifest = write_dataset(tmp_path, rows, num_buckets=1_000)
     assert {name: manifest.split(name).num_rows for name in rows} == rows
     assert len(manifest.split("train").files) == WriteConfig().min_files
-    batches = list(Dataset.open(tmp_path).reader("train", TrainingConfig(dataset=str(tmp_path))).batches(0))
+    batches = list(Reader(Dataset.open(tmp_path), "train", TrainingConfig(dataset=str(tmp_path))).batches(0))
     assert sum(batch.num_rows for batch in batches) == 9_000
     ids = np.concatenate([batch.sparse_features.values().numpy() for batch in batches])
     assert len(ids) == 26 * 9_000 and ids.max() < 1_000

@@ -38,7 +38,9 @@ from training.model.ctr_model import CTRModel
 from training.model.embedding import FieldEmbedding
 from training.model.objective import OBJECTIVES
 from training.sharding.parallelize import parallelize
-from training.fit.run import Dataset, build_model
+from training.data.opened_dataset import Dataset
+from training.data.reader import Reader
+from training.fit.run import build_model
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 
@@ -66,7 +68,7 @@ def main() -> None:
 def measure(config: TrainingConfig, repeats: int) -> dict[str, Any]:
     dataset = Dataset.open(config.dataset)
     parallel = parallelize(build_model(dataset, config, META), config, CPU)
-    training = Training(parallel, config, dataset.reader("train", config), None, CPU, Path("unused"))
+    training = Training(parallel, config, Reader(dataset, "train", config), None, CPU, Path("unused"))
     step = make_step(training)
     batch = next(iter(training.train_reader.batches(0)))
     num_steps, num_rows = training.train_reader.num_steps, training.train_reader.num_rows

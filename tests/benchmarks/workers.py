@@ -32,7 +32,9 @@ from jobs.cli.config import load_config
 from training.config import TrainingConfig
 from training.fit.loop import Training, make_step
 from training.sharding.parallelize import parallelize
-from training.fit.run import Dataset, build_model
+from training.data.opened_dataset import Dataset
+from training.data.reader import Reader
+from training.fit.run import build_model
 from training.fit.step_times import COMMUNICATION
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -115,7 +117,7 @@ def work(
     dist.init_process_group("gloo", init_method=f"file://{folder}/{world_size}", rank=rank, world_size=world_size)
     dataset = Dataset.open(config.dataset)
     parallel = parallelize(build_model(dataset, config, META), config, CPU)
-    reader = dataset.reader("train", config, rank=rank, world_size=world_size)
+    reader = Reader(dataset, "train", config, rank, world_size)
     training = Training(parallel, config, reader, None, CPU, Path("unused"))
     step = make_step(training)
     parallel.model.train()

@@ -57,12 +57,15 @@ class Reading:
     """Epochs of one reader over a small dataset, each row compared and counted."""
 
     def __init__(self, dataset: TinyDataset, seed: int) -> None:
-        from training.config import ReaderConfig
+        from training.data.opened_dataset import Dataset
+
+        from training.config import ReaderConfig, TrainingConfig
         from training.data.reader import Reader
 
-        config = ReaderConfig(num_streams=2, shuffle_row_groups=1, prefetch_batches=1)
+        reading = ReaderConfig(num_streams=2, shuffle_row_groups=1, prefetch_batches=1)
+        config = TrainingConfig(str(dataset.path), reader=reading, seed=seed, global_batch_size=40)
         self.dataset = dataset
-        self.reader = Reader(dataset.path, dataset.manifest, "train", config, batch_size=40, seed=seed)
+        self.reader = Reader(Dataset(dataset.path, dataset.manifest, dataset.learnt), "train", config)
 
     def epoch(self, number: int, after_step: Callable[[int], None] = lambda step: None) -> Counter[int]:
         """Row -> how often it came, of a whole epoch.
@@ -219,8 +222,9 @@ class Trained:
 
     def weights(self) -> dict[str, Any]:
         import torch
+        from training.data.opened_dataset import Dataset
 
-        from training.fit.run import Dataset, build_model
+        from training.fit.run import build_model
         from training.sharding import checkpoint
 
         model = build_model(Dataset.open(self.config.dataset), self.config, torch.device("cpu"))

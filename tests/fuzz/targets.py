@@ -264,14 +264,17 @@ def manifest(folder: Path) -> Target:
 
 def shard(folder: Path) -> Target:
     """training.data.reader and .file_checker: a stranger's Parquet file, with a manifest that agrees with it."""
-    from training.config import ReaderConfig
+    from training.data.opened_dataset import Dataset
+
+    from training.config import ReaderConfig, TrainingConfig
     from training.data.file_checker import digest_of
     from training.data.reader import Reader
 
     made = make_dataset(folder)
     [file] = made.splits["train"].files
     path = folder / file.path
-    config = ReaderConfig(num_streams=1, shuffle_row_groups=1, prefetch_batches=1)
+    reading = ReaderConfig(num_streams=1, shuffle_row_groups=1, prefetch_batches=1)
+    config, learnt = TrainingConfig(str(folder), reader=reading, global_batch_size=8), made.load_learnt(folder)
     table = pyarrow.parquet.read_table(path, partitioning=None)
     seeds = {name: parquet_bytes(table, **options) for name, options in PARQUET.items()}
 
@@ -302,9 +305,7 @@ def shard(folder: Path) -> Target:
                 described = replace(described, row_groups=groups)
         split = replace(made.splits["train"], files=(described,))
         manifest = replace(made, splits={"train": split})
-        sizes = {"user": 50, "genres": 20, "device": 4, "age": 5}
-        reader = Reader(folder, manifest, "train", config, batch_size=8, seed=0, num_embeddings=sizes)
-        for batch in reader.batches(0):
+        for batch in Reader(Dataset(folder, manifest, learnt), "train", config).batches(0):
             assert batch.dense_features.isfinite().all()
 
     return Target(make, st.tuples(st.binary(max_size=200), st.just(False)), run, (DatasetError,))

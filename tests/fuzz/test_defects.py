@@ -15,6 +15,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from torch import nn
+from training.data.opened_dataset import Dataset
 
 from features.disk.artifact import ArtifactError
 from features.disk.dataset import DatasetError, DatasetManifest
@@ -35,7 +36,7 @@ from jobs.cli.errors import ConfigError
 from pipeline.build.sources import plan_sources
 from tests.fuzz.campaign import _limits
 from tests.fuzz.targets import CONFIG, digests, log_bytes, make_artifact, make_checkpoint, make_dataset
-from training.config import ReaderConfig
+from training.config import ReaderConfig, TrainingConfig
 from training.data.file_checker import ReaderError
 from training.data.reader import Reader
 from training.fit.run import Run
@@ -399,9 +400,8 @@ def test_a_manifest_that_claims_more_rows_than_memory_holds(tmp_path: Path) -> N
     made = make_dataset(tmp_path)
     [file] = made.splits["train"].files
     split = replace(made.splits["train"], files=(replace(file, row_groups=(10**12,)),))
-    reader = Reader(
-        tmp_path, replace(made, splits={"train": split}), "train", ReaderConfig(num_streams=1), batch_size=8, seed=0
-    )
+    opened = Dataset(tmp_path, replace(made, splits={"train": split}), made.load_learnt(tmp_path))
+    reader = Reader(opened, "train", TrainingConfig(str(tmp_path), reader=ReaderConfig(num_streams=1)))
     with (
         _limits(),
         pytest.raises(ReaderError, match=r"do not fit in memory .*lower training\.reader\.shuffle_row_groups"),

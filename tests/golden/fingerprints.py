@@ -8,7 +8,7 @@ import argparse
 import json
 from pathlib import Path
 
-from jobs.config import load_config
+from jobs.cli.config import load_config
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "jobs" / "configs"

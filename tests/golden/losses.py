@@ -20,13 +20,14 @@ from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
+from training.run import fit
 
-from jobs.config import Config, load_config
+from jobs.cli.config import Config, load_config
 from jobs.train import _prepare
 from tests.golden.frozen import copy_frozen
 from tests.ranks import on_two_ranks
 from training import checkpoint, loop
-from training.run import Dataset, Run, build_model, fit
+from training.fit.run import Dataset, Run, build_model
 
 GENERATION = "v1"
 LOSSES = Path(__file__).with_name("losses.json")

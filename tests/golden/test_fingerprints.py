@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from features.dataset import DatasetManifest
+from features.disk.dataset import DatasetManifest
 from tests.golden.fingerprints import BASES, CONFIGS, FINGERPRINTS, FROZEN, LAYERS, OTHERS, current
 
 VERSION = "version 1"

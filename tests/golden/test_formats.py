@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from features.dataset import DatasetManifest
+from features.disk.dataset import DatasetManifest
 from jobs import evaluate, status
 from jobs.registry.registry import Registry
 from tests.golden.frozen import ARTIFACTS, GENERATIONS, copy_frozen
 from tests.golden.losses import COMMON, config_of, events, one_rank, train
-from training.predict import Predictor
-from training.run import Run
+from training.fit.run import Run
+from training.ship.predict import Predictor
 
 ROOT = Path(__file__).parents[2]
 FROZEN = sorted(path.name for path in GENERATIONS.glob("v*") if path.is_dir())

@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,10 @@ import pyarrow as pa
 from petastorm import make_batch_reader
 from petastorm.workers_pool import EmptyResultError
 
-from features.disk.dataset import DatasetManifest
 from features.encoding import Columns
 from training.data.batch import Batch, to_batch
-from training.config import ReaderConfig
+from training.config import TrainingConfig
+from training.data.opened_dataset import Dataset
 from training.data.prefetch import prefetch
 from training.data.row_order import Piece, Window, cut_streams
 from training.data.row_buffer import Rows, RowsPool
@@ -42,7 +42,7 @@ warnings.filterwarnings("ignore", category=FutureWarning, module=r"petastorm\.|p
 class Reader:
     """One split of a dataset, read by one rank.
 
-    An epoch is cut into ``config.num_streams`` row streams; rank r of W hosts num_streams / W of them, in order. A step
+    An epoch is cut into ``config.reader.num_streams`` row streams; rank r of W hosts num_streams / W of them, in order. A step
     takes ``batch_size / num_streams`` rows of every stream, so the global batch (rank 0's rows, then rank 1's, ...)
     does not depend on W. Near the epoch's end a batch may hold fewer real rows, or none; the rest is padding.
 
@@ -55,59 +55,47 @@ class Reader:
     """
 
     def __init__(
-        self,
-        dataset: Path | ShardCache,
-        manifest: DatasetManifest,
-        split: str,
-        config: ReaderConfig,
-        *,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        shuffle: bool = True,
-        num_embeddings: Mapping[str, int] | None = None,
-        later: Mapping[str, int] | None = None,
+        self, dataset: Dataset, split: str, config: TrainingConfig, rank: int = 0, world_size: int = 1
     ) -> None:
         """Check the arithmetic; nothing is opened yet.
 
         Args:
-            dataset: folder of the manifest, or its files in an object store.
-            batch_size: rows of a step over all ranks.
-            seed: of the order; with shuffle=False it has no effect.
-            shuffle: training; else the rows of a stream come in file order.
-            num_embeddings: feature -> rows of its table; ids outside it are refused. None: not checked.
-            later: feature -> what ids outside its table become instead.
+            dataset: whose rows, and whose tables the ids must be in.
+            split: read in steps of ``global_batch_size`` rows and shuffled (``reader.shuffle``) if it is ``train``,
+                else in file order and steps of ``evaluation_batch_size`` rows.
+            config: the training section; ``seed`` decides a shuffled order.
+            rank: of this process.
+            world_size: number of processes that share the split out.
 
         Raises:
             ValueError: the streams cannot be shared out evenly.
             DatasetError: the split is absent or empty.
         """
-        if config.num_streams % world_size or not 0 <= rank < world_size:
+        streams = config.reader.num_streams
+        if streams % world_size or not 0 <= rank < world_size:
             raise ValueError(
-                f"rank {rank} of {world_size}: training.reader.num_streams ({config.num_streams}) must be a multiple "
+                f"rank {rank} of {world_size}: training.reader.num_streams ({streams}) must be a multiple "
                 "of the world size, and the rank below it"
             )
-        if batch_size % config.num_streams:
-            raise ValueError(
-                f"batch size {batch_size} must be a multiple of training.reader.num_streams ({config.num_streams})"
-            )
-        self.dataset = dataset if isinstance(dataset, ShardCache) else Path(dataset).absolute()
+        is_train = split == "train"
+        batch_size = config.global_batch_size if is_train else config.evaluation_batch_size
+        manifest = dataset.manifest
+        self.config, self.seed, self.shuffle = config.reader, config.seed, config.reader.shuffle and is_train
+        self.dataset = dataset.files(config.reader.cache_bytes)
         self.schema = manifest.schema
         self.files = manifest.split(split).files
-        self.config, self.seed, self.shuffle = config, seed, shuffle
-        self.checker = ShardChecker(manifest.schema, num_embeddings, later)
+        self.checker = ShardChecker(manifest.schema, dataset.num_embeddings(), dataset.later_ids())
         self.num_rows = manifest.split(split).num_rows
         largest = max(rows for file in self.files for rows in file.row_groups)
-        window = largest * (config.shuffle_row_groups if shuffle else 1)
-        longest = -(-self.num_rows // config.num_streams)
+        window = largest * (config.reader.shuffle_row_groups if self.shuffle else 1)
+        longest = -(-self.num_rows // streams)
         self._pool = RowsPool(manifest.schema, self.checker.columns, min(window, longest))
         self.rows_delivered = 0
         self._rows_made, self._seconds = 0, 0.0
         self.seconds = {"decode": 0.0, "shuffle": 0.0, "batch": 0.0}
-        self._rows_per_stream = batch_size // config.num_streams
+        self._rows_per_stream = batch_size // streams
         self._batch_size = batch_size // world_size
-        streams_per_rank = config.num_streams // world_size
+        streams_per_rank = streams // world_size
         self._streams = range(rank * streams_per_rank, (rank + 1) * streams_per_rank)
         self.num_steps = -(-longest // self._rows_per_stream)
 

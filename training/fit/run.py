@@ -6,7 +6,7 @@ Whoever starts the ranks (Ray Train, a test) only has to form the process group 
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,11 @@ import torch.distributed as dist
 from torch import nn
 
 from features.disk.atomic import write_json, write_text
-from features.disk.dataset import DatasetManifest
-from features.disk.object_store import ObjectPath
 from features.disk.place import Place, locate
 from features.learnt import Learnt
 from features.schema import FeatureSchema
 from training.config import TrainingConfig, read_saved_training
-from training.data.file_cache import ShardCache
+from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.fit.loop import Event, Progress, Training, make_step, score_all, train
 from training.fit.roofline import measure_limits, shares_of_limits
@@ -109,74 +107,6 @@ class Run:
         write_text(self.history, "".join(kept))
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """A dataset that was checked and is ready to be read."""
-
-    path: Place
-    manifest: DatasetManifest
-    learnt: Learnt
-    is_ahead: bool = False
-    """Whether its files know values that ``learnt`` does not."""
-
-    @classmethod
-    def open(cls, path: Place | str) -> "Dataset":
-        """Load a dataset's manifest and learnt state, and check files and ids.
-
-        Raises:
-            DatasetError, LearntError: names what is missing, cut or outside its table.
-            StorageError: its store cannot be read.
-        """
-        path = locate(path)
-        manifest = DatasetManifest.load(path)
-        learnt = manifest.load_learnt(path)
-        for name, split in manifest.splits.items():
-            if split.num_rows:
-                manifest.check_files(path, name)
-        manifest.check_ids(learnt)
-        return cls(path, manifest, learnt)
-
-    def seen_by(self, learnt: Learnt) -> "Dataset":
-        """The same rows for a model with an earlier learnt state: values that came later are out of its vocabulary.
-
-        Raises:
-            RunError: the dataset's learnt state does not go on with that one.
-        """
-        if not self.learnt.extends(learnt):
-            raise RunError(
-                f"{self.path} was built with other vocabularies (learnt state {self.learnt.fingerprint[:12]}) than the "
-                f"run's ({learnt.fingerprint[:12]}), and does not go on with them: its ids mean something else"
-            )
-        return replace(self, learnt=learnt, is_ahead=self.learnt.fingerprint != learnt.fingerprint)
-
-    def num_embeddings(self) -> dict[str, int]:
-        """Feature -> rows of its table."""
-        return {f.name: self.learnt.num_embeddings(f) for f in self.manifest.schema.sparse}
-
-    def has_split(self, name: str) -> bool:
-        return name in self.manifest.splits and self.manifest.splits[name].num_rows > 0
-
-    def reader(self, split: str, config: TrainingConfig, *, rank: int = 0, world_size: int = 1) -> Reader:
-        """A reader of one split; only ``train`` is shuffled."""
-        is_train = split == "train"
-        return Reader(
-            self._files(config.reader.cache_bytes),
-            self.manifest,
-            split,
-            config.reader,
-            batch_size=config.global_batch_size if is_train else config.evaluation_batch_size,
-            seed=config.seed,
-            rank=rank,
-            world_size=world_size,
-            shuffle=config.reader.shuffle and is_train,
-            num_embeddings=self.num_embeddings(),
-            later={name: self.learnt.oov_id(name) for name in self.learnt.vocabularies} if self.is_ahead else None,
-        )
-
-    def _files(self, cache_bytes: int) -> Path | ShardCache:
-        return ShardCache(self.path, cache_bytes) if isinstance(self.path, ObjectPath) else self.path
-
-
 def build_model(dataset: Dataset, config: TrainingConfig, device: torch.device) -> CTRModel:
     """The network of a config over a dataset's tables.
 
@@ -237,8 +167,8 @@ def fit(run: Run, config: TrainingConfig, on_event: Callable[[Event], None] = la
     training = Training(
         parallel,
         config,
-        dataset.reader("train", config, rank=rank, world_size=world_size),
-        dataset.reader("valid", config, rank=rank, world_size=world_size) if has_valid else None,
+        Reader(dataset, "train", config, rank, world_size),
+        Reader(dataset, "valid", config, rank, world_size) if has_valid else None,
         device,
         run.checkpoints_of(config),
     )

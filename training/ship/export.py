@@ -26,9 +26,11 @@ from features.disk.atomic import write_json
 from features.disk.place import Place
 from features.rawlog import LogError, expand_paths
 from training.config import TablePrecision, TrainingConfig
+from training.data.opened_dataset import Dataset
+from training.data.reader import Reader
 from training.fit.loop import Scores, score
 from training.fit.run import Dataset, Run, RunError, build_model
-from training.judge.calibration import Calibration
+from training.judge.calibration import CALIBRATION_NAME, Calibration
 from training.model.ctr_model import CTRModel
 from training.sharding import checkpoint
 from training.ship.predict import Predictor
@@ -53,7 +55,7 @@ class Best(NamedTuple):
         Raises:
             DatasetError, ReaderError: the dataset has no such split, or a row of it is missing or damaged.
         """
-        reader = self.dataset.reader(split, self.config)
+        reader = Reader(self.dataset, split, self.config)
         logits, labels, weights, group_ids = score(self.model, reader, torch.device("cpu"))
         return self.calibration.apply(logits), labels, weights, group_ids
 

@@ -14,6 +14,7 @@ from features.schema import FeatureSchema
 from training.config import TablePrecision
 from training.data.batch import Batch, to_batch
 from training.data.columns import read_columns
+from training.data.reader import Reader
 from training.judge.metrics import evaluate, to_probs
 from training.model.ctr_model import CTRModel
 from training.ship.export import Best
@@ -44,7 +45,7 @@ def compare(best: Best, split: str, *, seconds: float = 3.0, seed: int = 0) -> l
         ValueError: the scores hold NaN.
     """
     served: dict[TablePrecision, Best] = {tables: best.with_tables(tables) for tables in PRECISIONS}
-    columns = read_columns(best.dataset.reader(split, best.config), MAX_TIMED_ROWS)
+    columns = read_columns(Reader(best.dataset, split, best.config), MAX_TIMED_ROWS)
     models: dict[TablePrecision, CTRModel] = {tables: one.model for tables, one in served.items()}
     latency = time_models(models, columns, best.dataset.manifest.schema, seconds=seconds, seed=seed)
     entries, exact = [], np.empty(0)

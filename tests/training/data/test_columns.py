@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from training.data.columns import read_columns
-from training.config import ReaderConfig
+from training.config import TrainingConfig
+from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 
 
@@ -14,8 +15,7 @@ def test_columns_come_back_as_they_were_written(make_dataset: Callable[..., Any]
     tiny = make_dataset(valid=((150, 50), (100,)))
 
     def reader() -> Reader:
-        config = ReaderConfig(num_streams=4)
-        return Reader(tiny.path, tiny.manifest, "valid", config, batch_size=64, seed=0, shuffle=False)
+        return Reader(Dataset.open(tiny.path), "valid", TrainingConfig(str(tiny.path), evaluation_batch_size=64))
 
     columns = read_columns(reader(), 300)
     written = tiny.columns["valid"]

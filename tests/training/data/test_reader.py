@@ -17,9 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from features.disk.dataset import DataFile, DatasetManifest
+from features.learnt import Learnt
 from training.data.batch import Batch
-from training.config import ReaderConfig
+from training.config import ReaderConfig, TrainingConfig
 from training.data.prefetch import THREAD_NAME, prefetch
+from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.data.row_order import cut_streams
 from training.data.file_checker import ReaderError
@@ -31,19 +33,15 @@ NUM_STREAMS = (1, 2, 4)
 def make_reader(
     dataset, *, num_streams=4, batch_size=8, seed=1, rank=0, world_size=1, shuffle=True, **options
 ) -> Reader:
-    config = ReaderConfig(num_streams=num_streams, shuffle_row_groups=2, prefetch_batches=2)
-    return Reader(
-        dataset.path,
-        options.pop("manifest", dataset.manifest),
-        options.pop("split", "train"),
-        config,
-        batch_size=batch_size,
+    config = TrainingConfig(
+        str(dataset.path),
+        reader=ReaderConfig(num_streams=num_streams, shuffle=shuffle, shuffle_row_groups=2, prefetch_batches=2),
         seed=seed,
-        rank=rank,
-        world_size=world_size,
-        shuffle=shuffle,
-        num_embeddings=options.pop("num_embeddings", dataset.num_embeddings),
+        global_batch_size=batch_size,
+        evaluation_batch_size=batch_size,
     )
+    opened = Dataset(dataset.path, options.pop("manifest", dataset.manifest), options.pop("learnt", dataset.learnt))
+    return Reader(opened, options.pop("split", "train"), config, rank, world_size)
 
 
 def rows_of(batch: Batch) -> list[int]:
@@ -427,10 +425,9 @@ def test_a_column_of_another_type_is_named(make_dataset):
 
 def test_ids_are_checked_against_the_tables_that_are_given(make_dataset):
     dataset = make_dataset(train=((30,),))
-    tables = {**dataset.num_embeddings, "device": 3}
+    fewer = Learnt({"device": ["mobile"]})
     with pytest.raises(ReaderError, match=r"'device' of .* holds 3, outside 0 to 2"):
-        steps_of(make_reader(dataset, num_embeddings=tables))
-    assert sum(map(len, steps_of(make_reader(dataset, num_embeddings=None)))) == 30
+        steps_of(make_reader(dataset, learnt=fewer))
 
 
 def test_streams_that_cannot_be_shared_out_are_refused(make_dataset):
@@ -438,7 +435,7 @@ def test_streams_that_cannot_be_shared_out_are_refused(make_dataset):
     for options in ({"world_size": 3}, {"world_size": 8}, {"rank": 2, "world_size": 2}, {"rank": -1}):
         with pytest.raises(ValueError, match=r"num_streams \(4\) must be a multiple of the world size"):
             make_reader(dataset, **options)
-    with pytest.raises(ValueError, match="batch size 10 must be a multiple"):
+    with pytest.raises(ValueError, match=r"global_batch_size \(10\) must be a multiple"):
         make_reader(dataset, batch_size=10)
     with pytest.raises(ValueError, match="no 'other' split"):
         make_reader(dataset, split="other")
@@ -521,12 +518,13 @@ def test_reading_is_quiet_and_works_from_a_path_with_spaces(make_dataset):
     program = (
         "import logging, sys, warnings; logging.basicConfig(level=logging.INFO)\n"
         "from pathlib import Path\n"
-        "from features.disk.dataset import DatasetManifest\n"
-        "from training.config import ReaderConfig\n"
+        "from training.config import TrainingConfig\n"
+        "from training.data.opened_dataset import Dataset\n"
         "from training.data.reader import Reader\n"
         "print('READ', file=sys.stderr, flush=True)\n"
         "path = Path(sys.argv[1])\n"
-        "reader = Reader(path, DatasetManifest.load(path), 'train', ReaderConfig(), batch_size=8, seed=0)\n"
+        "config = TrainingConfig(str(path), global_batch_size=8)\n"
+        "reader = Reader(Dataset.open(path), 'train', config)\n"
         "print(sum(batch.num_rows for batch in reader.batches(0)))\n"
     )
     root = Path(__file__).parents[3]

@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from training.data.opened_dataset import Dataset
 
 from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFeature
 from tests.ranks import on_two_ranks
 from training.config import FMEncoder, FusedOptimizer, MLPEncoder, ModelConfig, ReaderConfig, ShardingConfig
 from training.config import TrainingConfig as Config
 from training.data.batch import Batch, to_batch
+from training.data.reader import Reader
 from training.fit.loop import Training, make_step
 from training.fit.regularization import EmbeddingL2
-from training.fit.run import Dataset, Run, build_model, fit
+from training.fit.run import Run, build_model, fit
 from training.model.embedding import FieldEmbedding
 from training.sharding import checkpoint
 from training.sharding.parallelize import parallelize
@@ -143,7 +145,7 @@ def step_once(dataset: Path, config: Config) -> tuple[dict[str, torch.Tensor], d
     """Tables before and after one step, the batch, and the loss that is logged."""
     opened, device = Dataset.open(dataset), torch.device("cpu")
     parallel = parallelize(build_model(opened, config, torch.device("meta")), config, device)
-    training = Training(parallel, config, opened.reader("train", config), None, device, dataset / "none")
+    training = Training(parallel, config, Reader(opened, "train", config), None, device, dataset / "none")
     step = make_step(training)
     before = {name: table.clone() for name, table in whole_tables(training).items()}
     batch = next(iter(training.train_reader.batches(0)))

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from training.data.opened_dataset import Dataset
 
 from training.config import TrainingConfig
 from training.fit.roofline import Limits, measure_limits, shares_of_limits
-from training.fit.run import Dataset, build_model
+from training.fit.run import build_model
 
 
 def test_shares_are_work_over_limit_over_seconds(make_dataset) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from training.data.opened_dataset import Dataset
 
 from tests.ranks import on_two_ranks
 from training.config import (
@@ -40,8 +41,9 @@ from training.config import (
     SumFusion,
     TrainingConfig,
 )
+from training.data.reader import Reader
 from training.fit.loop import Event, Progress, Training, make_step, score, train
-from training.fit.run import Dataset, Run, build_model, fit
+from training.fit.run import Run, build_model, fit
 from training.judge.metrics import evaluate
 from training.model.ctr_model import CTRModel
 from training.sharding import checkpoint
@@ -266,7 +268,7 @@ def test_what_is_evaluated_is_what_is_shipped(make_dataset, tmp_path: Path, one_
     run = Run(tmp_path / "run")
     metrics = fit(run, config)
     model, opened = final_model(run, config).eval(), Dataset.open(dataset)
-    scores = score(model, opened.reader("valid", config), torch.device("cpu"))
+    scores = score(model, Reader(opened, "valid", config), torch.device("cpu"))
     assert evaluate(*scores)["logloss"] == pytest.approx(metrics["valid"]["logloss"], abs=1e-6)
     raw = build_model(opened, config, torch.device("cpu"))
     state = {"model": raw.state_dict()}
@@ -280,7 +282,7 @@ def test_what_is_evaluated_is_what_is_shipped(make_dataset, tmp_path: Path, one_
 def make_training(dataset: Path, config: TrainingConfig) -> Training:
     opened, device = Dataset.open(dataset), torch.device("cpu")
     parallel = parallelize(build_model(opened, config, torch.device("meta")), config, device)
-    return Training(parallel, config, opened.reader("train", config), None, device, dataset / "none")
+    return Training(parallel, config, Reader(opened, "train", config), None, device, dataset / "none")
 
 
 @pytest.mark.parametrize("lane", ["averaged", "averaged dense"])

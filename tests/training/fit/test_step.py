@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from training.data.opened_dataset import Dataset
 
 from tests.ranks import on_two_ranks
 from tests.training.fit.test_run import LOWERED, MODEL, STEPS_PER_EPOCH, final_model, fit_until, make_config
 from training.config import CrossNetEncoder, DenseOptimizer, FusedOptimizer, MLPEncoder, ShardingConfig, TrainingConfig
 from training.data.batch import Batch
+from training.data.reader import Reader
 from training.fit.loop import Progress, Training, make_step, train
-from training.fit.run import Dataset, Run, build_model, fit
+from training.fit.run import Run, build_model, fit
 from training.fit.step import matmul_precision
 from training.judge.metrics import DivergedError
 from training.sharding.parallelize import parallelize
@@ -78,7 +80,7 @@ def make_training(dataset: Path, folder: Path, **changes: Any) -> Training:
     config, cpu = make_config(dataset, max_epochs=1, **changes), torch.device("cpu")
     opened = Dataset.open(dataset)
     parallel = parallelize(build_model(opened, config, torch.device("meta")), config, cpu)
-    return Training(parallel, config, opened.reader("train", config), None, cpu, folder)
+    return Training(parallel, config, Reader(opened, "train", config), None, cpu, folder)
 
 
 def unreadable(training: Training) -> Iterator[Batch]:

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from training.data.opened_dataset import Dataset
 
 from tests.ranks import on_two_ranks
 from tests.training.fit.test_run import make_config
 from training.config import DenseOptimizer, ShardingConfig
+from training.data.reader import Reader
 from training.fit.loop import Progress, Training, make_step, train
-from training.fit.run import Dataset, build_model
+from training.fit.run import build_model
 from training.fit.step_times import PARTS
 from training.sharding.parallelize import parallelize
 
@@ -24,7 +26,7 @@ def start(path: Path, checkpoints: Path, **changes: Any) -> Training:
     config = make_config(path, max_epochs=1, **changes)
     dataset = Dataset.open(path)
     model = build_model(dataset, config, torch.device("meta"))
-    reader = dataset.reader("train", config, rank=dist.get_rank(), world_size=dist.get_world_size())
+    reader = Reader(dataset, "train", config, rank=dist.get_rank(), world_size=dist.get_world_size())
     return Training(parallelize(model, config, CPU), config, reader, None, CPU, checkpoints)
 
 

@@ -8,15 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from training.data.opened_dataset import Dataset
 
+from features.disk.dataset import DatasetError
 from features.disk.window import join
 from jobs.cli.config import parse_config
 from jobs.train import _prepare
 from tests.ranks import on_two_ranks
 from tests.training.fit.test_run import LANES, make_config
 from training.config import FMEncoder, MLPEncoder, ModelConfig, ShardingConfig, TrainingConfig
+from training.data.reader import Reader
 from training.fit.loop import Progress, Training, make_step, train
-from training.fit.run import Dataset, Run, RunError, build_model, fit
+from training.fit.run import Run, RunError, build_model, fit
 from training.sharding import checkpoint
 from training.sharding.checkpoint_reader import CheckpointError
 from training.sharding.parallelize import ParallelModel, parallelize
@@ -58,7 +61,7 @@ def begun(dataset: Path, config: TrainingConfig, run: Run) -> tuple[ParallelMode
     parallel = parallelize(build_model(opened, config, torch.device("meta")), config, DEVICE)
     found = checkpoint.best(run.checkpoints)
     checkpoint.begin(found, parallel)
-    return parallel, Training(parallel, config, opened.reader("train", config), None, DEVICE, dataset / "none")
+    return parallel, Training(parallel, config, Reader(opened, "train", config), None, DEVICE, dataset / "none")
 
 
 @pytest.mark.parametrize("lane", ["row_wise", "column_wise", "averaged dense"])
@@ -155,11 +158,11 @@ def test_a_model_scores_a_dataset_that_knows_more(days, tmp_path: Path, one_rank
     run = finish(tmp_path / "first", make_config(days[0], max_epochs=1))
     ahead = load_best(run, Dataset.open(days[1]))
     scores = ahead.score("train")
-    reader = ahead.dataset.reader("train", ahead.config)
+    reader = Reader(ahead.dataset, "train", ahead.config)
     devices = np.concatenate([b.sparse_features["device"].values().numpy() for b in reader.batches(0)])
     own = Dataset.open(days[1])
     known = np.concatenate(
-        [b.sparse_features["device"].values().numpy() for b in own.reader("train", ahead.config).batches(0)]
+        [b.sparse_features["device"].values().numpy() for b in Reader(own, "train", ahead.config).batches(0)]
     )
     assert set(known) == {1, 2, 3, 4, 5}
     np.testing.assert_array_equal(devices, np.where(known > 3, 3, known))
@@ -170,7 +173,7 @@ def test_a_model_scores_a_dataset_that_knows_more(days, tmp_path: Path, one_rank
 def test_what_cannot_begin(days, tmp_path: Path, one_rank, make_dataset: Callable[..., Any]) -> None:
     run = finish(tmp_path / "first", make_config(days[1], max_epochs=1))
     backwards = make_config(days[0], warm_start=str(run.path))
-    with pytest.raises(RunError, match=r"built with other vocabularies.*does not go on with them"):
+    with pytest.raises(DatasetError, match=r"built with other vocabularies.*does not go on with them"):
         fit(Run(tmp_path / "backwards"), backwards)
     other = make_dataset(weight=False, name="other").path
     with pytest.raises(RunError, match=r"training\.warm_start: .* another feature schema"):

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from pydantic import TypeAdapter
+from training.data.opened_dataset import Dataset
 
 from tests.training.fit.test_run import make_config
 from training.config import FMEncoder, MLPEncoder, ModelConfig, PlattCalibration, TrainingConfig
+from training.data.reader import Reader
 from training.fit.loop import score
-from training.fit.run import Dataset, Run, RunError, fit
+from training.fit.run import Run, RunError, fit
 from training.judge.calibration import Calibration, CalibrationError, fit_platt
 from training.judge.metrics import auc, ece, evaluate, gauc, logloss, to_probs
 from training.ship.export import load_best
@@ -140,7 +142,7 @@ def test_a_calibrated_run(make_dataset, tmp_path: Path, one_rank) -> None:
     assert not (plain.path / "calibration.json").exists() and not {"platt", "valid_uncalibrated"} & set(raw)
     uncalibrated = load_best(plain)
     assert uncalibrated.calibration == Calibration()
-    reader = uncalibrated.dataset.reader("test", uncalibrated.config)
+    reader = Reader(uncalibrated.dataset, "test", uncalibrated.config)
     ours, theirs = uncalibrated.score("test"), score(uncalibrated.model, reader, torch.device("cpu"))
     assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))  # pyright: ignore[reportArgumentType]
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from training.data.opened_dataset import Dataset
 
 from features.disk.dataset import DatasetManifest
 from features.disk.object_store import ObjectPath, StorageError
@@ -24,7 +25,8 @@ from tests.training.fit.test_run import fit_until, make_config
 from training.config import CheckpointConfig, ReaderConfig, TrainingConfig
 from training.data.batch import Batch
 from training.data.file_cache import ShardCache
-from training.fit.run import Dataset, Run, fit
+from training.data.reader import Reader
+from training.fit.run import Run, fit
 from training.sharding import checkpoint
 from training.sharding.checkpoint_reader import CheckpointError
 from training.ship.export import load_best
@@ -134,7 +136,7 @@ def stored(make_dataset: Any, bucket: Bucket) -> TinyDataset:
 
 def read(dataset: str | Path, num_epochs: int = 2, **changes: Any) -> list[Batch]:
     config = replace(make_config(Path("unused")), reader=ReaderConfig(num_streams=4, **changes))
-    reader = Dataset.open(dataset).reader("train", config)
+    reader = Reader(Dataset.open(dataset), "train", config)
     return [batch for epoch in range(num_epochs) for batch in reader.batches(epoch)]
 
 
