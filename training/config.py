@@ -486,6 +486,11 @@ class TrainingConfig:
         """``pipelined``, or what it is when it is not set."""
         return self.device == "cuda" if self.pipelined is None else self.pipelined
 
+    @property
+    def pads_tables(self) -> bool:
+        """Whether tables are stored wider than they are: FBGEMM's fused kernels take only multiples of 4."""
+        return isinstance(self.optimizer, FusedOptimizer)
+
 
 def read_saved_training(training: Any, source: object) -> TrainingConfig:
     """Check the training section of a config that a run or an artifact holds.

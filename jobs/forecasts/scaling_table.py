@@ -12,11 +12,11 @@ from tqdm import tqdm
 from jobs.cli.config import Config
 from jobs.forecasts.sharding_plan import num_embeddings
 from training.config import ShardingConfig
-from training.forecast.cost_model import Machine, Net, Prediction, Shard, Traffic, predict
+from training.forecast.cost_model import Machine, Prediction, Shard, Traffic, predict
 from training.forecast.dry_run import PlanError
 from training.forecast.what_if_layouts import dealt_shards, planned_shards, whole_tables
+from training.model.cost import Net
 from training.model.ctr_model import CTRModel
-from training.sharding.parallelize import needs_padded_tables
 from training.sharding.table_planner import Cluster
 
 
@@ -41,7 +41,7 @@ def compare(config: Config, machine: Machine, arguments: argparse.Namespace) -> 
         config.features,
         num_embeddings(config),
         config.training.model,
-        pad_tables=needs_padded_tables(config.training),
+        pad_tables=config.training.pads_tables,
         device="meta",
     )
     net, found = Net.of(model), []

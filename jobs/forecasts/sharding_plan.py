@@ -16,7 +16,6 @@ from jobs.cli.text_table import text_table
 from training.config import TrainingConfig
 from training.forecast.dry_run import Change, Plan, PlanError, binary, find_changes, plan_tables
 from training.model.ctr_model import CTRModel
-from training.sharding.parallelize import needs_padded_tables
 from training.sharding.table_planner import HOST, PARTS, Cluster, batch_size_per_rank
 
 MAX_SHOWN = 64
@@ -38,7 +37,7 @@ def plan_cluster(config: Config, cluster: Cluster, output: Path) -> Plan:
     output.mkdir(parents=True, exist_ok=True)
 
     def build(training: TrainingConfig) -> CTRModel:
-        padded = needs_padded_tables(training)
+        padded = training.pads_tables
         return CTRModel(config.features, rows, training.model, pad_tables=padded, device="meta")
 
     try:

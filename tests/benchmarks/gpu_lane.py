@@ -43,7 +43,7 @@ from training.data.batch import Batch, to_batch
 from training.fit.step import Step, matmul_precision
 from training.fit.step_times import StepTimes
 from training.model.ctr_model import CTRModel
-from training.sharding.parallelize import ParallelModel, needs_padded_tables, parallelize
+from training.sharding.parallelize import ParallelModel, parallelize
 
 NUM_BATCHES = 16
 """Different batches that the steps go round."""
@@ -188,7 +188,7 @@ class Lane:
 
     def start(self, config: TrainingConfig, device: torch.device) -> tuple[Step, ParallelModel]:
         rows = dict.fromkeys(self.schema.sparse_names, self.arguments.rows)
-        padded = needs_padded_tables(config)
+        padded = config.pads_tables
         model = CTRModel(self.schema, rows, config.model, seed=config.seed, pad_tables=padded, device="meta")
         parallel = parallelize(model, config, device)
         parallel.model.train()

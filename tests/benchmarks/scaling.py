@@ -41,7 +41,8 @@ from training.sharding.table_planner import Cluster
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.fit.run import build_model
-from training.forecast.cost_model import FIELD_PASSES, FLOAT, HIDDEN_PASSES, Machine, Net, Shard, Traffic, predict
+from training.forecast.cost_model import FIELD_PASSES, HIDDEN_PASSES, Machine, Shard, Traffic, predict
+from training.model.cost import FLOAT, Net
 
 CONFIG = "jobs/configs/bench.toml"
 CPU, META = torch.device("cpu"), torch.device("meta")

@@ -23,14 +23,14 @@ from petastorm import make_batch_reader
 from petastorm.workers_pool import EmptyResultError
 
 from features.encoding import Columns
-from training.data.batch import Batch, to_batch
 from training.config import TrainingConfig
+from training.data.batch import Batch, to_batch
+from training.data.file_cache import ShardCache, local_files
+from training.data.file_checker import ReaderError, ShardChecker
 from training.data.opened_dataset import Dataset
 from training.data.prefetch import prefetch
-from training.data.row_order import Piece, Window, cut_streams
 from training.data.row_buffer import Rows, RowsPool
-from training.data.file_checker import ReaderError, ShardChecker
-from training.data.file_cache import ShardCache, local_files
+from training.data.row_order import Piece, Window, cut_streams
 
 # By default Arrow gives each freed buffer back to the system, which zeroes the same pages anew for the next row group.
 with contextlib.suppress(NotImplementedError):  # an Arrow without jemalloc

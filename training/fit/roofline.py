@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from training.config import TrainingConfig
-from training.forecast.cost_model import FLOAT, Net
+from training.model.cost import FLOAT, Net
 from training.model.ctr_model import CTRModel
 
 SECONDS = 0.05

@@ -27,7 +27,7 @@ from training.judge.calibration import CALIBRATION_NAME, CalibrationError, fit_p
 from training.judge.metrics import curves, evaluate
 from training.model.ctr_model import CTRModel
 from training.sharding import checkpoint
-from training.sharding.parallelize import needs_padded_tables, parallelize
+from training.sharding.parallelize import parallelize
 
 LEARNT_NAME = "learnt"
 
@@ -118,7 +118,7 @@ def build_model(dataset: Dataset, config: TrainingConfig, device: torch.device) 
         dataset.num_embeddings(),
         config.model,
         seed=config.seed,
-        pad_tables=needs_padded_tables(config),
+        pad_tables=config.pads_tables,
         device=device,
     )
 

@@ -12,15 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import nn
 
 from features.schema import STRICT
 from training.config import ShardingKind
-from training.model.ctr_model import CTRModel
-from training.model.normalization import GlobalBatchNorm
+from training.model.cost import FLOAT, Net
 
-FLOAT, ID = 4, 8
-"""Bytes of a number of a vector, and of an id or a length."""
+ID = 8
+"""Bytes of an id or a length."""
 SORT = 64
 """Bytes that sorting the ids before the update moves for each of them: four passes that read and write."""
 HIDDEN_PASSES, FIELD_PASSES = 20, 8
@@ -89,38 +87,6 @@ class Shard:
     def num_bytes(self) -> int:
         """Bytes of the weights and of row-wise Adagrad's number a row."""
         return self.rows * (FLOAT * self.columns + 4)
-
-
-@dataclass(frozen=True)
-class Net:
-    """Net: work of the dense network for a row and a step, independent of sharding.
-
-    Attributes:
-        flops: products and sums of a row, forward and backward. A matrix multiplies each row once, and twice on the way
-            back; where it multiplies each field (AutoInt) that is too few.
-        field_numbers, hidden_numbers: numbers of the fields' vectors, and of the hidden layers, for a row.
-        parameters: number of replicated parameters.
-        num_norms: batch norms over all ranks.
-    """
-
-    flops: float
-    field_numbers: int
-    hidden_numbers: int
-    parameters: int
-    num_norms: int
-
-    @classmethod
-    def of(cls, model: CTRModel) -> "Net":
-        """Measure a model, whose tables may be on the meta device."""
-        dense = {n: p for n, p in model.named_parameters() if not n.startswith("embedding.")}
-        linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
-        return cls(
-            flops=6.0 * sum(p.numel() for p in dense.values() if p.ndim == 2),
-            field_numbers=model.embedding.num_fields * sum(model.embedding.widths.values()),
-            hidden_numbers=sum(m.out_features for m in linears),
-            parameters=sum(p.numel() for p in dense.values()),
-            num_norms=sum(isinstance(m, GlobalBatchNorm) for m in model.modules()),
-        )
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ import numpy as np
 from torchrec.distributed.planner.types import PlannerError
 
 from training.config import TrainingConfig
-from training.forecast.cost_model import FLOAT, Kind, Machine, Net, Shard, Traffic, predict
+from training.forecast.cost_model import Kind, Machine, Shard, Traffic, predict
 from training.forecast.dry_run import PlanError
+from training.model.cost import FLOAT, Net
 from training.model.ctr_model import CTRModel
 from training.sharding.table_planner import Cluster, Sharder, make_planner
 

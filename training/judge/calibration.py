@@ -5,20 +5,22 @@ Selection by AUC, losses that refocus rows and long training leave a good rankin
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from training.judge.metrics import Floats, check_rows, to_probs
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CALIBRATION_NAME = "calibration.json"
 MAX_STEPS = 100
 TOLERANCE = 1e-10
 """Newton's method ends at this gradient, for inputs of mean 0 and deviation 1 and as a share of rate * (1 - rate)."""
 
-Logits = TypeVar("Logits", NDArray[np.float64], Tensor)
+Logits = TypeVar("Logits", NDArray[np.float64], "Tensor")
 
 
 class CalibrationError(ValueError):

@@ -179,11 +179,6 @@ def gather(values: torch.Tensor) -> torch.Tensor:
     return torch.cat([part[: int(s)] for part, s in zip(everyone, sizes, strict=True)])
 
 
-def needs_padded_tables(config: TrainingConfig) -> bool:
-    """FBGEMM's fused kernels accept only table widths that are multiples of 4."""
-    return isinstance(config.optimizer, FusedOptimizer)
-
-
 def _initialize_tables(wrapped: DistributedModelParallel, tables: dict[str, EmbeddingTable]) -> None:
     """Give every shard its place's numbers, so that any sharding starts from the same tables."""
     for name, value in wrapped.state_dict().items():

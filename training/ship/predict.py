@@ -32,7 +32,6 @@ from training.data.batch import to_batch
 from training.judge.calibration import Calibration, CalibrationError
 from training.model.ctr_model import CTRModel
 from training.plugins import PluginError
-from training.sharding.parallelize import needs_padded_tables
 from training.ship.quantization import QuantizationError, check_layout, restore
 
 GOLDEN_TOLERANCE = 1e-6
@@ -161,7 +160,7 @@ def _load_model(
 ) -> CTRModel:
     """The network of a config with the stored weights; memory is taken for it only when their shapes are the same."""
     num_embeddings = {f.name: learnt.num_embeddings(f) for f in schema.sparse}
-    padded = needs_padded_tables(training)
+    padded = training.pads_tables
     try:
         stored = load_file(weights)
         with torch.device("meta"):

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from training.data.columns import read_columns
 from training.config import TrainingConfig
+from training.data.columns import read_columns
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 

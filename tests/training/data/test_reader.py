@@ -18,13 +18,13 @@ import pytest
 
 from features.disk.dataset import DataFile, DatasetManifest
 from features.learnt import Learnt
-from training.data.batch import Batch
 from training.config import ReaderConfig, TrainingConfig
-from training.data.prefetch import THREAD_NAME, prefetch
+from training.data.batch import Batch
+from training.data.file_checker import ReaderError
 from training.data.opened_dataset import Dataset
+from training.data.prefetch import THREAD_NAME, prefetch
 from training.data.reader import Reader
 from training.data.row_order import cut_streams
-from training.data.file_checker import ReaderError
 
 ROW_GROUPS = [((3, 0, 4), (0, 2)), ((7, 5, 1), (3,), (6, 6)), ((1,),), ((4, 4), (9,)), ((30,),)]
 NUM_STREAMS = (1, 2, 4)

@@ -7,8 +7,9 @@ import pytest
 
 from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFeature
 from training.config import MLPEncoder, ModelConfig, ShardingConfig, ShardingKind, SharedSelection, TrainingConfig
-from training.forecast.cost_model import Kind, Machine, Net, Shard, Traffic, predict
+from training.forecast.cost_model import Kind, Machine, Shard, Traffic, predict
 from training.forecast.what_if_layouts import dealt_shards, planned_shards, whole_tables
+from training.model.cost import Net
 from training.model.ctr_model import CTRModel
 from training.sharding.table_planner import Cluster
 

@@ -26,7 +26,7 @@ from training.config import (
 )
 from training.forecast.dry_run import GIB, Change, Plan, PlanError, _smallest, find_changes, plan_tables
 from training.model.ctr_model import CTRModel
-from training.sharding.parallelize import needs_padded_tables, parallelize
+from training.sharding.parallelize import parallelize
 from training.sharding.table_planner import CACHED, PARTS, Cluster, Sharder, batch_size_per_rank, held_bytes
 
 MIB = 1 << 20
@@ -45,7 +45,7 @@ CONFIG = TrainingConfig(
 
 
 def build(config: TrainingConfig) -> CTRModel:
-    return CTRModel(SCHEMA, ROWS, config.model, pad_tables=needs_padded_tables(config), device="meta")
+    return CTRModel(SCHEMA, ROWS, config.model, pad_tables=config.pads_tables, device="meta")
 
 
 def plan_of(config: TrainingConfig, cluster: Cluster) -> Plan:

@@ -1,0 +1,73 @@
+"""Dataset: a checked dataset with the learnt state that a model reads it by. No engine is imported here."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from features.disk.dataset import DatasetError, DatasetManifest
+from features.disk.object_store import ObjectPath
+from features.disk.place import Place, locate
+from features.learnt import Learnt
+from training.data.file_cache import ShardCache
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset that was checked and is ready to be read.
+
+    Attributes:
+        path: its folder.
+        manifest: what its files hold.
+        learnt: the learnt state of the model that reads it: the dataset's own, or an earlier one.
+        is_ahead: whether the files know values that ``learnt`` does not.
+    """
+
+    path: Place
+    manifest: DatasetManifest
+    learnt: Learnt
+    is_ahead: bool = False
+
+    @classmethod
+    def open(cls, path: Place | str) -> "Dataset":
+        """Load a dataset's manifest and learnt state, and check files and ids.
+
+        Raises:
+            DatasetError, LearntError: names what is missing, cut or outside its table.
+            StorageError: its store cannot be read.
+        """
+        path = locate(path)
+        manifest = DatasetManifest.load(path)
+        learnt = manifest.load_learnt(path)
+        for name, split in manifest.splits.items():
+            if split.num_rows:
+                manifest.check_files(path, name)
+        manifest.check_ids(learnt)
+        return cls(path, manifest, learnt)
+
+    def seen_by(self, learnt: Learnt) -> "Dataset":
+        """The same rows for a model with an earlier learnt state: values that came later are out of its vocabulary.
+
+        Raises:
+            DatasetError: the dataset's learnt state does not go on with that one.
+        """
+        if not self.learnt.extends(learnt):
+            raise DatasetError(
+                f"{self.path} was built with other vocabularies (learnt state {self.learnt.fingerprint[:12]}) than the "
+                f"run's ({learnt.fingerprint[:12]}), and does not go on with them: its ids mean something else"
+            )
+        return replace(self, learnt=learnt, is_ahead=self.learnt.fingerprint != learnt.fingerprint)
+
+    def num_embeddings(self) -> dict[str, int]:
+        """Number of rows of each sparse feature's table."""
+        return {f.name: self.learnt.num_embeddings(f) for f in self.manifest.schema.sparse}
+
+    def later_ids(self) -> dict[str, int] | None:
+        """What ids outside its table become, for each feature with a vocabulary; None: the dataset has no such ids."""
+        return {name: self.learnt.oov_id(name) for name in self.learnt.vocabularies} if self.is_ahead else None
+
+    def has_split(self, name: str) -> bool:
+        """Whether the split has a row."""
+        return name in self.manifest.splits and self.manifest.splits[name].num_rows > 0
+
+    def files(self, cache_bytes: int) -> Path | ShardCache:
+        """Folder of the files, or local copies of those in a store, ``cache_bytes`` of them at most."""
+        return ShardCache(self.path, cache_bytes) if isinstance(self.path, ObjectPath) else self.path.absolute()
