@@ -37,9 +37,8 @@ def main() -> int:
     if arguments.seed < 0:
         parser.error("--seed must be 0 or more")
 
-    from training.data.opened_dataset import Dataset
-
     from training.data.columns import read_columns
+    from training.data.opened_dataset import Dataset
     from training.data.reader import Reader
     from training.fit.run import Run
     from training.ship.attribution import attribute, num_passes

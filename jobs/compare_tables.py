@@ -22,8 +22,8 @@ def main() -> int:
     arguments = parser.parse_args()
 
     import torch
-    from training.data.opened_dataset import Dataset
 
+    from training.data.opened_dataset import Dataset
     from training.fit.run import LEARNT_NAME, Run
     from training.ship.export import load_best
     from training.ship.table_precision import compare

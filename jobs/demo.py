@@ -157,7 +157,6 @@ def _read_split(dataset: Path, split: str, columns: list[str]) -> Any:
 def _read_speed(dataset: Path, config: str) -> float:
     """Rows a second through the reader alone, over one epoch of the training split."""
     from training.data.opened_dataset import Dataset
-
     from training.data.reader import Reader
 
     reader = Reader(Dataset.open(dataset), "train", load_config([config]).training)

@@ -17,7 +17,6 @@ def main() -> int:
     arguments = parser.parse_args()
 
     from training.data.opened_dataset import Dataset
-
     from training.fit.run import Run
     from training.judge.metrics import curves, evaluate
     from training.ship.export import load_best

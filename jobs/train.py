@@ -124,7 +124,6 @@ def _prepare(run_path: Path, config: Config, resume: bool) -> Config:
         ValueError: the dataset does not fit the config, or the run folder is used by another run.
     """
     from training.data.opened_dataset import Dataset
-
     from training.fit.run import LEARNT_NAME, Run, find_warm_start
     from training.sharding import checkpoint
 

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
-from training.data.opened_dataset import Dataset
 
 from features.disk.artifact import ArtifactError
 from features.disk.dataset import DatasetError, DatasetManifest
@@ -22,6 +21,7 @@ from features.rawlog import LogError, LogFormat, read_rows
 from tests.fuzz.targets import digests, make_artifact, make_checkpoint, make_dataset
 from tests.stand_ins.tiny_dataset import describe_file
 from training.config import TrainingConfig
+from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.sharding import checkpoint
 from training.sharding.checkpoint_reader import CheckpointError

@@ -70,9 +70,8 @@ class Candidate:
         Returns:
             The gate's verdict, and the metrics of "candidate" and, if there is one, "champion".
         """
-        from training.data.opened_dataset import Dataset
-
         from training.data.columns import read_columns
+        from training.data.opened_dataset import Dataset
         from training.data.reader import Reader
         from training.fit.run import Run
         from training.judge.gate import judge

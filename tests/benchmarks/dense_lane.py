@@ -25,11 +25,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
-from training.data.opened_dataset import Dataset
 
 from features.disk.atomic import write_json
 from jobs.cli.config import load_config
 from training.config import TrainingConfig
+from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.fit.loop import Training, make_step
 from training.fit.run import build_model

@@ -88,9 +88,8 @@ def time_reading(contender: str, dataset: Path, seconds: float) -> dict[str, flo
 
 
 def read_with_reader(dataset: Path, epoch: int) -> Iterator[int]:
-    from training.data.opened_dataset import Dataset
-
     from training.config import TrainingConfig
+    from training.data.opened_dataset import Dataset
     from training.data.reader import Reader
 
     reader = Reader(Dataset.open(dataset), "train", TrainingConfig(str(dataset), seed=1, global_batch_size=BATCH_SIZE))

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from training.data.opened_dataset import Dataset
 
 from pipeline.config import WriteConfig
 from tests.benchmarks.criteo_like import write_dataset
 from tests.benchmarks.memory import memory, slope
 from training.config import TrainingConfig
+from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 
 

@@ -109,9 +109,9 @@ class Training:
 
     def _weights(self) -> dict[str, Any]:
         import torch
-        from training.data.opened_dataset import Dataset
 
         from jobs.cli.config import parse_config
+        from training.data.opened_dataset import Dataset
         from training.fit.run import Run, build_model
         from training.sharding import checkpoint
 

@@ -57,9 +57,8 @@ class Reading:
     """Epochs of one reader over a small dataset, each row compared and counted."""
 
     def __init__(self, dataset: TinyDataset, seed: int) -> None:
-        from training.data.opened_dataset import Dataset
-
         from training.config import ReaderConfig, TrainingConfig
+        from training.data.opened_dataset import Dataset
         from training.data.reader import Reader
 
         reading = ReaderConfig(num_streams=2, shuffle_row_groups=1, prefetch_batches=1)
@@ -222,8 +221,8 @@ class Trained:
 
     def weights(self) -> dict[str, Any]:
         import torch
-        from training.data.opened_dataset import Dataset
 
+        from training.data.opened_dataset import Dataset
         from training.fit.run import build_model
         from training.sharding import checkpoint
 

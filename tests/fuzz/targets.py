@@ -264,10 +264,9 @@ def manifest(folder: Path) -> Target:
 
 def shard(folder: Path) -> Target:
     """training.data.reader and .file_checker: a stranger's Parquet file, with a manifest that agrees with it."""
-    from training.data.opened_dataset import Dataset
-
     from training.config import ReaderConfig, TrainingConfig
     from training.data.file_checker import digest_of
+    from training.data.opened_dataset import Dataset
     from training.data.reader import Reader
 
     made = make_dataset(folder)

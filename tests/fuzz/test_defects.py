@@ -15,7 +15,6 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from torch import nn
-from training.data.opened_dataset import Dataset
 
 from features.disk.artifact import ArtifactError
 from features.disk.dataset import DatasetError, DatasetManifest
@@ -38,6 +37,7 @@ from tests.fuzz.campaign import _limits
 from tests.fuzz.targets import CONFIG, digests, log_bytes, make_artifact, make_checkpoint, make_dataset
 from training.config import ReaderConfig, TrainingConfig
 from training.data.file_checker import ReaderError
+from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.fit.run import Run
 from training.sharding import checkpoint

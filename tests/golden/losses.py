@@ -20,14 +20,15 @@ from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
-from training.run import fit
 
 from jobs.cli.config import Config, load_config
 from jobs.train import _prepare
 from tests.golden.frozen import copy_frozen
 from tests.ranks import on_two_ranks
-from training import checkpoint, loop
-from training.fit.run import Dataset, Run, build_model
+from training.data.opened_dataset import Dataset
+from training.fit import loop
+from training.fit.run import Run, build_model, fit
+from training.sharding import checkpoint
 
 GENERATION = "v1"
 LOSSES = Path(__file__).with_name("losses.json")

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training.data.opened_dataset import Dataset
 
 from jobs import attribute
 from jobs.attribute import summary
 from jobs.pages.report_page import render
 from jobs.runfiles import RunFiles
 from training.config import MLPEncoder, ModelConfig, MoEFusion, StreamGatesSelection, TrainingConfig
+from training.data.opened_dataset import Dataset
 from training.fit.run import Run, fit
 from training.judge.metrics import auc, logloss
 from training.ship.export import load_best

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch.distributed as dist
 from pydantic import TypeAdapter
-from training.data.opened_dataset import Dataset
 
 from jobs.cli.config import parse_config
 from jobs.registry.registry import Registry
 from tests.stand_ins.tiny_dataset import TINY_FEATURES, write_tiny_dataset
 from training.config import MLPEncoder, ModelConfig, TrainingConfig
+from training.data.opened_dataset import Dataset
 from training.fit.run import Run, fit
 from training.ship.export import export
 

@@ -29,8 +29,8 @@ from training.config import TablePrecision, TrainingConfig
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.fit.loop import Scores, score
-from training.fit.run import Dataset, Run, RunError, build_model
-from training.judge.calibration import CALIBRATION_NAME, Calibration
+from training.fit.run import Run, RunError, build_model
+from training.judge.calibration import Calibration
 from training.model.ctr_model import CTRModel
 from training.sharding import checkpoint
 from training.ship.predict import Predictor

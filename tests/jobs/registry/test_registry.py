@@ -576,11 +576,10 @@ def test_a_server_that_is_not_there_is_given_up(tmp_path: Path, no_proxy: None, 
 def test_a_real_model_scores_the_same_when_it_is_fetched(
     registry: Registry, tmp_path: Path, make_dataset, one_rank
 ) -> None:
-    from training.data.opened_dataset import Dataset
-
     from jobs.cli.config import parse_config
     from jobs.train import _prepare
     from tests.training.fit.test_run import make_config
+    from training.data.opened_dataset import Dataset
     from training.fit.run import Run, fit
     from training.ship.export import export
     from training.ship.predict import Predictor

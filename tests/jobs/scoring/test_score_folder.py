@@ -27,7 +27,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from pydantic import TypeAdapter
-from training.data.opened_dataset import Dataset
 
 from features.disk.artifact import ArtifactError, digest_of
 from features.rawlog import LogError, LogFormat, Lookup, read_lines
@@ -43,6 +42,7 @@ from tests.fuzz.targets import digests
 from tests.jobs.registry.test_registry import make_registry
 from tests.stand_ins.tiny_dataset import TINY_FEATURES, write_tiny_dataset
 from training.config import MLPEncoder, ModelConfig, TrainingConfig
+from training.data.opened_dataset import Dataset
 from training.fit.run import Run, fit
 from training.ship.export import export
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from training.data.opened_dataset import Dataset
 
 from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFeature
 from tests.ranks import on_two_ranks
 from training.config import FMEncoder, FusedOptimizer, MLPEncoder, ModelConfig, ReaderConfig, ShardingConfig
 from training.config import TrainingConfig as Config
 from training.data.batch import Batch, to_batch
+from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.fit.loop import Training, make_step
 from training.fit.regularization import EmbeddingL2

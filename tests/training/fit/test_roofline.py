@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from training.data.opened_dataset import Dataset
 
 from training.config import TrainingConfig
+from training.data.opened_dataset import Dataset
 from training.fit.roofline import Limits, measure_limits, shares_of_limits
 from training.fit.run import build_model
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from training.data.opened_dataset import Dataset
 
 from tests.ranks import on_two_ranks
 from training.config import (
@@ -41,6 +40,7 @@ from training.config import (
     SumFusion,
     TrainingConfig,
 )
+from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.fit.loop import Event, Progress, Training, make_step, score, train
 from training.fit.run import Run, build_model, fit

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from training.data.opened_dataset import Dataset
 
 from tests.ranks import on_two_ranks
 from tests.training.fit.test_run import make_config
 from training.config import DenseOptimizer, ShardingConfig
+from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.fit.loop import Progress, Training, make_step, train
 from training.fit.run import build_model

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from training.data.opened_dataset import Dataset
 
 from features.disk.dataset import DatasetError
 from features.disk.window import join
@@ -17,6 +16,7 @@ from jobs.train import _prepare
 from tests.ranks import on_two_ranks
 from tests.training.fit.test_run import LANES, make_config
 from training.config import FMEncoder, MLPEncoder, ModelConfig, ShardingConfig, TrainingConfig
+from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.fit.loop import Progress, Training, make_step, train
 from training.fit.run import Run, RunError, build_model, fit

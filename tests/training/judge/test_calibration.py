@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from pydantic import TypeAdapter
-from training.data.opened_dataset import Dataset
 
 from tests.training.fit.test_run import make_config
 from training.config import FMEncoder, MLPEncoder, ModelConfig, PlattCalibration, TrainingConfig
+from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.fit.loop import score
 from training.fit.run import Run, RunError, fit

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from training.data.opened_dataset import Dataset
 
 from features.disk.dataset import DatasetManifest
 from features.disk.object_store import ObjectPath, StorageError
@@ -25,6 +24,7 @@ from tests.training.fit.test_run import fit_until, make_config
 from training.config import CheckpointConfig, ReaderConfig, TrainingConfig
 from training.data.batch import Batch
 from training.data.file_cache import ShardCache
+from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.fit.run import Run, fit
 from training.sharding import checkpoint
