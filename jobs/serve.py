@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.cli.conventions import EXIT_DATA, plain_parser, run_program
 from jobs.cli.errors import ConfigError
-from jobs.launch.worker import LOOPBACK, loopback_settings
+from jobs.launch.loopback import LOOPBACK, loopback_settings
 from jobs.registry.found_artifact import MODELS, REGISTRY, FoundArtifact, find_artifact, find_in, open_registry
 from jobs.serving.score_request import TOKEN, Limits
 

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.launch.worker import LOOPBACK, loopback_settings, set_up_worker
+from jobs.launch.loopback import LOOPBACK, loopback_settings
+from jobs.launch.worker import set_up_worker
 
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the other one has a banner that verbose=0 leaves

@@ -1,1 +1,1 @@
-"""A training under Ray: its run's locks, its cluster, its workers."""
+"""A training under Ray and a build under Spark: the run's guard, the cluster, its workers, what is shown of it."""

@@ -1,12 +1,17 @@
-"""A process that trains: what Ray and its C library are told before it starts, its memory and its threads.
+"""A worker of a training: its environment, its memory and its threads, and what it does when training fails.
 
 Import it before ray: the programs hand its environment on to the workers that they start.
 """
 
 import os
-import secrets
-import sys
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
+from features.disk.atomic import is_full
+from features.disk.lock import lock
+from jobs.cli.config import parse_config
 from training.fit.allocator import HUGE_PAGES, keep_freed_memory
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -14,23 +19,12 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # a training is what its machine is for
 os.environ.setdefault(HUGE_PAGES, "1")  # workers started from here have it before they load torch
 
-LOOPBACK = "127.0.0.1"
-"""Address of a Ray cluster of our own."""
-
-
-def loopback_settings() -> dict[str, str]:
-    """The environment of a driver whose cluster is this machine alone; it must be set before ray is imported.
-
-    Ray runs what whoever reaches its ports asks for, and listens on every interface. Told that clusters are switched
-    off, as on Windows and macOS, it stays on the address it is given; and it answers those alone who know its token.
-    """
-    settings = {
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
-    }
-    return {name: os.environ.get(name, value) for name, value in settings.items()}
+WORKERS_LOCK = ".workers"
+"""Lock in the run folder, shared by the workers as long as they live; holds the name of their training."""
+LOCK_SECONDS = 60.0
+"""Within which a worker must get the lock, which only a program that takes over holds alone."""
+RESERVE = ".reserve"
+"""File of a run that makes room for a last word when the disk is full."""
 
 
 def set_up_worker(num_workers: int, num_threads: int | None) -> None:
@@ -44,3 +38,53 @@ def set_up_worker(num_workers: int, num_threads: int | None) -> None:
     import torch
 
     torch.set_num_threads(num_threads or max(1, (os.cpu_count() or 1) // num_workers))
+
+
+def work(arguments: dict[str, Any]) -> None:
+    """Train as one Ray Train worker; one of an earlier training leaves at once.
+
+    Args:
+        arguments: the path of the run, the resolved config, and the name of the training (``take_over`` gives it).
+    """
+    path = Path(arguments["run"]) / WORKERS_LOCK
+    with lock(path, f"{path} is held", shared=True, patience=LOCK_SECONDS) as owner:
+        if owner.read() == arguments["training"]:
+            _fit(arguments)
+
+
+def _fit(arguments: dict[str, Any]) -> None:
+    import ray.train
+
+    from training.fit.run import Run, fit
+
+    config = parse_config(arguments["config"]).training
+    run = Run(Path(arguments["run"]))
+    if run.failure.exists():
+        return  # an error that a restart cannot mend: leave quietly, the driver tells it
+    context = ray.train.get_context()
+    set_up_worker(context.get_local_world_size(), config.threads_per_worker)
+    rank = context.get_world_rank()
+
+    def report(event: dict[str, Any]) -> None:
+        if event["event"] == "evaluation":
+            ray.train.report({k: v for k, v in event.items() if isinstance(v, int | float)})
+
+    try:
+        fit(run, config, report)
+    except Exception as error:
+        with suppress(OSError):  # where nothing can be written; the error itself goes to the driver by Ray
+            message = _final_word(error, run.path)
+            if message is not None:
+                (run.path / RESERVE).unlink(missing_ok=True)
+                run.write("failure.json", {"rank": rank, "message": message})
+            errors = run.path / "errors"
+            errors.mkdir(exist_ok=True)
+            (errors / f"rank={rank}.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        raise
+
+
+def _final_word(error: Exception, run_path: Path) -> str | None:
+    """Say what is wrong where a restart of the workers would only meet it again; None where it may mend it."""
+    if isinstance(error, OSError) and is_full(error):
+        return f"{run_path} cannot be written ({error.strerror}): make room, then go on with --resume"
+    return str(error) if isinstance(error, ValueError) else None

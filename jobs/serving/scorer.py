@@ -6,7 +6,7 @@ from typing import NamedTuple
 from ray import serve
 
 from features.encoding import RawRow
-from jobs.launch.worker import LOOPBACK
+from jobs.launch.loopback import LOOPBACK
 from jobs.scoring.score_rows import load_predictor, score_rows
 
 BATCH_ROWS = 4096

@@ -37,7 +37,7 @@ from jobs.cli.config import Config, load_config
 from jobs.generate_logs import generate
 from jobs.retraining.partitions import build
 from jobs.retraining.retrain_folder import RetrainFolder
-from jobs.train import _prepare
+from jobs.launch.run_guard import prepare
 from pipeline.synthetic.generate import LogSpec
 from tests.benchmarks.retraining_summary import summarise
 from training.ship.export import load_best
@@ -166,7 +166,7 @@ class Curve:
             training = dataclasses.replace(training, warm_start=str(before))
         shutil.rmtree(run.path, ignore_errors=True)
         run.path.mkdir(parents=True)
-        _prepare(run.path, dataclasses.replace(self.config, training=training), resume=False)
+        prepare(run.path, dataclasses.replace(self.config, training=training), resume=False)
         seconds = time.perf_counter()
         metrics = fit(run, training)
         seconds = time.perf_counter() - seconds

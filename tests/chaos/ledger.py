@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import train
+from jobs.launch import ray_cluster
 
 PAUSE = "TWINFOCUS_CHAOS_PAUSE"
 """Seconds that every step takes longer, so that there is time to do damage in the middle of an epoch."""
@@ -23,12 +24,12 @@ SLOW_SAVE = "TWINFOCUS_CHAOS_SLOW_SAVE"
 """Step whose checkpoint stands unfinished for ``SLOW_SECONDS``, with its tensors on disk and its index not."""
 SLOW_SECONDS = 5.0
 
-_train_work = train._work
+_train_work = ray_cluster.work
 
 
 def main() -> int:
     """``jobs.train`` with a ledger in each worker."""
-    train._work = work
+    ray_cluster.work = work
     return train.main()
 
 

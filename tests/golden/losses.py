@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from jobs.cli.config import Config, load_config
-from jobs.train import _prepare
+from pipeline.build.encode import _prepare
 from tests.golden.frozen import copy_frozen
 from tests.ranks import on_two_ranks
 from training.data.opened_dataset import Dataset

@@ -13,8 +13,8 @@ import torch
 from jobs import leaderboard
 from jobs.cli.config import load_config, read_checked
 from jobs.cli.errors import ConfigError
+from jobs.launch.run_guard import prepare
 from jobs.leaderboard import Leaderboard
-from jobs.train import _prepare
 from tests.jobs.test_train import write_config
 from training.fit.run import Run, fit
 from training.judge.metrics import METRICS
@@ -46,7 +46,7 @@ def train_here(module: str, words: Sequence[str], log: Path) -> None:
     parser.add_argument("--run", type=Path)
     parser.add_argument("--resume", action="store_true")
     arguments, overrides = parser.parse_known_args(words)
-    config = _prepare(arguments.run, load_config(arguments.config, overrides), arguments.resume)
+    config = prepare(arguments.run, load_config(arguments.config, overrides), arguments.resume)
     fit(Run(arguments.run), config.training)
 
 

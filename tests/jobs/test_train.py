@@ -16,6 +16,7 @@ import torch
 
 from jobs import train
 from jobs.cli.config import load_config
+from jobs.launch import run_guard, worker
 from tests.ranks import on_two_ranks
 from tests.stand_ins.tiny_dataset import TINY_FEATURES
 from training.fit.run import Run, fit
@@ -96,7 +97,7 @@ def test_killed_worker_changes_nothing_but_the_time(make_dataset, tmp_path: Path
     assert "trained 2 epochs" in output and "valid (best" in output
 
     (tmp_path / "quiet").mkdir()
-    prepared = train._prepare(tmp_path / "quiet", load_config([str(config)], [one_thread]), resume=False)
+    prepared = run_guard.prepare(tmp_path / "quiet", load_config([str(config)], [one_thread]), resume=False)
     on_two_ranks(tmp_path, fit, Run(tmp_path / "quiet"), prepared.training)
     quiet, killed = weights(tmp_path / "quiet"), weights(tmp_path / "killed")
     assert all(torch.equal(quiet[name], killed[name]) for name in quiet)
@@ -142,25 +143,25 @@ def test_workers_of_a_killed_program_are_waited_for_or_kept_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fitted = []
-    monkeypatch.setattr(train, "ORPHAN_SECONDS", 0.3)
-    monkeypatch.setattr(train, "_fit", fitted.append)
-    first = train._take_over(tmp_path)
-    of_first, lock = {"run": str(tmp_path), "training": first}, tmp_path / train.WORKERS_LOCK
-    with lock.open() as worker:
-        fcntl.flock(worker, fcntl.LOCK_SH)
-        train._work(of_first)  # workers share it
+    monkeypatch.setattr(run_guard, "ORPHAN_SECONDS", 0.3)
+    monkeypatch.setattr(worker, "_fit", fitted.append)
+    first = run_guard.take_over(tmp_path)
+    of_first, lock = {"run": str(tmp_path), "training": first}, tmp_path / worker.WORKERS_LOCK
+    with lock.open() as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        worker.work(of_first)  # workers share it
         with pytest.raises(ValueError, match="workers of an earlier training are still using"):
-            train._take_over(tmp_path)
+            run_guard.take_over(tmp_path)
     assert fitted == [of_first]
-    second = train._take_over(tmp_path)
-    train._work(of_first)
+    second = run_guard.take_over(tmp_path)
+    worker.work(of_first)
     assert fitted == [of_first] and second != first
 
 
 def test_a_full_disk_is_told(tmp_path: Path) -> None:
-    word = train._final_word(OSError(errno.ENOSPC, "No space left on device"), tmp_path)
+    word = worker._final_word(OSError(errno.ENOSPC, "No space left on device"), tmp_path)
     assert word == f"{tmp_path} cannot be written (No space left on device): make room, then go on with --resume"
-    assert train._final_word(OSError(errno.EIO, "Input/output error"), tmp_path) is None
+    assert worker._final_word(OSError(errno.EIO, "Input/output error"), tmp_path) is None
 
 
 @pytest.mark.parametrize(

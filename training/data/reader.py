@@ -43,8 +43,8 @@ class Reader:
     """One split of a dataset, read by one rank.
 
     An epoch is cut into ``config.reader.num_streams`` row streams; rank r of W hosts num_streams / W of them, in order.
-    A step takes ``batch_size / num_streams`` rows of every stream, so the global batch (rank 0's rows, then rank 1's, ...)
-    does not depend on W. Near the epoch's end a batch may hold fewer real rows, or none; the rest is padding.
+    A step takes ``batch_size / num_streams`` rows of every stream, so the global batch (rank 0's rows, then rank 1's,
+    ...) does not depend on W. Near the epoch's end a batch may hold fewer real rows, or none; the rest is padding.
 
     Attributes:
         num_steps: steps of an epoch, the same on every rank.

@@ -12,7 +12,7 @@ import torch
 from features.disk.dataset import DatasetError
 from features.disk.window import join
 from jobs.cli.config import parse_config
-from jobs.train import _prepare
+from jobs.launch.run_guard import prepare
 from tests.ranks import on_two_ranks
 from tests.training.fit.test_run import LANES, make_config
 from training.config import FMEncoder, MLPEncoder, ModelConfig, ShardingConfig, TrainingConfig
@@ -49,7 +49,7 @@ def finish(path: Path, config: TrainingConfig) -> Run:
     opened = Dataset.open(config.dataset)
     tree = {"features": opened.manifest.schema, "pipeline": {"output": "unused"}, "training": config}
     path.mkdir()
-    _prepare(path, parse_config(tree), resume=False)
+    prepare(path, parse_config(tree), resume=False)
     run = Run(path)
     fit(run, config)
     return run

@@ -1,0 +1,72 @@
+"""The progress of a training in a terminal while it runs, and its summary when it is over."""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+
+def follow(history: Path, max_epochs: int, finished: threading.Event) -> None:
+    """Show the history as a progress bar while workers write it; quiet when not a terminal.
+
+    Args:
+        history: file of the run that its first worker appends to.
+        max_epochs: of the training.
+        finished: set when the training is over.
+    """
+    with tqdm(disable=None, unit="step", dynamic_ncols=True) as bar:
+        position = 0
+        while not finished.wait(0.5):
+            if not history.exists() or history.stat().st_size == position:
+                continue
+            position = min(position, history.stat().st_size)  # a resumed run shortens its history
+            with history.open(encoding="utf-8") as file:
+                file.seek(position)
+                lines = file.readlines()
+                position = file.tell()
+            for line in lines:
+                if line.endswith("\n"):
+                    _show(bar, json.loads(line), max_epochs)
+
+
+def _show(bar: Any, event: dict[str, Any], max_epochs: int) -> None:
+    if event["event"] == "progress":
+        bar.total = event["epoch_steps"]
+        bar.set_description(f"epoch {event['epoch'] + 1}/{max_epochs}", refresh=False)
+        bar.set_postfix_str(f"{event['rows_per_second']:,.0f} rows/s loss {event['loss']:.4f}", refresh=False)
+        bar.update(event["step_in_epoch"] - bar.n)
+    elif event["event"] == "evaluation":
+        mark = " best" if event["best"] else ""
+        bar.write(f"epoch {event['epoch'] + 1}: valid auc {event['auc']:.6f} logloss {event['logloss']:.6f}{mark}")
+        bar.reset()
+
+
+def describe(run_path: Path, seconds: float) -> str:
+    """Say in a few lines what a training did.
+
+    Args:
+        run_path: folder of the run, which has ended.
+        seconds: it took, start and end included.
+    """
+    metrics = json.loads((run_path / "metrics.json").read_text(encoding="utf-8"))
+    train = metrics["train"]
+    lines = [
+        f"trained {train['epochs']} epochs, {train['steps']:,} steps, {train['rows']:,} rows "
+        f"at {train['rows_per_second']:,.0f} rows/s; {seconds:.0f} s in all",
+        f"a step of {1e3 * train['seconds_per_step']:.0f} ms: {_listed(train['shares'])}; the reader "
+        f"({_listed(train['reader_shares'])}) makes {train['reader_rows_per_second']:,.0f} rows/s beside it",
+    ]
+    if train["of_limit"]:
+        lines.append(f"of what reader, memory and products give alone: {_listed(train['of_limit'])}")
+    if "valid" in metrics:
+        valid = metrics["valid"]
+        best = f"valid (best, step {metrics['best_step']:,})"
+        lines.append(f"{best}: auc {valid['auc']:.6f}  logloss {valid['logloss']:.6f}")
+    return "\n".join([*lines, f"run: {run_path}"])
+
+
+def _listed(shares: dict[str, float]) -> str:
+    """List parts with their shares, the largest first."""
+    return ", ".join(f"{part} {share:.0%}" for part, share in sorted(shares.items(), key=lambda found: -found[1]))

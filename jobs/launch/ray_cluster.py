@@ -1,0 +1,118 @@
+"""train: a training's worker group under Ray Train, on a cluster of our own or on the one of RAY_ADDRESS."""
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from jobs.cli.config import Config
+from jobs.cli.conventions import EXIT_DATA
+from jobs.launch.follow import follow
+from jobs.launch.loopback import LOOPBACK, loopback_settings
+from jobs.launch.worker import work
+from training.fit.allocator import HUGE_PAGES
+
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # also how late the end of a run is noticed
+
+GO_ON = "--resume goes on from the newest checkpoint"
+RAY_ENDED = "Ray ended under the training"
+
+
+def train(run_path: Path, config: Config, name: str) -> None:
+    """Run the worker group to its end.
+
+    Args:
+        run_path: folder of the run; ``run_guard.prepare`` has prepared it.
+        config: the resolved config.
+        name: of this training; ``run_guard.take_over`` gave it.
+
+    Raises:
+        ConnectionError: Ray ended, not the training.
+        ValueError: what a worker found wrong with data, config or checkpoint.
+        RuntimeError: workers died more often than ``training.max_failures``.
+    """
+    if "RAY_ADDRESS" not in os.environ:
+        os.environ.update(loopback_settings())
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(config.training.stall_seconds)
+    import ray
+    import ray.exceptions
+    import ray.train
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from jobs.launch.process_group import LocalTorchConfig
+
+    training = config.training
+    use_gpu = training.device == "cuda"
+    own_cluster = not ray.is_initialized()
+    group = TorchConfig
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if own_cluster and "RAY_ADDRESS" in os.environ:
+        ray.init(**quiet)
+    elif own_cluster:
+        cores = max(os.cpu_count() or 1, training.num_workers)
+        ray.init(address="local", num_cpus=cores, include_dashboard=False, _node_ip_address=LOOPBACK, **quiet)
+        group = LocalTorchConfig
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={"run": str(run_path), "config": config.to_dict(), "training": name},
+        torch_config=group(backend="nccl" if use_gpu else "gloo", timeout_s=training.stall_seconds),
+        scaling_config=ScalingConfig(num_workers=training.num_workers, use_gpu=use_gpu),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=str(run_path),
+            failure_config=FailureConfig(max_failures=training.max_failures),
+            worker_runtime_env={"env_vars": {HUGE_PAGES: "1"}},  # a running cluster's workers do not inherit ours
+        ),
+    )
+    finished = threading.Event()
+    follower = threading.Thread(
+        target=follow, args=(run_path / "history.jsonl", training.max_epochs, finished), daemon=True
+    )
+    follower.start()
+    if group is LocalTorchConfig:
+        threading.Thread(target=_watch_node, args=(finished,), daemon=True).start()
+    signal.signal(signal.SIGTERM, _stop)  # here, because ray.init has just taken it over
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        _raise_failure(run_path)
+        raise RuntimeError(f"workers failed more than {training.max_failures} times; see {run_path}/errors") from error
+    except SystemExit:  # of _stop or of Ray's own handler of SIGINT; Ray's library has made a 1 of its code
+        print(f"terminated: {GO_ON}", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM) from None
+    except ray.exceptions.RayError as error:
+        raise ConnectionError(f"{RAY_ENDED}: {GO_ON}") from error
+    finally:
+        finished.set()
+        follower.join()
+        if own_cluster:
+            ray.shutdown()
+    _raise_failure(run_path)
+
+
+def _watch_node(finished: threading.Event) -> None:
+    """End this process with a word when the node of our own cluster is gone; Ray's library would end it without one."""
+    import ray._private.worker
+
+    node: Any = ray._private.worker._global_node
+    (raylet,) = node.all_processes["raylet"]
+    while not finished.wait(0.2):
+        if raylet.process.poll() is not None and not finished.is_set():
+            print(f"error: {RAY_ENDED}: {GO_ON}", file=sys.stderr, flush=True)
+            os._exit(EXIT_DATA)
+
+
+def _stop(*_: Any) -> None:
+    """End in order, workers and all; Ray's own way is to abort and to leave the workers to find out."""
+    raise SystemExit
+
+
+def _raise_failure(run_path: Path) -> None:
+    failure = run_path / "failure.json"
+    if failure.exists():
+        raise ValueError(json.loads(failure.read_text())["message"])

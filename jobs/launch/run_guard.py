@@ -1,0 +1,135 @@
+"""The guard of a run folder: one training at a time, and no --resume of a run that another config or dataset made."""
+
+import dataclasses
+import secrets
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from features.disk.lock import lock
+from features.disk.place import Place, locate
+from jobs.cli.config import Config, check_manifest, parse_config
+from jobs.cli.conventions import absolute, place
+from jobs.cli.errors import ConfigError
+from jobs.launch.worker import RESERVE, WORKERS_LOCK
+from training.data.opened_dataset import Dataset
+from training.fit.run import LEARNT_NAME, Run, find_warm_start
+from training.sharding import checkpoint
+
+COMPARED_ON_RESUME = (
+    "warm_start",
+    "model",
+    "optimizer",
+    "global_batch_size",
+    "seed",
+    "clip_gradient_norm",
+    "precision",
+    "ema_decay",
+    "schedule",
+    "monitor",
+)
+"""Training keys that must not change when a run goes on: the weights already depend on them."""
+
+ORPHAN_SECONDS = 60.0
+"""Within which the workers of a training whose program was killed must have ended."""
+
+
+def with_places(config: Config) -> Config:
+    """Make the config's paths absolute, so that they mean the same to every worker."""
+    training = dataclasses.replace(config.training, dataset=str(place(config.training.dataset)))
+    if training.warm_start is not None:
+        training = dataclasses.replace(training, warm_start=str(absolute(training.warm_start)))
+    if training.checkpoint.folder is not None:
+        folder = str(place(training.checkpoint.folder))
+        training = dataclasses.replace(training, checkpoint=dataclasses.replace(training.checkpoint, folder=folder))
+    return dataclasses.replace(config, training=training)
+
+
+@contextmanager
+def locked(run_path: Path) -> Iterator[None]:
+    """Hold the run folder for this process alone."""
+    message = f"another training is using {run_path}: wait for it or choose another --run"
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock(run_path / ".lock", message))
+        except OSError as error:
+            raise ValueError(f"--run {run_path} cannot be written: {error.strerror}") from error
+        yield
+
+
+def take_over(run_path: Path) -> str:
+    """Wait until the workers of an earlier training, whose program was killed, have ended too; they take some seconds.
+
+    Returns:
+        A name of this training; workers of an earlier one that have still to start know another and leave.
+
+    Raises:
+        LockedError: they do not end.
+    """
+    name = secrets.token_hex(8)
+    message = (
+        f"workers of an earlier training are still using {run_path}, though its program is gone: end the "
+        "ray::RayTrainWorker processes, then --resume goes on"
+    )
+    with lock(run_path / WORKERS_LOCK, message, patience=ORPHAN_SECONDS, owner=name):
+        return name
+
+
+def prepare(run_path: Path, config: Config, resume: bool) -> Config:
+    """Check dataset and run before any worker starts; returns the config with the dataset's own schema.
+
+    Raises:
+        ValueError: the dataset does not fit the config, or the run folder is used by another run.
+    """
+    dataset = Dataset.open(config.training.dataset)
+    manifest = dataset.manifest
+    check_manifest(config, manifest)
+    find_warm_start(config.training, dataset)
+    run = Run(run_path)
+    checkpoints = run.checkpoints_of(config.training)
+    used = [folder for folder in {checkpoints, run.checkpoints, *_places_before(run)} if checkpoint.saved_steps(folder)]
+    if used and not resume:
+        more = "" if used == [run.checkpoints] else f", in {used[0]},"
+        raise ValueError(
+            f"{run_path} already holds a run{more}: add --resume to go on with it, or choose another --run"
+        )
+    if used:
+        _check_same(run, config, manifest.schema_fingerprint, dataset.learnt.fingerprint)
+        checkpoint.newest(checkpoints)
+    else:
+        run.history.unlink(missing_ok=True)
+    run.failure.unlink(missing_ok=True)
+    (run_path / RESERVE).write_bytes(bytes(4096))
+    run.write("config.json", config.to_dict())
+    dataset.learnt.save(run_path / LEARNT_NAME)
+    run.write(
+        "dataset.json",
+        {
+            "dataset": str(dataset.path),
+            "schema_fingerprint": manifest.schema_fingerprint,
+            "learnt_fingerprint": dataset.learnt.fingerprint,
+        },
+    )
+    return config
+
+
+def _places_before(run: Run) -> list[Place]:
+    """Name the places where an earlier start of the run was told to keep its checkpoints."""
+    if not (run.path / "config.json").is_file():
+        return []
+    folder = run.read("config.json").get("training", {}).get("checkpoint", {}).get("folder")
+    return [] if folder is None else [locate(folder)]
+
+
+def _check_same(run: Run, config: Config, schema_fingerprint: str, learnt_fingerprint: str) -> None:
+    before = parse_config(run.read("config.json"), run.path).training
+    changed = [name for name in COMPARED_ON_RESUME if getattr(before, name) != getattr(config.training, name)]
+    if before.reader.num_streams != config.training.reader.num_streams:
+        changed.append("reader.num_streams")
+    if before.checkpoint.folder != config.training.checkpoint.folder:
+        changed.append("checkpoint.folder")
+    if changed:
+        raise ConfigError(f"--resume cannot change training.{', training.'.join(changed)}: start a new --run")
+    data = run.read("dataset.json")
+    if (data["schema_fingerprint"], data["learnt_fingerprint"]) != (schema_fingerprint, learnt_fingerprint):
+        raise ValueError(f"{run.path} was trained on another dataset than {config.training.dataset}")
