@@ -5,81 +5,22 @@ promotion on ``jobs.serve`` serves the champion and is asked all the time. What 
 beforehand; if anything else does, this says so and fails.
 """
 
-import contextlib
-import csv
-import gzip
-import itertools
-import json
-import random
-import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from features.disk.atomic import write_json
-from jobs.cli.child_process import ending_with_us
 from jobs.cli.conventions import plain_parser, run_program
-from jobs.demos.demo_client import PICKED_UP_SECONDS, DemoClient, find_wrong
-from jobs.registry.registry import Registry
-
-CONFIGS = ("jobs/configs/demo.toml", "jobs/configs/retrain/demo.toml")
-DRIFT = 0.1
-FIRST_DAY = "2024-01-01"
-"""Is there before the play begins."""
-MODEL = "ctr"
-NUM_ASKED_ROWS = 3
-START_SECONDS = 180.0
-"""Within which the server must be ready."""
-EMPTIED = "country"
-"""Column that has no values on the broken day."""
-
-
-@dataclass(frozen=True)
-class Day:
-    """A day of the play, and what must become of it.
-
-    Attributes:
-        champion: version that serves when it is over.
-        settings: what somebody has laid over the config on this day.
-        is_broken: three times the clicks, and a column without values.
-    """
-
-    date: str
-    verdict: str
-    champion: int
-    stopped_by: str | None = None
-    settings: tuple[str, ...] = ()
-    is_broken: bool = False
-
-
-HEADINGS = f"{'day':<12}{'verdict':<26}{'champion':>10}{'AUC':>10}{'logloss':>10}{'seconds':>10}"
-MISTAKE = ("training.optimizer.embedding_learning_rate=10", "training.optimizer.learning_rate=0.1")
-"""Both learning rates a hundred times too large."""
-
-PLAY = (
-    Day("2024-01-02", "promoted", 1),
-    Day("2024-01-03", "promoted", 2),
-    Day("2024-01-04", "stopped", 2, "data checks", is_broken=True),
-    Day("2024-01-05", "promoted", 3),
-    Day("2024-01-06", "refused", 3, "gate", settings=MISTAKE),
-    Day("2024-01-07", "promoted", 5),
-    Day("2024-01-08", "promoted", 6),
-)
 
 
 def main() -> int:
+    """Play the week and print what is not as it should be; 1 if anything is."""
     parser = plain_parser("jobs.retrain_demo", "Play a week of retraining.", "python -m jobs.retrain_demo")
     parser.add_argument("--run", default="runs/retrain-demo", metavar="DIR", help="everything is written below it")
     parser.add_argument("--rows", type=int, default=40_000, metavar="N", help="a day (default: %(default)s)")
     arguments = parser.parse_args()
     started = time.perf_counter()
+
+    from jobs.demos.retrain_week import RetrainDemo
+
     demo = RetrainDemo(Path(arguments.run), arguments.rows)
     wrong = demo.run()
     for line in wrong:
@@ -87,196 +28,6 @@ def main() -> int:
     word = "failed" if wrong else "everything went as it should"
     print(f"{word}; {time.perf_counter() - started:.0f} s in all; open {demo.folder / 'status.html'}")
     return 1 if wrong else 0
-
-
-@dataclass(frozen=True)
-class RetrainDemo:
-    """One play in one folder."""
-
-    folder: Path
-    rows: int
-
-    @property
-    def root(self) -> Path:
-        return self.folder / "retrain"
-
-    @property
-    def config(self) -> list[str]:
-        settings = (f"retrain.root={self.root}", f"retrain.partitions={self.folder}/logs/day={{date}}/*.csv.gz")
-        return [*(word for path in CONFIGS for word in ("--config", path)), *settings]
-
-    def run(self) -> list[str]:
-        """Play it; returns what is not as it should be."""
-        self._clear()
-        self._generate()
-        self._deliver(FIRST_DAY)
-        summary: list[dict[str, Any]] = []
-        print(HEADINGS, flush=True)
-        with contextlib.ExitStack() as stack:
-            client = None
-            for day in PLAY:
-                self._deliver(day.date, day.is_broken)
-                summary.append(self._retrain(day))
-                write_json(self.folder / "summary.json", summary)
-                champion = summary[-1]["champion_version"]
-                if champion is None:
-                    continue
-                client = client or stack.enter_context(self._served())
-                if not client.saw(champion):
-                    print(f"version {champion} does not answer after {PICKED_UP_SECONDS:.0f} s", flush=True)
-        return [*compare(summary), *self._served_wrong(client), *self._shown_wrong(summary)]
-
-    def _clear(self) -> None:
-        """Remove an older play, and only that."""
-        if self.folder.exists() and not self.root.exists() and any(self.folder.iterdir()):
-            raise ValueError(f"{self.folder} exists and is no retraining demo: choose another --run")
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.root.mkdir(parents=True)
-
-    def _generate(self) -> None:
-        num_days = len(PLAY) + 1
-        more = ["--output", str(self.folder / "generated"), "--rows", str(self.rows * num_days), "--days"]
-        self._call("generate_logs", "generate", *more, str(num_days), "--drift", str(DRIFT))
-
-    def _deliver(self, date: str, is_broken: bool = False) -> None:
-        """Let a day's files arrive; generated days have numbers, from 01 on."""
-        target = self.folder / "logs" / f"day={date}"
-        target.mkdir(parents=True)
-        for source in sorted((self.folder / "generated").glob(f"day-{date[-2:]}-part-*.csv.gz")):
-            if is_broken:
-                break_log(source, target / source.name)
-            else:
-                shutil.copyfile(source, target / source.name)
-
-    def _retrain(self, day: Day) -> dict[str, Any]:
-        started = time.perf_counter()
-        self._call("retrain", day.date, *self.config, "--as-of", day.date, *day.settings)
-        last = json.loads((self.root / "last.json").read_text(encoding="utf-8"))
-        keys = ("verdict", "stopped_by", "champion_version", "auc", "logloss")
-        found = {"day": day.date, **{key: last.get(key) for key in keys}}
-        print(f"{describe(found)}{time.perf_counter() - started:8.0f} s", flush=True)
-        return found
-
-    @contextlib.contextmanager
-    def _served(self) -> Iterator[DemoClient]:
-        """A server of the champion, and a client that asks it all the time."""
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        more = ["--model", f"models:/{MODEL}@champion", "--registry", str(self.root / "registry"), "--port", str(port)]
-        path = self.folder / "output" / "serve.txt"
-        with path.open("w", encoding="utf-8") as output:
-            server = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-m", "jobs.serve", *more],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                preexec_fn=ending_with_us(signal.SIGTERM),
-            )
-            client = DemoClient(f"http://127.0.0.1:{port}", self._asked_rows())
-            try:
-                deadline = time.monotonic() + START_SECONDS
-                while not client.is_ready():
-                    if server.poll() is not None or time.monotonic() > deadline:
-                        raise ValueError(f"jobs.serve does not come up: {path} says why")
-                    time.sleep(1)
-                client.start()
-                yield client
-                client.stop()
-            finally:
-                server.terminate()
-                server.wait()
-
-    def _asked_rows(self) -> list[dict[str, str]]:
-        """The first raw rows of the first day."""
-        path = min((self.folder / "logs" / f"day={FIRST_DAY}").glob("*.csv.gz"))
-        with gzip.open(path, "rt", newline="") as log:
-            return list(itertools.islice(csv.DictReader(log), NUM_ASKED_ROWS))
-
-    def _served_wrong(self, client: DemoClient | None) -> list[str]:
-        """What the client saw that it should not have, by the registry and by the champions' artifacts."""
-        from training.ship.predict import Predictor
-
-        if client is None:
-            return ["nothing was ever served"]
-        registry = Registry.open(None, self.root / "registry", must_exist=True)
-        promoted = [(found.version, datetime.fromisoformat(found.at).timestamp()) for found in registry.history(MODEL)]
-        expected = {
-            version: Predictor.load(registry.fetch(f"models:/{MODEL}/{version}")).predict(client.rows).tolist()
-            for version, _ in promoted
-        }
-        answers = [asdict(answer) for answer in client.answers]
-        (self.folder / "answers.jsonl").write_text("".join(f"{json.dumps(a)}\n" for a in answers), encoding="utf-8")
-        print(client.describe())
-        return find_wrong(client.answers, promoted, expected)
-
-    def _shown_wrong(self, summary: Sequence[Mapping[str, Any]]) -> list[str]:
-        """Make the status page; returns what it tells of the days otherwise than it was."""
-        page = self.folder / "status.html"
-        output = self._call("status", "page", *self.config, "--json", "--output", str(page))
-        status = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
-        shown = {run["day"]: run for run in status["retrainings"]}
-        wrong = [] if page.exists() else [f"{page} is not there"]
-        for found in summary:
-            on_page = shown.get(found["day"].replace("-", ""), {})
-            if any(on_page.get(key) != found[key] for key in ("verdict", "stopped_by", "auc")):
-                wrong.append(f"the page does not show that {found['day']} was {found['verdict']}")
-        return wrong
-
-    def _call(self, program: str, title: str, *arguments: str) -> str:
-        """Run one of our programs, its output in a file; returns it.
-
-        Raises:
-            ValueError: it failed; names the file.
-        """
-        path = self.folder / "output" / f"{program}-{title}.txt"
-        path.parent.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", f"jobs.{program}", *arguments]
-        with path.open("w", encoding="utf-8") as output:
-            output.write(f"$ {' '.join(command)}\n")
-            output.flush()
-            done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)  # noqa: S603
-        if done.returncode:
-            raise ValueError(f"jobs.{program} failed with exit code {done.returncode}: {path} says why")
-        return path.read_text(encoding="utf-8")
-
-
-def break_log(source: Path, target: Path) -> None:
-    """Copy a raw log as a broken delivery would have it: about three times the clicks, and no country anywhere."""
-    rng = random.Random(0)  # nosec B311
-    with gzip.open(source, "rt", newline="") as log:
-        rows = list(csv.DictReader(log))
-    rate = sum(row["click"] == "1" for row in rows) / len(rows)
-    added = min(1.0, 2 * rate / (1 - rate))
-    with gzip.open(target, "wt", newline="") as log:
-        writer = csv.DictWriter(log, rows[0], lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            click = "1" if row["click"] == "1" or rng.random() < added else "0"
-            writer.writerow({**row, "click": click, EMPTIED: ""})
-
-
-def describe(found: Mapping[str, Any]) -> str:
-    """A line on a day for a person."""
-    scores = "".join("         -" if found[name] is None else f"{found[name]:10.6f}" for name in ("auc", "logloss"))
-    by = f"by {found['stopped_by']}" if found["stopped_by"] else ""
-    return f"{found['day']}  {found['verdict']:<10}{by:<16}{found['champion_version'] or '-':>10}{scores}"
-
-
-def compare(summary: Sequence[Mapping[str, Any]], play: Sequence[Day] = PLAY) -> list[str]:
-    """What became of the days otherwise than it should have."""
-    wrong = []
-    for day, found in zip(play, summary, strict=True):
-        wanted = {
-            "day": day.date,
-            "verdict": day.verdict,
-            "stopped_by": day.stopped_by,
-            "champion_version": day.champion,
-        }
-        wrong += [
-            f"{day.date}: {name} is {found[name]}, not {value}"
-            for name, value in wanted.items()
-            if found[name] != value
-        ]
-    return wrong
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 from features.disk.atomic import write_text
-from jobs.cli.config_arguments import parse_config_arguments
+from jobs.cli.config_arguments import add_config_arguments, parse_config_arguments
 from jobs.cli.conventions import local, plain_parser, run_program
 from jobs.cli.errors import ConfigError
 from jobs.pages.status_page import render
@@ -17,7 +17,7 @@ from jobs.retraining.status_text import describe
 def main() -> int:
     parser = _parser()
     arguments, _ = parser.parse_known_args()
-    if (arguments.config is None) == (arguments.root is None):
+    if sum(given is not None for given in (arguments.config, arguments.resolved, arguments.root)) != 1:
         parser.error("give either --config FILE or --root DIR")
     status = _read(parser)
     print(json.dumps(status.to_json()) if arguments.json else describe(status), flush=True)
@@ -35,7 +35,7 @@ def _parser() -> ArgumentParser:
         "Say how retraining stands: the champion, what became of every day, drift, what is next.",
         "python -m jobs.status --config mine.toml",
     )
-    parser.add_argument("--config", action="append", metavar="FILE", help="what jobs.retrain is started with")
+    add_config_arguments(parser, "what jobs.retrain is started with")
     parser.add_argument("--root", metavar="DIR", help="in place of --config: retrain.root")
     parser.add_argument("--name", default="ctr", help="with --root: of the model (default: ctr)")
     parser.add_argument("--registry", metavar="URL", help="with --root: an MLflow server's http:// address")
@@ -45,7 +45,7 @@ def _parser() -> ArgumentParser:
 
 
 def _read(parser: ArgumentParser) -> RetrainingStatus:
-    if parser.parse_known_args()[0].config is None:
+    if parser.parse_known_args()[0].root is not None:
         arguments = parser.parse_args()  # nothing is there that section.key=value could change
         return read_status(local(arguments.root).absolute(), arguments.name, arguments.registry)
     _, config = parse_config_arguments(parser)

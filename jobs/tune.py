@@ -4,42 +4,16 @@ Only validation is looked at. A finished trial is one JSON file, so a killed sea
 of a model is a TOML file to lay over its configs.
 """
 
-import csv
 import dataclasses
-import json
-import logging
-import math
-import os
-import shutil
-import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from jobs.launch.loopback import LOOPBACK, loopback_settings
-from jobs.launch.worker import set_up_worker
-
-os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the other one has a banner that verbose=0 leaves
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the results are our own files
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the search, not one model of it
-os.environ.update(loopback_settings())
-
-import ray
-from ray import tune
-from ray.tune.schedulers import ASHAScheduler
-from tqdm import tqdm
-
-from features.disk.atomic import write_json
-from features.disk.dataset import DatasetManifest
-from jobs.cli.config import Config, check_manifest, check_many_runs, is_saved_config, parse_config, read_checked
-from jobs.cli.conventions import place, plain_parser, run_program
-from jobs.compare.search import Search, Trial
-from training.judge.metrics import METRICS, DivergedError
+from jobs.cli.config import check_many_runs, read_checked
+from jobs.cli.conventions import plain_parser, run_program
 
 
 def main() -> int:
+    """Run the search, write the best configs and the tables, and print what was found."""
     parser = plain_parser(
         "jobs.tune",
         "Search hyper-parameters on validation, with the same budget for each model.",
@@ -48,297 +22,26 @@ def main() -> int:
     parser.add_argument("--config", required=True, metavar="FILE")
     parser.add_argument("--output", metavar="DIR", help="instead of the config's")
     arguments = parser.parse_args()
+
+    from jobs.compare.search import Search
+
     search = read_checked(arguments.config, Search)
     if arguments.output:
         search = dataclasses.replace(search, output=arguments.output)
     trials = search.trials()  # a wrong key is told before hours are spent
     check_many_runs(trial.config for of_model in trials.values() for trial in of_model)
-    for of_model in trials.values():
-        _check_dataset(of_model[0].config)
-    kept = {trial.result: _kept(trial) for of_model in trials.values() for trial in of_model}
-    output = Path(search.output)
-    (output / "trials").mkdir(parents=True, exist_ok=True)
-    started = time.perf_counter()
-    results = []
-    try:
-        with tqdm(total=len(kept), disable=None, unit="trial", dynamic_ncols=True) as bar:
-            for of_model in trials.values():
-                results.append(_run(search, of_model, [kept[trial.result] for trial in of_model], bar))
-    finally:
-        ray.shutdown()
-    models = [
-        _conclude(arguments.config, of_model, rows) for of_model, rows in zip(trials.values(), results, strict=True)
-    ]
-    _write(output, search, models, [row for rows in results for row in rows])
-    _print(output, search, models, results, time.perf_counter() - started)
+    started, output = time.perf_counter(), Path(search.output)
+
+    from jobs.compare.best_configs import conclude, describe, write
+    from jobs.compare.trials import run_search
+
+    results = run_search(search, trials)
+    models = [conclude(arguments.config, *of_model) for of_model in zip(trials.values(), results, strict=True)]
+    rows = [row for of_model in results for row in of_model]
+    write(output, search, models, rows)
+    print(describe(output, search, models, rows))
+    print(f"{time.perf_counter() - started:.0f} s in all; trials: {output / 'trials.csv'}")
     return 0
-
-
-def _check_dataset(config: Config) -> None:
-    """Refuse what would fail every trial.
-
-    Raises:
-        ValueError: the dataset does not fit the config, or there is nothing to choose by.
-    """
-    manifest = DatasetManifest.load(config.training.dataset)
-    check_manifest(config, manifest)
-    if "valid" not in manifest.splits or not manifest.splits["valid"].num_rows:
-        raise ValueError(f"{config.training.dataset} has no validation rows, and a search chooses by them")
-
-
-# ------------------------------------------------------------------------------------------------------------- running
-
-Row = dict[str, Any]
-
-
-def _kept(trial: Trial) -> Row | None:
-    """What an earlier call found.
-
-    Raises:
-        ValueError: it is of another config, dataset or ASHA setting.
-    """
-    if not trial.result.exists():
-        return None
-    result = json.loads(trial.result.read_text(encoding="utf-8"))
-    tree, request = result["request"]["config"], trial.request()
-    if result["request"] != {**request, "config": tree} or not is_saved_config(tree, trial.config):
-        raise ValueError(
-            f"{trial.result} is of another config, dataset or budget: delete it to run that trial again, or choose "
-            "another --output"
-        )
-    return result
-
-
-def _run(search: Search, trials: Sequence[Trial], kept: Sequence[Row | None], bar: Any) -> list[Row]:
-    """Run a model's trials that are not kept; one result a trial, in their order.
-
-    Raises:
-        ValueError: what a trial found wrong with data or config.
-        RuntimeError: the process of a trial died.
-    """
-    record = _Record(trials, kept, bar)
-    if None in kept:
-        if not ray.is_initialized():
-            _start_ray(search.parallel)
-        _tune(search, trials, kept, record)
-    else:
-        bar.update(len(kept))
-    return record.results()
-
-
-def _start_ray(parallel: int) -> None:
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # ``_tune`` tells its errors
-    ray.init(
-        address="local",
-        num_cpus=parallel,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _node_ip_address=LOOPBACK,
-    )
-
-
-def _tune(search: Search, trials: Sequence[Trial], kept: Sequence[Row | None], record: "_Record") -> None:
-    tasks = [
-        {
-            "config": trial.config.to_dict(),
-            "dataset": str(place(trial.config.training.dataset)),
-            "folder": str(trial.folder.absolute()),
-            "parallel": search.parallel,
-            "reports": _reports(result) if result else [],
-        }
-        for trial, result in zip(trials, kept, strict=True)
-    ]
-    # Kept trials first: they only tell ASHA what it knew, and new ones are then judged beside all of them.
-    order = sorted(range(len(tasks)), key=lambda index: not tasks[index]["reports"])
-    scheduler = ASHAScheduler(
-        time_attr="epochs",
-        metric="monitor",
-        mode="max",
-        max_t=search.max_epochs,
-        grace_period=search.grace_epochs,
-        reduction_factor=search.reduction_factor,
-    )
-    gpus = 1 if trials[0].config.training.device == "cuda" else 0
-    with tempfile.TemporaryDirectory() as storage:
-        tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(_work, tasks=tasks), {"cpu": 1, "gpu": gpus}),
-            param_space={"index": tune.grid_search(order)},
-            tune_config=tune.TuneConfig(scheduler=scheduler, max_concurrent_trials=search.parallel),
-            run_config=tune.RunConfig(storage_path=storage, name="search", callbacks=[record], verbose=0),
-        )
-        errors = tuner.fit().errors
-    if errors:
-        words = f"{len(errors)} trials of {trials[0].model.name} died; the finished ones are kept, so start it again"
-        cause = getattr(errors[0], "cause", None)
-        if isinstance(cause, ValueError):
-            raise ValueError(f"{words} when this is mended: {cause}") from cause
-        raise RuntimeError(words) from errors[0]
-
-
-def _reports(result: Row) -> list[Row]:
-    """What the trial of a kept result reported."""
-    return [*result["evaluations"], *([_divergence(result["error"])] if result["error"] else [])]
-
-
-def _divergence(error: str) -> Row:
-    return {"epochs": 0, "monitor": -math.inf, "error": error}  # at epoch 0 ASHA ignores it
-
-
-def _work(sampled: dict[str, Any], tasks: list[dict[str, Any]]) -> None:
-    """One trial in a process of its own. ASHA stops it inside a report, when an epoch is over and no reader runs."""
-    task = tasks[sampled["index"]]
-    for kept in task["reports"]:
-        tune.report(kept)
-    if task["reports"]:
-        return
-    started = time.perf_counter()
-    config = dataclasses.replace(parse_config(task["config"]).training, dataset=task["dataset"])
-    set_up_worker(task["parallel"], config.threads_per_worker)
-    import torch.distributed as dist
-
-    from training.fit.run import Run, fit
-
-    run = Run(Path(task["folder"]))
-    shutil.rmtree(run.path, ignore_errors=True)
-    run.path.mkdir()
-    backend = "nccl" if config.device == "cuda" else "gloo"
-    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-
-    def report(event: dict[str, Any]) -> None:
-        if event["event"] == "evaluation":
-            metrics = {name: event[name] for name in ("monitor", *METRICS)}
-            tune.report({"epochs": event["epoch"] + 1, "seconds": time.perf_counter() - started, **metrics})
-
-    try:
-        fit(run, config, report)
-    except DivergedError as error:  # a rate that is too high ends a trial, not the search
-        tune.report(_divergence(str(error)))
-
-
-class _Record(tune.Callback):
-    """Keeps what the trials report; a trial that is over becomes its file and its folder goes."""
-
-    def __init__(self, trials: Sequence[Trial], kept: Sequence[Row | None], bar: Any) -> None:
-        self._trials, self._bar = trials, bar
-        self._found: dict[int, Row] = {index: row for index, row in enumerate(kept) if row}
-        self._evaluations: dict[int, list[Row]] = {}
-        self._errors: dict[int, str] = {}
-
-    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Row, **info: Any) -> None:
-        index = trial.config["index"]
-        if "error" in result:
-            self._errors[index] = result["error"]
-        else:
-            kept = {name: result.get(name) for name in ("epochs", "seconds", "monitor", *METRICS)}
-            self._evaluations.setdefault(index, []).append(kept)
-
-    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        index = trial.config["index"]
-        ours, evaluations = self._trials[index], self._evaluations.get(index, [])
-        if index not in self._found:
-            self._found[index] = _describe(ours, evaluations, self._errors.get(index))
-            write_json(ours.result, {"request": ours.request(), **self._found[index], "evaluations": evaluations})
-            shutil.rmtree(ours.folder)
-        best = max((e["monitor"] for found in self._evaluations.values() for e in found), default=math.nan)
-        self._bar.set_description(f"{ours.model.name} {best:.5f}", refresh=False)
-        self._bar.update()
-
-    def results(self) -> list[Row]:
-        return [
-            {name: value for name, value in self._found[index].items() if name not in ("request", "evaluations")}
-            for index in range(len(self._trials))
-        ]
-
-
-def _describe(trial: Trial, evaluations: Sequence[Row], error: str | None) -> Row:
-    """A trial's result: the metrics are those of its best epoch; seconds run to its last evaluation, start included."""
-    best = max(evaluations, key=lambda e: e["monitor"], default=None)
-    ended_itself = error is not None or (trial.folder / "metrics.json").exists()
-    return {
-        "model": trial.model.name,
-        "trial": trial.number,
-        "overrides": trial.values,
-        **{name: best and best[name] for name in ("monitor", *METRICS)},
-        "best_epoch": best and best["epochs"],
-        "epochs": len(evaluations),
-        "seconds": evaluations[-1]["seconds"] if evaluations else 0.0,
-        "stopped_early": not ended_itself and len(evaluations) < trial.search.max_epochs,
-        "error": error,
-    }
-
-
-# ----------------------------------------------------------------------------------------------------------- reporting
-
-
-def _conclude(path: str, trials: Sequence[Trial], rows: Sequence[Row]) -> Row:
-    """Write a model's best config; returns what the model cost and what it found.
-
-    Raises:
-        ValueError: every trial diverged.
-    """
-    finished = [row for row in rows if row["error"] is None]
-    if not finished:
-        raise ValueError(f"every trial of {trials[0].model.name} diverged; the first: {rows[0]['error']}")
-    best = max(finished, key=lambda row: row["monitor"])
-    trial = trials[best["trial"] - 1]
-    search, model = trial.search, trial.model
-    file = Path(search.output) / f"best-{model.folder}.toml"
-    words = " ".join(f"--config {config}" for config in (*search.configs, *model.configs, str(file)))
-    header = (
-        f"{model.name}: trial {trial.number} of {len(rows)} of {path}",
-        f"(at most {search.max_epochs} epochs each, ASHA after {search.grace_epochs} with factor "
-        f"{search.reduction_factor:g}, seed {search.seed}).",
-        f"Validation at epoch {best['best_epoch']}: {_numbers(best)}",
-        "",
-        f"  python -m jobs.train {words} --run runs/{model.folder}-best",
-    )
-    lines = [f"# {line}".rstrip() for line in header]
-    file.write_text("\n".join(lines) + "\n\n" + trial.departures, encoding="utf-8")
-    return {
-        "model": model.name,
-        "trials": len(rows),
-        "failed": len(rows) - len(finished),
-        "stopped_early": sum(row["stopped_early"] for row in rows),
-        "epochs": sum(row["epochs"] for row in rows),
-        "seconds": sum(row["seconds"] for row in rows),
-        "best": best,
-        "config": file.name,
-    }
-
-
-def _numbers(row: Row) -> str:
-    return "  ".join(f"{name} {row[name]:.6f}" for name in ("monitor", *METRICS) if row.get(name) is not None)
-
-
-def _write(output: Path, search: Search, models: Sequence[Row], rows: Sequence[Row]) -> None:
-    names = ("seed", "num_trials", "max_epochs", "grace_epochs", "reduction_factor", "parallel")
-    budget = {name: getattr(search, name) for name in names}
-    write_json(output / "tune.json", {"budget": budget, "models": models, "trials": rows})
-    flat = [{**{k: v for k, v in row.items() if k != "overrides"}, **row["overrides"]} for row in rows]
-    with (output / "trials.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in flat for key in row)))
-        writer.writeheader()
-        writer.writerows(flat)
-
-
-def _print(
-    output: Path, search: Search, models: Sequence[Row], results: Sequence[Sequence[Row]], seconds: float
-) -> None:
-    width = max(len(row["model"]) for row in models)
-    print(
-        f"each model: {search.num_trials} trials of at most {search.max_epochs} epochs, ASHA after "
-        f"{search.grace_epochs} with factor {search.reduction_factor:g}; best on validation:"
-    )
-    for row in sorted(models, key=lambda row: -row["best"]["monitor"]):
-        print(
-            f"{row['model']:{width}}  {_numbers(row['best'])}  (trial {row['best']['trial']}; {row['stopped_early']} "
-            f"stopped early, {row['failed']} failed, {row['epochs']} epochs, {row['seconds']:.0f} s)"
-        )
-        print(f"{'':{width}}  {output / row['config']}")
-    for row in (row for rows in results for row in rows if row["error"]):
-        print(f"{row['model']}, trial {row['trial']} failed: {row['error']}")
-    print(f"{seconds:.0f} s in all; trials: {output / 'trials.csv'}")
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ def config_parser(module: str, description: str, example: str) -> argparse.Argum
 
 
 def add_config_arguments(
-    group: "argparse._MutuallyExclusiveGroup", config_help: str = "TOML file; may be repeated, later ones win"
+    group: "argparse._ActionsContainer", config_help: str = "TOML file; may be repeated, later ones win"
 ) -> None:
-    """Add ``--config`` and ``--resolved`` to options of which one may be given."""
+    """Add ``--config`` and ``--resolved`` to a parser or to its options of which one may be given."""
     group.add_argument("--config", action="append", metavar="FILE", help=config_help)
     group.add_argument(
         "--resolved", metavar="FILE", help="in place of --config: a resolved config, such as a run's config.json"

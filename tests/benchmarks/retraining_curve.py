@@ -34,7 +34,7 @@ import torch.distributed as dist
 from features.disk.window import join
 from features.disk.atomic import write_json
 from jobs.cli.config import Config, load_config
-from jobs.generate_logs import generate
+from jobs.demos.generated_logs import generate
 from jobs.retraining.partitions import build
 from jobs.retraining.retrain_folder import RetrainFolder
 from jobs.launch.run_guard import prepare

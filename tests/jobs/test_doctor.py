@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import doctor
+from jobs.doctoring import checks, installed
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,15 +47,15 @@ def test_this_environment_is_sound(tmp_path: Path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert not [f for f in findings.values() if f["status"] == "wrong"]
     assert {"python", "java", "torch", "torchrec", "petastorm", "ray", "imports", "disk", "memory"} <= set(findings)
-    assert findings["imports"]["found"] == f"{len(doctor.IMPORTS)} packages load"
-    assert findings["torch"]["found"].split("+")[0] == doctor.locked_versions("cpu")["torch"]
+    assert findings["imports"]["found"] == f"{len(checks.IMPORTS)} packages load"
+    assert findings["torch"]["found"].split("+")[0] == installed.locked_versions("cpu")["torch"]
 
 
 @pytest.mark.parametrize(("name", "version"), [("pyarrow", "17.0.0"), ("petastorm", "0.13.1"), ("torchrec", "1.7.0")])
 def test_a_wrong_version_is_named_with_its_cure(tmp_path: Path, name: str, version: str):
     pretend_installed(tmp_path, name, version)
     done = run_doctor("--quick", path=tmp_path)
-    locked = doctor.locked_versions("cpu")[name]
+    locked = installed.locked_versions("cpu")[name]
     assert done.returncode == 1
     assert f"wrong: {name} is {version}" in done.stdout
     assert f"-m pip install --no-deps {name}=={locked}" in done.stdout
@@ -63,8 +63,8 @@ def test_a_wrong_version_is_named_with_its_cure(tmp_path: Path, name: str, versi
 
 
 def test_two_builds_of_fbgemm(tmp_path: Path):
-    have = doctor.lane_of(doctor.installed_versions(), doctor.torch_cuda())
-    other = next(name for lane, name in doctor.LANES.items() if lane != have)
+    have = installed.lane_of(installed.installed_versions(), installed.torch_cuda())
+    other = next(name for lane, name in installed.LANES.items() if lane != have)
     pretend_installed(tmp_path, other, "1.8.0")
     done = run_doctor("--quick", path=tmp_path)
     assert done.returncode == 1
@@ -73,10 +73,10 @@ def test_two_builds_of_fbgemm(tmp_path: Path):
 
 
 def test_torch_of_the_other_lane():
-    finding = doctor.check_lane({"fbgemm-gpu-cpu": "1.8.0"}, "13.0", "cpu")
+    finding = checks.check_lane({"fbgemm-gpu-cpu": "1.8.0"}, "13.0", "cpu")
     assert finding.status == "wrong"
     assert finding.cure == "rm -r .venv && make setup ACCELERATOR=cpu"
-    assert doctor.check_lane({"fbgemm-gpu": "1.8.0"}, "13.0", "cuda").status == "ok"
+    assert checks.check_lane({"fbgemm-gpu": "1.8.0"}, "13.0", "cuda").status == "ok"
 
 
 def test_a_package_that_does_not_load_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -84,13 +84,13 @@ def test_a_package_that_does_not_load_is_reported(tmp_path: Path, monkeypatch: p
     (tmp_path / "mismatched.py").write_text('raise ImportError("undefined symbol: _ZN5torch")')
     (tmp_path / "crashing.py").write_text("import os\nos.abort()")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert doctor.check_imports(["sound"]).status == "ok"
-    finding = doctor.check_imports(["sound", "mismatched", "never_reached"])
+    assert checks.check_imports(["sound"]).status == "ok"
+    finding = checks.check_imports(["sound", "mismatched", "never_reached"])
     assert (finding.status, finding.found) == (
         "wrong",
         "mismatched does not load: ImportError: undefined symbol: _ZN5torch",
     )
-    assert "crashing does not load" in doctor.check_imports(["sound", "crashing"]).found
+    assert "crashing does not load" in checks.check_imports(["sound", "crashing"]).found
 
 
 @pytest.mark.parametrize(
@@ -99,9 +99,9 @@ def test_a_package_that_does_not_load_is_reported(tmp_path: Path, monkeypatch: p
 )
 def test_java_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, status: str, found: str):
     monkeypatch.setenv("JAVA_HOME", str(make_java(tmp_path, version)))
-    finding = doctor.check_java()
+    finding = checks.check_java()
     assert (finding.status, finding.found) == (status, found)
-    assert (doctor.INSTALL_JAVA in finding.cure) == (status == "wrong")
+    assert (checks.INSTALL_JAVA in finding.cure) == (status == "wrong")
 
 
 def test_no_java(tmp_path: Path):
@@ -116,15 +116,15 @@ def test_a_busy_port_is_a_warning():
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        [finding] = doctor.check_ports({port: "a test"})
+        [finding] = checks.check_ports({port: "a test"})
         assert (finding.status, finding.found) == ("warning", "in use")
         assert str(port) in finding.cure
-    assert doctor.check_ports({port: "a test"})[0].status == "ok"
+    assert checks.check_ports({port: "a test"})[0].status == "ok"
 
 
 def test_every_package_asked_for_is_locked_in_both_lanes():
-    for lane in doctor.LANES:
-        missing = doctor.direct_names(lane) - set(doctor.locked_versions(lane))
+    for lane in installed.LANES:
+        missing = installed.direct_names(lane) - set(installed.locked_versions(lane))
         assert not missing
-    assert doctor.locked_versions("cpu")["torch"] == doctor.locked_versions("cuda")["torch"]
-    assert not [name for name in doctor.locked_versions("cpu") if name.startswith(("nvidia-", "triton"))]
+    assert installed.locked_versions("cpu")["torch"] == installed.locked_versions("cuda")["torch"]
+    assert not [name for name in installed.locked_versions("cpu") if name.startswith(("nvidia-", "triton"))]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from features.rawlog import LogFormat, expand_paths, read_rows
-from jobs.generate_logs import SUMMARY_NAME, generate
+from jobs.demos.generated_logs import SUMMARY_NAME, generate
 from pipeline.synthetic.generate import LogSpec
 
 

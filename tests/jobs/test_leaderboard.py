@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from jobs import leaderboard
-from jobs.cli.config import load_config, read_checked
+from jobs.cli.config import read_checked, read_resolved
 from jobs.cli.errors import ConfigError
+from jobs.compare import matrix_run
+from jobs.compare.matrix import Leaderboard
 from jobs.launch.run_guard import prepare
-from jobs.leaderboard import Leaderboard
 from tests.jobs.test_train import write_config
 from training.fit.run import Run, fit
 from training.judge.metrics import METRICS
@@ -42,11 +43,11 @@ def train_here(module: str, words: Sequence[str], log: Path) -> None:
     """What jobs.train does, without Ray, whose start takes far longer than so small a training."""
     assert module == "jobs.train"
     parser = argparse.ArgumentParser()
-    parser.add_argument("--config", action="append")
+    parser.add_argument("--resolved")
     parser.add_argument("--run", type=Path)
     parser.add_argument("--resume", action="store_true")
-    arguments, overrides = parser.parse_known_args(words)
-    config = prepare(arguments.run, load_config(arguments.config, overrides), arguments.resume)
+    arguments = parser.parse_args(words)
+    config = prepare(arguments.run, read_resolved(arguments.resolved), arguments.resume)
     fit(Run(arguments.run), config.training)
 
 
@@ -57,7 +58,7 @@ def test_leaderboard(make_dataset, tmp_path: Path, run_here, one_rank, monkeypat
     path.write_text(text)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # the other tests' own
     with monkeypatch.context() as patch:
-        patch.setattr(leaderboard, "_call", train_here)
+        patch.setattr(matrix_run, "_call", train_here)
         code, out, error = run_here(leaderboard.main, "--config", path)
     assert code == 0, error
     assert "2 seeds  test auc" in out and "reference" in out

@@ -13,7 +13,7 @@ import pytest
 
 from jobs.cli.config import load_config
 from jobs.demos.demo_client import Answer, DemoClient, ask, find_wrong
-from jobs.retrain_demo import PLAY, RetrainDemo, break_log, compare
+from jobs.demos.retrain_week import PLAY, RetrainDemo, break_log, compare
 from pipeline.synthetic.generate import LogSpec, generate_chunks, write_chunk
 
 OVERLAYS = sorted(Path("jobs/configs/retrain").glob("*.toml"))

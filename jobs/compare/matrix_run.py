@@ -1,0 +1,132 @@
+"""Cells of a leaderboard, trained and evaluated by the programs that a user would call; finished ones are kept."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from features.disk.atomic import write_json
+from features.disk.dataset import MANIFEST_NAME, DatasetManifest
+from features.disk.object_store import ObjectPath
+from features.disk.place import locate, scratch
+from jobs.cli.config import Config, Entry, Texts, is_saved_config, load_config
+from jobs.cli.config_arguments import hand_on
+from jobs.compare.matrix import Cell
+from jobs.doctoring.installed import installed_versions
+from jobs.pages.leaderboard_page import SPLITS
+from training.fit.run import Run
+from training.judge.metrics import evaluate
+from training.ship.export import load_best
+
+VERSIONS = ("torch", "torchrec", "fbgemm-gpu", "petastorm", "ray", "numpy", "pyarrow")
+
+
+def run_all(cells: Sequence[Cell], configs: Mapping[Path, Config], parallel: int) -> list[dict[str, Any]]:
+    """Run the cells, some at the same time; returns their results in the cells' order.
+
+    Args:
+        cells: of the matrix.
+        configs: run folder of a cell -> its resolved config.
+        parallel: cells that are trained at the same time.
+    """
+    with ThreadPoolExecutor(parallel) as pool, tqdm(total=len(cells), disable=None, unit="run") as bar:
+        results = []
+        for result in pool.map(lambda cell: run(cell, configs[cell.run]), cells):
+            bar.set_description(f"{result['dataset']} {result['model']}", refresh=False)
+            bar.update()
+            results.append(result)
+    return results
+
+
+def build(dataset: Entry, shared: Texts) -> None:
+    """Build a dataset that is not there.
+
+    Raises:
+        ValueError: the build failed; ends with its own last line.
+    """
+    config = load_config(list(dataset.configs), [*shared, *dataset.overrides])
+    folder = locate(config.training.dataset)
+    if not (folder / MANIFEST_NAME).is_file():
+        config = dataclasses.replace(
+            config, pipeline=dataclasses.replace(config.pipeline, output=config.training.dataset)
+        )
+        log = scratch() / folder.name if isinstance(folder, ObjectPath) else folder
+        _call("jobs.build_dataset", hand_on(config, log.with_suffix(".resolved.json")), log.with_suffix(".log"))
+
+
+def run(cell: Cell, config: Config) -> dict[str, Any]:
+    """Train and evaluate one cell, or read what an earlier call found."""
+    data = DatasetManifest.load(config.training.dataset).fingerprint
+    if cell.result.exists():
+        result = json.loads(cell.result.read_text(encoding="utf-8"))
+        if result["request"]["data"] != data or not is_saved_config(result["request"]["config"], config):
+            raise ValueError(
+                f"{cell.result} is of another config or dataset: delete it and {cell.run} to run that cell again, or "
+                "choose another --output"
+            )
+        return result
+    cell.run.mkdir(parents=True, exist_ok=True)
+    cell.result.parent.mkdir(parents=True, exist_ok=True)
+    resolved = hand_on(config, cell.run / "resolved.json")
+    _call("jobs.train", [*resolved, "--run", str(cell.run), "--resume"], cell.run / "train.log")
+    result = {
+        "dataset": cell.dataset.name,
+        "model": cell.model.name,
+        "seed": cell.seed,
+        "request": {"config": config.to_dict(), "data": data},
+        "versions": {"python": sys.version.split()[0], **_versions()},
+        **_evaluate(cell),
+    }
+    write_json(cell.result, result)
+    return result
+
+
+def _evaluate(cell: Cell) -> dict[str, Any]:
+    """Metrics of the best checkpoint on validation and, where there is one, test; per-row logits beside the result."""
+    torch.set_num_threads(1)  # other cells are training
+    run_folder = Run(cell.run)
+    best = load_best(run_folder)
+    metrics, arrays = {}, {}
+    for split in filter(best.dataset.has_split, SPLITS):
+        logits, labels, weights, group_ids = best.score(split)
+        metrics[split] = evaluate(logits, labels, weights, group_ids)
+        named = {"logits": logits, "labels": labels, "weights": weights, "group_ids": group_ids}
+        arrays |= {f"{split}.{name}": array for name, array in named.items() if array is not None}
+    with cell.scores.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    train = run_folder.read("metrics.json")
+    return {
+        "parameters": best.model.num_parameters,
+        "epochs": train["train"]["epochs"],
+        "best_step": train["best_step"],
+        "seconds": train["seconds"],
+        **metrics,
+    }
+
+
+def _versions() -> dict[str, str]:
+    installed = installed_versions()
+    return {name: installed[name] for name in VERSIONS if name in installed}
+
+
+def _call(module: str, arguments: Sequence[str], log: Path) -> None:
+    """Run a program, its output in ``log``.
+
+    Raises:
+        ValueError: it failed; ends with its own last line.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file:
+        done = subprocess.run([sys.executable, "-m", module, *arguments], stdout=file, stderr=file, check=False)  # noqa: S603
+    if done.returncode:
+        lines = log.read_text(encoding="utf-8").splitlines()
+        last = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "")
+        raise ValueError(f"{module} failed with exit code {done.returncode} (see {log}): {last}")

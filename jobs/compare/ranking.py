@@ -1,0 +1,110 @@
+"""Results of a leaderboard's cells, ranked: means over seeds, differences to the reference, files and text."""
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from features.disk.atomic import write_json
+from jobs.compare.matrix import Cell, Leaderboard
+from jobs.pages.leaderboard_page import SPLITS, Row, last_split, render, verdict, with_deviation
+from training.judge.comparison import paired_bootstrap
+from training.judge.metrics import METRICS
+
+
+def summarise(leaderboard: Leaderboard, cells: Sequence[Cell], results: Sequence[dict[str, Any]]) -> list[Row]:
+    """Summarise the results, one row a dataset and model, best validation AUC first.
+
+    Returns:
+        Rows of means and deviations over seeds, and of the difference to the reference.
+    """
+    rows = []
+    for dataset in leaderboard.datasets:
+        of: dict[str, dict[int, tuple[Cell, dict[str, Any]]]] = {}
+        for cell, result in zip(cells, results, strict=True):
+            if cell.dataset is dataset:
+                of.setdefault(cell.model.name, {})[cell.seed] = (cell, result)
+        found = []
+        for model, by_seed in of.items():
+            of_model = [result for _, result in by_seed.values()]
+            row = {"dataset": dataset.name, "model": model, **_statistics(of_model)}
+            if model != leaderboard.reference:
+                row |= _compare(by_seed, of[leaderboard.reference], last_split(row), leaderboard.num_resamples)
+            found.append(row)
+        rows += sorted(found, key=lambda row: -row["valid_auc"])
+    return rows
+
+
+def _statistics(results: Sequence[dict[str, Any]]) -> Row:
+    row: Row = {"seeds": len(results), "parameters": results[0]["parameters"]}
+    for split in SPLITS:
+        for metric in METRICS:
+            values = [result[split].get(metric) for result in results if split in result]
+            if values and None not in values:
+                row[f"{split}_{metric}"] = float(np.mean(values))
+                row[f"{split}_{metric}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    row["epochs"] = float(np.mean([result["epochs"] for result in results]))
+    row["train_seconds"] = float(np.mean([result["seconds"]["train"] for result in results]))
+    return row
+
+
+def _compare(model: dict[int, Any], reference: dict[int, Any], split: str, num_resamples: int) -> Row:
+    """The model minus the reference on one split, over the seeds that both have."""
+    seeds = sorted(set(model) & set(reference))
+    if not seeds:
+        return {}
+    ours, theirs = ([_load(by_seed[seed][0].scores, split) for seed in seeds] for by_seed in (model, reference))
+    rows = ours[0]
+    for other in (*ours, *theirs):
+        if not all(np.array_equal(other[name], rows[name]) for name in rows if name != "logits"):
+            raise ValueError("two runs of one dataset scored other rows: delete the results and run them again")
+    differences = paired_bootstrap(
+        [o["logits"] for o in ours],
+        [t["logits"] for t in theirs],
+        rows["labels"],
+        rows["weights"],
+        rows.get("group_ids"),
+        num_resamples=num_resamples,
+    )
+    row: Row = {"compared_on": split, "compared_seeds": len(seeds)}
+    for metric, difference in differences.items():
+        row |= {
+            f"{metric}_difference": difference.mean,
+            f"{metric}_low": difference.low,
+            f"{metric}_high": difference.high,
+        }
+    return row
+
+
+def _load(path: Path, split: str) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        prefix = f"{split}."
+        return {name.removeprefix(prefix): file[name] for name in file.files if name.startswith(prefix)}
+
+
+def write(output: Path, leaderboard: Leaderboard, rows: Sequence[Row]) -> None:
+    """Write the rows as CSV, JSON and a page into a folder."""
+    output.mkdir(parents=True, exist_ok=True)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with (output / "leaderboard.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    write_json(output / "leaderboard.json", rows)
+    page = render({dataset.folder: dataset.name for dataset in leaderboard.datasets}, rows, leaderboard.reference)
+    (output / "leaderboard.html").write_text(page, encoding="utf-8")
+
+
+def describe(rows: Iterable[Row]) -> str:
+    """Lay the rows out for a terminal, a line each."""
+    lines = []
+    for row in rows:
+        split = last_split(row)
+        ending = verdict(row) if "compared_on" in row else "reference"
+        lines.append(
+            f"{row['dataset']:<14} {row['model']:<16} {row['seeds']} seeds  {split} auc "
+            f"{with_deviation(row, f'{split}_auc')}  logloss {with_deviation(row, f'{split}_logloss')}  {ending}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,176 @@
+"""Demo: the whole road on generated logs, each step by the command that a user would call.
+
+The model is compared with the generator's own probability (the oracle), with a linear model and with a constant.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+
+from features.disk.dataset import DatasetManifest
+from jobs.cli.config import Config, load_config
+from jobs.cli.config_arguments import hand_on
+from pipeline.session import JAVA_OPTIONS
+from training.data.opened_dataset import Dataset
+from training.judge.metrics import evaluate
+
+LINEAR = 'training.model={easy={kind="linear"},hard={kind="linear"},fusion={kind="sum"},objective={kind="bce"}}'
+"""Override that makes a logistic regression: two linear streams add up to one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Demo:
+    """Demo: one run of it; ``folder`` is also the training run's folder."""
+
+    folder: Path
+    config: str
+    rows: int
+
+    @property
+    def dataset(self) -> Path:
+        """Folder of the dataset."""
+        return self.folder.parent / f"{self.folder.name}-dataset"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the generated logs."""
+        return self.folder.parent / f"{self.folder.name}-logs"
+
+    def run(self) -> dict[str, Any]:
+        """Run every step; returns what ``metrics.json`` holds at the end."""
+        _clear(self.folder)
+        overrides = [
+            f"pipeline.input.train={self.logs}",
+            f"pipeline.output={self.dataset}",
+            f"training.dataset={self.dataset}",
+        ]
+        config = load_config([self.config], overrides)
+        hand_on(config, self._resolved_file())
+        hand_on(load_config([self.config], [*overrides, LINEAR]), self._resolved_file("linear"))
+        python = ["python", "-m"]
+        _step("generate logs", [*python, "jobs.generate_logs", "--output", str(self.logs), "--rows", str(self.rows)])
+        _step("build the dataset (spark-submit)", self._spark_submit())
+        _step("train TF4CTR", [*python, "jobs.train", *self._resolved(), "--run", str(self.folder)])
+        linear = str(self.folder / "linear")
+        _step("train a linear model", [*python, "jobs.train", *self._resolved("linear"), "--run", linear])
+        tests = {}
+        for name, run in (("test", str(self.folder)), ("linear", linear)):
+            output = _step(f"evaluate ({name})", [*python, "jobs.evaluate", "--run", run, "--split", "test"])
+            tests[name] = json.loads(output.splitlines()[-1])
+        artifact = str(self.folder / "artifact")
+        _step("export", [*python, "jobs.export", "--run", str(self.folder), "--output", artifact])
+        scores = str(self.folder / "scores.csv")
+        raw = str(sorted(self.logs.glob("*.csv*"))[-1])
+        _step("score", [*python, "jobs.score", "--artifact", artifact, "--input", raw, "--output", scores])
+        metrics = self._metrics(tests, config)
+        (self.folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+        _step("report", [*python, "jobs.report", "--run", str(self.folder)])
+        return metrics
+
+    def _resolved_file(self, model: str = "tf4ctr") -> Path:
+        """Name the resolved config of a model, which all steps of the demo read."""
+        return self.folder.parent / f"{self.folder.name}-configs" / f"{model}.json"
+
+    def _resolved(self, model: str = "tf4ctr") -> list[str]:
+        return ["--resolved", str(self._resolved_file(model))]
+
+    def _spark_submit(self) -> list[str]:
+        return [
+            "spark-submit",
+            "--master=local[*]",
+            "--driver-memory=4g",
+            f"--driver-java-options={JAVA_OPTIONS}",
+            "--conf=spark.log.level=WARN",
+            "--py-files=dist/twinfocus.zip",
+            "jobs/build_dataset.py",
+            *self._resolved(),
+        ]
+
+    def _metrics(self, tests: dict[str, Any], config: Config) -> dict[str, Any]:
+        metrics = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
+        build = json.loads((self.dataset / "build.json").read_text(encoding="utf-8"))
+        table = _read_split(self.dataset, "test", ["label", "click_probability"])
+        probability = table["click_probability"].to_numpy().astype(np.float64)
+        labels = table["label"].to_numpy().astype(np.float64)
+        oracle = evaluate(np.log(probability) - np.log1p(-probability), labels, np.ones_like(labels), None)
+        constant = evaluate(np.zeros_like(labels) + _logit(labels.mean()), labels, np.ones_like(labels), None)
+        return {
+            **metrics,
+            "oracle": {"auc": oracle["auc"], "logloss": oracle["logloss"]},
+            "test": tests["test"],
+            "linear": tests["linear"],
+            "constant": {"auc": constant["auc"], "logloss": constant["logloss"]},
+            "rows_per_second": {
+                "build_dataset": build["rows_per_second"],
+                "read": _read_speed(self.dataset, config),
+                "train": metrics["train"]["rows_per_second"],
+            },
+        }
+
+
+def _step(title: str, command: list[str]) -> str:
+    """Run one command, its errors shown as they come; returns its stdout, which is shown too.
+
+    Raises:
+        ValueError: it failed; names the command.
+    """
+    print(f"\n== {title}\n$ {' '.join(command)}", flush=True)
+    started = time.perf_counter()
+    # spark-submit looks for pyspark in the first python3 of the path.
+    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
+    environment = {**os.environ, "PATH": path, "PYSPARK_PYTHON": sys.executable}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)  # noqa: S603
+    print(done.stdout, end="")
+    print(f"({time.perf_counter() - started:.0f} s)", flush=True)
+    if done.returncode:
+        raise ValueError(f"step {title!r} failed with exit code {done.returncode}: {' '.join(command)}")
+    return done.stdout
+
+
+def _clear(folder: Path) -> None:
+    """Remove an older demo, and only that."""
+    if folder.exists() and not (folder / "config.json").exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} exists and is not a demo run: choose another --run")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _read_split(dataset: Path, split: str, columns: list[str]) -> Any:
+    files = DatasetManifest.load(dataset).split(split).files
+    return pyarrow.parquet.read_table([str(dataset / f.path) for f in files], columns=columns).to_pandas()
+
+
+def _read_speed(dataset: Path, config: Config) -> float:
+    """Rows a second through the reader alone, over one epoch of the training split."""
+    reader = Dataset.open(dataset).reader("train", config.training)
+    started = time.perf_counter()
+    rows = sum(batch.num_rows for batch in reader.batches(epoch=0))
+    return rows / (time.perf_counter() - started)
+
+
+def _logit(p: float) -> float:
+    return float(np.log(p) - np.log1p(-p))
+
+
+def describe(metrics: dict[str, Any]) -> str:
+    """Say in a few lines how the model compares with the oracle, a linear model and a constant, and how fast all was.
+
+    Args:
+        metrics: as ``Demo.run`` returns them.
+    """
+    lines = ["", "test split        AUC      logloss"]
+    for title, name in (("oracle", "oracle"), ("TF4CTR", "test"), ("linear", "linear"), ("constant", "constant")):
+        lines.append(f"  {title:<12}{metrics[name]['auc']:10.6f}{metrics[name]['logloss']:11.6f}")
+    speed = metrics["rows_per_second"]
+    lines.append(f"distance to the oracle: {metrics['oracle']['auc'] - metrics['test']['auc']:.6f} AUC")
+    lines.append("rows/s: " + ", ".join(f"{name} {value:,.0f}" for name, value in speed.items()))
+    return "\n".join(lines)
