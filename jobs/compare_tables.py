@@ -1,15 +1,16 @@
 """Say what smaller tables save and cost a run's model; the last line of stdout is one JSON object."""
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 from jobs.cli.conventions import local, plain_parser, run_program
+from jobs.cli.text_table import text_table
 from jobs.pages.markup import shown
 from jobs.pages.table_section import NAME, rows
 
 
 def main() -> int:
+    """Compare the tables, write what was found, and print it as a table and as JSON."""
     parser = plain_parser(
         "jobs.compare_tables",
         "Hold the best checkpoint with float16 and int8 tables against itself with float32: bytes, time, metrics.",
@@ -39,16 +40,10 @@ def main() -> int:
         "precisions": compare(best, arguments.split, seconds=arguments.seconds),
     }
     run.write(NAME, found)
-    print(summary(*rows(found)))
+    header, lines = rows(found)
+    print(text_table([header, *([shown(value) for value in line] for line in lines)], align=">"))
     print(json.dumps(found))
     return 0
-
-
-def summary(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
-    """The table for a terminal."""
-    texts = [list(header), *([shown(value) for value in line] for line in lines)]
-    widths = [max(len(line[i]) for line in texts) for i in range(len(header))]
-    return "\n".join("  ".join(f"{text:>{w}}" for text, w in zip(line, widths, strict=True)) for line in texts)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from jobs.cli.conventions import local, plain_parser, run_program
 
 
 def main() -> int:
+    """Score the split, write its metrics and curves, and print the metrics."""
     parser = plain_parser(
         "jobs.evaluate",
         "Evaluate a run's best checkpoint on one split.",

@@ -4,6 +4,7 @@ from jobs.cli.conventions import local, place, plain_parser, run_program
 
 
 def main() -> int:
+    """Export the checkpoint and print what was written."""
     parser = plain_parser(
         "jobs.export",
         "Export a run's best checkpoint.",

@@ -11,6 +11,7 @@ from jobs.runfiles import RunFiles
 
 
 def main() -> int:
+    """Write the page and print what it holds."""
     parser = plain_parser(
         "jobs.report", "Make a run's self-contained report.html.", "python -m jobs.report --run runs/demo"
     )

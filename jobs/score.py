@@ -1,17 +1,7 @@
 """Score raw logs with an artifact, here or on Spark's executors: a row out for every row in, malformed ones too."""
 
-import argparse
-import json
-import os
-from pathlib import Path
-
-from tqdm import tqdm
-
-from features.disk.atomic import replacing
-from features.rawlog import expand_paths
-from jobs.cli.conventions import EXIT_DATA, local, plain_parser, run_program
-from jobs.registry.found_artifact import MODELS, REGISTRY, find_artifact
-from jobs.scoring.score_rows import HEADER, describe, exceeds_limit, write_scores
+from jobs.cli.conventions import plain_parser, run_program
+from jobs.registry.found_artifact import MODELS, REGISTRY
 
 _EXAMPLE = (
     "python -m jobs.score --artifact runs/demo/artifact --input clicks.csv --output scores.csv\n"
@@ -24,6 +14,7 @@ _EXAMPLE = (
 
 
 def main() -> int:
+    """Score with the engine that is asked for, and print how many rows were scored."""
     parser = plain_parser(
         "jobs.score",
         "Score raw rows: writes CSV with file, line, probability and, for a malformed row, the error.",
@@ -52,41 +43,13 @@ def main() -> int:
     parser.add_argument("--engine", choices=("local", "spark"), default="local", help="local: this process alone")
     parser.add_argument("--verbose", action="store_true", help="show Spark's own log")
     arguments = parser.parse_args()
-    return _score_with_spark(arguments) if arguments.engine == "spark" else _score_here(arguments)
+    if arguments.engine == "spark":
+        from jobs.scoring.spark_engine import score_with_spark
 
+        return score_with_spark(arguments)
+    from jobs.scoring.local_engine import score_here
 
-def _score_here(arguments: argparse.Namespace) -> int:
-    from training.ship.predict import Predictor
-
-    artifact = find_artifact(arguments.artifact, arguments.registry)
-    predictor = Predictor.load(artifact.place)
-    output = local(arguments.output)
-    num_rows = num_errors = 0
-    with replacing(output) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        file.write(HEADER.decode())
-        for path in expand_paths(tuple(arguments.input)):
-            lines = tqdm(predictor.read_log(path), disable=None, unit="row", desc=Path(path).name)
-            rows, errors = write_scores(file, path, predictor, lines)
-            num_rows, num_errors = num_rows + rows, num_errors + errors
-    summary = {"rows": num_rows, "errors": num_errors, "output": str(output), "artifact": artifact.named}
-    output.with_name(output.name + ".json").write_text(json.dumps(summary) + "\n", encoding="utf-8")
-    print(describe(num_rows, num_errors, output))
-    return EXIT_DATA if exceeds_limit(num_rows, num_errors, predictor) else 0
-
-
-def _score_with_spark(arguments: argparse.Namespace) -> int:
-    from jobs.scoring.score_folder import plan_job, score_folder
-    from pipeline.executors.tasks import start_tasks
-    from pipeline.session import stop_spark
-
-    job = plan_job(arguments.artifact, arguments.input, arguments.output, arguments.registry)
-    spark = start_tasks("PYSPARK_GATEWAY_PORT" in os.environ, arguments.verbose)
-    try:
-        summary = score_folder(spark, job)
-    finally:
-        stop_spark(spark)
-    print(describe(summary["rows"], summary["errors"], job.output), f"in {len(job.files):,} files")
-    return EXIT_DATA if exceeds_limit(summary["rows"], summary["errors"], job.predictor) else 0
+    return score_here(arguments)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from jobs.retraining.status_text import describe
 
 
 def main() -> int:
+    """Print how retraining stands and write its page."""
     parser = _parser()
     arguments, _ = parser.parse_known_args()
     if sum(given is not None for given in (arguments.config, arguments.resolved, arguments.root)) != 1:

@@ -20,8 +20,8 @@ from features.encoding import MissingColumnError, RowError
 from jobs import evaluate as evaluate_run
 from jobs import export as export_run
 from jobs import score
-from jobs.build_dataset import build
 from jobs.cli.config import load_config
+from jobs.launch.dataset_build import build
 from jobs.pages.report_page import render
 from jobs.runfiles import RunFiles
 from tests.sockets import Sockets, check_loopback, watch

@@ -11,6 +11,7 @@ from features.disk.atomic import write_json
 from features.disk.dataset import DatasetManifest
 from features.disk.window import OtherWindow, join
 from jobs.cli.child_process import ProgramError, run_module
+from jobs.cli.config_arguments import hand_on
 from jobs.registry.model_versions import ModelVersion
 from jobs.retraining.retrain_folder import RUN_TAG, TABLES_TAG, TRAINED_TAG, RetrainFolder
 from jobs.retraining.todo import Todo
@@ -26,14 +27,12 @@ class Candidate:
     Attributes:
         day: the newest one, on which it is compared.
         champion: what it is compared with; None: it is the first.
-        settings: the config again, as arguments for programs.
     """
 
     place: RetrainFolder
     todo: Todo
     day: str
     champion: ModelVersion | None
-    settings: list[str]
 
     @property
     def run(self) -> Path:
@@ -58,11 +57,13 @@ class Candidate:
         """Train, or go on with it."""
         if (self.run / "metrics.json").exists():
             return
-        more = [f"training.dataset={self.window}"]
+        training = dataclasses.replace(self.place.config.training, dataset=str(self.window))
         if self.todo.is_warm and self.champion is not None:
-            more.append(f"training.warm_start={self.place.run_of(self.champion)}")
+            training = dataclasses.replace(training, warm_start=str(self.place.run_of(self.champion)))
+        config = dataclasses.replace(self.place.config, training=training)
+        resolved = hand_on(config, self.place.note("configs", self.day))
         resume = ["--resume"] if self.run.exists() else []
-        run_module("jobs.train", *self.settings, "--run", str(self.run), *resume, *more)
+        run_module("jobs.train", *resolved, "--run", str(self.run), *resume)
 
     def judge(self) -> tuple["Verdict", dict[str, Any]]:
         """Score the newest partition with both models as they are served.

@@ -49,7 +49,7 @@ def build(place: RetrainFolder, raw: Mapping[str, RawPartition]) -> None:
     Raises:
         LogError, DatasetError, LearntError: one sentence about what is wrong with a file or the disk.
     """
-    from jobs.build_dataset import build, check, describe
+    from jobs.launch.dataset_build import build, check, describe
     from pipeline.session import start_spark, stop_spark
 
     left = {name: partition for name, partition in raw.items() if name not in place.built()}

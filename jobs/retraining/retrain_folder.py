@@ -4,6 +4,7 @@ dates/               which dates raw files are of, where their paths do not say
 partitions/DATE/     datasets, each going on with the one before     checks/DATE.json   may it be trained on?
 profiles/DATE.json   what its columns look like                      windows/DATE/      what a candidate trains on
 runs/DATE/           the candidate, its artifact in it               verdicts/DATE.json what became of it
+configs/DATE.json    the resolved config that a candidate is trained with
 registry/            versions of the model                           last.json          what the last one came to
 """
 

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 
+from jobs.cli.text_table import text_table
 from jobs.pages.figure_style import dashed
 from jobs.retraining.retraining_status import NUM_SHOWN, RetrainingStatus
 from jobs.retraining.status_files import Outcome
@@ -21,7 +22,7 @@ def describe(status: RetrainingStatus) -> str:
     lines += [f"{'note':<11}{note}" for note in status.notes]
     header = ("day", "verdict", "by", "champion", "auc", "logloss", "why")
     rows = [_row(outcome, status) for outcome in reversed(status.outcomes[-NUM_SHOWN:])]
-    return "\n".join([*lines, *(["", *_aligned([header, *rows])] if rows else [])])
+    return "\n".join([*lines, *(["", text_table([header, *rows])] if rows else [])])
 
 
 def facts(status: RetrainingStatus) -> dict[str, str]:
@@ -137,9 +138,3 @@ def _row(outcome: Outcome, status: RetrainingStatus) -> tuple[str, ...]:
     short = reason if len(reason) <= MAX_REASON else f"{reason[: MAX_REASON - 3]}..."
     champion = "" if outcome.champion_version is None else str(outcome.champion_version)
     return dashed(outcome.day or ""), outcome.verdict, outcome.stopped_by or "", champion, auc, logloss, short
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns as wide as their widest cell; the last one as it is."""
-    widths = [*[max(map(len, column)) for column in zip(*rows, strict=True)][:-1], 0]
-    return ["  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -138,8 +138,8 @@ def _wait(process: subprocess.Popen[str]) -> str:
 @functools.cache
 def _references(shared: Path, seed: int) -> Path:
     """Two logs, ``old.csv`` and ``new.csv``, and the datasets that undisturbed builds make of them."""
-    from jobs.build_dataset import build
     from jobs.cli.config import load_config
+    from jobs.launch.dataset_build import build
     from pipeline.config import SparkConfig
     from pipeline.session import start_spark, stop_spark
 

@@ -9,8 +9,8 @@ import pytest
 
 from features.disk.dataset import DatasetManifest
 from features.encoding import RowEncoder
-from jobs.build_dataset import build
 from jobs.cli.config import load_config
+from jobs.launch.dataset_build import build
 
 
 @pytest.fixture(scope="module")

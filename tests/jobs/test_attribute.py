@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from jobs import attribute
-from jobs.attribute import summary
 from jobs.pages.report_page import render
 from jobs.runfiles import RunFiles
+from jobs.scoring.attribution_text import summary
 from training.config import MLPEncoder, ModelConfig, MoEFusion, StreamGatesSelection, TrainingConfig
 from training.data.opened_dataset import Dataset
 from training.fit.run import Run, fit

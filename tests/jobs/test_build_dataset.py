@@ -16,8 +16,8 @@ import pytest
 
 from features.disk.dataset import DatasetError, DatasetManifest
 from jobs import build_dataset
-from jobs.build_dataset import build
 from jobs.cli.config import load_config
+from jobs.launch.dataset_build import build
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -147,7 +147,7 @@ def test_killed_at_any_moment_then_repeated(spark, project):
     ],
 )
 def test_bad_input_is_one_sentence_before_spark_starts(project, run_here, monkeypatch, overrides, code, message):
-    monkeypatch.setattr(build_dataset, "start_spark", None)
+    monkeypatch.setattr("pipeline.session.start_spark", None)
     found, out, error = run_here(build_dataset.main, "--config", project, *overrides)
     assert (found, out) == (code, "")
     assert error.startswith("error: ") and error.count("\n") == 1

@@ -54,12 +54,19 @@ def train_here(module: str, words: Sequence[str], log: Path) -> None:
 def test_leaderboard(make_dataset, tmp_path: Path, run_here, one_rank, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = make_dataset(valid=((64,),), test=((64,),)).path
     path, output = tmp_path / "leaderboard.toml", tmp_path / "board"
-    text = LEADERBOARD.format(output=output, config=write_config(tmp_path, dataset))
+    config = write_config(tmp_path, dataset)
+    text = LEADERBOARD.format(output=output, config=config)
     path.write_text(text)
+
+    def change_config_and_train(module: str, words: Sequence[str], log: Path) -> None:
+        config.write_text("changed = 'meanwhile'")  # the child has its config from its parent
+        train_here(module, words, log)
+
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # the other tests' own
     with monkeypatch.context() as patch:
-        patch.setattr(matrix_run, "_call", train_here)
+        patch.setattr(matrix_run, "_call", change_config_and_train)
         code, out, error = run_here(leaderboard.main, "--config", path)
+    write_config(tmp_path, dataset)
     assert code == 0, error
     assert "2 seeds  test auc" in out and "reference" in out
     table = (output / "leaderboard.csv").read_text()

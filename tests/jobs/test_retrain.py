@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -72,14 +73,21 @@ def retrain(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two days, retrained."""
+    """Two days, retrained; as soon as it has begun, its config file is no config any more."""
     folder = tmp_path_factory.mktemp("log")
-    (folder / "c.toml").write_text(CONFIG.format(folder=folder), encoding="utf-8")
+    config = folder / "c.toml"
+    config.write_text(CONFIG.format(folder=folder), encoding="utf-8")
     write_day(folder, 1)
     write_day(folder, 2, devices=("phone", "tv", "watch"))
-    done = retrain(folder)
-    assert done.returncode == 0, done.stderr
-    assert "20240102: version 1 promoted, trained on 20240101" in done.stdout
+    command = [sys.executable, "-m", "jobs.retrain", "--config", str(config)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:
+        while not (folder / "retrain" / ".lock").exists() and job.poll() is None:
+            time.sleep(0.05)
+        config.write_text("[training]\nmax_epochs = 'changed meanwhile'\n", encoding="utf-8")
+        output, errors = job.communicate()
+    config.write_text(CONFIG.format(folder=folder), encoding="utf-8")
+    assert job.returncode == 0, errors
+    assert "20240102: version 1 promoted, trained on 20240101" in output
     return folder
 
 

@@ -12,6 +12,8 @@ from features.disk.artifact import ArtifactError, digest_of
 from jobs import serve
 from jobs.registry.found_artifact import find_artifact, find_in, open_registry
 from jobs.registry.store import RegistryError
+from jobs.scoring.score_rows import digest_of
+from jobs.serving import server
 from jobs.serving.score_request import TOKEN, Limits, RequestError, ScoreRequest
 from tests.jobs.registry.test_registry import make_artifact, make_registry
 
@@ -128,5 +130,5 @@ def test_no_part_of_an_answer_waits_for_the_clients_confirmation() -> None:
                 await writer.wait_closed()
         return found
 
-    with serve._bound("127.0.0.1", 0) as listener:
+    with server.bound("127.0.0.1", 0) as listener:
         assert asyncio.run(ask(listener))

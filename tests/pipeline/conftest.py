@@ -12,9 +12,9 @@ from features.disk.dataset import DatasetManifest
 @pytest.fixture
 def build(spark, tmp_path):
     """``build(features, pipeline) -> (manifest, folder)``: run the whole job on a config tree."""
-    from jobs.build_dataset import build as build_job
-    from jobs.build_dataset import check
     from jobs.cli.config import parse_config
+    from jobs.launch.dataset_build import build as build_job
+    from jobs.launch.dataset_build import check
 
     def run(features: dict, pipeline: dict, folder: str = "dataset") -> tuple[DatasetManifest, Path]:
         dataset = tmp_path / folder

@@ -80,8 +80,8 @@ def write_log(path: Path, rows: list[dict[str, str]]) -> str:
 
 
 def build_day(spark, folder, log: str, base=None, features=FEATURES) -> tuple[DatasetManifest, Learnt]:
-    from jobs.build_dataset import build, check
     from jobs.cli.config import parse_config
+    from jobs.launch.dataset_build import build, check
 
     pipeline = {"output": str(folder), "input": {"train": log}, "write": {"min_files": 2}}
     pipeline |= {"base": str(base)} if base else {}

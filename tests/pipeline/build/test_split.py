@@ -11,8 +11,8 @@ USER = {"label": "click", "sparse": [{"name": "user", "encoding": {"kind": "hash
 @pytest.fixture
 def splits(spark, tmp_path):
     """``splits(features, pipeline) -> {row: split}`` of the good rows, without writing a dataset."""
-    from jobs.build_dataset import check
     from jobs.cli.config import parse_config
+    from jobs.launch.dataset_build import check
     from pipeline.build.encode import prepare
     from pipeline.build.ingest import SPLIT, read_logs
     from pipeline.build.sources import plan_sources

@@ -64,7 +64,7 @@ def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) 
 def test_the_whole_road(
     spark: Any, bucket: Bucket, tmp_path: Path, one_rank: None, monkeypatch: pytest.MonkeyPatch, scheme: str
 ) -> None:
-    from jobs.build_dataset import build
+    from jobs.launch.dataset_build import build
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()

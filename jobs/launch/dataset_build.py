@@ -1,0 +1,117 @@
+"""A build under Spark: the checks of the whole config, the build, its summary in build.json and in words."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from features.disk.atomic import write_json
+from features.disk.dataset import BUILD_NAME, DatasetManifest
+from features.disk.object_store import ObjectPath
+from features.disk.place import Place, temporary_folder
+from jobs.cli.config import Config
+from jobs.cli.conventions import place
+from jobs.cli.errors import ConfigError
+from pipeline.build.dataset import build_dataset
+from pipeline.build.sources import Plan, plan_sources
+from pipeline.build.split import parse_time
+from pipeline.config import TimeSplit
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+
+def check(config: Config) -> None:
+    """Check what only the whole config shows.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    pipeline, schema = config.pipeline, config.features
+    if not pipeline.input.train:
+        raise ConfigError("config key 'pipeline.input.train' is empty: give a path or a glob")
+    known = {feature.name for feature in schema.sparse}
+    unknown = sorted(set(pipeline.quality.features) - known)
+    if unknown:
+        raise ConfigError(f"config key 'pipeline.quality.features.{unknown[0]}': no sparse feature has this name")
+    if isinstance(pipeline.split, TimeSplit):
+        if schema.timestamp is None:
+            raise ConfigError("config key 'pipeline.split': a time split needs features.timestamp")
+        times = {name: getattr(pipeline.split, name) for name in ("valid_from", "test_from")}
+        seconds = {}
+        for name, text in times.items():
+            try:
+                seconds[name] = parse_time(text) if text is not None else None
+            except ValueError as error:
+                raise ConfigError(f"config key 'pipeline.split.{name}': {text!r} is no ISO date or time") from error
+        if seconds["test_from"] is not None and seconds["test_from"] <= seconds["valid_from"]:
+            raise ConfigError("config key 'pipeline.split.test_from' must be later than valid_from")
+
+
+def build(spark: "SparkSession", config: Config, plan: Plan | None = None) -> dict[str, Any]:
+    """Build one dataset, commit it, and leave a summary beside its manifest.
+
+    Args:
+        spark: a session; settings that the result depends on are pinned here.
+        config: the whole config.
+        plan: what to read, if already known.
+
+    Returns:
+        The summary that is also written to ``build.json``.
+
+    Raises:
+        LogError, DatasetError: one sentence about what is wrong with the input or the output.
+    """
+    started = time.perf_counter()
+    output = place(config.pipeline.output)
+    plan = plan or plan_sources(config.pipeline, config.features)
+    manifest, warnings = build_dataset(spark, config.features, config.pipeline, config.to_dict(), plan)
+    summary = _summarise(manifest, warnings, output, time.perf_counter() - started)
+    if isinstance(output, ObjectPath):
+        with temporary_folder() as folder:
+            write_json(folder / BUILD_NAME, summary)
+            output.upload(folder, [BUILD_NAME])
+    else:
+        write_json(output / BUILD_NAME, summary)
+    return summary
+
+
+def _summarise(manifest: DatasetManifest, warnings: list[str], output: Place, seconds: float) -> dict[str, Any]:
+    return {
+        "dataset": str(output),
+        "rows": manifest.num_input_rows,
+        "splits": {
+            name: {
+                "rows": split.num_rows,
+                "files": len(split.files),
+                "row_groups": sum(len(file.row_groups) for file in split.files),
+                "bytes": sum(file.num_bytes for file in split.files),
+                "label_rate": split.label_rate,
+            }
+            for name, split in manifest.splits.items()
+        },
+        "rejected": manifest.rejected.num_rows,
+        "reasons": manifest.rejected.reasons,
+        "duplicates": manifest.num_duplicates,
+        "warnings": warnings,
+        "seconds": round(seconds, 3),
+        "rows_per_second": round(manifest.num_input_rows / seconds, 1),
+    }
+
+
+def describe(summary: dict[str, Any]) -> str:
+    """Describe a build for a person.
+
+    Args:
+        summary: as ``build`` returns it.
+    """
+    lines = [f"warning: {warning}" for warning in summary["warnings"]]
+    lines.append(f"{summary['rows']:,} rows read")
+    for name, split in summary["splits"].items():
+        lines.append(
+            f"  {name:<6}{split['rows']:>12,} rows, {split['files']} files, {split['row_groups']} row groups, "
+            f"{split['bytes'] / 1e6:.1f} MB, label rate {split['label_rate']:.4f}"
+        )
+    reasons = "; ".join(f"{count:,} {reason}" for reason, count in summary["reasons"].items())
+    lines.append(f"  rejected {summary['rejected']:,}" + (f" ({reasons})" if reasons else ""))
+    lines.append(f"  duplicates {summary['duplicates']:,}")
+    lines.append(f"{summary['dataset']}: {summary['seconds']:.1f} s, {summary['rows_per_second']:,.0f} rows/s")
+    return "\n".join(lines)

@@ -1,0 +1,167 @@
+"""retrain: the steps of one retraining, from what is new to a verdict that is carried out; and its summaries."""
+
+import json
+import shutil
+import time
+from functools import partial
+from typing import Any
+
+from features.disk.atomic import write_json
+from jobs.registry.model_versions import ModelVersion
+from jobs.registry.store import RegistryError
+from jobs.retraining.alert import alert
+from jobs.retraining.candidate import Candidate, carry_out
+from jobs.retraining.partitions import build, check_partition, find_dates
+from jobs.retraining.raw_partitions import date_of
+from jobs.retraining.retrain_folder import RetrainFolder
+from jobs.retraining.retry import Steps
+
+Ended = tuple[dict[str, Any], str]
+"""What a retraining came to, for programs and for a person."""
+
+
+def retrain(place: RetrainFolder, steps: Steps, as_of: str | None) -> Ended:
+    """Do all steps that are not done; returns what became of the newest day.
+
+    Args:
+        place: folder of the retraining.
+        steps: does each step, with retries.
+        as_of: date to retrain as if it were; None: all there is.
+    """
+    started = time.perf_counter()
+    _finish(place, steps)
+    if files := place.undated_files():
+        steps.do("dates", partial(find_dates, place, files))
+    raw = place.raw()
+    if names := place.look(as_of, steps.do("look", place.champion)).build:
+        steps.do("build", partial(build, place, {name: raw[name] for name in names}))
+    for name in place.built():
+        if not place.note("checks", name).exists():
+            steps.do("check", partial(check_partition, place, name))
+    champion = steps.do("look", place.champion)
+    todo = place.look(as_of, champion)
+    if todo.test is None:
+        return _nothing(place, as_of, champion)
+    if place.note("verdicts", todo.test).exists():
+        return _done_before(place, todo.test)
+    candidate = Candidate(place, todo, todo.test, champion)
+    window = steps.do("window", candidate.join)
+    steps.do("train", candidate.train)
+    found, metrics = steps.do("judge", candidate.judge)
+    steps.do("export", candidate.export)
+    steps.do("report", candidate.report)
+    version = steps.do("register", partial(candidate.register, metrics["candidate"]))
+    word = "promoted" if found.passed else "refused"
+    summary = {
+        "day": todo.test,
+        "verdict": word,
+        "stopped_by": None if found.passed else "gate",
+        "version": version,
+        "champion_version": version if found.passed else champion and champion.version,
+        "auc": metrics["candidate"]["auc"],
+        "logloss": metrics["candidate"]["logloss"],
+        "trained_on": list(todo.train),
+        "train_rows": window.split("train").num_rows,
+        "is_warm": todo.is_warm,
+        "metrics": metrics,
+        "gate": found.to_json(),
+        "is_done": False,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    # Before it is carried out: killed in between, a retraining would not know any more what it had decided.
+    write_json(place.note("verdicts", todo.test), summary)
+    summary = steps.do("promote", partial(carry_out, place, summary))
+    head = f"{todo.test}: version {version} {word}, trained on {', '.join(todo.train)}"
+    return summary, f"{found.table()}\n{head}, {summary['seconds']:.0f} s"
+
+
+def _finish(place: RetrainFolder, steps: Steps) -> None:
+    """Remove what a killed retraining left, and carry out what it had decided."""
+    for leftover in [*place.root.glob("windows/.*"), *place.root.glob("runs/*/.artifact.*.tmp")]:
+        shutil.rmtree(leftover)
+    for path in sorted(place.root.glob("verdicts/*.json")):
+        verdict = json.loads(path.read_text(encoding="utf-8"))
+        if not verdict["is_done"]:
+            steps.do("promote", partial(carry_out, place, verdict))
+
+
+def _done_before(place: RetrainFolder, day: str) -> Ended:
+    """What was said then is said again: the retraining may have been killed before it could tell."""
+    return json.loads(place.note("verdicts", day).read_text(encoding="utf-8")), f"{day}: done before"
+
+
+def _nothing(place: RetrainFolder, as_of: str | None, champion: ModelVersion | None) -> Ended:
+    serving, stopped = champion and champion.version, place.stopped()
+    built = place.built()
+    newest = max((name for name in built if as_of is None or date_of(name) <= as_of), default=None)
+    if newest and newest == max(built) and place.note("verdicts", newest).exists():
+        return _done_before(place, newest)
+    if newest in stopped:
+        summary = {"day": newest, "verdict": "stopped", "stopped_by": "data checks", "champion_version": serving}
+        return summary, f"{newest} is not trained on: {place.note('checks', newest)} says why"
+    summary = {"day": newest, "verdict": "nothing", "stopped_by": None, "champion_version": serving}
+    return summary, "nothing is new: there is no day before the newest one that the champion has not seen"
+
+
+def failure(place: RetrainFolder, step: str, error: Exception) -> dict[str, Any]:
+    """Summarise a retraining that failed at a step."""
+    try:
+        champion = place.champion()
+    except RegistryError:
+        champion = None
+    return {
+        "day": max(place.built(), default=None),
+        "verdict": "failed",
+        "stopped_by": step,
+        "step": step,
+        "error": f"{error}" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}",
+        "champion_version": champion and champion.version,
+    }
+
+
+def left_out(place: RetrainFolder) -> dict[str, Any]:
+    """Count rows of the log that are in no partition: those that came late, and those without a readable time."""
+    late = {name: {"files": len(part.files), "rows": part.num_rows} for name, part in place.late().items()}
+    found = {"late": late, "changed": place.changed(), "undated_rows": place.dates.num_undated()}
+    return {name: rows for name, rows in found.items() if rows}
+
+
+def warnings(without: dict[str, Any]) -> list[str]:
+    """Say what is left out for a person, a line each."""
+    lines = []
+    for name, late in without.get("late", {}).items():
+        rows = "" if late["rows"] is None else f" with {late['rows']:,} rows"
+        lines.append(f"warning: {date_of(name)}: {late['files']} files{rows} came late and are left out (retrain.late)")
+    for name, more in without.get("changed", {}).items():
+        lines.append(f"warning: {name}: its raw files have changed by {more:+,} rows since it was built")
+    if undated := without.get("undated_rows"):
+        lines.append(f"warning: {undated:,} rows have no readable time and are in no partition")
+    return lines
+
+
+def end(place: RetrainFolder, summary: dict[str, Any]) -> None:
+    """Leave the summary for the scheduler, and tell whoever wants to know, of what was so before only once."""
+    path = place.root / "last.json"
+    is_news = not path.exists() or json.loads(path.read_text(encoding="utf-8")) != summary
+    try:
+        write_json(path, summary)
+    finally:
+        if is_news or summary["verdict"] == "failed":
+            alert(summary, place.rules.alert_on)
+
+
+def describe(place: RetrainFolder, as_of: str | None) -> str:
+    """Say what would be done, and do nothing."""
+    lines = []
+    if files := place.undated_files():
+        lines.append(f"would look for dates in {len(files)} files first, which will show more than is known now")
+        if not place.dates.files():
+            return lines[0]
+    todo = place.look(as_of, place.champion())
+    lines.append(f"would build and check {', '.join(todo.build) or 'nothing'}")
+    if todo.test is None:
+        lines.append("would train nothing" + (" before that is checked" if todo.build else ": nothing is new"))
+    else:
+        start = "from the champion" if todo.is_warm else "from nothing"
+        lines.append(f"would train {start} on {', '.join(todo.train)} and compare on {todo.test}, if checks allow it")
+    return "\n".join(lines)

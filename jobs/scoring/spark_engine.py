@@ -1,0 +1,26 @@
+"""score_with_spark: raw logs -> a folder of scores, on Spark's executors."""
+
+import os
+from argparse import Namespace
+
+from jobs.cli.conventions import EXIT_DATA
+from jobs.scoring.score_folder import plan_job, score_folder
+from jobs.scoring.score_rows import describe, exceeds_limit
+from pipeline.executors.tasks import start_tasks
+from pipeline.session import stop_spark
+
+
+def score_with_spark(arguments: Namespace) -> int:
+    """Score on Spark's executors; returns the exit code.
+
+    Args:
+        arguments: of ``jobs.score``.
+    """
+    job = plan_job(arguments.artifact, arguments.input, arguments.output, arguments.registry)
+    spark = start_tasks("PYSPARK_GATEWAY_PORT" in os.environ, arguments.verbose)
+    try:
+        summary = score_folder(spark, job)
+    finally:
+        stop_spark(spark)
+    print(describe(summary["rows"], summary["errors"], job.output), f"in {len(job.files):,} files")
+    return EXIT_DATA if exceeds_limit(summary["rows"], summary["errors"], job.predictor) else 0
