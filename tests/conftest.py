@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-pytest_plugins = ("tests.stand_ins.tiny_dataset", "tests.stand_ins.object_store")
+pytest_plugins = ("tests.stand_ins.tiny_dataset", "tests.stand_ins.object_store", "tests.stand_ins.plugin")
 
 # Tests run small jobs in young JVMs: the optimising compiler costs more than it saves.
 os.environ.setdefault("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1")

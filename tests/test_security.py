@@ -5,7 +5,9 @@ import os
 import pickle
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,12 @@ from torch import nn
 from features.disk.artifact import ArtifactError
 from features.disk.dataset import DatasetError, DatasetManifest
 from features.rawlog import LogError, LogFormat, read_rows
-from tests.fuzz.targets import digests, make_artifact, make_checkpoint, make_dataset
+from tests.fuzz.targets import CONFIG, digests, make_artifact, make_checkpoint, make_dataset
 from tests.stand_ins.tiny_dataset import describe_file
 from training.config import TrainingConfig
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
+from training.plugins import PluginError
 from training.sharding import checkpoint
 from training.sharding.checkpoint_reader import CheckpointError
 from training.ship.predict import Predictor
@@ -296,6 +299,74 @@ def test_names_and_links_in_an_artifact(tmp_path: Path) -> None:
     (artifact / "golden.jsonl").symlink_to(tmp_path / "golden.jsonl")
     with pytest.raises(ArtifactError, match="leads out of its folder"):
         Predictor.load(artifact)
+
+
+# ------------------------------------------------------------------------------------------------------------- plugins
+
+
+@pytest.fixture
+def trap(user_modules: Callable[[dict[str, str]], Path], proof: Path) -> str:
+    """A module that can be imported here, as any of the standard library can, and that attacks when it is."""
+    user_modules(
+        {"trap/__init__.py": "", "trap/sprung.py": f"from pathlib import Path\nPath({str(proof)!r}).touch()\n"}
+    )
+    return "trap.sprung"
+
+
+def name_plugins(config: Path, *names: str) -> None:
+    tree = json.loads(config.read_text())
+    tree["training"]["plugins"] = names
+    config.write_text(json.dumps(tree))
+
+
+def test_an_artifact_imports_no_module(tmp_path: Path, trap: str, proof: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = tmp_path / "artifact"
+    artifact.mkdir()
+    make_artifact(artifact)
+
+    def load(*names: str) -> None:
+        name_plugins(artifact / "config.json", *names)
+        description = json.loads((artifact / "artifact.json").read_text())
+        (artifact / "artifact.json").write_text(json.dumps({**description, "files": digests(artifact)}))
+        Predictor.load(artifact)
+
+    for names in ((trap,), ("os", trap), ("trap", trap), (f"{trap} ",), ("./trap/sprung",), ("trap:sprung",)):
+        with pytest.raises(ArtifactError, match=r"artifact needs the plugin .*trap.* set TWINFOCUS_PLUGINS="):
+            load(*names)
+    monkeypatch.setenv("TWINFOCUS_PLUGINS", "trap.other, other.sprung,sprung")
+    with pytest.raises(ArtifactError, match=r"artifact needs the plugin 'trap\.sprung'.* set TWINFOCUS_PLUGINS="):
+        load(trap)
+    assert not proof.exists() and trap not in sys.modules
+    monkeypatch.setenv("TWINFOCUS_PLUGINS", f"trap.other, {trap}")
+    load(trap)
+    assert proof.exists(), "what the user names is imported"
+
+
+def test_a_run_imports_no_module(tmp_path: Path, trap: str, proof: Path) -> None:
+    """Neither a run that is exported, nor one that another begins from, goes on from or is compared with."""
+    from jobs.cli.config import is_saved_config, load_config, parse_config
+    from training.fit.run import Run, find_warm_start
+
+    path = tmp_path / "config.toml"
+    make_dataset(tmp_path / "dataset")
+    path.write_text(CONFIG)
+    config = load_config([str(path)])
+    run = Run(tmp_path / "run")
+    run.write("config.json", config.to_dict())
+    dataset = Dataset.open(tmp_path / "dataset")
+    run.write("dataset.json", {"schema_fingerprint": dataset.manifest.schema_fingerprint})
+    dataset.learnt.save(run.path / "learnt")
+    name_plugins(run.path / "config.json", trap)
+    saved = run.read("config.json")
+    message = r"run needs the plugin 'trap\.sprung'"
+    with pytest.raises(PluginError, match=message):
+        run.config()
+    with pytest.raises(PluginError, match=message):
+        find_warm_start(replace(config.training, warm_start=str(run.path)), dataset)
+    with pytest.raises(PluginError, match=message):
+        parse_config(saved, run.path)
+    assert not is_saved_config(saved, config)
+    assert not proof.exists() and trap not in sys.modules
 
 
 # -------------------------------------------------------------------------------------------------------------- others
