@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, WrapValidator
 
-VARIABLE = "TWINFOCUS_PLUGINS"
+PLUGINS_VARIABLE = "TWINFOCUS_PLUGINS"
 """Environment variable: modules, with commas between them, that a saved config may ask for."""
 MODULE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$"
 """Names that a plugin's module may have."""
@@ -196,7 +196,7 @@ def load_plugins(training: Any) -> None:
     for name in names:
         _import(name)
     if names:
-        os.environ[VARIABLE] = ",".join(dict.fromkeys([*_allowed(), *names]))
+        os.environ[PLUGINS_VARIABLE] = ",".join(dict.fromkeys([*_allowed(), *names]))
 
 
 def load_saved_plugins(training: Any, source: object) -> None:
@@ -216,7 +216,7 @@ def load_saved_plugins(training: Any, source: object) -> None:
         if name not in sys.modules and name not in _allowed():
             raise PluginError(
                 f"{source} needs the plugin {name!r:.80}, and no file may choose which code runs here: if you trust "
-                f"that module, set {VARIABLE}={name:.80}"
+                f"that module, set {PLUGINS_VARIABLE}={name:.80}"
             )
         _import(name)
 
@@ -229,7 +229,7 @@ def _plugins_of(training: Any) -> list[str]:
 
 
 def _allowed() -> list[str]:
-    return [name.strip() for name in os.environ.get(VARIABLE, "").split(",") if name.strip()]
+    return [name.strip() for name in os.environ.get(PLUGINS_VARIABLE, "").split(",") if name.strip()]
 
 
 def _import(name: str) -> None:

@@ -27,7 +27,7 @@ def user_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
     folder.mkdir()
     states = [kinds.state() for kinds in plugins._ALL_KINDS]
     modules = set(sys.modules)
-    monkeypatch.setenv(plugins.VARIABLE, "")
+    monkeypatch.setenv(plugins.PLUGINS_VARIABLE, "")
     monkeypatch.syspath_prepend(folder)
 
     def write(files: dict[str, str]) -> Path:

@@ -240,13 +240,13 @@ def test_a_model_of_plugins_trains_ships_and_scores(
 
     # Another process, whose user names no plugin, one who names it, and one who has another version of it.
     forget("my_package")
-    monkeypatch.setenv(plugins.VARIABLE, "")
+    monkeypatch.setenv(plugins.PLUGINS_VARIABLE, "")
     with pytest.raises(ArtifactError, match=r"artifact needs the plugin 'my_package\.encoders'.* set TWINFOCUS"):
         Predictor.load(tmp_path / "artifact")
     with pytest.raises(PluginError, match=r"run needs the plugin 'my_package\.encoders'"):
         load_best(run)
     assert "my_package" not in sys.modules
-    monkeypatch.setenv(plugins.VARIABLE, "my_package.encoders, my_package.objectives")
+    monkeypatch.setenv(plugins.PLUGINS_VARIABLE, "my_package.encoders, my_package.objectives")
     assert (Predictor.load(tmp_path / "artifact").predict(raw_rows(50, seed=1)) == expected).all()
     assert load_best(run).config.model.hard.kind == "inner_product"
 
