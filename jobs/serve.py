@@ -5,7 +5,7 @@ import argparse
 from jobs.cli.conventions import plain_parser, run_program
 from jobs.launch.loopback import LOOPBACK
 from jobs.registry.found_artifact import MODELS, REGISTRY
-from jobs.serving.score_request import TOKEN, Limits
+from jobs.serving.score_request import TOKEN, RequestLimits
 from jobs.serving.server import serve
 
 _EXAMPLE = (
@@ -22,7 +22,7 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    limits = Limits()
+    limits = RequestLimits()
     parser = plain_parser(
         "jobs.serve",
         "Serve a model over HTTP: POST /v1/score, GET /healthz, /metrics, /docs, /openapi.json. Where "

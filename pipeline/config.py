@@ -83,7 +83,7 @@ SplitRule = Annotated[FilesSplit | TimeSplit | HashSplit, Field(discriminator="k
 
 
 @dataclass(frozen=True, config=STRICT)
-class Limits:
+class QualityLimits:
     """Highest rates a feature may have in the training split; None: no limit."""
 
     max_null_rate: float | None = None
@@ -99,8 +99,8 @@ class QualityConfig:
     """Malformed rows beyond this share of the input fail the job."""
     action: Literal["warn", "fail"] = "warn"
     """Action when a feature exceeds its limits."""
-    limits: Limits = field(default_factory=Limits)
-    features: dict[str, Limits] = field(default_factory=dict)
+    limits: QualityLimits = field(default_factory=QualityLimits)
+    features: dict[str, QualityLimits] = field(default_factory=dict)
     """Per-feature limits; a value given here replaces the one in ``limits``."""
 
 

@@ -344,7 +344,7 @@ def test_an_artifact_imports_no_module(tmp_path: Path, trap: str, proof: Path, m
 
 def test_a_run_imports_no_module(tmp_path: Path, trap: str, proof: Path) -> None:
     """Neither a run that is exported, nor one that another begins from, goes on from or is compared with."""
-    from jobs.cli.config import is_saved_config, load_config, parse_config
+    from jobs.cli.config import is_saved_config, load_config, parse_config, read_resolved
     from training.fit.run import Run, find_warm_start
 
     path = tmp_path / "config.toml"
@@ -365,6 +365,8 @@ def test_a_run_imports_no_module(tmp_path: Path, trap: str, proof: Path) -> None
         find_warm_start(replace(config.training, warm_start=str(run.path)), dataset)
     with pytest.raises(PluginError, match=message):
         parse_config(saved, run.path)
+    with pytest.raises(PluginError, match=r"config\.json needs the plugin 'trap\.sprung'"):
+        read_resolved(str(run.path / "config.json"))
     assert not is_saved_config(saved, config)
     assert not proof.exists() and trap not in sys.modules
 

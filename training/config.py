@@ -70,7 +70,7 @@ class StreamGatesSelection:
 
 
 _Selections = SeparateSelection | GateSelection | MoESelection | StreamGatesSelection | SharedSelection
-Selection = Annotated[_Selections, Field(discriminator="kind"), SELECTION_KINDS.opened(_Selections)]
+SelectionConfig = Annotated[_Selections, Field(discriminator="kind"), SELECTION_KINDS.opened(_Selections)]
 
 # ------------------------------------------------------------------------------------------------------------ encoders
 
@@ -192,8 +192,8 @@ DeepEncoder = (
     | LinearEncoder
 )
 _EasyEncoders = DeepEncoder | NoEncoder
-Encoder = Annotated[DeepEncoder, Field(discriminator="kind"), ENCODER_KINDS.opened(DeepEncoder)]
-EasyEncoder = Annotated[_EasyEncoders, Field(discriminator="kind"), ENCODER_KINDS.opened(_EasyEncoders)]
+EncoderConfig = Annotated[DeepEncoder, Field(discriminator="kind"), ENCODER_KINDS.opened(DeepEncoder)]
+EasyEncoderConfig = Annotated[_EasyEncoders, Field(discriminator="kind"), ENCODER_KINDS.opened(_EasyEncoders)]
 
 # -------------------------------------------------------------------------------------------------------------- fusion
 
@@ -251,7 +251,7 @@ class SingleFusion:
 
 
 _Fusions = WeightedSumFusion | VotingFusion | ConcatFusion | MoEFusion | SumFusion | BilinearFusion | SingleFusion
-Fusion = Annotated[_Fusions, Field(discriminator="kind"), FUSION_KINDS.opened(_Fusions)]
+FusionConfig = Annotated[_Fusions, Field(discriminator="kind"), FUSION_KINDS.opened(_Fusions)]
 
 # ----------------------------------------------------------------------------------------------------------- objective
 
@@ -282,7 +282,7 @@ class BCEObjective:
 
 
 _Objectives = TwinFocusObjective | BCEObjective
-Objective = Annotated[_Objectives, Field(discriminator="kind"), OBJECTIVE_KINDS.opened(_Objectives)]
+ObjectiveConfig = Annotated[_Objectives, Field(discriminator="kind"), OBJECTIVE_KINDS.opened(_Objectives)]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -291,11 +291,11 @@ class ModelConfig:
 
     embedding_dim: Positive = 16
     embedding_init_std: Annotated[float, Field(ge=0)] = 1e-4
-    selection: Selection = field(default_factory=SeparateSelection)
-    easy: EasyEncoder = field(default_factory=lambda: MLPEncoder(hidden_units=(400, 400)))
-    hard: Encoder = field(default_factory=MLPEncoder)
-    fusion: Fusion = field(default_factory=WeightedSumFusion)
-    objective: Objective = field(default_factory=TwinFocusObjective)
+    selection: SelectionConfig = field(default_factory=SeparateSelection)
+    easy: EasyEncoderConfig = field(default_factory=lambda: MLPEncoder(hidden_units=(400, 400)))
+    hard: EncoderConfig = field(default_factory=MLPEncoder)
+    fusion: FusionConfig = field(default_factory=WeightedSumFusion)
+    objective: ObjectiveConfig = field(default_factory=TwinFocusObjective)
 
     def __post_init__(self) -> None:
         if (self.easy.kind == "none") != (self.fusion.kind == "single"):

@@ -89,6 +89,7 @@ def read_resolved(path: str) -> Config:
 
     Raises:
         ConfigError: the file is absent or no JSON object; or as ``load_config``.
+        PluginError: the file needs a plugin that the user has not named.
     """
     try:
         tree = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -96,7 +97,7 @@ def read_resolved(path: str) -> Config:
         raise ConfigError(f"config {path} cannot be read: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"config {path} cannot be read: it is no JSON object")
-    return parse_config(tree)
+    return parse_config(tree, path)
 
 
 def read_toml(path: str) -> dict[str, Any]:

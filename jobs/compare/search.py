@@ -17,6 +17,7 @@ from features.disk.dataset import DatasetManifest
 from features.schema import STRICT
 from jobs.cli.config import Config, Entry, Texts, check_names, load_config
 from jobs.cli.errors import ConfigError
+from training.config import Positive
 
 THE_SAME_FOR_ALL = ("dataset", "monitor", "max_epochs", "device")
 """Training keys by which trials can be ranked beside each other."""
@@ -24,7 +25,6 @@ NOT_SEARCHED = (*THE_SAME_FOR_ALL, "num_workers", "threads_per_worker")
 """A trial is one worker, and its threads decide nothing but time."""
 Scalar = bool | int | float | str
 Value = Scalar | list[Scalar]
-Positive = Annotated[int, Field(ge=1)]
 
 
 @checked(frozen=True, config=STRICT)

@@ -22,6 +22,7 @@ from jobs.cli.config import Config, load_config
 from jobs.cli.config_arguments import hand_on
 from pipeline.session import JAVA_OPTIONS
 from training.data.opened_dataset import Dataset
+from training.data.reader import Reader
 from training.judge.metrics import evaluate
 
 LINEAR = 'training.model={easy={kind="linear"},hard={kind="linear"},fusion={kind="sum"},objective={kind="bce"}}'
@@ -151,7 +152,7 @@ def _read_split(dataset: Path, split: str, columns: list[str]) -> Any:
 
 def _read_speed(dataset: Path, config: Config) -> float:
     """Rows a second through the reader alone, over one epoch of the training split."""
-    reader = Dataset.open(dataset).reader("train", config.training)
+    reader = Reader(Dataset.open(dataset), "train", config.training)
     started = time.perf_counter()
     rows = sum(batch.num_rows for batch in reader.batches(epoch=0))
     return rows / (time.perf_counter() - started)

@@ -16,7 +16,7 @@ from ray.serve.exceptions import RayServeException
 
 from jobs.registry.found_artifact import FoundArtifact
 from jobs.serving.score_api_page import render
-from jobs.serving.score_request import MAX_NUMBER, TOKEN, Limits, RequestError, ScoreRequest
+from jobs.serving.score_request import MAX_NUMBER, TOKEN, RequestError, RequestLimits, ScoreRequest
 from jobs.serving.scorer import Scores
 from jobs.serving.service import Service
 
@@ -62,7 +62,7 @@ class Health(BaseModel):
     registry: str | None = Field(description="Why nobody knows which version should serve")
 
 
-def make_api(service: Service, limits: Limits, token: str | None = None) -> FastAPI:
+def make_api(service: Service, limits: RequestLimits, token: str | None = None) -> FastAPI:
     """The application that answers for a service.
 
     Args:
@@ -122,7 +122,7 @@ def make_api(service: Service, limits: Limits, token: str | None = None) -> Fast
     return api
 
 
-async def _score(service: Service, request: Request, limits: Limits) -> Response:
+async def _score(service: Service, request: Request, limits: RequestLimits) -> Response:
     try:
         parsed = ScoreRequest.parse(await _read(request, limits.body), limits)
         artifact, scores = await service.score(parsed)
@@ -172,7 +172,7 @@ def _unavailable(detail: str) -> Response:
     return JSONResponse({"detail": detail}, 503, {"Retry-After": "1"})
 
 
-def _with_columns(document: dict[str, Any], columns: Sequence[str], limits: Limits) -> dict[str, Any]:
+def _with_columns(document: dict[str, Any], columns: Sequence[str], limits: RequestLimits) -> dict[str, Any]:
     """The OpenAPI document, with what a row of the version that serves must look like."""
     text = {"type": "string", "maxLength": limits.value}
     number = {"type": "number", "minimum": -MAX_NUMBER, "maximum": MAX_NUMBER}

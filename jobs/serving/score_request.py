@@ -24,7 +24,7 @@ class RequestError(ValueError):
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """Of one request.
 
     Attributes:
@@ -43,10 +43,10 @@ class ScoreRequest:
     """Rows to be scored."""
 
     rows: Sequence[Mapping[str, Any]]
-    limits: Limits
+    limits: RequestLimits
 
     @classmethod
-    def parse(cls, body: bytes, limits: Limits) -> "ScoreRequest":
+    def parse(cls, body: bytes, limits: RequestLimits) -> "ScoreRequest":
         """Read ``{"rows": [{column: value, ...}, ...]}``, or the list alone.
 
         Raises:

@@ -17,7 +17,7 @@ from jobs.cli.conventions import EXIT_DATA
 from jobs.cli.errors import ConfigError
 from jobs.launch.loopback import LOOPBACK, loopback_settings
 from jobs.registry.found_artifact import MODELS, FoundArtifact, find_artifact, find_in, open_registry
-from jobs.serving.score_request import TOKEN, Limits
+from jobs.serving.score_request import TOKEN, RequestLimits
 
 if TYPE_CHECKING:
     from jobs.serving.service import Service, ServiceConfig
@@ -123,7 +123,7 @@ def _answer(arguments: argparse.Namespace, find: Callable[[], FoundArtifact], li
     from jobs.serving.service import Service
     from jobs.serving.service_metrics import ServiceMetrics
 
-    limits = Limits(arguments.max_rows, arguments.max_bytes, arguments.max_value)
+    limits = RequestLimits(arguments.max_rows, arguments.max_bytes, arguments.max_value)
     service = Service(find, _service_config(arguments), ServiceMetrics(), _log)
     service.start()
     stopped = threading.Event()

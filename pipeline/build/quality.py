@@ -17,7 +17,7 @@ from pipeline.build.encode import DUPLICATE, dense, dropped
 from pipeline.build.ingest import FILE, LINE, REASON, ROW_ID, SPLIT
 from pipeline.build.sources import find_line
 from pipeline.build.vocabulary import rounded, token_of
-from pipeline.config import Limits, QualityConfig
+from pipeline.config import QualityConfig, QualityLimits
 
 
 @dataclass(frozen=True)
@@ -197,8 +197,8 @@ def beyond_limits(statistics: dict[str, FeatureStatistics], config: QualityConfi
     rates = {"max_null_rate": "null_rate", "max_oov_rate": "oov_rate", "max_collision_rate": "collision_rate"}
     found = []
     for name, values in statistics.items():
-        own = config.features.get(name, Limits())
-        for limit in fields(Limits):  # pyright: ignore[reportArgumentType]
+        own = config.features.get(name, QualityLimits())
+        for limit in fields(QualityLimits):  # pyright: ignore[reportArgumentType]
             bound = getattr(own, limit.name)
             bound = getattr(config.limits, limit.name) if bound is None else bound
             rate = getattr(values, rates[limit.name])

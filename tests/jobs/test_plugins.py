@@ -53,7 +53,7 @@ def test_training_under_ray_exporting_scoring_and_serving(
     assert call("score", "--artifact", artifact, "--input", log, "--output", tmp_path / "here.csv").returncode == 0
     spread = call("score", "--engine", "spark", "--artifact", artifact, "--input", log, "--output", tmp_path / "there")
     assert spread.returncode == 0, spread.stderr
-    with (tmp_path / "here.csv").open() as here, (tmp_path / "there" / "log.csv.csv").open() as there:
+    with (tmp_path / "here.csv").open() as here, (tmp_path / "there" / "log.csv").open() as there:
         scores, others = ([float(row["probability"]) for row in csv.DictReader(file)] for file in (here, there))
     assert scores == others and len(set(scores)) > 10
     with started(tmp_path, "--artifact", artifact) as service:

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.cli.config import Config, ConfigError, load_config, parse_config
+from features.disk.artifact import ArtifactError
+from jobs.cli.config import Config, load_config, parse_config
+from jobs.cli.errors import ConfigError
 from tests.stand_ins.plugin import page_files
 from tests.stand_ins.tiny_dataset import TINY_FEATURES, TinyDataset
 from tests.stand_ins.tiny_model import COLUMNS, raw_rows
@@ -23,7 +25,7 @@ from training.model.encoders import ENCODERS
 from training.model.objective import OBJECTIVES
 from training.plugins import PluginError
 from training.ship.export import export, load_best
-from training.ship.predict import ArtifactError, Predictor
+from training.ship.predict import Predictor
 
 UserModules = Callable[[dict[str, str]], Path]
 
@@ -196,7 +198,7 @@ def test_the_pages_encoder_and_objective_against_naive_ones(user_modules: UserMo
     encoder = ENCODERS["inner_product"](model.hard, 3, 4)
     x_BFD = torch.randn(5, 3, 4)
     pairs = [(x_BFD[:, f] * x_BFD[:, g]).sum(1, keepdim=True) for f in range(3) for g in range(f + 1, 3)]
-    expected = encoder.layers(torch.cat([*x_BFD.unbind(1), *pairs], dim=1))
+    expected = encoder.get_submodule("layers")(torch.cat([*x_BFD.unbind(1), *pairs], dim=1))
     torch.testing.assert_close(encoder(x_BFD, torch.empty(5, 3, 0)), expected)
     assert encoder.output_dim == expected.shape[1] == 8
 

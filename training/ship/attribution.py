@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from features.encoding import Columns
 from features.schema import FeatureSchema
-from training.config import Objective
+from training.config import ObjectiveConfig
 from training.data.batch import Batch, to_batch
 from training.judge.calibration import Calibration
 from training.judge.metrics import Floats, auc, logloss, to_probs
@@ -47,7 +47,7 @@ def attribute(
     model: CTRModel,
     columns: Columns,
     schema: FeatureSchema,
-    objective: Objective,
+    objective: ObjectiveConfig,
     calibration: Calibration,
     *,
     num_repeats: int,

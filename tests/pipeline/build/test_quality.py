@@ -10,7 +10,7 @@ from features.disk.dataset import DatasetError, FeatureStatistics
 from features.hashing import hash_text, hash_to_id
 from jobs.cli.errors import ConfigError
 from pipeline.build.quality import beyond_limits
-from pipeline.config import Limits, QualityConfig
+from pipeline.config import QualityConfig, QualityLimits
 
 SPARSE = [
     {"name": "user", "encoding": {"kind": "hash", "num_buckets": 40}},
@@ -154,7 +154,7 @@ def test_duplicates_keep_the_earliest(build, read_split, tmp_path):
 
 def test_limits():
     values = FeatureStatistics(9, null_rate=0.3, oov_rate=0.2, head_share=0.1, max_id=3, collision_rate=None)
-    config = QualityConfig(limits=Limits(0.25, 0.1, 0.0), features={"b": Limits(max_null_rate=0.5)})
+    config = QualityConfig(limits=QualityLimits(0.25, 0.1, 0.0), features={"b": QualityLimits(max_null_rate=0.5)})
     found = beyond_limits({"a": values, "b": values}, config)
     assert [line.split(" is beyond")[0] for line in found] == [
         "feature 'a': null_rate 0.3000",
