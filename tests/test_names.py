@@ -91,3 +91,10 @@ def test_what_counts_as_a_public_name(tmp_path: Path) -> None:
     (tmp_path / "training" / "fit" / "two.py").write_text(text + "I = 7\n")
     two = ["training/fit/two.py", "jobs/one.py"]
     assert shared_names(tmp_path) == dict.fromkeys(("A", "B", "D", "G", "e"), two)
+
+
+def test_the_glossary_has_forty_words_each_once() -> None:
+    rows = [line for line in (ROOT / "docs" / "glossary.md").read_text().splitlines() if line.startswith("| ")]
+    words = [word.strip() for row in rows for word in row.split("|")[1].split(" (")[0].split(",")]
+    words = [word for word in words if word != "word"]
+    assert len(set(words)) == len(words) and 35 <= len(words) <= 45, words
