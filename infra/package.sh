@@ -9,7 +9,8 @@ import os
 import zipfile
 from pathlib import Path
 
-files = sorted(p for package in ("features", "pipeline", "training", "jobs") for p in Path(package).rglob("*.py"))
+sources = [p for package in ("features", "pipeline", "training", "jobs") for p in Path(package).rglob("*.py")]
+files = sorted([*sources, *Path("jobs/pages/templates").iterdir()])
 temporary = Path(f"dist/.twinfocus.{os.getpid()}.zip")
 with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
     for path in files:

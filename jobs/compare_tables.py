@@ -5,8 +5,8 @@ from typing import Any
 
 from jobs.cli.conventions import local, plain_parser, run_program
 from jobs.cli.text_table import text_table
-from jobs.pages.markup import shown
 from jobs.pages.table_section import NAME, rows
+from jobs.pages.values import shown
 
 
 def main() -> int:

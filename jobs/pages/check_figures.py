@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from jobs.pages.figure_style import BLUE, GREY, INK, ORANGE, RED, blank, dashed, list_names, plain
+from jobs.pages.figure_style import BLUE, GREY, INK, ORANGE, RED, blank, list_names, plain
 from jobs.retraining.data_checks import LEVELS, Result
+from jobs.retraining.raw_partitions import dashed
 from jobs.retraining.shapes import Shape
 
 LEVEL_COLOURS = {"ok": BLUE, "warn": ORANGE, "stop": RED}
@@ -18,7 +19,11 @@ MAP_COLOURS = [[0, "#f5f7f9"], [0.5, "#7fa8d4"], [0.5, "#f2b98f"], [1, RED]]
 
 
 def distances(results: Sequence[Result]) -> go.Figure:
-    """A bar a feature: its distance to the datasets before; a stroke is its limit. Results come largest first."""
+    """Draw a bar for each feature, its distance to the datasets before, and a stroke for its limit.
+
+    Args:
+        results: one a feature, the largest first.
+    """
     results = results[:MAX_LINES]
     figure = blank("distance to the datasets before", "")
     for level in LEVELS:
@@ -40,7 +45,7 @@ def distances(results: Sequence[Result]) -> go.Figure:
 
 
 def rates(results: Sequence[Result]) -> go.Figure | None:
-    """A line a rate, from what it was before to what it is, the largest change on top; None: no rate was checked."""
+    """Draw a line for each rate, from before to now, the largest change on top; None: no rate was checked."""
     found = [result for result in results if result.rule in RATES]
     found.sort(key=lambda result: -abs(result.value - (result.reference or 0)))
     found = found[:MAX_LINES]
@@ -64,7 +69,7 @@ def rates(results: Sequence[Result]) -> go.Figure | None:
 
 
 def shape(found: Shape) -> go.Figure:
-    """Histogram of a feature, now and before, as ``jobs.retraining.shapes`` made it."""
+    """Draw the histogram of a feature, now and before, as ``jobs.retraining.shapes`` made it."""
     figure = blank("", "share of values")
     names = [plain(name) for name in found.bins]
     for name, shares, colour in (("before", found.reference, GREY), ("now", found.current, BLUE)):
@@ -76,7 +81,7 @@ def shape(found: Shape) -> go.Figure:
 
 
 def drift_map(drift: Mapping[str, Sequence[Result]]) -> go.Figure:
-    """Each feature's distance by day over its limit: blue keeps it, orange and red do not; first what moved most."""
+    """Draw each feature's distance by day over its limit (blue keeps it, orange and red do not), the largest on top."""
     values = {(str(r.feature), date): r for date, results in drift.items() for r in results}
     worst: dict[str, float] = {}
     for (feature, _), result in values.items():
@@ -85,7 +90,7 @@ def drift_map(drift: Mapping[str, Sequence[Result]]) -> go.Figure:
     grid = [[values.get((feature, date)) for date in drift] for feature in features]
     figure = blank("", "")
     figure.add_heatmap(
-        x=[dashed(date) for date in drift],
+        x=[plain(dashed(date)) for date in drift],
         y=[plain(feature) for feature in features],
         z=[[None if result is None else min(_over_limit(result), 2.0) for result in row] for row in grid],
         text=[["" if r is None else f"{r.rule} {r.value:.4g}, {r.threshold}" for r in row] for row in grid],

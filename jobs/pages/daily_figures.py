@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from jobs.pages.figure_style import BLUE, GOLD, GREEN, GREY, INK, ORANGE, RED, blank, dashed, plain
+from jobs.pages.figure_style import BLUE, GOLD, GREEN, GREY, INK, ORANGE, RED, blank, plain
 from jobs.retraining.partition_status import PartitionStatus
+from jobs.retraining.raw_partitions import dashed
 from jobs.retraining.status_files import Outcome
 
 LINE_COLOURS = (BLUE, ORANGE, GREEN, GOLD, "#6b4c9a", INK)
@@ -14,9 +15,9 @@ AIMS = {"calibration": 1.0}
 
 
 def metric_by_day(outcomes: Sequence[Outcome], metric: str) -> go.Figure:
-    """A metric of candidate and champion on each day that neither had seen; a cross is a candidate that was refused."""
+    """Draw a metric of candidate and champion on each day that neither had seen; a cross is a refused candidate."""
     figure = blank("", metric)
-    days = [dashed(outcome.day or "") for outcome in outcomes]
+    days = [plain(dashed(outcome.day or "")) for outcome in outcomes]
     for side, colour, dash in (("champion", GREY, "dot"), ("candidate", BLUE, "solid")):
         values = [outcome.metrics.get(side, {}).get(metric) for outcome in outcomes]
         marks = [side == "candidate" and outcome.verdict == "refused" for outcome in outcomes]
@@ -41,9 +42,9 @@ def metric_by_day(outcomes: Sequence[Outcome], metric: str) -> go.Figure:
 
 
 def rows_by_day(partitions: Sequence[PartitionStatus]) -> go.Figure:
-    """A bar a partition; red was stopped by data checks."""
+    """Draw a bar for each partition; red was stopped by data checks."""
     figure = blank("", "rows")
-    days = [dashed(partition.name) for partition in partitions]
+    days = [plain(dashed(partition.name)) for partition in partitions]
     colours = [RED if partition.state == "stopped" else BLUE for partition in partitions]
     figure.add_bar(x=days, y=[partition.rows for partition in partitions], marker={"color": colours})
     figure.update_layout(bargap=0.35)
@@ -51,9 +52,9 @@ def rows_by_day(partitions: Sequence[PartitionStatus]) -> go.Figure:
 
 
 def label_rate_by_day(partitions: Sequence[PartitionStatus]) -> go.Figure:
-    """Label rate of each partition; a red cross was stopped by data checks."""
+    """Draw the label rate of each partition; a red cross was stopped by data checks."""
     figure = blank("", "label rate")
-    days = [dashed(partition.name) for partition in partitions]
+    days = [plain(dashed(partition.name)) for partition in partitions]
     is_stopped = [partition.state == "stopped" for partition in partitions]
     figure.add_scatter(
         x=days,
@@ -71,14 +72,14 @@ def label_rate_by_day(partitions: Sequence[PartitionStatus]) -> go.Figure:
 
 
 def null_rates_by_day(partitions: Sequence[PartitionStatus]) -> go.Figure:
-    """Share of missing values of the features where it changes most."""
+    """Draw the share of missing values of the features where it changes most."""
     rates: dict[str, list[float]] = {}
     for partition in partitions:
         for name, rate in partition.null_rates.items():
             rates.setdefault(name, []).append(rate)
     moving = sorted((n for n in rates if any(rates[n])), key=lambda name: min(rates[name]) - max(rates[name]))
     figure = blank("", "without a value")
-    days = [dashed(partition.name) for partition in partitions]
+    days = [plain(dashed(partition.name)) for partition in partitions]
     for name, colour in zip(moving, LINE_COLOURS, strict=False):
         values = [partition.null_rates.get(name) for partition in partitions]
         line = {"color": colour, "width": 2}
@@ -89,7 +90,7 @@ def null_rates_by_day(partitions: Sequence[PartitionStatus]) -> go.Figure:
 
 
 def _by_day(figure: go.Figure, days: Sequence[str]) -> go.Figure:
-    """Days stand in their order, at equal distances, even those without a value."""
+    """Set days in their order, at equal distances, even those without a value."""
     figure.update_xaxes(type="category", categoryorder="array", categoryarray=list(days))
     figure.update_layout(height=260)
     return figure

@@ -1,12 +1,10 @@
-"""What all figures share: colours, type and margins, and how names and dates are written in them."""
+"""Style of all figures: colours, type and margins, and how names are written in them."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
-
-from jobs.retraining.raw_partitions import date_of
 
 BLUE, ORANGE, GREEN, GREY, GOLD, RED = "#1f5fa8", "#c8591a", "#2e7d4f", "#9aa3ad", "#b8860b", "#b3261e"
 INK = "#1d2733"
@@ -15,14 +13,14 @@ Events = Sequence[Mapping[str, Any]]
 
 
 def blank(x: str, y: str) -> go.Figure:
-    """A figure with nothing in it but its axes' titles."""
+    """Make a figure with nothing in it but its axes' titles."""
     figure = go.Figure()
     style(figure, x, y)
     return figure
 
 
 def style(figure: go.Figure, x: str, y: str) -> None:
-    """Make a figure look as all others do."""
+    """Set margins, type, legend and axis titles as in every other figure."""
     figure.update_layout(
         template="plotly_white",
         height=320,
@@ -36,7 +34,7 @@ def style(figure: go.Figure, x: str, y: str) -> None:
 
 
 def column(events: Events, name: str) -> list[Any]:
-    """One value of every event, None where it has none."""
+    """Collect one value of every event, None where it has none."""
     return [event.get(name) for event in events]
 
 
@@ -47,14 +45,5 @@ def list_names(figure: go.Figure, num_names: int) -> None:
 
 
 def plain(name: str) -> str:
-    """A name for Plotly's texts, which are HTML of a kind: tags in it are shown, not obeyed."""
+    """Escape a name for Plotly's texts, which are HTML of a kind: tags in it are shown, not obeyed."""
     return escape(name, quote=False)
-
-
-def dashed(name: str) -> str:
-    """A partition's name as a person writes its date: 20141028 is 2014-10-28, 2014102805+1 is 2014-10-28 05+1."""
-    date = date_of(name)
-    if not date.isdigit() or len(date) not in (6, 8, 10):
-        return name
-    day = "-".join(part for part in (date[:4], date[4:6], date[6:8]) if part)
-    return f"{day} {date[8:]}".rstrip() + name.removeprefix(date)

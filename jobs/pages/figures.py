@@ -1,4 +1,4 @@
-"""The report's figures: numbers of a run in, Plotly figures out.
+"""Figures of reports, plans and leaderboards: numbers in, Plotly figures out.
 
 Kept apart from the page so that each plot can be read, and checked, as the few lines it is.
 """
@@ -11,7 +11,20 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from jobs.pages.figure_style import BLUE, GOLD, GREEN, GREY, INK, ORANGE, Events, blank, column, list_names, style
+from jobs.pages.figure_style import (
+    BLUE,
+    GOLD,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    Events,
+    blank,
+    column,
+    list_names,
+    plain,
+    style,
+)
 
 SPLIT_COLOURS = {"train": GREEN, "valid": BLUE, "test": ORANGE}
 SERIES_COLOURS = (BLUE, ORANGE, GREEN)
@@ -20,7 +33,7 @@ MAX_POINTS = 1_500
 
 
 def loss_curve(progress: Events, evaluations: Events) -> go.Figure:
-    """Training loss of single steps, and its mean over each epoch, by step."""
+    """Draw the training loss of single steps, and its mean over each epoch, by step."""
     steps = _thinned(progress)
     figure = blank("step", "loss")
     figure.add_scatter(x=column(steps, "step"), y=column(steps, "loss"), name="step", line={"color": GREY, "width": 1})
@@ -36,7 +49,7 @@ def loss_curve(progress: Events, evaluations: Events) -> go.Figure:
 
 
 def metric_curves(evaluations: Events) -> go.Figure:
-    """AUC (and GAUC) on the left axis, logloss on the right, by step; a star marks the best."""
+    """Draw AUC (and GAUC) on the left axis and logloss on the right, by step; a star marks the best."""
     figure = make_subplots(specs=[[{"secondary_y": True}]])
     style(figure, "step", "auc")
     steps = column(evaluations, "step")
@@ -54,7 +67,7 @@ def metric_curves(evaluations: Events) -> go.Figure:
 
 
 def speed_curve(progress: Events) -> go.Figure:
-    """Rows a second by seconds of training."""
+    """Draw rows a second by seconds of training."""
     steps = _thinned(progress)
     figure = blank("seconds of training", "rows/s")
     figure.add_scatter(
@@ -66,7 +79,7 @@ def speed_curve(progress: Events) -> go.Figure:
 
 
 def learning_rate_curve(progress: Events) -> go.Figure:
-    """Learning rate of the dense net by step."""
+    """Draw the learning rate of the dense net by step."""
     steps = _thinned(progress)
     figure = blank("step", "learning rate")
     line = {"color": BLUE, "shape": "hv"}
@@ -77,17 +90,17 @@ def learning_rate_curve(progress: Events) -> go.Figure:
 
 
 def roc(curves: Mapping[str, Any]) -> go.Figure:
-    """ROC curve of each split, over the diagonal of chance."""
+    """Draw the ROC curve of each split, over the diagonal of chance."""
     figure = blank("false positive rate", "true positive rate")
     for split, curve in curves.items():
         line = {"color": SPLIT_COLOURS.get(split, GREY), "width": 2}
-        figure.add_scatter(x=curve["roc"]["fpr"], y=curve["roc"]["tpr"], name=split, mode="lines", line=line)
+        figure.add_scatter(x=curve["roc"]["fpr"], y=curve["roc"]["tpr"], name=plain(split), mode="lines", line=line)
     figure.add_scatter(x=[0, 1], y=[0, 1], name="chance", mode="lines", line={"color": GREY, "dash": "dot", "width": 1})
     return figure
 
 
 def reliability(curves: Mapping[str, Any]) -> go.Figure:
-    """Label rate against mean score over bins of equal weight; on the diagonal, scores are probabilities."""
+    """Draw label rate against mean score over bins of equal weight; on the diagonal, scores are probabilities."""
     figure = blank("mean score of the bin", "label rate of the bin")
     top = 0.0
     for split, curve in curves.items():
@@ -99,7 +112,7 @@ def reliability(curves: Mapping[str, Any]) -> go.Figure:
         figure.add_scatter(
             x=scores,
             y=rates,
-            name=split,
+            name=plain(split),
             mode="lines+markers",
             line=line,
             customdata=rows,
@@ -112,7 +125,7 @@ def reliability(curves: Mapping[str, Any]) -> go.Figure:
 
 
 def score_histogram(curve: Mapping[str, Any]) -> go.Figure:
-    """Distribution of the scores of each label, each summing to one."""
+    """Draw the distribution of the scores of each label, each summing to one."""
     histogram = curve["histogram"]
     edges = histogram["edges"]
     figure = blank("score", "share of the label's rows")
@@ -131,12 +144,12 @@ def score_histogram(curve: Mapping[str, Any]) -> go.Figure:
 
 
 def seconds_by_stage(seconds: Mapping[str, float]) -> go.Figure:
-    """A bar a stage, first on top."""
+    """Draw a bar for each stage, the first on top."""
     figure = blank("seconds", "")
     values = list(seconds.values())
     figure.add_bar(
         x=values,
-        y=list(seconds),
+        y=[plain(stage) for stage in seconds],
         orientation="h",
         marker={"color": BLUE},
         text=[f"{v:,.1f} s" for v in values],
@@ -148,12 +161,12 @@ def seconds_by_stage(seconds: Mapping[str, float]) -> go.Figure:
 
 
 def deviations(rows: Sequence[Mapping[str, Any]], metric: str) -> go.Figure:
-    """Mean of a metric by model, best row on top, with its standard deviation over seeds."""
+    """Draw the mean of a metric by model, best row on top, with its standard deviation over seeds."""
     rows = [row for row in reversed(rows) if row.get(metric) is not None]
     figure = blank(metric.replace("_", " "), "")
     figure.add_scatter(
         x=column(rows, metric),
-        y=column(rows, "model"),
+        y=[plain(row["model"]) for row in rows],
         error_x={"type": "data", "array": [row.get(f"{metric}_std") or 0 for row in rows]},
         mode="markers",
         marker={"size": 9, "color": BLUE},
@@ -163,18 +176,18 @@ def deviations(rows: Sequence[Mapping[str, Any]], metric: str) -> go.Figure:
 
 
 def importance(entries: Events, measure: str, title: str) -> go.Figure:
-    """A bar a feature or branch, in the order given, first on top, with its standard deviation over repeats."""
+    """Draw a bar for each feature or branch, the first on top, with its standard deviation over repeats."""
     deviations = column(entries, f"{measure}_std")
     return _bars(column(entries, "name"), column(entries, measure), None if None in deviations else deviations, title)
 
 
 def variance_shares(parts: Mapping[str, float]) -> go.Figure:
-    """A bar a part of the fused logit: its share of the variance."""
+    """Draw a bar for each part of the fused logit: its share of the variance."""
     return _bars(list(parts), list(parts.values()), None, "share of the fused logit's variance")
 
 
 def gate_means(gate: Mapping[str, Any]) -> go.Figure:
-    """A bar a series of a gate, from 1 to its mean, with its standard deviation over rows and coordinates."""
+    """Draw a bar for each series of a gate, from 1 to its mean, with its deviation over rows and coordinates."""
     series = gate["series"]
     deviations = [s["deviation"] for s in series.values()]
     figure = _bars(list(series), [s["mean"] - 1 for s in series.values()], deviations, "factor")
@@ -184,7 +197,7 @@ def gate_means(gate: Mapping[str, Any]) -> go.Figure:
 
 
 def gate_histogram(gate: Mapping[str, Any]) -> go.Figure:
-    """Distribution of a gate over rows, a colour a series, each summing to one; of many series, of all together."""
+    """Draw the distribution of a gate over rows, each series summing to one; many series are drawn as one."""
     series = {name: s["histogram"] for name, s in gate["series"].items()}
     if len(series) > len(SERIES_COLOURS):
         series = {
@@ -197,7 +210,7 @@ def gate_histogram(gate: Mapping[str, Any]) -> go.Figure:
             x=[(i + 0.5) * width for i in range(len(shares))],
             y=shares,
             width=width,
-            name=name,
+            name=plain(name),
             marker={"color": colour, "line": {"width": 0}},
             opacity=0.6,
         )
@@ -207,7 +220,7 @@ def gate_histogram(gate: Mapping[str, Any]) -> go.Figure:
 
 
 def branch_agreement(p_t: Sequence[Sequence[float]]) -> go.Figure:
-    """Share of rows by the probability that each branch gives the row's own class, on a logarithmic colour scale."""
+    """Draw the share of rows by the probability that each branch gives the row's own class; colours are logarithmic."""
     figure = blank("easy branch: p of the right class", "hard branch: p of the right class")
     centres = [(i + 0.5) / len(p_t) for i in range(len(p_t))]
     ticks = range(-5, 1)
@@ -228,7 +241,7 @@ def branch_agreement(p_t: Sequence[Sequence[float]]) -> go.Figure:
 
 
 def by_rank(parts: Mapping[str, Sequence[float]], title: str) -> go.Figure:
-    """A bar a rank, of its parts on each other."""
+    """Draw a bar for each rank, its parts stacked."""
     figure = blank("rank", title)
     for (name, values), colour in zip(parts.items(), (*SERIES_COLOURS, GREY, GOLD), strict=False):
         figure.add_bar(y=values, name=name, marker={"color": colour, "line": {"width": 0}})
@@ -237,12 +250,12 @@ def by_rank(parts: Mapping[str, Sequence[float]], title: str) -> go.Figure:
 
 
 def placement(tables: Sequence[str], gibibytes: Sequence[Sequence[float]]) -> go.Figure:
-    """How much of each table (a line, first on top) each rank holds, on a logarithmic scale; nothing is white."""
+    """Draw how much of each table (a line, first on top) each rank holds; colours are logarithmic, nothing is white."""
     figure = blank("rank", "")
     powers = [math.floor(math.log10(size)) for line in gibibytes for size in line if size]
     ticks = range(min(powers), max(powers) + 2)
     figure.add_heatmap(
-        y=tables,
+        y=[plain(name) for name in tables],
         z=[[math.log10(size) if size else None for size in line] for line in gibibytes],
         customdata=gibibytes,
         hovertemplate="%{y} on rank %{x}: %{customdata:.4g} GiB<extra></extra>",
@@ -255,10 +268,10 @@ def placement(tables: Sequence[str], gibibytes: Sequence[Sequence[float]]) -> go
 
 
 def _bars(names: Sequence[str], values: Sequence[float], deviations: Sequence[float] | None, title: str) -> go.Figure:
-    """Horizontal bars, first on top; the more, the taller the figure."""
+    """Draw horizontal bars, the first on top; the more, the taller the figure."""
     figure = blank(title, "")
     error = None if deviations is None else {"type": "data", "array": deviations, "color": INK, "thickness": 1}
-    figure.add_bar(x=values, y=names, orientation="h", marker={"color": BLUE}, error_x=error)
+    figure.add_bar(x=values, y=[plain(name) for name in names], orientation="h", marker={"color": BLUE}, error_x=error)
     list_names(figure, len(names))
     figure.update_xaxes(exponentformat="none")
     figure.update_layout(showlegend=False, bargap=0.35)

@@ -4,27 +4,34 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobs.pages import figures
-from jobs.pages.markup import document, grid, note, table
+from jobs.pages.page import render_page
+from jobs.pages.values import Table
 from training.judge.comparison import Difference
 from training.judge.metrics import METRICS
 
 SPLITS = ("valid", "test")
+"""Splits that are reported, the one that decides last."""
+
 Row = dict[str, Any]
+"""One model on one dataset: means, deviations and the difference to the reference."""
 
 
 def render(datasets: Mapping[str, str], rows: Sequence[Row], reference: str) -> str:
-    """The whole page.
+    """Make the whole page.
 
     Args:
-        datasets: anchor -> name.
+        datasets: anchor -> name of each dataset.
+        rows: of all datasets, in order.
+        reference: model that the others are compared with.
     """
-    sections = {}
-    for key, name in datasets.items():
-        sections[key] = (name, _section([row for row in rows if row["dataset"] == name], reference))
-    return document("Leaderboard", f"reference: {reference}", "", sections)
+    boards = {key: _board([row for row in rows if row["dataset"] == name]) for key, name in datasets.items()}
+    return render_page(
+        "leaderboard.html", "Leaderboard", f"reference: {reference}", datasets, boards=boards, reference=reference
+    )
 
 
-def _section(rows: Sequence[Row], reference: str) -> str:
+def _board(rows: Sequence[Row]) -> dict[str, Any]:
+    """Collect what is shown of one dataset."""
     split = last_split(rows[0])
     metrics = [f"{s}_{m}" for s in SPLITS for m in METRICS if any(f"{s}_{m}" in row for row in rows)]
     header = ["model", "seeds", "parameters", *(name.replace("_", " ") for name in metrics), "epochs", "s of training"]
@@ -44,24 +51,20 @@ def _section(rows: Sequence[Row], reference: str) -> str:
         for row in rows
         if "compared_on" in row
     ]
-    plots = {
-        f"{split} AUC, mean and deviation over seeds": figures.deviations(rows, f"{split}_auc"),
-        f"{split} logloss, mean and deviation over seeds": figures.deviations(rows, f"{split}_logloss"),
+    columns = ("model", "seeds", "AUC, 95 % interval", "logloss, 95 % interval", "verdict")
+    return {
+        "split": split,
+        "models": Table(header, lines),
+        "figures": {
+            f"{split} AUC, mean and deviation over seeds": figures.deviations(rows, f"{split}_auc"),
+            f"{split} logloss, mean and deviation over seeds": figures.deviations(rows, f"{split}_logloss"),
+        },
+        "compared": Table(columns, compared) if compared else None,
     }
-    return (
-        table(header, lines)
-        + grid(plots)
-        + f"<h3>Minus {reference}, same seeds and rows ({split})</h3>"
-        + (
-            table(["model", "seeds", "AUC, 95 % interval", "logloss, 95 % interval", "verdict"], compared)
-            if compared
-            else note("Only one model: nothing to compare.")
-        )
-    )
 
 
 def last_split(row: Row) -> str:
-    """The split that models are judged by: test where there is one."""
+    """Choose the split that models are judged by: test where there is one."""
     return next(split for split in reversed(SPLITS) if f"{split}_auc" in row)
 
 
@@ -89,5 +92,5 @@ def verdict(row: Row) -> str:
 
 
 def _difference(row: Row, metric: str) -> Difference:
-    """What ``_compare`` put into a row."""
+    """Read a row's difference to the reference."""
     return Difference(row[f"{metric}_difference"], row[f"{metric}_low"], row[f"{metric}_high"])

@@ -1,11 +1,11 @@
 """render: the page of a sharding plan; sentence: the plan in one sentence."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 from jobs.pages import figures
-from jobs.pages.markup import document, grid, percent, table
+from jobs.pages.page import render_page
+from jobs.pages.values import Table, percent
 
 GIB = 1 << 30
 MAX_DRAWN = 64
@@ -15,10 +15,10 @@ MAX_NAMED = 8
 
 
 def render(result: Mapping[str, Any], shards: Mapping[tuple[str, int], int]) -> str:
-    """The whole page.
+    """Make the whole page.
 
     Args:
-        result: as ``summary``.
+        result: what ``plan.json`` holds.
         shards: (table, rank) -> bytes.
     """
     reserve, ranks, tables = result["reserve"], result["ranks"], result["tables"]
@@ -41,19 +41,33 @@ def render(result: Mapping[str, Any], shards: Mapping[tuple[str, int], int]) -> 
         memory_plot.add_hline(y=limit / GIB, annotation_text=words, line={"dash": "dot", "color": figures.GREY})
     names = [entry["table"] for entry in drawn]
     places = [[shards.get((name, rank["rank"]), 0) / GIB for rank in ranks] for name in names]
-    rest = f"<p>The {len(drawn)} largest of {len(tables)} tables.</p>" if len(drawn) < len(tables) else ""
-    plots = {"Memory of each rank": memory_plot, "Estimated time of a step's lookups": figures.by_rank(spent, "ms")}
     sections = {
-        "ranks": ("Ranks", grid(plots) + _balance_table(result)),
-        "plan": ("Where the tables are", rest + grid({"GiB of a table on a rank": figures.placement(names, places)})),
-        "tables": ("Tables", _table_table(tables)),
-        "numbers": ("Rank by rank", _rank_table(result)),
-        "meaning": ("What the numbers are", "".join(f"<p>{escape(line)}</p>" for line in _meaning(result))),
+        "ranks": "Ranks",
+        "plan": "Where the tables are",
+        "tables": "Tables",
+        "numbers": "Rank by rank",
+        "meaning": "What the numbers are",
     }
-    return document("Sharding plan", sentence(result), "", sections)
+    return render_page(
+        "plan.html",
+        "Sharding plan",
+        sentence(result),
+        sections,
+        rank_figures={
+            "Memory of each rank": memory_plot,
+            "Estimated time of a step's lookups": figures.by_rank(spent, "ms"),
+        },
+        balance=_balance_table(result),
+        placement={"GiB of a table on a rank": figures.placement(names, places)},
+        num_drawn=len(drawn),
+        num_tables=len(tables),
+        tables=_table_table(tables),
+        numbers=_rank_table(result),
+        meaning=_meaning(result),
+    )
 
 
-def _balance_table(result: Mapping[str, Any]) -> str:
+def _balance_table(result: Mapping[str, Any]) -> Table:
     scales = {"bytes": ("memory, GiB", GIB), "ms": ("lookups of a step, ms", 1)}
     rows = [
         [
@@ -64,10 +78,10 @@ def _balance_table(result: Mapping[str, Any]) -> str:
         ]
         for name, (words, size) in scales.items()
     ]
-    return table(("", "largest", "mean", "largest / mean"), rows)
+    return Table(("", "largest", "mean", "largest / mean"), rows)
 
 
-def _table_table(tables: Sequence[Mapping[str, Any]]) -> str:
+def _table_table(tables: Sequence[Mapping[str, Any]]) -> Table:
     columns = ("table", "rows", "width", "sharding", "kernel", "num_shards")
     rows = [
         [
@@ -78,10 +92,10 @@ def _table_table(tables: Sequence[Mapping[str, Any]]) -> str:
         for entry in tables
     ]
     sizes = ("weights, GiB", "state, GiB", "cache, GiB", "on hosts, GiB")
-    return table((*columns[:-1], "shards", "ranks", *sizes), rows)
+    return Table((*columns[:-1], "shards", "ranks", *sizes), rows)
 
 
-def _rank_table(result: Mapping[str, Any]) -> str:
+def _rank_table(result: Mapping[str, Any]) -> Table:
     parts = ("weights", "state", "gradients", "cache", "lookups", "bytes", "host")
     times = ("compute_ms", "exchange_ms", "ms")
     memory = result["cluster"]["device_memory"]
@@ -96,7 +110,7 @@ def _rank_table(result: Mapping[str, Any]) -> str:
         for rank in result["ranks"]
     ]
     sizes = [f"{ {'bytes': 'in all', 'host': 'on the host'}.get(part, part) }, GiB" for part in parts]
-    return table(("rank", "shards", *sizes, "of memory", "compute, ms", "exchange, ms", "in all, ms"), rows)
+    return Table(("rank", "shards", *sizes, "of memory", "compute, ms", "exchange, ms", "in all, ms"), rows)
 
 
 def _meaning(result: Mapping[str, Any]) -> list[str]:
@@ -116,6 +130,11 @@ def _meaning(result: Mapping[str, Any]) -> list[str]:
 
 
 def sentence(result: Mapping[str, Any]) -> str:
+    """Say in one sentence which tables there are, what they take and on what.
+
+    Args:
+        result: what ``plan.json`` holds.
+    """
     from training.forecast.dry_run import binary
 
     cluster, total = result["cluster"], result["total"]

@@ -2,36 +2,65 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from features.disk.dataset import SPLITS, DatasetManifest
 from features.schema import DenseFeature, SparseFeature
 from jobs.pages import figures
-from jobs.pages.check_sections import checks_section, gate_section
-from jobs.pages.figure_style import dashed
-from jobs.pages.markup import cards, document, grid, note, percent, shown, table, text
+from jobs.pages.check_sections import Figures, checks_section, gate_section
+from jobs.pages.page import render_page
+from jobs.pages.table_section import command
 from jobs.pages.table_section import section as table_section
+from jobs.pages.values import Table, percent, shown
+from jobs.retraining.raw_partitions import dashed
 from jobs.runfiles import RunFiles
 from training.judge.metrics import METRICS
 
 
 def render(run: RunFiles) -> str:
-    """The whole page."""
+    """Make the whole page."""
     sections = {
-        "results": ("Results", _results(run)),
-        "training": ("Training", _training(run)),
-        "scores": ("Scores", _scores(run)),
-        "attribution": ("What predictions rest on", _attribution(run)),
-        "tables": ("Smaller tables to serve", table_section(run.tables, str(run.path), run.best_step)),
-        **_retraining(run),
-        "dataset": ("Dataset", _dataset(run)),
-        "sharding": ("Sharding plan", _sharding(run)),
-        "speed": ("Time and throughput", _speed(run)),
-        "config": ("Resolved config", f"<pre>{escape(json.dumps(run.config, indent=2, ensure_ascii=False))}</pre>"),
+        "results": "Results",
+        "training": "Training",
+        "scores": "Scores",
+        "attribution": "What predictions rest on",
+        "tables": "Smaller tables to serve",
+        # Only a retraining's candidate has the next two.
+        **({"gate": "Gate"} if run.gate is not None else {}),
+        **({"checks": "Data checks"} if run.data_checks else {}),
+        "dataset": "Dataset",
+        "sharding": "Sharding plan",
+        "speed": "Time and throughput",
+        "config": "Resolved config",
     }
-    return document(f"Run {run.path.resolve().name}", _subtitle(run), _cards(run), sections)
+    gate_day = None if run.gate is None or run.gate.day is None else dashed(run.gate.day)
+    return render_page(
+        "report.html",
+        f"Run {run.path.resolve().name}",
+        _subtitle(run),
+        sections,
+        run=run.path,
+        numbers=_numbers(run),
+        results=_results(run),
+        platt=run.metrics.get("platt"),
+        training_figures=_training_figures(run),
+        epochs=_epochs(run),
+        score_figures=_score_figures(run),
+        attribution=_attribution(run),
+        smaller_tables=table_section(run.tables, str(run.path), run.best_step),
+        compare_command=command(str(run.path)),
+        gate_day=gate_day,
+        found_gate=None if run.gate is None else gate_section(run.gate.verdict, run.gate.metrics),
+        found_checks=checks_section(run.data_checks) if run.data_checks else None,
+        dataset=None if run.manifest is None else _dataset(run.manifest, run.plan),
+        no_dataset=run.notes.get("dataset"),
+        sharding=_sharding(run),
+        has_ended="seconds" in run.metrics,
+        speed_figures=_speed_figures(run),
+        rates=_rates(run),
+        config=json.dumps(run.config, indent=2, ensure_ascii=False),
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- sections
@@ -48,7 +77,8 @@ def _subtitle(run: RunFiles) -> str:
     )
 
 
-def _cards(run: RunFiles) -> str:
+def _numbers(run: RunFiles) -> dict[str, Any]:
+    """Collect the few numbers to see first."""
     found = {name: entry["metrics"] for name, entry in run.evaluations.items()}
     best = "test" if "test" in found else "valid"
     values: dict[str, Any] = {f"{best} {m}": found.get(best, {}).get(m) for m in ("auc", "logloss", "calibration")}
@@ -57,10 +87,10 @@ def _cards(run: RunFiles) -> str:
         values["AUC short of the oracle"] = oracle - values[f"{best} auc"]
     train = run.metrics.get("train", {})
     values |= {"rows trained on": train.get("rows"), "rows/s in training": train.get("rows_per_second")}
-    return cards({name: value for name, value in values.items() if value})
+    return {name: value for name, value in values.items() if value}
 
 
-def _results(run: RunFiles) -> str:
+def _results(run: RunFiles) -> Table | None:
     rows: list[tuple[str, Mapping[str, Any]]] = [
         (f"this model, {name}", entry["metrics"]) for name, entry in run.evaluations.items()
     ]
@@ -72,44 +102,36 @@ def _results(run: RunFiles) -> str:
     }
     rows += [(title, run.metrics[name]) for name, title in others.items() if name in run.metrics]
     if not rows:
-        return note("No split has been evaluated yet: jobs.evaluate does that.")
-    found = table(("", "rows", *METRICS), ([title, *map(values.get, ("rows", *METRICS))] for title, values in rows))
-    return found + _platt(run)
+        return None
+    return Table(("", "rows", *METRICS), ([title, *map(values.get, ("rows", *METRICS))] for title, values in rows))
 
 
-def _platt(run: RunFiles) -> str:
-    if "platt" not in run.metrics:
-        return ""
-    scale, offset = (text(run.metrics["platt"][name]) for name in ("scale", "offset"))
-    return f"<p>Calibrated: sigmoid(scale * logit + offset), scale {scale} and offset {offset} fitted on valid.</p>"
-
-
-def _training(run: RunFiles) -> str:
+def _training_figures(run: RunFiles) -> Figures | None:
     if not run.progress:
-        return note("The run has no history yet.")
-    plots = {"Loss": figures.loss_curve(run.progress, run.checks)}
+        return None
+    found = {"Loss": figures.loss_curve(run.progress, run.checks)}
     if run.checks:
-        plots["Validation metrics"] = figures.metric_curves(run.checks)
-    plots["Learning rate"] = figures.learning_rate_curve(run.progress)
+        found["Validation metrics"] = figures.metric_curves(run.checks)
+    return {**found, "Learning rate": figures.learning_rate_curve(run.progress)}
+
+
+def _epochs(run: RunFiles) -> Table | None:
     columns = ("epoch", "step", "train_loss", *METRICS, "monitor", "best")
-    if not run.checks:
-        return grid(plots) + note("The dataset has no validation split, so there are no metric curves.")
-    return grid(plots) + table(columns, ([check.get(c) for c in columns] for check in run.checks))
+    return Table(columns, ([check.get(c) for c in columns] for check in run.checks)) if run.checks else None
 
 
-def _scores(run: RunFiles) -> str:
+def _score_figures(run: RunFiles) -> Figures | None:
     curves = {name: entry["curves"] for name, entry in run.evaluations.items()}
     if not curves:
-        return note("No split has been evaluated yet, so there are no curves.")
-    plots = {"ROC": figures.roc(curves), "Reliability": figures.reliability(curves)}
-    plots |= {f"Scores by label, {name}": figures.score_histogram(curve) for name, curve in curves.items()}
-    return grid(plots)
+        return None
+    found = {"ROC": figures.roc(curves), "Reliability": figures.reliability(curves)}
+    return found | {f"Scores by label, {name}": figures.score_histogram(curve) for name, curve in curves.items()}
 
 
-def _attribution(run: RunFiles) -> str:
+def _attribution(run: RunFiles) -> dict[str, Any] | None:
     found = run.attribution
     if not found:
-        return note(f"No attribution yet: python -m jobs.attribute --run {run.path} makes it.")
+        return None
     features, branches = found["features"], found["branches"]
     shares = {part["name"]: part["variance_share"] for part in found["parts"]}
     sample = "" if found["rows"] == found["split_rows"] else f" of {found['split_rows']:,} (evenly spaced)"
@@ -120,9 +142,9 @@ def _attribution(run: RunFiles) -> str:
         f"Permutations over all rows, of each feature and of each branch's output: {found['repeats']}; bars show mean "
         "and deviation over them. A feature that another one can stand in for loses little."
     )
-    outdated = ""
+    outdated = None
     if run.best_step not in (None, found["step"]):
-        outdated = note(
+        outdated = (
             f"This is of an older checkpoint, run it again (jobs.attribute --run {run.path}): the best one is "
             f"of step {run.best_step:,} now."
         )
@@ -140,10 +162,17 @@ def _attribution(run: RunFiles) -> str:
         gates[f"Gate: {gate['name']}"] = figures.gate_histogram(gate)
         if len(gate["series"]) > len(figures.SERIES_COLOURS):
             gates[f"Gate: {gate['name']}, by field"] = figures.gate_means(gate)
-    return f"{outdated}<p>{escape(about)}</p>{grid(plots)}{_part_table(found)}{grid(gates)}"
+    return {
+        "outdated": outdated,
+        "about": about,
+        "figures": plots,
+        "parts": _part_table(found),
+        "weights": " + ".join(f"{weight:.4f} {name}" for name, weight in (found["fusion_weights"] or {}).items()),
+        "gates": gates,
+    }
 
 
-def _part_table(found: Mapping[str, Any]) -> str:
+def _part_table(found: Mapping[str, Any]) -> Table:
     columns = {
         "own auc": "auc",
         "own logloss": "logloss",
@@ -152,32 +181,12 @@ def _part_table(found: Mapping[str, Any]) -> str:
         "mean |part|": "mean_abs_part",
     }
     rows = [[p["name"], *map(p.get, columns.values()), percent(p["variance_share"])] for p in found["parts"]]
-    meaning = (
-        "A branch's part of the fused logit is what changes when that branch alone has its own output and the other "
-        "its mean one; a joint part is what is left. The variance shares, cov(part, fused) / var(fused), add up to 1."
-    )
-    weights = " + ".join(f"{weight:.4f} {name}" for name, weight in (found["fusion_weights"] or {}).items())
-    learnt = f" Learnt weights: fused = {weights}." if weights else ""
-    return table(("part", *columns, "variance share"), rows) + f"<p>{escape(meaning + learnt)}</p>"
+    return Table(("part", *columns, "variance share"), rows)
 
 
-def _retraining(run: RunFiles) -> dict[str, tuple[str, str]]:
-    """Sections that a retraining's candidate has and no other run."""
-    sections = {}
-    if run.gate is not None:
-        day = "" if run.gate.day is None else f"<p>Compared on {escape(dashed(run.gate.day))}.</p>"
-        sections["gate"] = ("Gate", day + gate_section(run.gate.verdict, run.gate.metrics))
-    if run.data_checks:
-        sections["checks"] = ("Data checks", checks_section(run.data_checks))
-    return sections
-
-
-def _dataset(run: RunFiles) -> str:
-    if run.manifest is None:
-        return note(run.notes["dataset"])
-    manifest = run.manifest
+def _dataset(manifest: DatasetManifest, plan: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     in_order = {name: manifest.splits[name] for name in SPLITS if name in manifest.splits}
-    splits = table(
+    splits = Table(
         ("split", "rows", "files", "row groups", "MB", "label rate"),
         (
             [
@@ -197,10 +206,15 @@ def _dataset(run: RunFiles) -> str:
         f"{f' ({reasons})' if reasons else ''}, {manifest.num_duplicates:,} duplicates. "
         f"Schema {manifest.schema_fingerprint[:12]}, learnt state {manifest.learnt_fingerprint[:12]}."
     )
-    return f"<p>{escape(counts)}</p>{splits}{_sparse_table(manifest, run.plan)}{_dense_table(manifest)}"
+    return {
+        "counts": counts,
+        "splits": splits,
+        "sparse": _sparse_table(manifest, plan),
+        "dense": _dense_table(manifest),
+    }
 
 
-def _sparse_table(manifest: DatasetManifest, plan: Sequence[Mapping[str, Any]]) -> str:
+def _sparse_table(manifest: DatasetManifest, plan: Sequence[Mapping[str, Any]]) -> Table:
     table_rows = {str(entry.get("feature")): entry.get("rows") for entry in plan}
     header = (
         "sparse feature",
@@ -226,7 +240,7 @@ def _sparse_table(manifest: DatasetManifest, plan: Sequence[Mapping[str, Any]]) 
         else:
             row += [None] * 5
         rows.append(row + [percent(per_split[n].oov_rate) if n in per_split else None for n in others])
-    return table((*header, *(f"OOV, {name}" for name in others)), rows)
+    return Table((*header, *(f"OOV, {name}" for name in others)), rows)
 
 
 def _source(feature: SparseFeature | DenseFeature) -> str:
@@ -236,38 +250,43 @@ def _source(feature: SparseFeature | DenseFeature) -> str:
     return " x ".join(feature.columns) + (f" split at {feature.separator!r}" if feature.separator else "")
 
 
-def _dense_table(manifest: DatasetManifest) -> str:
+def _dense_table(manifest: DatasetManifest) -> Table | None:
     if not manifest.schema.dense or "train" not in manifest.splits:
-        return ""
+        return None
     rows = []
     for feature in manifest.schema.dense:
         s = manifest.splits["train"].dense.get(feature.name)
         values = [percent(s.null_rate), s.mean, s.standard_deviation, s.minimum, s.maximum] if s else [None] * 5
         rows.append([feature.name, feature.source, _source(feature), *values])
-    return table(("dense feature", "from", "steps", "missing", "mean", "deviation", "minimum", "maximum"), rows)
+    return Table(("dense feature", "from", "steps", "missing", "mean", "deviation", "minimum", "maximum"), rows)
 
 
-def _sharding(run: RunFiles) -> str:
+def _sharding(run: RunFiles) -> dict[str, Any] | None:
     if not run.plan:
-        return note("The run has no plan.json.")
+        return None
     columns = list(dict.fromkeys(key for entry in run.plan for key in entry))
     total = sum(entry.get("bytes") or 0 for entry in run.plan)
     rows = sum(entry.get("rows") or 0 for entry in run.plan)
-    summary = f"<p>{len(run.plan)} tables, {rows:,} rows, {total / 1e6:,.1f} MB of weights.</p>"
-    return summary + table(columns, ([entry.get(c) for c in columns] for entry in run.plan))
+    return {
+        "summary": f"{len(run.plan)} tables, {rows:,} rows, {total / 1e6:,.1f} MB of weights.",
+        "tables": Table(columns, ([entry.get(c) for c in columns] for entry in run.plan)),
+    }
 
 
-def _speed(run: RunFiles) -> str:
+def _speed_figures(run: RunFiles) -> Figures:
     seconds = {"build the dataset": run.build["seconds"]} if "seconds" in run.build else {}
     seconds |= run.metrics.get("seconds", {})
-    plots = {"Seconds by stage": figures.seconds_by_stage(seconds)} if seconds else {}
+    found = {"Seconds by stage": figures.seconds_by_stage(seconds)} if seconds else {}
     if run.progress:
-        plots["Training throughput"] = figures.speed_curve(run.progress)
+        found["Training throughput"] = figures.speed_curve(run.progress)
+    return found
+
+
+def _rates(run: RunFiles) -> Table | None:
     rates = {
         "build_dataset": run.build.get("rows_per_second"),
         "train": run.metrics.get("train", {}).get("rows_per_second"),
     }
     rates |= run.metrics.get("rows_per_second", {})
     known = [[name, rate] for name, rate in rates.items() if rate is not None]
-    missing = "" if "seconds" in run.metrics else note("The run has not ended, so its times are not complete.")
-    return missing + (grid(plots) if plots else "") + (table(("stage", "rows/s"), known) if known else "")
+    return Table(("stage", "rows/s"), known) if known else None

@@ -1,20 +1,20 @@
-"""The page on retraining: one file that holds everything and opens without a network."""
+"""render: the page on retraining, one file that holds everything and opens without a network."""
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 from jobs.pages import check_figures, daily_figures
-from jobs.pages.check_sections import LEVEL_MARKS, checks_section, gate_section
-from jobs.pages.figure_style import dashed
-from jobs.pages.markup import Mark, cards, document, grid, note, percent, table
+from jobs.pages.check_sections import LEVEL_MARKS, Figures, checks_section, gate_section
+from jobs.pages.page import render_page
+from jobs.pages.values import Mark, Table, percent
+from jobs.retraining.raw_partitions import dashed
 from jobs.retraining.retraining_status import NUM_SHOWN, RetrainingStatus
 from jobs.retraining.status_files import Outcome
 from jobs.retraining.status_text import age, facts, span
 
 METRICS = ("auc", "logloss", "calibration", "ne")
 MAX_REASONS = 5
-"""Of one retraining in the table; its candidate's report has all: a model that is broken fails in every segment."""
+"""Reasons of one retraining in the table; a broken model fails in every segment, and its own report has all reasons."""
 VERDICT_MARKS = {
     "promoted": Mark("promoted", "good"),
     "refused": Mark("refused", "fair"),
@@ -24,24 +24,43 @@ VERDICT_MARKS = {
 
 
 def render(status: RetrainingStatus) -> str:
-    """The whole page."""
+    """Make the whole page."""
     sections = {
-        "now": ("Now", _now(status)),
-        "retrainings": ("Retrainings", _retrainings(status)),
-        "metrics": ("Metrics by day", _metrics(status)),
-        "gate": ("The last gate", _gate(status)),
-        "drift": ("Drift by day", _drift(status)),
-        "checks": ("The newest data checks", _checks(status)),
-        "data": ("Data by day", _data(status)),
-        "partitions": ("Partitions", _partitions(status)),
-        "champions": ("Champions", _champions(status)),
+        "now": "Now",
+        "retrainings": "Retrainings",
+        "metrics": "Metrics by day",
+        "gate": "The last gate",
+        "drift": "Drift by day",
+        "checks": "The newest data checks",
+        "data": "Data by day",
+        "partitions": "Partitions",
+        "champions": "Champions",
     }
-    subtitle = f"{status.root}; registry {status.place}; as of {status.at}"
-    return document(f"Retraining of {status.model}", subtitle, _cards(status), sections)
+    return render_page(
+        "status.html",
+        f"Retraining of {status.model}",
+        f"{status.root}; registry {status.place}; as of {status.at}",
+        sections,
+        numbers=_numbers(status),
+        facts=facts(status),
+        notes=status.notes,
+        outcomes=_outcomes(status),
+        num_earlier=max(0, len(status.outcomes) - NUM_SHOWN),
+        verdicts=status.root / "verdicts",
+        metric_figures=_metric_figures(status),
+        last_gate=_last_gate(status),
+        drift_map=check_figures.drift_map(status.drift) if status.drift else None,
+        newest_checks=_newest_checks(status),
+        data_figures=_data_figures(status),
+        partitions=_partitions(status),
+        champions=_champions(status),
+    )
 
 
-def _cards(status: RetrainingStatus) -> str:
-    champion, values = status.champion, {}
+def _numbers(status: RetrainingStatus) -> dict[str, Any]:
+    """Collect the few numbers to see first."""
+    champion = status.champion
+    values: dict[str, Any] = {}
     if champion is not None:
         values["champion"] = f"version {champion.version}"
         values["since its promotion"] = age(champion.promoted or champion.registered, status.at)
@@ -54,22 +73,14 @@ def _cards(status: RetrainingStatus) -> str:
     if status.drift:
         newest = status.drift[max(status.drift)]
         values["features beyond their drift limit"] = sum(result.level != "ok" for result in newest)
-    return cards(values)
+    return values
 
 
-def _now(status: RetrainingStatus) -> str:
-    lines = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts(status).items())
-    return f"<dl>{lines}</dl>{''.join(map(note, status.notes))}"
-
-
-def _retrainings(status: RetrainingStatus) -> str:
+def _outcomes(status: RetrainingStatus) -> Table | None:
     if not status.outcomes:
-        return note("Nothing has been retrained yet.")
+        return None
     header = ("day", "verdict", "version", "champion", "auc", "logloss", "trained on", "rows", "stopped by")
-    shown = status.outcomes[-NUM_SHOWN:]
-    more = len(status.outcomes) - len(shown)
-    found = table(header, (_outcome_row(outcome, status) for outcome in reversed(shown)))
-    return found + (note(f"{more} earlier ones are in {status.root / 'verdicts'}.") if more else "")
+    return Table(header, (_outcome_row(outcome, status) for outcome in reversed(status.outcomes[-NUM_SHOWN:])))
 
 
 def _outcome_row(outcome: Outcome, status: RetrainingStatus) -> list[Any]:
@@ -92,55 +103,46 @@ def _why(stopped_by: str | None, reasons: Sequence[str]) -> str | None:
     return ": ".join(filter(None, (stopped_by, "; ".join(shown)))) or None
 
 
-def _metrics(status: RetrainingStatus) -> str:
+def _metric_figures(status: RetrainingStatus) -> Figures | None:
     compared = [outcome for outcome in status.outcomes if outcome.metrics]
     if not compared:
-        return note("No candidate has been measured yet.")
-    plots = {
+        return None
+    return {
         f"{metric} on each new day": daily_figures.metric_by_day(compared, metric)
         for metric in METRICS
         if any(metric in values for outcome in compared for values in outcome.metrics.values())
     }
-    about = "On each day, candidate and champion score rows that neither was trained on; a cross was refused."
-    return f'<p class="soft">{escape(about)}</p>{grid(plots)}'
 
 
-def _gate(status: RetrainingStatus) -> str:
+def _last_gate(status: RetrainingStatus) -> dict[str, Any] | None:
     judged = [outcome for outcome in status.outcomes if outcome.gate is not None]
     if not judged or judged[-1].gate is None:
-        return note("No candidate has been judged yet.")
+        return None
     last = judged[-1]
     version = "" if last.version is None else f", version {last.version}"
-    return f"<p>{escape(dashed(last.day or '') + version)}</p>{gate_section(judged[-1].gate, last.metrics)}"
+    return {"title": dashed(last.day or "") + version, "found": gate_section(judged[-1].gate, last.metrics)}
 
 
-def _drift(status: RetrainingStatus) -> str:
-    if not status.drift:
-        return note("No day has been compared with the days before it yet.")
-    about = "Distance of each feature to the days before, over its limit: blue keeps it, orange and red do not."
-    return f'<p class="soft">{escape(about)}</p>{grid({"": check_figures.drift_map(status.drift)})}'
-
-
-def _checks(status: RetrainingStatus) -> str:
+def _newest_checks(status: RetrainingStatus) -> dict[str, Any] | None:
     if not status.files.checks:
-        return note("No partition has been checked yet.")
+        return None
     newest = max(status.files.checks)
     return checks_section({newest: status.files.checks[newest]})
 
 
-def _data(status: RetrainingStatus) -> str:
+def _data_figures(status: RetrainingStatus) -> Figures | None:
     built = [partition for partition in status.partitions if partition.rows is not None]
     if not built:
-        return note("No partition has been built yet.")
-    plots = {"Rows": daily_figures.rows_by_day(built), "Label rate": daily_figures.label_rate_by_day(built)}
+        return None
+    found = {"Rows": daily_figures.rows_by_day(built), "Label rate": daily_figures.label_rate_by_day(built)}
     if any(partition.null_rates for partition in built):
-        plots["Missing values, where they change most"] = daily_figures.null_rates_by_day(built)
-    return grid(plots)
+        found["Missing values, where they change most"] = daily_figures.null_rates_by_day(built)
+    return found
 
 
-def _partitions(status: RetrainingStatus) -> str:
+def _partitions(status: RetrainingStatus) -> Table | None:
     if not status.partitions:
-        return note("No partition is known.")
+        return None
     tones = {"stopped": "bad", "half built": "fair", "not yet seen": "fair", "trained on": "good"}
     rows = [
         [
@@ -154,12 +156,12 @@ def _partitions(status: RetrainingStatus) -> str:
         ]
         for partition in reversed(status.partitions)
     ]
-    return table(("partition", "state", "", "checks", "rows", "label rate", "what checks say"), rows)
+    return Table(("partition", "state", "", "checks", "rows", "label rate", "what checks say"), rows)
 
 
-def _champions(status: RetrainingStatus) -> str:
+def _champions(status: RetrainingStatus) -> Table | None:
     if not status.promotions:
-        return note("No version has been promoted yet.")
+        return None
     serving = status.champion and status.champion.version
     last = max((p.number for p in status.promotions if p.version == serving and not p.undone), default=None)
     rows = []
@@ -168,4 +170,4 @@ def _champions(status: RetrainingStatus) -> str:
         if not promotion.undone and promotion.number != last:
             state = "replaced"
         rows.append([f"version {promotion.version}", promotion.at, state])
-    return table(("champion", "promoted (UTC)", ""), rows)
+    return Table(("champion", "promoted (UTC)", ""), rows)

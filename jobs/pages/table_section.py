@@ -1,17 +1,16 @@
 """The report's section on smaller tables: what ``jobs.compare_tables`` found, float32 and quantised side by side."""
 
 from collections.abc import Mapping
-from html import escape
 from typing import Any
 
-from jobs.pages.markup import note, percent, table
+from jobs.pages.values import Table, percent
 
 NAME = "tables.json"
 """In a run's folder."""
 
 
 def rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """Header and a line a precision.
+    """Make a header and a line for each precision.
 
     Args:
         found: what ``jobs.compare_tables`` wrote.
@@ -37,23 +36,27 @@ def rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     return header, lines
 
 
-def section(found: Mapping[str, Any], run: str, best_step: int | None) -> str:
-    """HTML of the section; a note where nothing was compared yet.
+def command(run: str) -> str:
+    """Write the command that compares the tables of a run."""
+    return f"python -m jobs.compare_tables --run {run}"
+
+
+def section(found: Mapping[str, Any], run: str, best_step: int | None) -> dict[str, Any] | None:
+    """Collect what the section shows; None where nothing was compared yet.
 
     Args:
         found: what ``jobs.compare_tables`` wrote; empty: nothing.
         run: the run's folder, for the command.
-        best_step: of the checkpoint that is served now, as far as it is known.
+        best_step: step of the checkpoint that is served now, as far as it is known.
     """
-    command = f"python -m jobs.compare_tables --run {run}"
     if not found:
-        return note(f"Smaller tables have not been tried: {command} holds float16 and int8 against float32.")
-    outdated = ""
+        return None
+    outdated = None
     if best_step not in (None, found["step"]):
-        outdated = note(f"This is of step {found['step']:,} and the best one is step {best_step:,} now: {command}")
+        outdated = f"This is of step {found['step']:,} and the best one is step {best_step:,} now: {command(run)}"
     about = (
         f"{found['precisions'][0]['rows']:,} rows of the split {found['split']} of {found['dataset']}; checkpoint of "
         f"step {found['step']:,}. Times are medians of a forward pass over encoded rows with {found['threads']} "
         "threads, the precisions taking turns. jobs.export --tables writes the artifact that serves one of them."
     )
-    return f"{outdated}<p>{escape(about)}</p>{table(*rows(found))}"
+    return {"outdated": outdated, "about": about, "precisions": Table(*rows(found))}

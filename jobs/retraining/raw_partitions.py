@@ -44,6 +44,15 @@ def date_of(name: str) -> str:
     return name.partition(LATE)[0]
 
 
+def dashed(name: str) -> str:
+    """Write a partition's name with dashes: 20141028 is 2014-10-28, 2014102805+1 is 2014-10-28 05+1."""
+    date = date_of(name)
+    if not date.isdigit() or len(date) not in (6, 8, 10):
+        return name
+    day = "-".join(part for part in (date[:4], date[4:6], date[6:8]) if part)
+    return f"{day} {date[8:]}".rstrip() + name.removeprefix(date)
+
+
 def is_late(name: str) -> bool:
     return LATE in name
 

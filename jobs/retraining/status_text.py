@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from jobs.cli.text_table import text_table
-from jobs.pages.figure_style import dashed
+from jobs.retraining.raw_partitions import dashed
 from jobs.retraining.retraining_status import NUM_SHOWN, RetrainingStatus
 from jobs.retraining.status_files import Outcome
 

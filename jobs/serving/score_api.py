@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
+from jobs.pages.score_api_page import render
 from jobs.registry.found_artifact import FoundArtifact
 from jobs.serving.score_api_page import render
 from jobs.serving.score_request import MAX_NUMBER, TOKEN, RequestError, RequestLimits, ScoreRequest

@@ -108,6 +108,20 @@ def test_the_zip_holds_the_packages_and_is_reproducible():
         for package in ("features", "pipeline", "training", "jobs")
         for p in (ROOT / package).rglob("*.py")
     }
-    assert names == expected
+    assert names == expected | {p.relative_to(ROOT).as_posix() for p in (ROOT / "jobs/pages/templates").iterdir()}
     subprocess.run([ROOT / "infra" / "package.sh"], check=True)
     assert path.read_bytes() == first
+
+
+def test_a_wheel_holds_the_templates(tmp_path: Path):
+    """Built from a copy, because setuptools leaves its folders beside the sources."""
+    for name in ("features", "pipeline", "training", "jobs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "."]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    [path] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        names = set(archive.namelist())
+    assert {f"jobs/pages/templates/{p.name}" for p in (ROOT / "jobs/pages/templates").iterdir()} < names

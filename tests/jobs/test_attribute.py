@@ -69,7 +69,7 @@ def test_the_program_and_the_report(run: Run, run_here):
     page = render(RunFiles.load(run.path))
     titles = (
         "AUC lost when a feature is permuted",
-        "AUC lost when a branch&#x27;s output is permuted",
+        "AUC lost when a branch&#39;s output is permuted",
         "Parts of the fused logit",
         "Where the branches are right",
         "Gate: selection, easy stream, by field",

@@ -14,11 +14,11 @@ import pytest
 from features.disk.atomic import write_json
 from jobs import status
 from jobs.cli.config import load_config
-from jobs.pages.figure_style import dashed
 from jobs.pages.status_page import MAX_REASONS, render
 from jobs.registry.registry import Registry
 from jobs.retraining.data_checks import Checks, Level, Result
 from jobs.retraining.date_index import DateIndex
+from jobs.retraining.raw_partitions import dashed
 from jobs.retraining.retrain_folder import TRAINED_TAG
 from jobs.retraining.retraining_status import RetrainingStatus, read_status
 from jobs.retraining.status_text import age, describe
