@@ -6,10 +6,14 @@ fails is tried again; when it fails for good, ``last.json`` and the exit code sa
 """
 
 import contextlib
+import logging
 
 from jobs.cli.config_arguments import config_parser, parse_config_arguments
 from jobs.cli.conventions import absolute, run_program
 from jobs.cli.errors import ConfigError
+from jobs.cli.logging import add_log_options, set_up_logging
+
+_log = logging.getLogger("jobs.retrain")
 
 
 def main() -> int:
@@ -21,7 +25,9 @@ def main() -> int:
     )
     parser.add_argument("--as-of", metavar="DATE", help="as if it were this day; without it, all there is")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    add_log_options(parser)
     arguments, config = parse_config_arguments(parser)
+    set_up_logging("jobs.retrain", arguments)
     if config.retrain is None:
         raise ConfigError("config key 'retrain' is missing: see python -m jobs.retrain --help and README.md")
 
@@ -45,7 +51,9 @@ def main() -> int:
             raise
         without = left_out(place)
         end(place, {**summary, **without})
-    print("\n".join([*warnings(without), text]))
+    for warning in warnings(without):
+        _log.warning(warning)
+    print(text)
     return 0
 
 

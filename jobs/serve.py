@@ -3,6 +3,7 @@
 import argparse
 
 from jobs.cli.conventions import plain_parser, run_program
+from jobs.cli.logging import add_log_options, set_up_logging
 from jobs.launch.loopback import LOOPBACK
 from jobs.registry.found_artifact import MODELS, REGISTRY
 from jobs.serving.score_request import TOKEN, RequestLimits
@@ -18,7 +19,9 @@ _EXAMPLE = (
 
 def main() -> int:
     """Serve until a signal says that it is enough."""
-    return serve(_parser().parse_args())
+    arguments = _parser().parse_args()
+    set_up_logging("jobs.serve", arguments)
+    return serve(arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--poll", type=float, default=2.0, metavar="SECONDS", help="between two looks at the registry (default: 2)"
     )
+    add_log_options(parser)
     return parser
 
 

@@ -1,6 +1,7 @@
 """Our programs, started from another: they live no longer than the one that started them."""
 
 import ctypes
+import logging
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
+_log = logging.getLogger(__name__)
 PR_SET_PDEATHSIG = 1
 """Of Linux' prctl: the signal that a process gets when its parent is gone."""
 
@@ -30,7 +32,7 @@ def run_module(program: str, *arguments: str) -> None:
     Raises:
         ProgramError: it did not end with 0.
     """
-    print(f"$ -m {program} {' '.join(arguments)}", flush=True)
+    _log.info("$ -m %s %s", program, " ".join(arguments))
     done = subprocess.run(  # noqa: S603
         [sys.executable, "-m", program, *arguments], check=False, preexec_fn=ending_with_us(signal.SIGKILL)
     )

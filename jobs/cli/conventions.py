@@ -1,6 +1,7 @@
 """What every program does the same way: help with an example, paths, JSON files, errors in one sentence, exit codes."""
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from features.disk.atomic import write_json as write_json
 from features.disk.object_store import ObjectPath
 from features.disk.place import Place, locate
 from jobs.cli.errors import ConfigError
+from jobs.cli.logging import is_json
 
 EXIT_DATA = 1
 """Exit code: data, a run or an artifact cannot be used."""
@@ -48,7 +50,10 @@ def run_program(main: Callable[[], int]) -> None:
 def _complain(error: object, code: int) -> int:
     if os.environ.get("TWINFOCUS_TRACEBACK"):
         raise
-    print(f"error: {error}", file=sys.stderr)
+    if is_json():
+        logging.getLogger("jobs").error("%s", error, extra={"exit_code": code})
+    else:
+        print(f"error: {error}", file=sys.stderr)
     return code
 
 

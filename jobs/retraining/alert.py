@@ -1,13 +1,14 @@
 """Alert: a retraining's summary, sent where somebody is told of it; that it cannot be sent stops nothing."""
 
 import json
+import logging
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from typing import Any
 from urllib.request import Request, urlopen
 
+_log = logging.getLogger(__name__)
 VARIABLE = "TWINFOCUS_WEBHOOK"
 """Environment variable with the address: many hold a secret, so it stands in no config and in no message."""
 TIMEOUT_SECONDS = 10.0
@@ -32,5 +33,5 @@ def alert(summary: Mapping[str, Any], alert_on: Sequence[str]) -> bool:
 
 
 def _warn(text: str) -> bool:
-    print(f"warning: {text}: nobody was alerted", file=sys.stderr)
+    _log.warning("%s: nobody was alerted", text)
     return False

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from jobs.retraining.todo import Todo
 
 if TYPE_CHECKING:
     from training.judge.gate import Verdict
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ class Candidate:
                 run_module("jobs.compare_tables", "--run", str(self.run), "--split", "test")
             run_module("jobs.report", "--run", str(self.run))
         except ProgramError as error:
-            print(f"warning: {error}: the version has no report", flush=True)
+            _log.warning("%s: the version has no report", error)
 
     def register(self, metrics: dict[str, Any]) -> int:
         """Keep the artifact and its report as the model's next version; returns its number."""

@@ -1,6 +1,7 @@
 """Partitions of a log, made from its raw files and checked: three steps of a retraining."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from jobs.retraining.raw_partitions import RawPartition, is_late
 from jobs.retraining.retrain_folder import RetrainFolder
 from jobs.retraining.shapes import shapes
 from pipeline.config import FilesSplit, PipelineConfig
+
+_log = logging.getLogger(__name__)
 
 
 def find_dates(place: RetrainFolder, files: Sequence[str]) -> None:
@@ -40,7 +43,8 @@ def find_dates(place: RetrainFolder, files: Sequence[str]) -> None:
         stop_spark(spark)
     for file in found:
         dated = sum(file.dates.values()) - file.dates.get("", 0)
-        print(f"{file.path}: {dated:,} rows of {len(set(file.dates) - {''})} dates, {file.dates.get('', 0):,} undated")
+        dates, undated = len(set(file.dates) - {""}), file.dates.get("", 0)
+        _log.info(f"{file.path}: {dated:,} rows of {dates} dates, {undated:,} undated", extra={"file": file.path})
 
 
 def build(place: RetrainFolder, raw: Mapping[str, RawPartition]) -> None:
@@ -65,7 +69,7 @@ def build(place: RetrainFolder, raw: Mapping[str, RawPartition]) -> None:
             config = dataclasses.replace(place.config, pipeline=pipeline)
             check(config)
             spark = spark or start_spark(pipeline.spark, num_bytes=num_bytes)
-            print(f"partition {name}\n{describe(build(spark, config))}", flush=True)
+            _log.info("partition %s\n%s", name, describe(build(spark, config)), extra={"partition": name})
             base = name
     finally:
         if spark is not None:
@@ -88,7 +92,7 @@ def check_partition(place: RetrainFolder, name: str) -> None:
     found, kept = _twin(place, name), {}
     if found is None:
         found, kept = _compare(place, name)
-    print(f"checks of {name}:\n{found.table()}", flush=True)
+    _log.info("checks of %s:\n%s", name, found.table(), extra={"partition": name, "verdict": found.level})
     write_json(place.note("checks", name), {**found.to_json(), **kept})
 
 

@@ -131,11 +131,11 @@ def warnings(without: dict[str, Any]) -> list[str]:
     lines = []
     for name, late in without.get("late", {}).items():
         rows = "" if late["rows"] is None else f" with {late['rows']:,} rows"
-        lines.append(f"warning: {date_of(name)}: {late['files']} files{rows} came late and are left out (retrain.late)")
+        lines.append(f"{date_of(name)}: {late['files']} files{rows} came late and are left out (retrain.late)")
     for name, more in without.get("changed", {}).items():
-        lines.append(f"warning: {name}: its raw files have changed by {more:+,} rows since it was built")
+        lines.append(f"{name}: its raw files have changed by {more:+,} rows since it was built")
     if undated := without.get("undated_rows"):
-        lines.append(f"warning: {undated:,} rows have no readable time and are in no partition")
+        lines.append(f"{undated:,} rows have no readable time and are in no partition")
     return lines
 
 

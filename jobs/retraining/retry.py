@@ -1,6 +1,6 @@
-"""Steps: one after the other, each tried again where that may help, and known by name when one fails for good."""
+"""Steps: run named steps with retries."""
 
-import sys
+import logging
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -13,20 +13,25 @@ from jobs.cli.conventions import EXIT_USAGE
 from jobs.cli.errors import ConfigError
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 LASTING = (ConfigError, LogError, LearntError, DriftError)
-"""What is wrong with a config, a log or vocabularies is wrong the next time too."""
+"""Errors that a retry cannot cure: a wrong config, log or vocabulary stays wrong."""
 
 
 class Steps:
-    """Does steps, and knows which it is at."""
+    """Runs steps with retries, and knows which it is at.
+
+    Attributes:
+        current: name of the step that is being run or was run last.
+    """
 
     def __init__(self, retries: int, seconds: float) -> None:
+        """Set the number of retries of each step, and the seconds between two tries."""
         self.retries, self.seconds = retries, seconds
         self.current = "start"
-        """Name of the step that is being done or was done last."""
 
     def do(self, name: str, act: Callable[[], T]) -> T:
-        """Do a step; it must bear to be done again after it has failed anywhere.
+        """Run a step, which must be idempotent: after a failure anywhere it is run again.
 
         Raises:
             Exception: what the step raised at last.
@@ -38,14 +43,14 @@ class Steps:
             except (ValueError, OSError) as error:  # any other exception is a defect of ours
                 if not left or is_lasting(error):
                     raise
-                print(f"{name} failed: {error}", file=sys.stderr)
-                print(f"{name}: another try in {self.seconds:g} s, {left} left", file=sys.stderr, flush=True)
+                _log.warning("%s failed: %s", name, error, extra={"step": name})
+                _log.warning("%s: another try in %g s, %d left", name, self.seconds, left, extra={"step": name})
                 time.sleep(self.seconds)
         raise AssertionError("the last try returns or raises")
 
 
 def is_lasting(error: Exception) -> bool:
-    """Whether a step that failed so would only fail so again."""
+    """Tell whether a retry of a step with this error is in vain."""
     if isinstance(error, ProgramError):
         return error.code == EXIT_USAGE
     return isinstance(error, LASTING)

@@ -16,7 +16,6 @@ from ray.serve.exceptions import RayServeException
 
 from jobs.pages.score_api_page import render
 from jobs.registry.found_artifact import FoundArtifact
-from jobs.serving.score_api_page import render
 from jobs.serving.score_request import MAX_NUMBER, TOKEN, RequestError, RequestLimits, ScoreRequest
 from jobs.serving.scorer import Scores
 from jobs.serving.service import Service

@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,9 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.cli.conventions import EXIT_DATA
 from jobs.cli.errors import ConfigError
+from jobs.cli.logging import is_json
 from jobs.launch.loopback import LOOPBACK, loopback_settings
 from jobs.registry.found_artifact import MODELS, FoundArtifact, find_artifact, find_in, open_registry
 from jobs.serving.score_request import TOKEN, RequestLimits
+
+_log = logging.getLogger("jobs.serve")
 
 if TYPE_CHECKING:
     from jobs.serving.service import Service, ServiceConfig
@@ -54,7 +56,7 @@ def check(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--model {arguments.model!r}: write {MODELS}NAME@ALIAS; --artifact takes a folder")
     if not _is_loopback(arguments.host) and not os.environ.get(TOKEN):
         raise ConfigError(
-            f"--host {arguments.host} can be reached by others: set {TOKEN}, which they will have to bear"
+            f"--host {arguments.host} can be reached by others: set {TOKEN}; clients send it as a bearer token"
         )
 
 
@@ -118,13 +120,14 @@ def _ray(num_replicas: int) -> Iterator[None]:
 def _answer(arguments: argparse.Namespace, find: Callable[[], FoundArtifact], listener: socket.socket) -> int:
     """Answer until a signal says that it is enough; requests that are on their way are answered first."""
     import uvicorn
+    from uvicorn.config import LOGGING_CONFIG
 
     from jobs.serving.score_api import make_api
     from jobs.serving.service import Service
     from jobs.serving.service_metrics import ServiceMetrics
 
     limits = RequestLimits(arguments.max_rows, arguments.max_bytes, arguments.max_value)
-    service = Service(find, _service_config(arguments), ServiceMetrics(), _log)
+    service = Service(find, _service_config(arguments), ServiceMetrics())
     service.start()
     stopped = threading.Event()
     follower = threading.Thread(target=_follow, args=(service, stopped), daemon=True)
@@ -133,9 +136,15 @@ def _answer(arguments: argparse.Namespace, find: Callable[[], FoundArtifact], li
     shown = f"[{host}]" if ":" in host else host
     api = make_api(service, limits, os.environ.get(TOKEN))
     server = uvicorn.Server(
-        uvicorn.Config(api, log_level="error", access_log=False, timeout_graceful_shutdown=int(arguments.timeout) + 1)
+        uvicorn.Config(
+            api,
+            log_config=None if is_json() else LOGGING_CONFIG,
+            log_level="error",
+            access_log=False,
+            timeout_graceful_shutdown=int(arguments.timeout) + 1,
+        )
     )
-    _log(f"at http://{shown}:{port} (/docs describes it)")
+    _log.info("at http://%s:%d (/docs describes it)", shown, port)
     try:
         asyncio.run(server.serve(sockets=[listener]))  # ends with the signal, which it passes on to _stop
     finally:
@@ -164,12 +173,8 @@ def _follow(service: "Service", stopped: threading.Event) -> None:
         service.follow(stopped)
     except BaseException as error:
         if not stopped.is_set():
-            print(f"error: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            _log.critical("%s: %s", type(error).__name__, error)
             os._exit(EXIT_DATA)
-
-
-def _log(message: str) -> None:
-    print(message, flush=True)
 
 
 def _stop(*_: Any) -> None:

@@ -11,6 +11,7 @@ Ray Serve gives a request up whose replica dies. Scoring changes nothing, so suc
 import asyncio
 import contextlib
 import itertools
+import logging
 import re
 import threading
 import time
@@ -30,8 +31,9 @@ from jobs.serving.score_request import ScoreRequest
 from jobs.serving.scorer import BATCH_ROWS, Scorer, Scores
 from jobs.serving.service_metrics import ServiceMetrics
 
+_log = logging.getLogger(__name__)
 MAX_TRIES = 5
-"""Of a request whose replicas die; rows that kill whoever scores them must not kill them for ever."""
+"""Upper bound on retries, so that a poisonous request cannot crash replicas in a loop."""
 RETRY_SECONDS = 60.0
 """After which a version that could not be loaded is tried again; at once, if another one is to serve."""
 ONGOING = 64
@@ -92,9 +94,8 @@ class Service:
         find: Callable[[], FoundArtifact],
         config: ServiceConfig,
         metrics: ServiceMetrics,
-        log: Callable[[str], None],
     ) -> None:
-        self._find, self._log = find, log
+        self._find = find
         self.config, self.metrics = config, metrics
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
@@ -186,7 +187,7 @@ class Service:
         except ServiceError as error:
             self._tried_at = time.monotonic()
             if self.refused != (found, str(error)):
-                self._log(f"{found.title} is not served, {self.served.artifact.title} stays: {error}")
+                _log.warning("%s is not served, %s stays: %s", found.title, self.served.artifact.title, error)
             self.refused = (found, str(error))
             self.metrics.refusals.inc()
             return
@@ -232,7 +233,7 @@ class Service:
         with self._lock:
             self._served = served
         self.metrics.set_version(served.artifact)
-        self._log(f"serves {served.artifact.title}")
+        _log.info("serves %s", served.artifact.title, extra=served.artifact.named)
 
     def _end(self, served: Served) -> None:
         """End a version when its last request has been answered."""
@@ -258,5 +259,5 @@ class Service:
 
     def _set_trouble(self, trouble: str | None) -> None:
         if trouble and trouble != self.trouble:
-            self._log(f"{self.served.artifact.title} stays: {trouble}")
+            _log.warning("%s stays: %s", self.served.artifact.title, trouble)
         self.trouble = trouble

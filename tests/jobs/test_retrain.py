@@ -122,7 +122,7 @@ def test_days_come_and_the_champion_follows(folder: Path) -> None:
     assert (found["day"], found["trained_on"], found["is_warm"]) == ("20240105", ["20240102"], True)
     assert found["verdict"] == "promoted", done.stdout
     assert last(folder) == found and found["is_done"]
-    assert "label rate" in done.stdout and "it has the rows of 20240102" in done.stdout
+    assert "label rate" in done.stderr and "it has the rows of 20240102" in done.stderr
     assert not (folder / "retrain" / "partitions" / "20240106").exists()
     champion = registry.champion("ctr")
     assert champion is not None and champion.version == found["champion_version"] == 2

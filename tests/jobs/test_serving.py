@@ -49,7 +49,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     """Version 1 of three serves, on two replicas."""
     folder = tmp_path_factory.mktemp("serving")
     registry, artifacts = register_tiny(folder, num_versions=3)
-    limits = ("--max-rows", 200, "--max-bytes", 100_000, "--timeout", SECONDS)
+    limits = ("--max-rows", 200, "--max-bytes", 100_000, "--timeout", SECONDS, "--log-json")
     more = ("--registry", registry.place, "--replicas", 2, "--poll", 0.5, *limits)
     with started(folder, "--model", f"models:/{NAME}@champion", *more, token=TOKEN) as service:
         predictors = {version: Predictor.load(path) for version, path in enumerate(artifacts, start=1)}
@@ -222,3 +222,8 @@ def test_promotions_a_damaged_version_and_killed_replicas(serving: Serving) -> N
     assert set(load.versions) == {1, 2}
     output = serving.service.output.read_text()
     assert "ctr version 3" in output and "ctr version 2" in output and "stays: " in output
+    said = [json.loads(line) for line in output.splitlines()]
+    assert {"model": NAME, "version": 2}.items() <= next(
+        line for line in said if line["message"].startswith("serves ctr version 2")
+    ).items()
+    assert TOKEN not in output

@@ -76,7 +76,7 @@ def started(folder: Path, *arguments: object, token: str | None = None) -> Itera
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
     try:
         deadline = time.monotonic() + START_SECONDS
-        while (match := re.search(r"^at (http://\S+)", output.read_text(), re.MULTILINE)) is None:
+        while (match := re.search(r"\bat (http://\S+)", output.read_text())) is None:
             assert process.poll() is None and time.monotonic() < deadline, output.read_text()
             time.sleep(0.1)
         yield TinyService(process, match[1], output, token)

@@ -45,10 +45,11 @@ def test_who_wants_to_know_is_told(address: str, monkeypatch: pytest.MonkeyPatch
 
 
 def test_nobody_there_is_a_warning_without_the_address(
-    address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    address: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for url in (f"{address}/500/secret", "http://127.0.0.1:9/secret", "http://[secret", "file:///secret", "secret"):
         monkeypatch.setenv(VARIABLE, url)
         assert not alert(SUMMARY, ["failed"])
-        told = capsys.readouterr().err
-        assert told.startswith("warning: ") and "nobody was alerted" in told and "secret" not in told
+        [record] = caplog.records
+        assert record.levelname == "WARNING" and "nobody was alerted" in caplog.text and "secret" not in caplog.text
+        caplog.clear()

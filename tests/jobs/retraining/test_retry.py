@@ -24,10 +24,10 @@ class Failing:
 @pytest.mark.parametrize(
     "error", [ValueError("locked"), OSError("full"), ProgramError("jobs.train", 1), ProgramError("jobs.train", -9)]
 )
-def test_what_may_pass_is_tried_again(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_may_pass_is_tried_again(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     steps, act = Steps(2, 0.0), Failing(error, error)
     assert steps.do("register", act) == 3
-    assert "register: another try in 0 s, 1 left" in capsys.readouterr().err
+    assert "register: another try in 0 s, 1 left" in caplog.text
     act = Failing(error, error, error)
     with pytest.raises(type(error)):
         steps.do("train", act)

@@ -1,0 +1,133 @@
+"""Logging of services and scheduled jobs: one formatter, ``--log-level`` and ``--log-json``, all of it on stderr.
+
+What a program prints on stdout, a summary for a person or JSON for a program, is no logging and stays there.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any
+
+LEVELS = ("debug", "info", "warning", "error")
+SECRETS = (
+    "TWINFOCUS_TOKEN",
+    "TWINFOCUS_WEBHOOK",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+)
+"""Environment variables whose values no line shows, whatever an error's own words hold."""
+HIDDEN = "***"
+
+_OURS = "jobs"
+_OWN_ATTRIBUTES = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
+
+
+def add_log_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--log-level`` and ``--log-json`` to a parser."""
+    parser.add_argument("--log-level", choices=LEVELS, default="info", help="of the log on stderr (default: info)")
+    parser.add_argument("--log-json", action="store_true", help="log JSON lines: time, level, logger, message, fields")
+
+
+def set_up_logging(program: str, arguments: argparse.Namespace) -> None:
+    """Send what the project logs to stderr, and of other libraries warnings and errors.
+
+    Args:
+        program: name that begins a line's message.
+        arguments: command line with the options of ``add_log_options``.
+    """
+    handler = _ToStderr()
+    handler.setFormatter(JsonLines() if arguments.log_json else Lines(program))
+    handler.addFilter(_is_wanted)
+    root = logging.getLogger()
+    for other in [other for other in root.handlers if isinstance(other, _ToStderr)]:
+        root.removeHandler(other)
+    root.addHandler(handler)
+    logging.getLogger(_OURS).setLevel(arguments.log_level.upper())
+    if arguments.log_json:
+        logging.captureWarnings(True)
+        sys.excepthook = _log_defect
+
+
+def is_json() -> bool:
+    """Tell whether stderr holds JSON lines."""
+    return any(isinstance(handler.formatter, JsonLines) for handler in logging.getLogger().handlers)
+
+
+class Lines(logging.Formatter):
+    """Lines for a person: time in UTC, level, program, message."""
+
+    def __init__(self, program: str) -> None:
+        """Remember the program's name."""
+        super().__init__()
+        self._program = program
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write a record as a line; a table or a traceback in it takes more."""
+        text = f"{_time(record)} {record.levelname} {self._program}: {record.getMessage()}"
+        if record.exc_info:
+            text += f"\n{self.formatException(record.exc_info)}"
+        return _hide_secrets(text)
+
+
+class JsonLines(logging.Formatter):
+    """JSON lines for a program: time in UTC, level, logger, message, and the fields given as ``extra``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write a record as one line."""
+        line: dict[str, Any] = {
+            "time": _time(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        fields = {name: value for name, value in vars(record).items() if name not in _OWN_ATTRIBUTES}
+        return json.dumps({name: _shown(value) for name, value in {**fields, **line}.items()}, ensure_ascii=False)
+
+
+class _ToStderr(logging.Handler):
+    """Handler that writes to what ``sys.stderr`` is at that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        try:
+            print(self.format(record), file=sys.stderr, flush=True)
+        except Exception:  # as every handler does: a line that cannot be written must not end the program
+            self.handleError(record)
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+    """Whether to show a record: other libraries' only from warnings on, whatever level they set for themselves."""
+    return record.name.partition(".")[0] == _OURS or record.levelno >= logging.WARNING
+
+
+def _time(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _shown(value: Any) -> Any:
+    """Turn a field into what JSON holds, with no secret in it."""
+    if isinstance(value, str):
+        return _hide_secrets(value)
+    if isinstance(value, dict):
+        return {_hide_secrets(str(name)): _shown(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shown(entry) for entry in value]
+    return value if value is None or isinstance(value, bool | int | float) else _hide_secrets(str(value))
+
+
+def _hide_secrets(text: str) -> str:
+    for name in SECRETS:
+        if secret := os.environ.get(name):
+            text = text.replace(secret, HIDDEN)
+    return text
+
+
+def _log_defect(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    logging.getLogger(_OURS).critical("a defect of this program", exc_info=(kind, error, traceback))
