@@ -5,7 +5,7 @@ The work is ``pipeline.build.dataset``; ``jobs/launch/dataset_build.py`` checks 
 
 from jobs.cli.config_arguments import config_parser, parse_config_arguments
 from jobs.cli.conventions import run_program
-from pipeline.session import JAVA_OPTIONS
+from pipeline.java import JAVA_OPTIONS
 
 _EXAMPLE = (
     "python -m jobs.build_dataset --config jobs/configs/frappe.toml pipeline.output=data/frappe\n"

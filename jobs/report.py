@@ -6,8 +6,6 @@ A run is judged long after the machine it ran on is gone, so the page carries it
 from pathlib import Path
 
 from jobs.cli.conventions import local, plain_parser, run_program
-from jobs.pages.report_page import render
-from jobs.runfiles import RunFiles
 
 
 def main() -> int:
@@ -18,6 +16,10 @@ def main() -> int:
     parser.add_argument("--run", required=True, metavar="DIR")
     parser.add_argument("--output", metavar="FILE", help="default: report.html in the run folder")
     arguments = parser.parse_args()
+
+    from jobs.pages.report_page import render
+    from jobs.runfiles import RunFiles
+
     run = local(arguments.run)
     output = Path(arguments.output) if arguments.output else run / "report.html"
     files = RunFiles.load(run)

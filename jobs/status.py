@@ -9,7 +9,6 @@ from features.disk.atomic import write_text
 from jobs.cli.config_arguments import add_config_arguments, parse_config_arguments
 from jobs.cli.conventions import local, plain_parser, run_program
 from jobs.cli.errors import ConfigError
-from jobs.pages.status_page import render
 from jobs.retraining.retraining_status import RetrainingStatus, read_status
 from jobs.retraining.status_text import describe
 
@@ -62,6 +61,8 @@ def write_page(status: RetrainingStatus, output: Path | None) -> str:
     Raises:
         OSError: ``output`` is given and cannot be written.
     """
+    from jobs.pages.status_page import render
+
     path = output or status.root / "status.html"
     try:
         write_text(path, render(status))

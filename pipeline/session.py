@@ -17,6 +17,7 @@ from pyspark.sql import SparkSession
 
 from features.rawlog import LogError
 from pipeline.config import SparkConfig
+from pipeline.java import JAVA_OPTIONS
 
 SPARK_ERRORS = (Py4JError, PySparkException, ConnectionError)
 """Errors of a failed Spark action in Python, and of any action after Spark's process has ended."""
@@ -26,12 +27,6 @@ MIN_PARTITIONS = 16
 
 _SMALL_JOB = 64 << 20
 _BYTES_PER_SHUFFLE_PARTITION = 4 << 20
-
-JAVA_OPTIONS = "-XX:-DontCompileHugeMethods -XX:G1HeapRegionSize=16m"
-"""Spark generates one method for all columns of a stage, and Java leaves one of over 8,000 bytes interpreted: several
-times slower. And Spark keeps cached rows in arrays of a megabyte, each of which takes two of the regions of a small
-heap: twice the memory that Spark believes, until there is none. Executors get the options here; a driver that
-spark-submit has started needs --driver-java-options."""
 
 warnings.filterwarnings("ignore", message=r"\w+ attempted Arrow optimization")  # and then a stack trace of Java's
 _READ_ERROR = re.compile(r"(?:reading|read) file:? (?:file:)?/*(/\S+?)[.]?(?:\s|$)")

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from features.disk.dataset import DatasetManifest
 from features.schema import STRICT, FeatureSchema, expand_names
 from jobs.cli.errors import ConfigError
-from jobs.retraining.config import RetrainConfig
+from jobs.cli.retrain_config import RetrainConfig
 from pipeline.config import PipelineConfig
 from training.config import TrainingConfig
 from training.plugins import PluginError, load_plugins, load_saved_plugins, plugin_keys
@@ -285,15 +285,15 @@ def _known_keys() -> list[str]:
     """Every key of every config dataclass."""
     import features.rawlog
     import features.schema
-    import jobs.retraining.config
-    import jobs.retraining.data_checks
+    import jobs.cli.data_checks_config
+    import jobs.cli.retrain_config
     import pipeline.config
     import training.config
     import training.judge.gate
 
     keys = {field.name for field in fields(Config)}  # pyright: ignore[reportArgumentType]
     modules = (features.schema, features.rawlog, pipeline.config, training.config)
-    for module in (*modules, training.judge.gate, jobs.retraining.data_checks, jobs.retraining.config):
+    for module in (*modules, training.judge.gate, jobs.cli.data_checks_config, jobs.cli.retrain_config):
         for item in vars(module).values():
             if isinstance(item, type) and hasattr(item, "__dataclass_fields__"):
                 keys |= set(item.__dataclass_fields__)

@@ -20,7 +20,7 @@ import pyarrow.parquet
 from features.disk.dataset import DatasetManifest
 from jobs.cli.config import Config, load_config
 from jobs.cli.config_arguments import hand_on
-from pipeline.session import JAVA_OPTIONS
+from pipeline.java import JAVA_OPTIONS
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.judge.metrics import evaluate

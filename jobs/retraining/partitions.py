@@ -9,8 +9,9 @@ from typing import Any
 from features.disk.atomic import write_json
 from features.disk.window import SOURCE_SPLIT
 from features.profile.profile import DataProfile, measure, total
+from jobs.cli.data_checks_config import DataChecksConfig, RowLimits
 from jobs.cli.errors import ConfigError
-from jobs.retraining.data_checks import Checks, DataChecksConfig, Delivery, Result, RowLimits, check, order_partitions
+from jobs.retraining.data_checks import Checks, Delivery, Result, check, order_partitions
 from jobs.retraining.raw_partitions import RawPartition, is_late
 from jobs.retraining.retrain_folder import RetrainFolder
 from jobs.retraining.shapes import shapes

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-DATE = "{date}"
+from jobs.cli.retrain_config import DATE
+
 LATE = "+"
 """Between a date and a number: rows that came when the date's partition was built already, as one of their own."""
 _DATE_PATTERN = r"[0-9](?:[0-9-]*[0-9])?"

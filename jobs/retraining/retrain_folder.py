@@ -20,9 +20,9 @@ from features.disk.lock import lock
 from features.disk.window import SOURCE_SPLIT
 from features.rawlog import expand_paths
 from jobs.cli.config import Config
+from jobs.cli.retrain_config import RetrainConfig
 from jobs.registry.model_versions import ModelVersion
 from jobs.registry.registry import Registry
-from jobs.retraining.config import RetrainConfig
 from jobs.retraining.date_index import DateIndex
 from jobs.retraining.raw_partitions import RawPartition, date_of, find_late, find_partitions
 from jobs.retraining.todo import Todo, plan

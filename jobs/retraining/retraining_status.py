@@ -12,11 +12,11 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from jobs.cli.config import Config
+from jobs.cli.retrain_config import RetrainConfig
 from jobs.registry.model_versions import ModelVersion, to_iso
 from jobs.registry.promotions import Promotion
 from jobs.registry.registry import Registry
 from jobs.registry.store import RegistryError
-from jobs.retraining.config import RetrainConfig
 from jobs.retraining.data_checks import Result
 from jobs.retraining.partition_status import PartitionStatus, read_partitions, reasons_of
 from jobs.retraining.retrain_folder import TRAINED_TAG, RetrainFolder

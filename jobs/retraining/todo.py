@@ -6,7 +6,7 @@ Nothing is read or written here; ``jobs.retrain`` does the work.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jobs.retraining.config import RetrainConfig
+from jobs.cli.retrain_config import RetrainConfig
 from jobs.retraining.raw_partitions import date_of, is_late
 
 

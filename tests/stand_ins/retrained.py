@@ -17,8 +17,9 @@ from features.encoding import Columns
 from features.profile.bins import choose_bins, count
 from features.profile.profile import DataProfile, total
 from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFeature, VocabularyEncoding
+from jobs.cli.data_checks_config import DataChecksConfig
 from jobs.registry.registry import Registry
-from jobs.retraining.data_checks import DataChecksConfig, check
+from jobs.retraining.data_checks import check
 from jobs.retraining.shapes import shapes
 from tests.jobs.registry.test_registry import make_artifact, make_registry
 from training.judge.gate import GateConfig, judge

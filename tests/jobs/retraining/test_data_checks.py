@@ -16,7 +16,8 @@ from features.profile.distribution import DenseDistribution, DriftError, SparseD
 from features.profile.id_counts import IdSample
 from features.profile.profile import DataProfile, measure, total
 from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFeature, VocabularyEncoding
-from jobs.retraining.data_checks import Checks, DataChecksConfig, Delivery, check, order_partitions
+from jobs.cli.data_checks_config import DataChecksConfig
+from jobs.retraining.data_checks import Checks, Delivery, check, order_partitions
 
 SCHEMA = FeatureSchema(
     "click",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.retraining.config import RetrainConfig
+from jobs.cli.retrain_config import RetrainConfig
 from jobs.retraining.raw_partitions import RawPartition, find_late, find_partitions
 from jobs.retraining.todo import Todo, plan
 

@@ -7,11 +7,12 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as checked
 
 from features.schema import STRICT
-from jobs.retraining.data_checks import DataChecksConfig
-from jobs.retraining.raw_partitions import DATE
+from jobs.cli.data_checks_config import DataChecksConfig
 from training.config import TablePrecision
 from training.judge.gate import GateConfig
 
+DATE = "{date}"
+"""Place of the date in ``retrain.partitions``."""
 Ending = Literal["promoted", "refused", "stopped", "failed"]
 """What a retraining may come to: the gate's two verdicts, data checks that stop the newest day, a step that fails."""
 

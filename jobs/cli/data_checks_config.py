@@ -1,0 +1,97 @@
+"""The config section ``[retrain.checks]``: limits that a new dataset must keep to be trained on."""
+
+from dataclasses import field
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass as checked
+
+from features.profile.profile import Fraction
+from features.schema import STRICT
+
+Action = Literal["stop", "warn"]
+Ratio = Annotated[float, Field(gt=0)]
+
+
+@checked(frozen=True, config=STRICT)
+class RowLimits:
+    """Rows over the mean of the reference's datasets; None: no limit."""
+
+    min_ratio: Ratio | None = 0.3
+    max_ratio: Ratio | None = 3.0
+    action: Action = "stop"
+
+
+@checked(frozen=True, config=STRICT)
+class LabelLimits:
+    """Label rate over the reference's; None: no limit."""
+
+    min_ratio: Ratio | None = 0.5
+    max_ratio: Ratio | None = 2.0
+    action: Action = "stop"
+
+
+@checked(frozen=True, config=STRICT)
+class NullLimits:
+    """How much the share of missing values may rise over the reference's; None: no limit."""
+
+    max_rise: Fraction | None = 0.1
+    action: Action = "stop"
+
+
+@checked(frozen=True, config=STRICT)
+class OovLimits:
+    """Share of the non-missing values that is out of the vocabulary; None: no limit."""
+
+    max_rate: Fraction | None = 0.9
+    """What a renamed key looks like; rare values alone do not get there."""
+    action: Action = "stop"
+
+
+@checked(frozen=True, config=STRICT)
+class CategoryLimits:
+    """Categories that the reference has not, among those with at least ``min_count`` values; None: no limit."""
+
+    max_value_share: Fraction | None = 0.5
+    """Of all values, those of new categories."""
+    max_share: Fraction | None = None
+    """Of the categories, however many values each has."""
+    min_count: Annotated[int, Field(ge=1)] = 10
+    """Of a long tail most categories are new every day: rarer ones count as known."""
+    action: Action = "stop"
+
+
+@checked(frozen=True, config=STRICT)
+class DriftLimits:
+    """Distance between a feature's distribution and the reference's; None: no limit."""
+
+    distance: Literal["psi", "js"] = "psi"
+    """psi: population stability index. js: Jensen-Shannon divergence in bits."""
+    max_distance: Annotated[float, Field(ge=0)] | None = 0.25
+    action: Action = "warn"
+    """Catalogues and campaigns change every day: a distance says where to look, not that something is broken."""
+
+
+@checked(frozen=True, config=STRICT)
+class FeatureLimits:
+    """Limits of one feature; None: the general one."""
+
+    max_null_rise: Fraction | None = None
+    max_oov_rate: Fraction | None = None
+    max_new_value_share: Fraction | None = None
+    max_new_share: Fraction | None = None
+    max_distance: Annotated[float, Field(ge=0)] | None = None
+
+
+@checked(frozen=True, config=STRICT)
+class DataChecksConfig:
+    """What a new dataset must keep to be trained on."""
+
+    rows: RowLimits = field(default_factory=RowLimits)
+    labels: LabelLimits = field(default_factory=LabelLimits)
+    nulls: NullLimits = field(default_factory=NullLimits)
+    oov: OovLimits = field(default_factory=OovLimits)
+    categories: CategoryLimits = field(default_factory=CategoryLimits)
+    drift: DriftLimits = field(default_factory=DriftLimits)
+    features: dict[str, FeatureLimits] = field(default_factory=dict)
+    """Per-feature limits; a value given here replaces the general one."""
