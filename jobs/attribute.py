@@ -64,9 +64,7 @@ def main() -> int:
             on_pass=bar.update,
         )
     settings = {
-        "step": best.step,
-        "dataset": str(best.dataset.path),
-        "split": arguments.split,
+        **{"step": best.step, "dataset": str(best.dataset.path), "split": arguments.split},
         "split_rows": split_rows,
         "repeats": arguments.repeats,
     }

@@ -6,6 +6,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from jobs.retraining.raw_partitions import dashed as dashed
+
 BLUE, ORANGE, GREEN, GREY, GOLD, RED = "#1f5fa8", "#c8591a", "#2e7d4f", "#9aa3ad", "#b8860b", "#b3261e"
 INK = "#1d2733"
 
