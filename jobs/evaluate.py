@@ -24,8 +24,8 @@ def main() -> int:
 
     run = Run(local(arguments.run))
     scores = load_best(run, Dataset.open(arguments.dataset) if arguments.dataset else None).score(arguments.split)
-    metrics = evaluate(*scores)
-    run.write(f"evaluation/{arguments.split}.json", {"metrics": metrics, "curves": curves(*scores[:3])})
+    metrics = evaluate(scores)
+    run.write(f"evaluation/{arguments.split}.json", {"metrics": metrics, "curves": curves(scores)})
     print(json.dumps({"split": arguments.split, **metrics}))
     return 0
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -226,8 +226,8 @@ def test_calibrated_served_equals_calibrated_trained(spine, tmp_path: Path, run_
     np.testing.assert_allclose([g["probability"] for g in golden], predictor.predict([g["row"] for g in golden]))
 
     result = evaluated(run_here, run.path, "test")
-    logits, labels, weights, groups = load_best(Run(folder / "run")).score("test")
-    expected = evaluate(0.3 * logits - 1.7, labels, weights, groups)
+    raw = load_best(Run(folder / "run")).score("test")
+    expected = evaluate(replace(raw, logits=0.3 * raw.logits - 1.7))
     assert result == {"split": "test", **expected}
     assert run.read("evaluation/test.json")["metrics"] == expected
     page = render(RunFiles.load(run.path))

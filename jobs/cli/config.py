@@ -4,7 +4,7 @@ import difflib
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from jobs.cli.errors import ConfigError
 from jobs.cli.retrain_config import RetrainConfig
 from pipeline.config import PipelineConfig
 from training.config import TrainingConfig
+from training.judge.metrics import METRICS
 from training.plugins import PluginError, load_plugins, load_saved_plugins, plugin_keys
 
 REPLACED_WHOLE = ("monitor",)
@@ -151,11 +152,13 @@ def parse_config(tree: dict[str, Any], source: object = None) -> Config:
         if isinstance(features, dict):
             tree = {**tree, "features": _expand_features(features)}
         tree = _merge(_defaults(), tree)
-        return TypeAdapter(Config).validate_python(tree)
+        config = TypeAdapter(Config).validate_python(tree)
     except ValidationError as error:
         raise ConfigError(_explain(error)) from error
     except RecursionError:
         raise ConfigError("the config is nested too deeply") from None
+    _check_monitor(config.training.monitor)
+    return config
 
 
 def is_saved_config(tree: dict[str, Any], config: Config) -> bool:
@@ -179,8 +182,9 @@ def check_manifest(config: Config, manifest: DatasetManifest) -> None:
             f"{manifest.schema_fingerprint[:12]}) than the config's ({config.features.fingerprint[:12]}): build it "
             "again or use its own config"
         )
-    if "gauc" in config.training.monitor and not manifest.schema.group_id:
-        raise ConfigError("training.monitor uses gauc, which needs features.group_id")
+    grouped = [name for name in config.training.monitor if METRICS[name].needs_groups]
+    if grouped and not manifest.schema.group_id:
+        raise ConfigError(f"training.monitor uses {', '.join(grouped)}, which needs features.group_id")
 
 
 def check_many_runs(configs: Iterable[Config]) -> None:
@@ -231,6 +235,16 @@ def _override(tree: dict[str, Any], override: str) -> None:
         _merge(tree, {last: value})
     else:
         tree[last] = value
+
+
+def _check_monitor(monitor: Mapping[str, float]) -> None:
+    """Refuse a metric that is unknown, or of which neither more nor less is better."""
+    known = [name for name, metric in METRICS.items() if metric.better != "one"]
+    for name in monitor:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            raise ConfigError(f"config key 'training.monitor': {name!r} is none of {', '.join(known)}{hint}")
 
 
 def _expand_features(features: dict[str, Any]) -> dict[str, Any]:

@@ -96,10 +96,9 @@ def _evaluate(cell: Cell) -> dict[str, Any]:
     best = load_best(run_folder)
     metrics, arrays = {}, {}
     for split in filter(best.dataset.has_split, SPLITS):
-        logits, labels, weights, group_ids = best.score(split)
-        metrics[split] = evaluate(logits, labels, weights, group_ids)
-        named = {"logits": logits, "labels": labels, "weights": weights, "group_ids": group_ids}
-        arrays |= {f"{split}.{name}": array for name, array in named.items() if array is not None}
+        scores = best.score(split)
+        metrics[split] = evaluate(scores)
+        arrays |= {f"{split}.{name}": array for name, array in vars(scores).items() if array is not None}
     with cell.scores.open("wb") as file:
         np.savez_compressed(file, **arrays)
     train = run_folder.read("metrics.json")

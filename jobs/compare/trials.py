@@ -32,7 +32,8 @@ from features.disk.dataset import DatasetManifest
 from jobs.cli.config import Config, check_manifest, is_saved_config, parse_config
 from jobs.cli.conventions import place
 from jobs.compare.search import Search, Trial
-from training.judge.metrics import METRICS, DivergedError
+from training.judge.metrics import METRICS
+from training.judge.scores import DivergedError
 
 Row = dict[str, Any]
 

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from pipeline.synthetic.generate import LogSpec, file_name, generate_chunks, write_chunk
 from training.judge.metrics import evaluate
+from training.judge.scores import Scores
 
 SUMMARY_NAME = "_summary.json"
 """File of the summary; begins with an underscore so that readers of the folder, Spark included, pass over it."""
@@ -35,7 +36,7 @@ def generate(output: Path, spec: LogSpec) -> dict[str, Any]:
             files += 1
             bar.update(len(columns["click"]))
     labels, probability = np.concatenate(clicks), np.concatenate(probabilities)
-    oracle = evaluate(np.log(probability) - np.log1p(-probability), labels)
+    oracle = evaluate(Scores.of(np.log(probability) - np.log1p(-probability), labels))
     summary = {
         "rows": spec.rows,
         "days": spec.days,

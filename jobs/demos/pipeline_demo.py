@@ -24,6 +24,7 @@ from pipeline.java import JAVA_OPTIONS
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.judge.metrics import evaluate
+from training.judge.scores import Scores
 
 LINEAR = 'training.model={easy={kind="linear"},hard={kind="linear"},fusion={kind="sum"},objective={kind="bce"}}'
 """Override that makes a logistic regression: two linear streams add up to one."""
@@ -103,8 +104,8 @@ class Demo:
         table = _read_split(self.dataset, "test", ["label", "click_probability"])
         probability = table["click_probability"].to_numpy().astype(np.float64)
         labels = table["label"].to_numpy().astype(np.float64)
-        oracle = evaluate(np.log(probability) - np.log1p(-probability), labels, np.ones_like(labels), None)
-        constant = evaluate(np.zeros_like(labels) + _logit(labels.mean()), labels, np.ones_like(labels), None)
+        oracle = evaluate(Scores.of(np.log(probability) - np.log1p(-probability), labels))
+        constant = evaluate(Scores.of(np.zeros_like(labels) + _logit(labels.mean()), labels))
         return {
             **metrics,
             "oracle": {"auc": oracle["auc"], "logloss": oracle["logloss"]},

@@ -7,6 +7,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from training.judge.metrics import text_of
+
 
 def follow(history: Path, max_epochs: int, finished: threading.Event) -> None:
     """Show the history as a progress bar while workers write it; quiet when not a terminal.
@@ -39,7 +41,8 @@ def _show(bar: Any, event: dict[str, Any], max_epochs: int) -> None:
         bar.update(event["step_in_epoch"] - bar.n)
     elif event["event"] == "evaluation":
         mark = " best" if event["best"] else ""
-        bar.write(f"epoch {event['epoch'] + 1}: valid auc {event['auc']:.6f} logloss {event['logloss']:.6f}{mark}")
+        found = " ".join(text_of(event, "auc", "logloss"))
+        bar.write(f"epoch {event['epoch'] + 1}: valid {found}{mark}")
         bar.reset()
 
 
@@ -63,7 +66,7 @@ def describe(run_path: Path, seconds: float) -> str:
     if "valid" in metrics:
         valid = metrics["valid"]
         best = f"valid (best, step {metrics['best_step']:,})"
-        lines.append(f"{best}: auc {valid['auc']:.6f}  logloss {valid['logloss']:.6f}")
+        lines.append(f"{best}: {'  '.join(text_of(valid, 'auc', 'logloss'))}")
     return "\n".join([*lines, f"run: {run_path}"])
 
 

@@ -84,7 +84,8 @@ def _interval(row: Row, metric: str) -> str:
 def verdict(row: Row) -> str:
     """Whether a model is better or worse than the reference, by AUC and by logloss, as far as that is clear."""
     words = []
-    for metric, better in (("auc", 1), ("logloss", -1)):
+    for metric in ("auc", "logloss"):
+        better = METRICS[metric].sign
         difference = _difference(row, metric)
         word = "better" if better * difference.mean > 0 else "worse"
         words.append(f"{metric} {word if difference.is_clear else 'no clear difference'}")

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,26 +85,26 @@ class Candidate:
         rules, dataset, run = self.place.rules, Dataset.open(self.window), Run(self.run)
         candidate = load_best(run, dataset)
         served = candidate.with_tables(rules.tables)
-        logits, labels, weights, group_ids = served.score("test")
-        metrics, before = {"candidate": evaluate(logits, labels, weights, group_ids)}, None
+        scores = served.score("test")
+        metrics, before = {"candidate": evaluate(scores)}, None
         if self.champion is not None:
             champion = load_best(Run(self.place.run_of(self.champion)), dataset)
             tables: Any = self.champion.tags.get(TABLES_TAG, "float32")
-            before = champion.with_tables(tables).score("test")[0]
-            metrics["champion"] = evaluate(before, labels, weights, group_ids)
+            before = champion.with_tables(tables).score("test").logits
+            metrics["champion"] = evaluate(replace(scores, logits=before))
         reader = Reader(dataset, "test", candidate.config)
         columns = read_columns(reader, reader.num_rows) if rules.segments else {}
         verdict = judge(
-            logits,
+            scores.logits,
             before,
-            labels,
-            weights,
+            scores.labels,
+            scores.weights,
             config=rules.gate,
             segments={name: columns[name] for name in rules.segments},
-            group_ids=group_ids,
-            unquantized=None if served is candidate else candidate.score("test")[0],
+            group_ids=scores.group_ids,
+            unquantized=None if served is candidate else candidate.score("test").logits,
         )
-        run.write("evaluation/test.json", {"metrics": metrics["candidate"], "curves": curves(logits, labels, weights)})
+        run.write("evaluation/test.json", {"metrics": metrics["candidate"], "curves": curves(scores)})
         run.write("gate.json", {"day": self.day, "verdict": verdict.to_json(), "metrics": metrics})
         return verdict, metrics
 

@@ -41,8 +41,9 @@ from features.disk.atomic import write_json
 from jobs.cli.config import load_config
 from tests.benchmarks.criteo_like import write_dataset
 from training.config import TrainingConfig
-from training.fit.loop import gather_scores
+from training.fit.scoring import gathered
 from training.judge.metrics import curves, evaluate
+from training.judge.scores import Scores
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.fit.run import Run, fit
@@ -283,9 +284,9 @@ def score(store: str, rank: str, world_size: str, rows: str) -> dict[str, Any]:
     # The types of training.fit.loop.score, drawn into place.
     logits, labels, weights = rng.standard_normal(own), np.zeros(own, np.float32), np.ones(own, np.float32)
     labels[::4] = 1
-    scores = gather_scores((logits, labels, weights, None))
-    evaluate(*scores)
-    curves(*scores[:3])
+    scores = gathered(Scores(logits, labels, weights))
+    evaluate(scores)
+    curves(scores)
     dist.barrier()
     dist.destroy_process_group()
     return {"peak_mb": memory("VmHWM")}

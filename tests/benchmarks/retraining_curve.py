@@ -42,6 +42,7 @@ from pipeline.synthetic.generate import LogSpec
 from tests.benchmarks.retraining_summary import summarise
 from training.ship.export import load_best
 from training.judge.metrics import evaluate
+from training.judge.scores import Scores
 from training.data.opened_dataset import Dataset
 from training.fit.run import Run, fit
 
@@ -173,7 +174,7 @@ class Curve:
         return {**self._score(run, window), "rows": metrics["train"]["rows"], "seconds": round(seconds, 2)}
 
     def _score(self, run: Run, window: Path) -> dict[str, Any]:
-        found = evaluate(*load_best(run, Dataset.open(window)).score("test"))
+        found = evaluate(load_best(run, Dataset.open(window)).score("test"))
         return {name: found[name] for name in ("logloss", "auc", "calibration")}
 
     def _oracle(self, number: int) -> dict[str, Any]:
@@ -181,7 +182,7 @@ class Curve:
         files = [folder / file.path for file in self.place.manifest(folder.name).split("train").files]
         table = pyarrow.parquet.read_table(files, columns=["label", "click_probability"])
         probability, labels = (table[name].to_numpy().astype(np.float64) for name in ("click_probability", "label"))
-        found = evaluate(np.log(probability) - np.log1p(-probability), labels)
+        found = evaluate(Scores.of(np.log(probability) - np.log1p(-probability), labels))
         return {name: found[name] for name in ("logloss", "auc")}
 
 

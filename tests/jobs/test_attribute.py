@@ -55,7 +55,8 @@ def test_the_program_and_the_report(run: Run, run_here):
     assert (code, error) == (0, "")  # no progress bar where nobody looks
     *lines, last = out.splitlines()
     line, found = json.loads(last), run.read("attribution.json")
-    logits, labels, weights, _ = load_best(run).score("valid")
+    scores = load_best(run).score("valid")
+    logits, labels, weights = scores.logits, scores.labels, scores.weights
     assert found["auc"] == pytest.approx(auc(logits, labels, weights), abs=1e-9)
     assert found["logloss"] == pytest.approx(logloss(logits, labels, weights), abs=1e-6)
     assert (found["split"], found["rows"], found["split_rows"], found["repeats"]) == ("valid", 120, 120, 2)

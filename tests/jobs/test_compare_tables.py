@@ -14,7 +14,8 @@ from jobs.runfiles import RunFiles
 from tests.training.fit.test_run import make_config
 from tests.training.fit.test_warm_start import finish
 from training.fit.run import Run
-from training.judge.metrics import auc, logloss, to_probs
+from training.judge.metrics import auc, logloss
+from training.judge.scores import to_probs
 from training.ship.export import load_best
 from training.ship.predict import Predictor
 from training.ship.table_precision import BATCH_SIZES, MIN_ROUNDS, PRECISIONS, time_models
@@ -42,9 +43,10 @@ def test_the_program_and_the_report(run: Run, run_here) -> None:
         rows * 2 * 12,
         rows * (2 * 4 + 12),
     ]
-    exact, labels, weights, _ = best.score("valid")
+    scores = best.score("valid")
+    exact, labels, weights = scores.logits, scores.labels, scores.weights
     for entry, line, tables in zip(found["precisions"], lines, PRECISIONS, strict=True):
-        logits = best.with_tables(tables).score("valid")[0]
+        logits = best.with_tables(tables).score("valid").logits
         assert (entry["tables"], entry["rows"]) == (tables, 120) and line.split()[0] == tables
         assert entry["auc"] == pytest.approx(auc(logits, labels, weights))
         assert entry["logloss"] == pytest.approx(logloss(logits, labels, weights))

@@ -19,6 +19,7 @@ from jobs.runfiles import RunFiles
 from tests.browser import open_page
 from tests.stand_ins.retrained import BROKEN, FIRST, REFUSED, Retrained, add_partition, judge_day
 from training.judge.metrics import curves, evaluate
+from training.judge.scores import Scores
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "</script><script>alert('x')</script>"
@@ -91,7 +92,10 @@ def make_run(path: Path, dataset: Path) -> dict[str, Any]:
     for split in ("valid", "test"):
         logits = rng.normal(-1.8, 1.4, 5_000)
         labels = (rng.random(5_000) < 1 / (1 + np.exp(-logits))).astype(float)
-        evaluations[split] = {"metrics": evaluate(logits, labels), "curves": curves(logits, labels)}
+        evaluations[split] = {
+            "metrics": evaluate(Scores.of(logits, labels)),
+            "curves": curves(Scores.of(logits, labels)),
+        }
         (path / "evaluation" / f"{split}.json").write_text(json.dumps(evaluations[split]))
     write = {
         "config.json": {"training": {"num_workers": 2, "device": "cpu", "note": HOSTILE}},

@@ -24,6 +24,7 @@ from jobs.retraining.shapes import shapes
 from tests.jobs.registry.test_registry import make_artifact, make_registry
 from training.judge.gate import GateConfig, judge
 from training.judge.metrics import evaluate
+from training.judge.scores import Scores
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 """A name that is HTML."""
@@ -209,9 +210,9 @@ def judge_day(day: str, has_champion: bool) -> dict[str, Any]:
     config = GateConfig(num_resamples=20, max_logloss_rise=0.05)
     segments = {"country": random.integers(0, 5, 2_000)}
     verdict = judge(after, before if has_champion else None, labels, None, config=config, segments=segments)
-    metrics = {"candidate": evaluate(after, labels)}
+    metrics = {"candidate": evaluate(Scores.of(after, labels))}
     if has_champion:
-        metrics["champion"] = evaluate(before, labels)
+        metrics["champion"] = evaluate(Scores.of(before, labels))
     return {"gate": verdict.to_json(), "metrics": metrics}
 
 

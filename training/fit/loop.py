@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from features.disk.place import Place
 from training.config import FusedOptimizer, TrainingConfig
@@ -21,13 +21,14 @@ from training.data.reader import Reader
 from training.fit.allocator import return_unused_pages
 from training.fit.regularization import EmbeddingL2
 from training.fit.schedule import Plateau, lower, monitor_value
+from training.fit.scoring import score_all
 from training.fit.step import Step, matmul_precision, step_seed
 from training.fit.step_times import StepTimes
-from training.judge.metrics import DivergedError
-from training.judge.metrics import evaluate as compute_metrics
+from training.judge.metrics import evaluate
+from training.judge.scores import DivergedError
 from training.model.embedding import FieldEmbedding
 from training.sharding import checkpoint
-from training.sharding.parallelize import ParallelModel, gather
+from training.sharding.parallelize import ParallelModel
 
 PROGRESS_SECONDS = 1.0
 """Least time between two progress events."""
@@ -194,7 +195,7 @@ def _progress_event(
 def _evaluate_epoch(training: Training, reader: Reader, progress: Progress) -> Event:
     started = time.perf_counter()
     config, parallel = training.config, training.parallel
-    metrics = compute_metrics(*score_all(parallel, reader, training.device))
+    metrics = evaluate(score_all(parallel, reader, training.device))
     value = monitor_value(metrics, config.monitor)
     is_best = progress.schedule.update(value, progress.step, config.schedule)
     event = {
@@ -224,44 +225,3 @@ def _save(training: Training, progress: Progress) -> Event:
     return_unused_pages()
     progress.seconds["checkpoint"] += time.perf_counter() - started
     return {"event": "checkpoint", "epoch": progress.epoch, "step": progress.step}
-
-
-Scores = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
-"""Logits, labels, weights and group ids (or None) of real rows, each (rows,)."""
-
-
-def score(model: nn.Module, reader: Reader, device: torch.device) -> Scores:
-    """Score this rank's rows of a split, in reading order."""
-    model.eval()
-    logits, labels, weights, group_ids = [], [], [], []
-    with torch.no_grad():
-        for batch in reader.batches(epoch=0):
-            rows = slice(batch.num_rows)
-            logits.append(model(batch.to(device)).fused.double().cpu())
-            labels.append(batch.labels[rows])
-            weights.append(batch.weights[rows])
-            if batch.group_ids is not None:
-                group_ids.append(batch.group_ids[rows])
-    parts = [torch.cat(part).numpy() if part else None for part in (logits, labels, weights, group_ids)]
-    return parts[0], parts[1], parts[2], parts[3]  # pyright: ignore[reportReturnType]
-
-
-def score_all(parallel: ParallelModel, reader: Reader, device: torch.device) -> Scores:
-    """Score every rank's rows of a split with the weights that would be shipped, on every rank, in rank order."""
-    with parallel.shipped_weights():
-        return gather_scores(score(parallel.model, reader, device))
-
-
-def gather_scores(scores: Scores) -> Scores:
-    """Put all ranks' scores together, on every rank, in rank order."""
-    if dist.get_world_size() == 1:
-        return scores
-    gathered = [_gather(part) for part in scores]
-    return gathered[0], gathered[1], gathered[2], gathered[3]  # pyright: ignore[reportReturnType]
-
-
-def _gather(part: np.ndarray | None) -> np.ndarray | None:
-    if part is None:
-        return None
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
-    return gather(torch.from_numpy(part).to(device)).cpu().numpy()

@@ -21,8 +21,9 @@ from features.schema import FeatureSchema
 from training.config import TrainingConfig, read_saved_training
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
-from training.fit.loop import Event, Progress, Training, make_step, score_all, train
+from training.fit.loop import Event, Progress, Training, make_step, train
 from training.fit.roofline import measure_limits, shares_of_limits
+from training.fit.scoring import score_all
 from training.judge.calibration import CALIBRATION_NAME, CalibrationError, fit_platt
 from training.judge.metrics import curves, evaluate
 from training.model.ctr_model import CTRModel
@@ -253,21 +254,21 @@ def _evaluate_best(run: Run, training: Training) -> tuple[dict[str, Any], Calibr
     assert training.valid_reader is not None
     best = checkpoint.best(training.checkpoints)
     checkpoint.restore(best, training.parallel)
-    logits, labels, weights, group_ids = score_all(training.parallel, training.valid_reader, training.device)
+    scores = score_all(training.parallel, training.valid_reader, training.device)
     summary: dict[str, Any] = {}
     refusal = None
     if training.config.calibration.kind == "platt":
         try:
-            calibration = fit_platt(logits, labels, weights)
+            calibration = fit_platt(scores.logits, scores.labels, scores.weights)
         except CalibrationError as error:
             refusal = error
         else:
-            summary["valid_uncalibrated"] = evaluate(logits, labels, weights, group_ids)
+            summary["valid_uncalibrated"] = evaluate(scores)
             summary["platt"] = calibration.to_json()
-            logits = calibration.apply(logits)
-    summary["valid"] = evaluate(logits, labels, weights, group_ids)
+            scores = scores.calibrated(calibration)
+    summary["valid"] = evaluate(scores)
     if dist.get_rank() == 0:
         if "platt" in summary:
             run.write(CALIBRATION_NAME, {"step": best.step, **summary["platt"]})
-        run.write("evaluation/valid.json", {"metrics": summary["valid"], "curves": curves(logits, labels, weights)})
+        run.write("evaluation/valid.json", {"metrics": summary["valid"], "curves": curves(scores)})
     return summary, refusal

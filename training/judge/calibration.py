@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from training.judge.metrics import Floats, check_rows, to_probs
+from training.judge.scores import Floats, check_rows, to_probs
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from training.judge.metrics import Floats, row_logloss
+from training.judge.metrics import row_logloss
+from training.judge.scores import Floats
 
-METRICS = ("auc", "logloss")
+COMPARED = ("auc", "logloss")
+"""Metrics whose difference is measured: those that are sums once the rows are sorted."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def paired_bootstrap(
             samples.append(differences(drawn, random.integers(num_seeds, size=num_seeds)))
     tail = 100 * (1 - confidence) / 2
     low, high = np.percentile(samples, [tail, 100 - tail], axis=0)
-    return {m: Difference(float(means[i]), float(low[i]), float(high[i])) for i, m in enumerate(METRICS)}
+    return {m: Difference(float(means[i]), float(low[i]), float(high[i])) for i, m in enumerate(COMPARED)}
 
 
 class _Scores:

@@ -18,7 +18,8 @@ from features.profile.bins import bin_counts, quantile_edges
 from features.profile.drift import population_stability
 from features.schema import STRICT
 from training.judge.comparison import Difference, paired_bootstrap
-from training.judge.metrics import Floats, auc, calibration, check_rows, logloss, ne, row_logloss
+from training.judge.metrics import METRICS, auc, calibration, logloss, ne, row_logloss
+from training.judge.scores import Floats, check_rows
 
 SEGMENT_ERRORS = 3.0
 """Standard errors by which a segment must be worse: among many segments, luck alone finds one that is two worse."""
@@ -267,7 +268,7 @@ def _relative(rows: _Rows, champion: Floats, config: GateConfig) -> list[RuleRes
             limit = limits[name]
             if limit is not None:
                 passed, reason = _decide(name, found[name], limit, config)
-                change = f"at most {limit:g} {'lower' if name == 'auc' else 'higher'}"
+                change = f"at most {limit:g} {'lower' if METRICS[name].sign > 0 else 'higher'}"
                 results.append(RuleResult(name, *_both(metric, rows), change, passed, reason))
     if config.max_score_psi is not None:
         results.append(_score_shift(rows, champion, config.max_score_psi, is_better))
@@ -279,7 +280,7 @@ def _relative(rows: _Rows, champion: Floats, config: GateConfig) -> list[RuleRes
 
 def _decide(name: str, found: Difference, limit: float, config: GateConfig) -> tuple[bool, str]:
     """Whether a difference is allowed, and how it was seen; ``GateConfig.decide_by`` says why by what."""
-    worse = -1 if name == "auc" else 1
+    worse = -METRICS[name].sign
     best, worst = sorted((worse * found.low, worse * found.high))
     is_worse = worse * found.mean > limit
     passed = worst <= limit if config.decide_by == "worst" else not is_worse or best <= 0

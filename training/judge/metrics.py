@@ -4,13 +4,14 @@ Exact rather than binned or averaged over batches, because differences of 0.0003
 A metric that the data does not define (the AUC of rows of one class, say) is None, never a made-up number.
 """
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-METRICS = ("auc", "logloss", "gauc", "ne", "calibration", "ece")
-"""What ``evaluate`` tells beside the number of rows, in the order of the tables that people read."""
+from training.judge.scores import Floats, Scores, check_rows, to_probs
 
 PROBABILITY_CLIP = 1e-7
 """Probabilities are kept this far from 0 and 1 in the logloss (FuxiCTR's clip)."""
@@ -21,40 +22,73 @@ NUM_CALIBRATION_BINS = 20
 """Bins of equal weight, by score."""
 NUM_HISTOGRAM_BINS = 50
 
-Floats = NDArray[np.float64]
+UNDEFINED = "undefined"
+"""What is printed of a metric that the rows do not define."""
+RESERVED = ("rows", "monitor", "epoch", "step", "best", "split", "event", "seconds", "train_loss", "learning_rate")
+"""Names that stand beside metrics in a history or a table."""
 
 
-class DivergedError(ValueError):
-    """Training went to infinity: a loss or logits are no longer finite."""
+@dataclass(frozen=True)
+class Metric:
+    """A metric: how it is computed, read and printed.
+
+    Attributes:
+        compute: checked scores -> its value; None where the rows do not define one.
+        better: which values are better; ``one``: the nearer to 1.
+        meaning: one line for whoever reads a table.
+        format: of its values in text.
+        needs_groups: whether the rows must have group ids.
+    """
+
+    compute: Callable[[Scores], float | None]
+    better: Literal["higher", "lower", "one"]
+    meaning: str
+    format: str = ".6f"
+    needs_groups: bool = False
+
+    @property
+    def sign(self) -> int:
+        """1 where higher is better, -1 where lower is.
+
+        Raises:
+            ValueError: neither is.
+        """
+        if self.better == "one":
+            raise ValueError("neither a higher nor a lower value is better: 1 is best")
+        return 1 if self.better == "higher" else -1
+
+    def text(self, value: float | None) -> str:
+        """A value for people."""
+        return UNDEFINED if value is None else format(value, self.format)
 
 
-def evaluate(
-    logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None, group_ids: ArrayLike | None = None
-) -> dict[str, float | int | None]:
-    """Every metric of some rows; rows of weight 0 do not count.
-
-    Args:
-        logits: (n,) scores before the sigmoid.
-        labels: (n,) 0 or 1.
-        weights: (n,) not negative; None: 1 each.
-        group_ids: (n,) for GAUC; None: no GAUC.
-
-    Returns:
-        rows, auc, logloss, ne, calibration, ece, gauc; None where the data does not define one.
+def register_metric(name: str, metric: Metric) -> None:
+    """Make a metric known: ``evaluate`` computes it, tables show it and ``training.monitor`` takes it.
 
     Raises:
-        ValueError: logits hold NaN, labels other than 0 and 1, weights below 0, or the lengths differ.
+        ValueError: the name is taken.
     """
-    logits, labels, weights, groups = check_rows(logits, labels, weights, group_ids)
-    return {
-        "rows": len(logits),
-        "auc": auc(logits, labels, weights),
-        "logloss": logloss(logits, labels, weights),
-        "ne": ne(logits, labels, weights),
-        "calibration": calibration(logits, labels, weights),
-        "ece": ece(logits, labels, weights),
-        "gauc": None if groups is None else gauc(logits, labels, groups, weights),
-    }
+    if name in METRICS or name in RESERVED:
+        raise ValueError(f"metric {name!r} cannot be registered: the name is taken")
+    METRICS[name] = metric
+
+
+def text_of(metrics: Mapping[str, Any], *names: str) -> list[str]:
+    """Name and value of some metrics, for people."""
+    return [f"{name} {METRICS[name].text(metrics[name])}" for name in names]
+
+
+def evaluate(scores: Scores) -> dict[str, float | int | None]:
+    """Compute every metric of some rows; rows of weight 0 do not count.
+
+    Returns:
+        ``rows``, then each of ``METRICS``; None where the data does not define one.
+
+    Raises:
+        ValueError: as ``Scores.checked``.
+    """
+    rows = scores.checked()
+    return {"rows": len(rows.logits), **{name: metric.compute(rows) for name, metric in METRICS.items()}}
 
 
 def auc(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float | None:
@@ -148,7 +182,7 @@ def _calibration_bins(logits: Floats, weights: Floats) -> NDArray[np.int64]:
     return np.minimum(NUM_CALIBRATION_BINS * middle, NUM_CALIBRATION_BINS - 1).astype(np.int64)[score]
 
 
-def curves(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> dict[str, Any]:
+def curves(scores: Scores) -> dict[str, Any]:
     """What a report draws, small enough for JSON.
 
     Returns:
@@ -156,7 +190,8 @@ def curves(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = Non
         reliability: the bins of ``ece``, with weighted mean_score and label_rate, and rows; empty ones left out.
         histogram: 51 edges over the range of the probabilities, weight of positives and negatives in each bin.
     """
-    logits, labels, weights, _ = check_rows(logits, labels, weights)
+    rows = scores.checked()
+    logits, labels, weights = rows.logits, rows.labels, rows.weights
     order = np.argsort(logits, kind="stable")
     logits, labels, weights = logits[order], labels[order], weights[order]
     probs = to_probs(logits)
@@ -167,12 +202,12 @@ def curves(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = Non
         "roc": _roc(logits, labels, weights),
         "reliability": [
             {
-                "mean_score": float(np.average(probs[rows], weights=weights[rows])),
-                "label_rate": float(np.average(labels[rows], weights=weights[rows])),
-                "rows": len(rows),
+                "mean_score": float(np.average(probs[part], weights=weights[part])),
+                "label_rate": float(np.average(labels[part], weights=weights[part])),
+                "rows": len(part),
             }
-            for rows in np.split(np.arange(len(probs)), np.flatnonzero(np.diff(bins)) + 1)
-            if len(rows)
+            for part in np.split(np.arange(len(probs)), np.flatnonzero(np.diff(bins)) + 1)
+            if len(part)
         ],
         "histogram": {"edges": edges.tolist(), "positives": histograms[0], "negatives": histograms[1]},
     }
@@ -192,30 +227,25 @@ def _roc(logits: Floats, labels: Floats, weights: Floats) -> dict[str, list[floa
     return {"fpr": fpr.tolist(), "tpr": tpr.tolist()}
 
 
-def to_probs(logits: Floats) -> Floats:
-    """(n,) sigmoid without overflow."""
-    small = np.exp(-np.abs(logits))
-    return np.where(logits >= 0, 1, small) / (1 + small)
-
-
-def check_rows(
-    scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None, group_ids: ArrayLike | None = None
-) -> tuple[Floats, Floats, Floats, NDArray[Any] | None]:
-    """Checked arrays of the rows that weigh something."""
-    scores, labels = np.asarray(scores, np.float64), np.asarray(labels, np.float64)
-    weights = np.ones(len(scores)) if weights is None else np.asarray(weights, np.float64)
-    groups = None if group_ids is None else np.asarray(group_ids)
-    lengths = {len(array) for array in (scores, labels, weights, groups) if array is not None}
-    if len(lengths) > 1 or scores.ndim != 1:
-        raise ValueError(f"logits, labels, weights and group ids must be one list each, of one length, got {lengths}")
-    counts = weights > 0
-    if not (counts | (weights == 0)).all():
-        raise ValueError("weights hold a negative number or NaN")
-    if not counts.all():
-        scores, labels, weights = scores[counts], labels[counts], weights[counts]
-        groups = None if groups is None else groups[counts]
-    if np.isnan(scores).any():
-        raise DivergedError(f"{np.isnan(scores).sum()} of {len(scores)} logits are NaN: the model has diverged")
-    if not ((labels == 0) | (labels == 1)).all():
-        raise ValueError("labels must be 0 or 1")
-    return scores, labels, weights, groups
+METRICS: dict[str, Metric] = {
+    "auc": Metric(
+        lambda s: auc(s.logits, s.labels, s.weights), "higher", "share of pairs of a click and none in the right order"
+    ),
+    "logloss": Metric(lambda s: logloss(s.logits, s.labels, s.weights), "lower", "mean binary cross entropy in nats"),
+    "ne": Metric(
+        lambda s: ne(s.logits, s.labels, s.weights), "lower", "logloss over that of the label rate as every probability"
+    ),
+    "calibration": Metric(
+        lambda s: calibration(s.logits, s.labels, s.weights), "one", "sum of probabilities over sum of labels"
+    ),
+    "ece": Metric(
+        lambda s: ece(s.logits, s.labels, s.weights), "lower", "mean distance of probability and label rate over bins"
+    ),
+    "gauc": Metric(
+        lambda s: None if s.group_ids is None else gauc(s.logits, s.labels, s.group_ids, s.weights),
+        "higher",
+        "mean AUC within groups, weighted by their rows",
+        needs_groups=True,
+    ),
+}
+"""What ``evaluate`` tells beside the number of rows, in this order, and all that is known of each metric elsewhere."""

@@ -24,7 +24,8 @@ from features.schema import FeatureSchema
 from training.config import ObjectiveConfig
 from training.data.batch import Batch, to_batch
 from training.judge.calibration import Calibration
-from training.judge.metrics import Floats, auc, logloss, to_probs
+from training.judge.metrics import auc, logloss
+from training.judge.scores import Floats, to_probs
 from training.model.ctr_model import CTRModel
 from training.model.fusion import Fusion, WeightedSum
 from training.model.selection import Selection

@@ -28,9 +28,10 @@ from features.rawlog import LogError, expand_paths
 from training.config import TablePrecision, TrainingConfig
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
-from training.fit.loop import Scores, score
 from training.fit.run import Run, RunError, build_model
+from training.fit.scoring import score
 from training.judge.calibration import Calibration
+from training.judge.scores import Scores
 from training.model.ctr_model import CTRModel
 from training.sharding import checkpoint
 from training.ship.predict import Predictor
@@ -56,8 +57,7 @@ class Best(NamedTuple):
             DatasetError, ReaderError: the dataset has no such split, or a row of it is missing or damaged.
         """
         reader = Reader(self.dataset, split, self.config)
-        logits, labels, weights, group_ids = score(self.model, reader, torch.device("cpu"))
-        return self.calibration.apply(logits), labels, weights, group_ids
+        return score(self.model, reader, torch.device("cpu")).calibrated(self.calibration)
 
     def with_tables(self, tables: TablePrecision) -> "Best":
         """The same with its tables as they would be served in that precision; itself with float32."""

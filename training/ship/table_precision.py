@@ -15,7 +15,8 @@ from training.config import TablePrecision
 from training.data.batch import Batch, to_batch
 from training.data.columns import read_columns
 from training.data.reader import Reader
-from training.judge.metrics import evaluate, to_probs
+from training.judge.metrics import evaluate
+from training.judge.scores import to_probs
 from training.model.ctr_model import CTRModel
 from training.ship.export import Best
 from training.ship.quantization import table_bytes, to_tensors
@@ -50,8 +51,8 @@ def compare(best: Best, split: str, *, seconds: float = 3.0, seed: int = 0) -> l
     latency = time_models(models, columns, best.dataset.manifest.schema, seconds=seconds, seed=seed)
     entries, exact = [], np.empty(0)
     for tables, one in served.items():
-        logits, labels, weights, group_ids = one.score(split)
-        metrics, probs = evaluate(logits, labels, weights, group_ids), to_probs(logits)
+        scores = one.score(split)
+        metrics, probs = evaluate(scores), to_probs(scores.logits)
         exact = probs if tables == "float32" else exact
         difference, tensors = np.abs(probs - exact), to_tensors(best.model, tables)
         entries.append(

@@ -42,8 +42,9 @@ from training.config import (
 )
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
-from training.fit.loop import Event, Progress, Training, make_step, score, train
+from training.fit.loop import Event, Progress, Training, make_step, train
 from training.fit.run import Run, build_model, fit
+from training.fit.scoring import score
 from training.judge.metrics import evaluate
 from training.model.ctr_model import CTRModel
 from training.sharding import checkpoint
@@ -269,7 +270,7 @@ def test_what_is_evaluated_is_what_is_shipped(make_dataset, tmp_path: Path, one_
     metrics = fit(run, config)
     model, opened = final_model(run, config).eval(), Dataset.open(dataset)
     scores = score(model, Reader(opened, "valid", config), torch.device("cpu"))
-    assert evaluate(*scores)["logloss"] == pytest.approx(metrics["valid"]["logloss"], abs=1e-6)
+    assert evaluate(scores)["logloss"] == pytest.approx(metrics["valid"]["logloss"], abs=1e-6)
     raw = build_model(opened, config, torch.device("cpu"))
     state = {"model": raw.state_dict()}
     dcp.load(state, checkpoint_id=checkpoint.newest(run.checkpoints).path, no_dist=True)  # pyright: ignore

@@ -19,7 +19,7 @@ from training.data.reader import Reader
 from training.fit.loop import Progress, Training, make_step, train
 from training.fit.run import Run, build_model, fit
 from training.fit.step import matmul_precision
-from training.judge.metrics import DivergedError
+from training.judge.scores import DivergedError
 from training.sharding.parallelize import parallelize
 
 DROPOUT = replace(MODEL, easy=MLPEncoder((8,), dropout=0.3), hard=CrossNetEncoder(2))

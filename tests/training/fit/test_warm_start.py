@@ -166,7 +166,7 @@ def test_a_model_scores_a_dataset_that_knows_more(days, tmp_path: Path, one_rank
     )
     assert set(known) == {1, 2, 3, 4, 5}
     np.testing.assert_array_equal(devices, np.where(known > 3, 3, known))
-    assert len(scores[0]) == 192 and np.isfinite(scores[0]).all()
+    assert len(scores.logits) == 192 and np.isfinite(scores.logits).all()
     assert ahead.dataset.learnt == Dataset.open(days[0]).learnt
 
 

@@ -13,10 +13,11 @@ from tests.training.fit.test_run import make_config
 from training.config import FMEncoder, MLPEncoder, ModelConfig, PlattCalibration, TrainingConfig
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
-from training.fit.loop import score
 from training.fit.run import Run, RunError, fit
+from training.fit.scoring import score
 from training.judge.calibration import Calibration, CalibrationError, fit_platt
-from training.judge.metrics import auc, ece, evaluate, gauc, logloss, to_probs
+from training.judge.metrics import auc, ece, evaluate, gauc, logloss
+from training.judge.scores import to_probs
 from training.ship.export import load_best
 
 
@@ -144,7 +145,7 @@ def test_a_calibrated_run(make_dataset, tmp_path: Path, one_rank) -> None:
     assert uncalibrated.calibration == Calibration()
     reader = Reader(uncalibrated.dataset, "test", uncalibrated.config)
     ours, theirs = uncalibrated.score("test"), score(uncalibrated.model, reader, torch.device("cpu"))
-    assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))  # pyright: ignore[reportArgumentType]
+    assert all(np.array_equal(vars(ours)[name], vars(theirs)[name]) for name in vars(ours))
 
     # The run with it: the same weights, other probabilities.
     best = load_best(run)
@@ -157,10 +158,11 @@ def test_a_calibrated_run(make_dataset, tmp_path: Path, one_rank) -> None:
     assert (best.calibration.scale, best.calibration.offset) == (scale, offset) != (1.0, 0.0)
     for split in ("valid", "test"):
         one, other = best.score(split), uncalibrated.score(split)
-        assert np.array_equal(one[0], scale * other[0] + offset)
-        assert all(np.array_equal(a, b) for a, b in zip(one[1:], other[1:], strict=True))  # pyright: ignore[reportArgumentType]
-    assert fit_platt(*uncalibrated.score("valid")[:3]).scale == pytest.approx(scale, rel=1e-4)
-    scored = evaluate(*best.score("valid"))
+        assert np.array_equal(one.logits, scale * other.logits + offset)
+        assert all(np.array_equal(vars(one)[n], vars(other)[n]) for n in ("labels", "weights", "group_ids"))
+    valid = uncalibrated.score("valid")
+    assert fit_platt(valid.logits, valid.labels, valid.weights).scale == pytest.approx(scale, rel=1e-4)
+    scored = evaluate(best.score("valid"))
     for metric in ("logloss", "ne", "calibration"):
         assert scored[metric] == pytest.approx(metrics["valid"][metric], rel=1e-5)
     for metric in ("auc", "gauc", "ece"):  # these jump where rounding, which the unsharded tables change, swaps rows

@@ -10,7 +10,8 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from training.judge.gate import GateConfig, RuleResult, Verdict, judge
-from training.judge.metrics import DivergedError, auc, calibration, logloss, ne, to_probs
+from training.judge.metrics import auc, calibration, logloss, ne
+from training.judge.scores import DivergedError, to_probs
 
 N = 20_000
 ABSOLUTE = {"finite", "rows", "calibration", "ne"}

@@ -5,18 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from training.judge.metrics import (
-    NUM_CALIBRATION_BINS,
-    auc,
-    calibration,
-    curves,
-    ece,
-    evaluate,
-    gauc,
-    logloss,
-    ne,
-    to_probs,
-)
+from training.judge.metrics import NUM_CALIBRATION_BINS, auc, calibration, curves, ece, evaluate, gauc, logloss, ne
+from training.judge.scores import Scores, to_probs
 
 LABELS = np.array([1, 0, 1, 0, 0])
 PROBS = np.array([0.9, 0.6, 0.6, 0.2, 0.1])
@@ -101,7 +91,7 @@ def test_logloss_clips_at_1e_7():
 @pytest.mark.parametrize("seed", range(20))
 def test_equals_naive(seed):
     logits, labels, weights, groups = random_rows(seed)
-    metrics = evaluate(logits, labels, weights, groups)
+    metrics = evaluate(Scores.of(logits, labels, weights, groups))
     base = (weights * labels).sum() / weights.sum()
     entropy = -base * np.log(base) - (1 - base) * np.log(1 - base)
     expected = {
@@ -120,8 +110,8 @@ def test_weight_counts_as_repeats():
     logits, labels, weights, groups = random_rows(3)
     times = (weights * 2).astype(int)
     repeated = [np.repeat(a, times) for a in (logits, labels, groups)]
-    whole = evaluate(repeated[0], repeated[1], None, repeated[2])
-    weighted = evaluate(logits, labels, times, groups)
+    whole = evaluate(Scores.of(repeated[0], repeated[1], None, repeated[2]))
+    weighted = evaluate(Scores.of(logits, labels, times, groups))
     assert whole.pop("rows") != weighted.pop("rows")
     assert weighted == pytest.approx(whole, rel=1e-12)
 
@@ -129,18 +119,18 @@ def test_weight_counts_as_repeats():
 def test_rows_of_weight_0_do_not_count_whatever_they_hold():
     logits, labels, weights, groups = random_rows(4)
     padded = [np.r_[a, [value] * 5] for a, value in ((logits, np.nan), (labels, 7), (weights, 0), (groups, 0))]
-    assert evaluate(*padded) == evaluate(logits, labels, weights, groups)
+    assert evaluate(Scores.of(*padded)) == evaluate(Scores.of(logits, labels, weights, groups))
 
 
 def test_one_class_is_none_not_a_number():
-    metrics = evaluate([0.5, -1.0], [0, 0], None, [1, 1])
+    metrics = evaluate(Scores.of([0.5, -1.0], [0, 0], None, [1, 1]))
     assert metrics["logloss"] is not None
     assert [metrics[k] for k in ("auc", "ne", "calibration", "gauc")] == [None] * 4
-    metrics = evaluate([0.5, -1.0], [1, 1])
+    metrics = evaluate(Scores.of([0.5, -1.0], [1, 1]))
     assert [metrics[k] for k in ("auc", "ne", "gauc")] == [None] * 3
     assert metrics["calibration"] == pytest.approx((to_probs(np.array([0.5, -1.0]))).mean())
-    assert evaluate([], [], [], [])["rows"] == 0
-    assert json.loads(json.dumps(evaluate([], [])))["auc"] is None
+    assert evaluate(Scores.of([], [], [], []))["rows"] == 0
+    assert json.loads(json.dumps(evaluate(Scores.of([], []))))["auc"] is None
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -168,7 +158,7 @@ def test_curves_draw_the_bins_of_the_ece():
     logits, labels, weights, _ = random_rows(6, 400)
     logits += np.random.default_rng(6).normal(size=400)
     weights[weights > 0] = 1
-    bins = curves(logits, labels, weights)["reliability"]
+    bins = curves(Scores.of(logits, labels, weights))["reliability"]
     gaps = [b["rows"] * abs(b["mean_score"] - b["label_rate"]) for b in bins]
     assert sum(gaps) / weights.sum() == pytest.approx(ece(logits, labels, weights), rel=1e-12)
 
@@ -183,19 +173,19 @@ def test_base_rate_has_ne_1_and_calibration_1():
 
 def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="1 of 2 logits are NaN"):
-        evaluate([0.0, np.nan], [0, 1])
+        evaluate(Scores.of([0.0, np.nan], [0, 1]))
     with pytest.raises(ValueError, match="labels must be 0 or 1"):
-        evaluate([0.0, 1.0], [0, 0.5])
+        evaluate(Scores.of([0.0, 1.0], [0, 0.5]))
     with pytest.raises(ValueError, match="negative"):
-        evaluate([0.0, 1.0], [0, 1], [1, -1])
+        evaluate(Scores.of([0.0, 1.0], [0, 1], [1, -1]))
     with pytest.raises(ValueError, match="one length"):
-        evaluate([0.0, 1.0], [0, 1, 1])
+        evaluate(Scores.of([0.0, 1.0], [0, 1, 1]))
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_roc_area_is_the_auc(seed):
     logits, labels, weights, _ = random_rows(seed)
-    roc = curves(logits, labels, weights)["roc"]
+    roc = curves(Scores.of(logits, labels, weights))["roc"]
     assert np.trapz(roc["tpr"], roc["fpr"]) == pytest.approx(auc(logits, labels, weights), rel=1e-12)
 
 
@@ -204,7 +194,7 @@ def test_curves_of_many_rows():
     logits = rng.standard_normal(20_000)
     labels = rng.random(20_000) < to_probs(logits)
     weights = np.r_[np.ones(19_990), np.zeros(10)]
-    drawn = curves(logits, labels, weights)
+    drawn = curves(Scores.of(logits, labels, weights))
     json.dumps(drawn, allow_nan=False)
     fpr, tpr = np.array(drawn["roc"]["fpr"]), np.array(drawn["roc"]["tpr"])
     assert 400 < len(fpr) == len(tpr) <= 500
@@ -223,7 +213,7 @@ def test_curves_of_many_rows():
 
 
 def test_curves_of_few_rows_and_of_one_class():
-    drawn = curves([0.0, 1.0, 1.0], [0, 0, 0])
+    drawn = curves(Scores.of([0.0, 1.0, 1.0], [0, 0, 0]))
     assert drawn["roc"] == {"fpr": [], "tpr": []}
     assert [b["rows"] for b in drawn["reliability"]] == [1, 2]
-    assert curves([], [])["reliability"] == []
+    assert curves(Scores.of([], []))["reliability"] == []

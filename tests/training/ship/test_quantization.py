@@ -209,8 +209,9 @@ def test_an_artifact_replays_its_own_probabilities(run: Any, tmp_path: Path, lan
         golden = [json.loads(line)["probability"] for line in lines]
         assert np.abs(served.predict(rows) - golden).max() <= 1e-6
         assert 0 < np.abs(served.predict(rows) - plain.predict(rows)).max() < 0.01
-        logits, labels, weights, _ = best.with_tables(tables).score("valid")
-        exact = best.score("valid")[0]
+        scores = best.with_tables(tables).score("valid")
+        logits, labels, weights = scores.logits, scores.labels, scores.weights
+        exact = best.score("valid").logits
         assert 0 < np.abs(logits - exact).max() < 0.05
         assert abs(auc(logits, labels, weights) - auc(exact, labels, weights)) < 0.01  # type: ignore[operator]
         smaller = (tmp_path / tables / "weights.safetensors").stat().st_size

@@ -1,0 +1,42 @@
+"""Scoring: a model's scores of a split, on one rank or gathered from all of them."""
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from training.data.reader import Reader
+from training.judge.scores import Scores
+from training.sharding.parallelize import ParallelModel, gather
+
+
+def score(model: nn.Module, reader: Reader, device: torch.device) -> Scores:
+    """Score this rank's rows of a split, in reading order; a rank without a row has empty scores."""
+    model.eval()
+    logits, labels, weights, group_ids = [], [], [], []
+    with torch.no_grad():
+        for batch in reader.batches(epoch=0):
+            rows = slice(batch.num_rows)
+            logits.append(model(batch.to(device)).fused.double().cpu())
+            labels.append(batch.labels[rows])
+            weights.append(batch.weights[rows])
+            if batch.group_ids is not None:
+                group_ids.append(batch.group_ids[rows])
+    groups = torch.cat(group_ids).numpy() if group_ids else None
+    return Scores(torch.cat(logits).numpy(), torch.cat(labels).numpy(), torch.cat(weights).numpy(), groups)
+
+
+def score_all(parallel: ParallelModel, reader: Reader, device: torch.device) -> Scores:
+    """Score every rank's rows of a split with the weights that would be shipped, on every rank, in rank order."""
+    with parallel.shipped_weights():
+        return gathered(score(parallel.model, reader, device))
+
+
+def gathered(scores: Scores) -> Scores:
+    """Put all ranks' scores together, on every rank, in rank order."""
+    return scores if dist.get_world_size() == 1 else scores.map(_gather)
+
+
+def _gather(part: np.ndarray) -> np.ndarray:
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    return gather(torch.from_numpy(part).to(device)).cpu().numpy()
