@@ -54,7 +54,7 @@ def test_it_is_monitored_recorded_and_shown(brier: Metric, make_dataset: Callabl
     assert check["monitor"] == -check["brier"]
     assert metrics["valid"]["brier"] == pytest.approx(check["brier"], rel=1e-4)
     train_tiny(tmp_path / "tiny", seed=1)
-    assert "<th>brier</th>" in render(RunFiles.load(tmp_path / "tiny" / "run"))
+    assert ">brier</th>" in render(RunFiles.load(tmp_path / "tiny" / "run"))
 
 
 def test_monitored_names_are_checked(brier: Metric):
