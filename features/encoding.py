@@ -8,6 +8,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -118,7 +119,7 @@ class RowEncoder:
     def _make_ids(self, feature: SparseFeature) -> Callable[..., tuple[int, ...]]:
         id_of = self._make_id_of(feature)
         kind = feature.encoding.kind
-        if feature.is_multi_valued:
+        if feature.kind.takes_lists:
             one = (lambda token: id_of((token,))) if kind == "hash" else id_of
             return lambda value: tuple(one(token) for token in _split(value, feature))
         if kind == "hash":
@@ -190,14 +191,9 @@ class RowEncoder:
         columns: Columns = {}
         for feature in self.schema.sparse:
             ids = [_numbered(i, self.ids, feature, row) for i, row in enumerate(rows, start=1)]
-            if not feature.is_multi_valued:
-                columns[feature.name] = np.array([i[0] for i in ids], dtype=np.int32)
-                continue
-            padded = np.zeros((len(rows), feature.max_length), dtype=np.int32)
-            for i, values in enumerate(ids):
-                padded[i, : len(values)] = values
-            columns[feature.name] = padded
-            columns[feature.length_name] = np.array([len(i) for i in ids], dtype=np.int32)
+            values = np.fromiter(chain.from_iterable(ids), dtype=np.int32)
+            lengths = np.fromiter(map(len, ids), dtype=np.int32, count=len(ids))
+            columns |= feature.kind.to_columns(values, lengths, feature)
         for dense in self.schema.dense:
             values = [_numbered(i, self.dense_value, dense, row) for i, row in enumerate(rows, start=1)]
             columns[dense.name] = np.array(values, dtype=np.float32)

@@ -18,11 +18,12 @@ from typing import Annotated, Literal, cast
 from pydantic import ConfigDict, Field, FiniteFloat
 from pydantic.dataclasses import dataclass
 
+from features.kinds import BAG, DENSE, LENGTH_SUFFIX, SINGLE, Bag, Column, Dense, Single
+
 ENCODING_VERSION = 1
 """Raised when the meaning of an encoding changes, so that old datasets are refused instead of misread."""
 
 RESERVED_NAMES = ("label", "weight", "group_id", "timestamp")
-LENGTH_SUFFIX = "__length"
 MAX_TABLE_ROWS = 2**31 - 1
 
 STRICT = ConfigDict(extra="forbid")
@@ -172,8 +173,14 @@ class SparseFeature:
             )
 
     @property
-    def is_multi_valued(self) -> bool:
-        return self.separator is not None
+    def source(self) -> str:
+        """Where the values come from, in words."""
+        return " x ".join(self.columns) + (f" split at {self.separator!r}" if self.separator else "")
+
+    @property
+    def kind(self) -> Single | Bag:
+        """What the feature is in files, batches and tables."""
+        return SINGLE if self.separator is None else BAG
 
     @property
     def salt(self) -> str:
@@ -215,6 +222,17 @@ class DenseFeature:
         """The raw column."""
         assert self.column is not None
         return self.column
+
+    @property
+    def steps(self) -> str:
+        """What becomes of a number, in words."""
+        steps = [self.clip and f"clip {self.clip[0]:g} to {self.clip[1]:g}", self.log1p and "log1p"]
+        return ", ".join(s for s in [*steps, self.standardise and "standardise"] if s) or "as it is"
+
+    @property
+    def kind(self) -> Dense:
+        """What the feature is in files and batches."""
+        return DENSE
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -284,8 +302,7 @@ class FeatureSchema:
         if self.sequence:
             raise ValueError("features.sequence is reserved: sequence features are not built yet")
         Label.parse(self.label)
-        names = [*RESERVED_NAMES, *(f.name for f in (*self.sparse, *self.dense)), *self.carry]
-        names += [f.length_name for f in self.sparse if f.is_multi_valued]
+        names = [*RESERVED_NAMES, *(column.name for column in self.columns), *self.carry]
         twice = sorted(name for name, count in Counter(names).items() if count > 1)
         if twice:
             raise ValueError(f"names used twice or reserved ({', '.join(RESERVED_NAMES)}): {_shown(twice)}")
@@ -302,9 +319,15 @@ class FeatureSchema:
         return tuple(f.name for f in self.sparse)
 
     @cached_property
-    def multi_valued(self) -> dict[int, SparseFeature]:
-        """Sparse features with several ids a row, by their place among all."""
-        return {i: feature for i, feature in enumerate(self.sparse) if feature.is_multi_valued}
+    def columns(self) -> tuple[Column, ...]:
+        """The features' columns in the Parquet files, in the schema's order."""
+        sparse = (column for feature in self.sparse for column in feature.kind.columns(feature))
+        return *sparse, *(column for feature in self.dense for column in feature.kind.columns(feature))
+
+    @cached_property
+    def jagged(self) -> dict[int, SparseFeature]:
+        """Sparse features with any number of ids a row, by their place among all."""
+        return {i: feature for i, feature in enumerate(self.sparse) if not feature.kind.has_one_id}
 
     @cached_property
     def dense_names(self) -> tuple[str, ...]:

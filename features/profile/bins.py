@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.encoding import Columns
-from features.hashing import MISSING_ID
+from features.kinds import present_ids, present_numbers
 from features.profile.distribution import DenseDistribution, Distribution, DriftError, SparseDistribution
 from features.profile.id_counts import FrequentIds, GrowingSample, IdSample
-from features.schema import FeatureSchema, SparseFeature
+from features.schema import FeatureSchema
 
 NUM_QUANTILES = 10
 """Bins of a dense feature, if no value is frequent: deciles, which the usual bounds of the PSI are for."""
@@ -36,7 +36,7 @@ def choose_bins(schema: FeatureSchema, batches: Iterable[Columns], num_rows: int
     step, start = -(-num_rows // NUM_QUANTILE_ROWS) or 1, 0
     for batch in batches:
         for feature in schema.sparse:
-            ids, _ = _values(feature, batch)
+            ids, _ = present_ids(batch, feature)
             frequent[feature.name].add(*np.unique(ids, return_counts=True))
         for name, parts in samples.items():
             parts.append(batch[name][-start % step :: step])
@@ -58,14 +58,13 @@ def count(schema: FeatureSchema, batches: Iterable[Columns], bins: Bins) -> dict
     if set(bins) != set(names):
         raise DriftError(f"the bins are of {', '.join(bins)}, the features are {', '.join(names)}")
     sparse = {feature: _SparseCounter(bins[feature.name]) for feature in schema.sparse}
-    dense = {name: _DenseCounter(bins[name]) for name in schema.dense_names}
+    dense = {feature: _DenseCounter(bins[feature.name]) for feature in schema.dense}
     for batch in batches:
         for feature, counter in sparse.items():
-            counter.add(*_values(feature, batch))
-        for name, counter in dense.items():
-            counter.add(batch[name])
-    found = chain(((f.name, counter) for f, counter in sparse.items()), dense.items())
-    return {name: counter.result() for name, counter in found}
+            counter.add(*present_ids(batch, feature))
+        for feature, counter in dense.items():
+            counter.add(*present_numbers(batch, feature))
+    return {feature.name: counter.result() for feature, counter in chain(sparse.items(), dense.items())}
 
 
 def quantile_edges(values: NDArray[Any], weights: NDArray[Any] | None = None) -> tuple[float, ...]:
@@ -97,17 +96,6 @@ def bin_counts(values: NDArray[Any], edges: Sequence[float], weights: NDArray[An
     return np.bincount(places, weights, minlength=len(edges) + 1)
 
 
-def _values(feature: SparseFeature, batch: Columns) -> tuple[NDArray[Any], int]:
-    """Ids of non-missing values, and how many are missing."""
-    ids, num_missing = batch[feature.name], 0
-    if feature.is_multi_valued:
-        lengths = batch[feature.length_name]
-        num_missing = int((lengths == 0).sum())
-        ids = ids[np.arange(ids.shape[1]) < lengths[:, None]]
-    is_missing = ids == MISSING_ID
-    return ids[~is_missing], num_missing + int(is_missing.sum())
-
-
 class _SparseCounter:
     def __init__(self, ids: Sequence[float]) -> None:
         self.ids = np.array(ids, np.int64)
@@ -137,10 +125,9 @@ class _DenseCounter:
         self.counts = np.zeros(len(edges) + 1, np.int64)
         self.missing = 0
 
-    def add(self, values: NDArray[Any]) -> None:
-        is_missing = np.isnan(values)
-        self.counts += bin_counts(values[~is_missing], self.edges)
-        self.missing += int(is_missing.sum())
+    def add(self, values: NDArray[Any], num_missing: int) -> None:
+        self.counts += bin_counts(values, self.edges)
+        self.missing += num_missing
 
     def result(self) -> DenseDistribution:
         return DenseDistribution(self.edges, tuple(self.counts.tolist()), self.missing)

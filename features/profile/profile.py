@@ -172,7 +172,7 @@ def _read(dataset: Place | str, split: Split, schema: FeatureSchema) -> Iterator
     # Here, as whoever only compares profiles needs none of it.
     from pyarrow import ArrowException, parquet
 
-    names = [*schema.sparse_names, *schema.dense_names, *(f.length_name for f in schema.multi_valued.values())]
+    names = [column.name for column in schema.columns]
     for data_file, path in _local_files(locate(dataset), split.files):
         try:
             with parquet.ParquetFile(path) as file:

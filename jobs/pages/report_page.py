@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from features.disk.dataset import SPLITS, DatasetManifest
-from features.schema import DenseFeature, SparseFeature
 from jobs.pages import figures
 from jobs.pages.check_sections import Figures, checks_section, gate_section
 from jobs.pages.page import render_page
@@ -232,7 +231,7 @@ def _sparse_table(manifest: DatasetManifest, plan: Sequence[Mapping[str, Any]]) 
     for feature in manifest.schema.sparse:
         per_split = {n: s.sparse[feature.name] for n, s in manifest.splits.items() if feature.name in s.sparse}
         train = per_split.get("train")
-        row = [feature.name, _source(feature), feature.encoding.kind, table_rows.get(feature.name)]
+        row = [feature.name, feature.source, feature.encoding.kind, table_rows.get(feature.name)]
         if train is not None:
             distinct = f"about {train.cardinality:,}" if train.is_estimated else train.cardinality
             row += [distinct, *map(percent, (train.null_rate, train.oov_rate, train.head_share))]
@@ -243,13 +242,6 @@ def _sparse_table(manifest: DatasetManifest, plan: Sequence[Mapping[str, Any]]) 
     return Table((*header, *(f"OOV, {name}" for name in others)), rows)
 
 
-def _source(feature: SparseFeature | DenseFeature) -> str:
-    if isinstance(feature, DenseFeature):
-        steps = [feature.clip and f"clip {feature.clip[0]:g} to {feature.clip[1]:g}", feature.log1p and "log1p"]
-        return ", ".join(s for s in [*steps, feature.standardise and "standardise"] if s) or "as it is"
-    return " x ".join(feature.columns) + (f" split at {feature.separator!r}" if feature.separator else "")
-
-
 def _dense_table(manifest: DatasetManifest) -> Table | None:
     if not manifest.schema.dense or "train" not in manifest.splits:
         return None
@@ -257,7 +249,7 @@ def _dense_table(manifest: DatasetManifest) -> Table | None:
     for feature in manifest.schema.dense:
         s = manifest.splits["train"].dense.get(feature.name)
         values = [percent(s.null_rate), s.mean, s.standard_deviation, s.minimum, s.maximum] if s else [None] * 5
-        rows.append([feature.name, feature.source, _source(feature), *values])
+        rows.append([feature.name, feature.source, feature.steps, *values])
     return Table(("dense feature", "from", "steps", "missing", "mean", "deviation", "minimum", "maximum"), rows)
 
 

@@ -14,6 +14,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import DataType
 
 from features.hashing import MISSING_ID, hash_text
+from features.kinds import BAG, SINGLE
 from features.learnt import Learnt
 from features.schema import BUCKET_KINDS, DenseFeature, FeatureSchema, HashEncoding, SparseFeature
 from pipeline.build.ingest import FILE, LINE, REASON, ROW_ID, SPLIT, listed, plain_path, raw
@@ -113,7 +114,7 @@ def _prepare(frame: DataFrame, schema: FeatureSchema, config: PipelineConfig) ->
     columns = [F.col(ROW_ID), _split(schema, config, value).alias(SPLIT), F.coalesce(*reasons).alias(REASON)]
     columns += [F.col(FILE), F.col(LINE), *_row_columns(schema, value)]
     for feature in schema.sparse:
-        columns += _prepare_sparse(feature, value, listed(feature.columns[0]) if feature.is_multi_valued else "", types)
+        columns += _prepare_sparse(feature, value, types)
     columns += [F.col(f"number:{f.source}").alias(dense(f.name)) for f in schema.dense]
     if config.dedupe:
         key = F.array(*(loose_text_of(*value(name)) for name in config.dedupe))
@@ -131,7 +132,7 @@ def _split(schema: FeatureSchema, config: PipelineConfig, value: RawValue) -> Co
 
 
 def _bad_texts(schema: FeatureSchema, value: RawValue) -> list[tuple[str, Column]]:
-    lists = {f.columns[0] for f in schema.sparse if f.is_multi_valued}
+    lists = {f.columns[0] for f in schema.sparse if f.kind.takes_lists}
     texts = {c for f in schema.sparse if prepared_kind(f) in ("hash", "text") for c in f.columns}
     texts |= {schema.group_id} if schema.group_id else set()
     return [(name, is_bad_list(*value(name)) if name in lists else is_bad_text(*value(name))) for name in sorted(texts)]
@@ -179,29 +180,40 @@ def _row_columns(schema: FeatureSchema, value: RawValue) -> list[Column]:
     return columns + [loose_text_of(*value(name)).alias(name) for name in schema.carry]
 
 
-def _prepare_sparse(
-    feature: SparseFeature, value: RawValue, list_name: str, types: dict[str, DataType]
-) -> list[Column]:
-    kind = prepared_kind(feature)
-    if kind == "number":
+def _prepare_sparse(feature: SparseFeature, value: RawValue, types: dict[str, DataType]) -> list[Column]:
+    if prepared_kind(feature) == "number":
         return [F.col(f"number:{feature.columns[0]}").alias(sparse(feature.name))]
     salt = F.lit(feature.salt) if isinstance(feature.encoding, HashEncoding) else None
-    if feature.separator is not None:
-        tokens = tokens_of(*value(feature.columns[0]), feature.separator)
-        if list_name in types:  # JSON lines: the value is text in some rows and an array in others
-            array = tokens_of(F.col(list_name), types[list_name], feature.separator)
-            tokens = F.when(F.col(list_name).isNotNull(), array).otherwise(tokens)
-        kept = F.slice(tokens, 1, feature.max_length)
-        if salt is not None:
-            kept = F.transform(kept, lambda token: F.xxhash64(salt, token))
-        lost = F.greatest(F.size(tokens) - feature.max_length, F.lit(0))
-        return [kept.alias(sparse(feature.name)), lost.alias(dropped(feature.name))]
+    return _PREPARE[feature.kind](feature, value, salt, types)
+
+
+def _prepare_bag(
+    feature: SparseFeature, value: RawValue, salt: Column | None, types: dict[str, DataType]
+) -> list[Column]:
+    assert feature.separator is not None
+    tokens, list_name = tokens_of(*value(feature.columns[0]), feature.separator), listed(feature.columns[0])
+    if list_name in types:  # JSON lines: the value is text in some rows and an array in others
+        array = tokens_of(F.col(list_name), types[list_name], feature.separator)
+        tokens = F.when(F.col(list_name).isNotNull(), array).otherwise(tokens)
+    kept = F.slice(tokens, 1, feature.max_length)
+    if salt is not None:
+        kept = F.transform(kept, lambda token: F.xxhash64(salt, token))
+    lost = F.greatest(F.size(tokens) - feature.max_length, F.lit(0))
+    return [kept.alias(sparse(feature.name)), lost.alias(dropped(feature.name))]
+
+
+def _prepare_single(
+    feature: SparseFeature, value: RawValue, salt: Column | None, types: dict[str, DataType]
+) -> list[Column]:
     texts: list[Column] = [text_of(*value(name)) for name in feature.columns]
     if salt is None:
         return [texts[0].alias(sparse(feature.name))]
     filled: list[Column] = [F.coalesce(text, F.lit("")) for text in texts]
     known = F.xxhash64(salt, *filled)
     return [F.when(F.coalesce(*texts).isNotNull(), known).alias(sparse(feature.name))]
+
+
+_PREPARE = {SINGLE: _prepare_single, BAG: _prepare_bag}
 
 
 def _mark_duplicates(rows: DataFrame, has_time: bool) -> DataFrame:
@@ -220,17 +232,13 @@ def _mark_duplicates(rows: DataFrame, has_time: bool) -> DataFrame:
 def encode(spark: SparkSession, rows: DataFrame, schema: FeatureSchema, learnt: Learnt) -> DataFrame:
     """Turn prepared rows into the columns of the Parquet files; ``row:id`` and ``row:split`` stay."""
     for feature in schema.sparse:
-        if not feature.is_multi_valued and len(learnt.vocabularies.get(feature.name, ())) > _MAX_LITERAL_TOKENS:
+        if not feature.kind.is_array and len(learnt.vocabularies.get(feature.name, ())) > _MAX_LITERAL_TOKENS:
             rows = _join_vocabulary(spark, rows, feature, learnt.ids_of(feature.name))
     columns = [F.col(ROW_ID), F.col(SPLIT)]
     for feature in schema.sparse:
-        if not feature.is_multi_valued:
-            columns.append(_single_id(feature, learnt).cast("int").alias(feature.name))
-            continue
-        ids = _list_ids(feature, learnt)
-        padding = F.array_repeat(F.lit(MISSING_ID), F.lit(feature.max_length) - F.size(ids))
-        columns.append(F.concat(ids, padding).cast("array<int>").alias(feature.name))
-        columns.append(F.size(sparse(feature.name)).cast("int").alias(feature.length_name))
+        encoded = _ENCODE[feature.kind](feature, learnt)
+        for column, values in zip(feature.kind.columns(feature), encoded, strict=True):
+            columns.append(values.cast("array<int>" if column.shape else "int").alias(column.name))
     columns += [_dense_value(feature, learnt).cast("float").alias(feature.name) for feature in schema.dense]
     columns.append(F.col("label"))
     present = {"weight": schema.weight, "group_id": schema.group_id, "timestamp": schema.timestamp}
@@ -293,6 +301,20 @@ def _list_ids(feature: SparseFeature, learnt: Learnt) -> Column:
         num_buckets = feature.encoding.num_buckets
         return F.transform(values, lambda hashed: _hash_id(hashed, num_buckets).cast("int"))
     return F.transform(values, _lookup(feature, learnt))
+
+
+def _encode_single(feature: SparseFeature, learnt: Learnt) -> list[Column]:
+    return [_single_id(feature, learnt)]
+
+
+def _encode_bag(feature: SparseFeature, learnt: Learnt) -> list[Column]:
+    ids = _list_ids(feature, learnt)
+    padding = F.array_repeat(F.lit(MISSING_ID), F.lit(feature.max_length) - F.size(ids))
+    return [F.concat(ids, padding), F.size(sparse(feature.name))]
+
+
+_ENCODE = {SINGLE: _encode_single, BAG: _encode_bag}
+"""Kind -> its columns in the files; with ``_PREPARE`` what Spark knows of kinds."""
 
 
 def _lookup(feature: SparseFeature, learnt: Learnt) -> Callable[[Column], Column]:

@@ -24,10 +24,10 @@ _LEARNT = (*VOCABULARY_KINDS, "quantiles")
 
 
 def features_to_estimate(schema: FeatureSchema, seen: Profile) -> list[str]:
-    """List the single-valued features that nothing is learnt from, if there are more than ``EXACT_ROWS`` rows."""
+    """List the features of one value a row that nothing is learnt from, if there are more than ``EXACT_ROWS`` rows."""
     if sum(seen.rows.values()) <= EXACT_ROWS:
         return []
-    return [f.name for f in schema.sparse if f.encoding.kind not in _LEARNT and not f.is_multi_valued]
+    return [f.name for f in schema.sparse if f.encoding.kind not in _LEARNT and not f.kind.is_array]
 
 
 def estimate_statistics(

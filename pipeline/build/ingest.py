@@ -62,7 +62,7 @@ def read_logs(spark: SparkSession, config: PipelineConfig, schema: FeatureSchema
     Raises:
         LogError: a column is absent from every line, or has a type that no feature can be made of.
     """
-    lists = {f.columns[0] for f in schema.sparse if f.is_multi_valued}
+    lists = {f.columns[0] for f in schema.sparse if f.kind.takes_lists}
     times = {schema.timestamp.column} if schema.timestamp else set()
     frames = []
     for number, source in enumerate(plan.sources):

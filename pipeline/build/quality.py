@@ -56,7 +56,7 @@ def profile(prepared: DataFrame, schema: FeatureSchema) -> Profile:
                 ("maximum", F.max),
             )
         ]
-    lists = [f.name for f in schema.sparse if f.is_multi_valued]
+    lists = [f.name for f in schema.sparse if f.kind.takes_lists]
     columns += [F.sum(dropped(name)).alias(f"dropped:{name}") for name in lists]
     groups = prepared.groupBy(SPLIT, REASON, DUPLICATE).agg(*columns).collect()
     good = {g[SPLIT]: g for g in groups if g[REASON] is None and not g[DUPLICATE]}

@@ -46,8 +46,8 @@ def count_values(rows: DataFrame, schema: FeatureSchema, features: Collection[st
     counted = [(number, feature) for number, feature in enumerate(schema.sparse) if feature.name in features]
     if not counted:
         rows = rows.filter(F.lit(False))  # nothing is read for nothing
-    singles = [_entry(number, feature) for number, feature in counted if not feature.is_multi_valued]
-    lists = [_entries(number, feature) for number, feature in counted if feature.is_multi_valued]
+    singles = [_entry(number, feature) for number, feature in counted if not feature.kind.is_array]
+    lists = [_entries(number, feature) for number, feature in counted if feature.kind.is_array]
     entries = F.concat(*([F.array(*singles)] if singles else []), *lists) if counted else F.array().cast(_NO_ENTRIES)
     exploded = rows.select(F.col(SPLIT).alias("split"), F.explode(entries).alias("entry")).select("split", "entry.*")
     return exploded.groupBy("split", "feature", "hash", "text", "number").count()

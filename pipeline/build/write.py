@@ -22,6 +22,7 @@ from features.disk.dataset import BUILD_NAME, LOCK_NAME, MANIFEST_NAME, DataFile
 from features.disk.lock import lock
 from features.disk.object_store import VERSION, ObjectPath, StorageError, clean, new_version_name, publish
 from features.disk.place import scratch
+from features.kinds import TABLE
 from features.schema import FeatureSchema
 from pipeline.build.footer import sort_encodings
 from pipeline.build.ingest import ROW_ID, SPLIT
@@ -217,7 +218,7 @@ def max_ids(dataset: Path, files: tuple[DataFile, ...], schema: FeatureSchema) -
         DatasetError: an id is negative, or a footer has no statistics.
     """
     largest = dict.fromkeys(schema.sparse_names, 0)
-    paths = {f.name + (".list.element" if f.is_multi_valued else ""): f.name for f in schema.sparse}
+    paths = {c.path: f.name for f in schema.sparse for c in f.kind.columns(f) if c.bound == TABLE}
     for file in files:
         metadata = pyarrow.parquet.read_metadata(dataset / file.path)
         for group in range(metadata.num_row_groups):

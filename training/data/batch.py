@@ -15,6 +15,7 @@ from torchrec import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
 from features.encoding import Columns, RowError
+from features.kinds import unpadded
 from features.schema import FeatureSchema, SparseFeature
 from training.data.row_buffer import Rows, lay_end_to_end
 
@@ -124,18 +125,18 @@ def _lay_named(parts: Sequence[Rows], name: str, out: NDArray[Any]) -> NDArray[A
 
 
 def _sparse_features(parts: Sequence[Rows], schema: FeatureSchema, num_rows: int, size: int) -> KeyedJaggedTensor:
-    """All ids, feature by feature. Neighbouring single-valued features are copied as one block; no mask is needed."""
+    """All ids, feature by feature. Neighbouring features of one id are copied as one block; no mask is needed."""
     lengths = _single_lengths(len(schema.sparse), num_rows, size)
     length_per_key, jagged = [num_rows] * len(schema.sparse), dict[int, list[NDArray[Any]]]()
-    if schema.multi_valued:
+    if schema.jagged:
         lengths = lengths.copy()
-        for i, feature in schema.multi_valued.items():
+        for i, feature in schema.jagged.items():
             jagged[i] = _jagged(parts, feature, lengths[i])
             # The sums are known here; without them TorchRec would ask the device, and wait, for each of them.
             length_per_key[i] = sum(map(len, jagged[i]))
     values = np.empty(sum(length_per_key), dtype=np.int64)
     start = first = 0
-    for i, num_singles in _runs(len(schema.sparse), tuple(schema.multi_valued)):
+    for i, num_singles in _runs(len(schema.sparse), tuple(schema.jagged)):
         last = first + num_singles
         block = values[start : start + num_singles * num_rows].reshape(num_singles, num_rows)
         lay_end_to_end((part.ids[first:last].T for part in parts), block.T)
@@ -153,12 +154,10 @@ def _sparse_features(parts: Sequence[Rows], schema: FeatureSchema, num_rows: int
 
 
 @functools.lru_cache(maxsize=16)
-def _runs(num_features: int, multi_valued: tuple[int, ...]) -> list[tuple[int | None, int]]:
-    """Each multi-valued feature's place and how many single-valued ones stand before it; None: the end."""
-    firsts = [0, *(i + 1 for i in multi_valued)]
-    return [
-        (i, (num_features if i is None else i) - first) for i, first in zip([*multi_valued, None], firsts, strict=True)
-    ]
+def _runs(num_features: int, jagged: tuple[int, ...]) -> list[tuple[int | None, int]]:
+    """Each jagged feature's place and how many features of one id stand before it; None: the end."""
+    firsts = [0, *(i + 1 for i in jagged)]
+    return [(i, (num_features if i is None else i) - first) for i, first in zip([*jagged, None], firsts, strict=True)]
 
 
 @functools.lru_cache(maxsize=4)
@@ -170,16 +169,15 @@ def _single_lengths(num_features: int, num_rows: int, size: int) -> NDArray[np.i
 
 
 def _jagged(parts: Sequence[Rows], feature: SparseFeature, lengths: NDArray[np.int64]) -> list[NDArray[Any]]:
-    """Ids of a multi-valued feature without their padding; its (size,) ``lengths`` are filled in."""
-    lay_end_to_end((part.others[feature.length_name] for part in parts), lengths)
+    """Ids of a feature without their padding; its (size,) ``lengths`` are filled in."""
+    lay_end_to_end((feature.kind.lengths(part.others, feature) for part in parts), lengths)
     ids, start = [], 0
     for part in parts:
         padded = part.others[feature.name]
         width, counts = padded.shape[1], lengths[start : start + len(padded)]
         if len(counts) and not 0 <= counts.min() <= counts.max() <= width:
-            raise RowError(
-                f"column {feature.length_name!r} must be between 0 and {width}, got {counts.min()} to {counts.max()}"
-            )
-        ids.append(padded[np.arange(width) < counts[:, None]])
+            name = feature.kind.columns(feature)[-1].name
+            raise RowError(f"column {name!r} must be between 0 and {width}, got {counts.min()} to {counts.max()}")
+        ids.append(unpadded(padded, counts))
         start += len(padded)
     return ids

@@ -26,13 +26,8 @@ def _to_columns(batch: Batch, schema: FeatureSchema, rows: NDArray[np.int64]) ->
     columns: Columns = {"label": batch.labels.numpy()[rows], "weight": batch.weights.numpy()[rows]}
     for feature in schema.sparse:
         bags = batch.sparse_features[feature.name]
-        ids = bags.values().numpy()
-        if feature.is_multi_valued:
-            lengths = bags.lengths().numpy()
-            padded = np.zeros((len(lengths), feature.max_length), ids.dtype)
-            padded[np.arange(feature.max_length) < lengths[:, None]] = ids
-            columns[feature.length_name], ids = lengths[rows], padded
-        columns[feature.name] = ids[rows]
+        laid = feature.kind.to_columns(bags.values().numpy(), bags.lengths().numpy(), feature)
+        columns |= {name: column[rows] for name, column in laid.items()}
     for i, name in enumerate(schema.dense_names):
         columns[name] = batch.dense_features[:, i].numpy()[rows]
     return columns

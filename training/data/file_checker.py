@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from features.disk.dataset import DataFile, DatasetError
 from features.encoding import Columns
+from features.kinds import TABLE, batch_columns
 from features.schema import FeatureSchema
 
 PETASTORM_KEY = b"dataset-toolkit."
@@ -32,7 +33,7 @@ class ShardChecker:
     """Checks files and their row groups for one schema.
 
     Attributes:
-        columns: the columns a batch needs: name -> type, shape of one row.
+        columns: the columns a batch needs, by name.
     """
 
     def __init__(
@@ -45,9 +46,14 @@ class ShardChecker:
                 with a shorter vocabulary does not know.
         """
         self._later = later or {}
-        self.columns = needed_columns(schema)
-        self._bounds = {f.name: (num_embeddings or {}).get(f.name, 2**31) for f in schema.sparse}
-        self._bounds |= {f.length_name: f.max_length + 1 for f in schema.sparse if f.is_multi_valued}
+        self.columns = batch_columns(schema)
+        tables = dict.fromkeys(schema.sparse_names, 2**31) | dict(num_embeddings or {})
+        self._bounds = {
+            column.name: tables[feature.name] if column.bound == TABLE else column.bound
+            for feature in schema.sparse
+            for column in feature.kind.columns(feature)
+            if column.bound is not None
+        }
         self._files: dict[Path, DataFile] = {}
 
     def check_file(self, path: Path, file: DataFile) -> None:
@@ -86,12 +92,12 @@ class ShardChecker:
         """
         self._check_bytes(path)  # it may have changed since it was opened; then the rows are of nobody knows what
         columns: Columns = {}
-        for name, (dtype, shape) in self.columns.items():
+        for name, expected in self.columns.items():
             column = _to_numpy(table.column(name), name, path)
-            if (column.dtype, column.shape[1:]) != (dtype, shape):
+            if (column.dtype, column.shape[1:]) != (expected.dtype, expected.shape):
                 raise ReaderError(
-                    f"column {name!r} of {path} must hold {np.dtype(dtype)} of shape {shape} a row, got {column.dtype} "
-                    f"of shape {column.shape[1:]}"
+                    f"column {name!r} of {path} must hold {np.dtype(expected.dtype)} of shape {expected.shape} a row, "
+                    f"got {column.dtype} of shape {column.shape[1:]}"
                 )
             if name in self._later:
                 column = np.where(column >= self._bounds[name], np.int32(self._later[name]), column)
@@ -154,21 +160,6 @@ def _footer_of(path: Path, state: tuple[int, ...]) -> tuple[tuple[bytes, ...], t
         raise ReaderError(f"{path} is not a readable Parquet file ({error}): build the dataset again") from error
     row_groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
     return tuple(footer.metadata or {}), row_groups, names
-
-
-def needed_columns(schema: FeatureSchema) -> dict[str, tuple[type, tuple[int, ...]]]:
-    """The columns a batch needs: name -> type, shape of one row."""
-    columns: dict[str, tuple[type, tuple[int, ...]]] = {"label": (np.float32, ())}
-    for feature in schema.sparse:
-        columns[feature.name] = (np.int32, (feature.max_length,) if feature.is_multi_valued else ())
-        if feature.is_multi_valued:
-            columns[feature.length_name] = (np.int32, ())
-    columns |= {name: (np.float32, ()) for name in schema.dense_names}
-    if schema.weight:
-        columns["weight"] = (np.float32, ())
-    if schema.group_id:
-        columns["group_id"] = (np.int64, ())
-    return columns
 
 
 def _is_finite(column: NDArray[Any]) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.encoding import Columns, RowError
+from features.kinds import BATCH_COLUMNS, Column
 from features.schema import FeatureSchema
 
 BLOCK_ROWS = 4_096
@@ -22,10 +23,10 @@ class Rows:
     """n rows of a schema's features.
 
     Attributes:
-        ids: (S, n) of the single-valued sparse features, in the schema's order.
+        ids: (S, n) of the sparse features with one id a row, in the schema's order.
         dense: (n, N) float32, in the schema's order.
-        others: by the names of their columns: ids (n, max_length) and lengths (n,) of multi-valued features, and
-            label, weight and group_id (n,) where there are any.
+        others: all other columns, by name: those of features with any number of ids, and label, weight and group_id
+            (n,) where there are any.
     """
 
     schema: FeatureSchema
@@ -38,7 +39,7 @@ class Rows:
         cls, schema: FeatureSchema, columns: Mapping[str, tuple[Any, tuple[int, ...]]], num_rows: int
     ) -> "Rows":
         """Memory for ``num_rows`` rows of ``columns``: name -> type, shape of one row."""
-        names = single_valued_names(schema)
+        names = one_id_names(schema)
         taken = {*names, *schema.dense_names}
         others = {n: np.empty((num_rows, *shape), dtype) for n, (dtype, shape) in columns.items() if n not in taken}
         ids = np.empty((len(names), num_rows), np.result_type(np.int32, *(columns[name][0] for name in names)))
@@ -51,17 +52,14 @@ class Rows:
         Raises:
             RowError: a feature's column is missing, or a column has another number of rows than the first feature.
         """
-        multi_valued = [f for f in schema.sparse if f.is_multi_valued]
-        needed = [*schema.sparse_names, *(f.length_name for f in multi_valued), *schema.dense_names]
-        for name in needed:
-            if name not in columns:
-                raise RowError(f"column {name!r} is missing; there are: {', '.join(columns)}")
-        for feature in multi_valued:
-            if (shape := columns[feature.name].shape)[1:] == () or len(shape) != 2:
-                raise RowError(f"column {feature.name!r} must hold one list of ids a row, got shape {shape}")
+        for needed in schema.columns:
+            if needed.name not in columns:
+                raise RowError(f"column {needed.name!r} is missing; there are: {', '.join(columns)}")
+            if needed.shape and len(shape := columns[needed.name].shape) != 2:
+                raise RowError(f"column {needed.name!r} must hold one list of ids a row, got shape {shape}")
         num_rows = len(columns[schema.sparse_names[0]])
-        optional = [name for name in ("label", "weight", "group_id") if name in columns]
-        kept = {name: columns[name] for name in (*needed, *optional)}
+        optional = [name for name in BATCH_COLUMNS if name in columns]
+        kept = {name: columns[name] for name in (*(column.name for column in schema.columns), *optional)}
         for name, column in kept.items():
             if len(column) != num_rows:
                 raise RowError(f"column {name!r} has {len(column)} rows where the first feature has {num_rows}")
@@ -88,7 +86,7 @@ class Rows:
         rows = self[: sum(len(part[self.schema.sparse_names[0]]) for part in parts)]
         # Column by column, since one column fits in the cache and all of them do not; but dense features, being next to
         # each other, move a row at a time.
-        names = [*single_valued_names(self.schema), *rows.others]
+        names = [*one_id_names(self.schema), *rows.others]
         for name, out in [*zip(names, [*rows.ids, *rows.others.values()], strict=True), ("", rows.dense)]:
             laid = out
             if order is not None:
@@ -119,9 +117,9 @@ class Rows:
         return Rows(self.schema, self.ids[:, rows], self.dense[rows], others)
 
 
-def single_valued_names(schema: FeatureSchema) -> list[str]:
+def one_id_names(schema: FeatureSchema) -> list[str]:
     """Sparse features with one id a row, in the schema's order."""
-    return [feature.name for feature in schema.sparse if not feature.is_multi_valued]
+    return [feature.name for feature in schema.sparse if feature.kind.has_one_id]
 
 
 def lay_end_to_end(arrays: Iterable[NDArray[Any]], out: NDArray[Any]) -> None:
@@ -149,11 +147,10 @@ def lay_side_by_side(parts: Iterable[Columns], names: Sequence[str], out: NDArra
 class RowsPool:
     """Memory for windows of rows, kept from epoch to epoch: fresh memory would cost more than what is done in it."""
 
-    def __init__(
-        self, schema: FeatureSchema, columns: Mapping[str, tuple[Any, tuple[int, ...]]], num_rows: int
-    ) -> None:
-        """``num_rows`` of ``columns``: name -> type, shape of one row."""
-        self._allocate = lambda: Rows.allocate(schema, columns, num_rows)
+    def __init__(self, schema: FeatureSchema, columns: Mapping[str, Column], num_rows: int) -> None:
+        """Make windows of ``num_rows`` rows of ``columns``, which are by name."""
+        types = {name: (column.dtype, column.shape) for name, column in columns.items()}
+        self._allocate = lambda: Rows.allocate(schema, types, num_rows)
         self._free: list[Rows] = []
 
     def take(self) -> Rows:

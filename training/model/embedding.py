@@ -111,7 +111,7 @@ def declare_tables(
             num_embeddings=num_embeddings[feature.name],
             width=width,
             padded_width=-(-width // multiple) * multiple,
-            pooling=feature.pooling if feature.is_multi_valued else "sum",
+            pooling=feature.kind.pooling(feature),
             init_std=init_std,
             seed=seed,
         )

@@ -173,9 +173,10 @@ class _Rows:
     ) -> Iterator[tuple[tuple[str, str], Floats]]:
         """(``feature`` or ``branch``, its name) -> (n,) fused logits when it is that of the rows in ``order``."""
         permuted = {name: column[order] for name, column in self.columns.items()}
-        sparse = {f.name: (f.name, f.length_name) if f.is_multi_valued else (f.name,) for f in self.schema.sparse}
-        for name, group in (sparse | {name: (name,) for name in self.schema.dense_names}).items():
-            batches = self.batches({column: permuted[column] for column in group})
+        features = [*self.schema.sparse, *self.schema.dense]
+        groups = {feature.name: feature.kind.columns(feature) for feature in features}
+        for name, group in groups.items():
+            batches = self.batches({column.name: permuted[column.name] for column in group})
             yield ("feature", name), _join(self.model(batch).fused for batch in batches)
             on_pass()
         for branch, logits in self.exchange(self.outputs(permuted)).items():

@@ -123,7 +123,7 @@ def test_whole_rows_arrive_in_one_piece(make_dataset):
             assert batch.group_ids is not None and batch.group_ids[i] == columns["group_id"][row]
             for f in schema.sparse:
                 ids = columns[f.name][row]
-                expected = ids[: columns[f.length_name][row]] if f.is_multi_valued else [ids]
+                expected = ids[: columns[f.length_name][row]] if f.separator else [ids]
                 assert bags[f.name][i].tolist() == list(expected)
             seen += 1
     assert seen == 21

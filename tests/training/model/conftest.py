@@ -40,9 +40,9 @@ def make_batch() -> Callable[..., Batch]:
         random = np.random.default_rng(seed)
         columns = {}
         for feature in schema.sparse:
-            shape = (num_rows, feature.max_length) if feature.is_multi_valued else (num_rows,)
+            shape = (num_rows, feature.max_length) if feature.separator else (num_rows,)
             columns[feature.name] = random.integers(1, rows[feature.name], shape, dtype=np.int32)
-            if feature.is_multi_valued:
+            if feature.separator:
                 columns[feature.length_name] = random.integers(0, 4, num_rows, dtype=np.int32)
         for dense in schema.dense:
             columns[dense.name] = random.normal(size=num_rows).astype(np.float32)

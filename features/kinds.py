@@ -1,0 +1,168 @@
+"""Kinds of features: what a feature of each kind is in the Parquet files, in a batch and in its table.
+
+Whoever handles features asks their kind, so a new kind is a class here, its reading of raw values
+(``features.encoding``) and the twin for Spark (``pipeline.build.encode``). Shapes: n rows, V ids of all rows together.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.hashing import MISSING_ID
+
+if TYPE_CHECKING:  # a schema's features know their kind
+    from features.schema import DenseFeature, FeatureSchema, SparseFeature
+
+LENGTH_SUFFIX = "__length"
+
+TABLE = "table"
+"""Bound of a column of ids: the number of rows of the feature's table."""
+
+Arrays = Mapping[str, NDArray[Any]]
+"""Column name -> its values, rows first."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the Parquet files.
+
+    Attributes:
+        name: in the files.
+        dtype: of its numbers.
+        shape: of one row; empty: one number.
+        bound: whole numbers are 0 <= v < bound, where ``TABLE`` stands for the rows of the feature's table; None: any
+            number that is finite.
+    """
+
+    name: str
+    dtype: type[np.generic]
+    shape: tuple[int, ...] = ()
+    bound: int | Literal["table"] | None = None
+
+    @property
+    def path(self) -> str:
+        """Path of the column's numbers in a Parquet schema that Spark wrote."""
+        return self.name + ".list.element" * len(self.shape)
+
+
+class Single:
+    """One id a row; a missing value has an id of its own (0, or the out-of-vocabulary one)."""
+
+    has_one_id = True
+    """Every row has exactly one id, so a batch stacks such columns and copies them as one block."""
+    takes_lists = False
+    """Raw values are lists, or text that is cut into one, of which ``max_length`` are kept."""
+    is_array = False
+    """Prepared values (before ids are known) are arrays."""
+
+    def columns(self, feature: "SparseFeature") -> tuple[Column, ...]:
+        """Columns in the Parquet files; the first one holds the ids."""
+        return (Column(feature.name, np.int32, bound=TABLE),)
+
+    def pooling(self, feature: "SparseFeature") -> Literal["mean", "sum"]:
+        """How a row's embeddings become one vector."""
+        return "sum"
+
+    def lengths(self, columns: Arrays, feature: "SparseFeature") -> NDArray[Any]:
+        """Count the ids of each row, (n,)."""
+        return np.ones(len(columns[feature.name]), np.int64)
+
+    def to_columns(self, ids: NDArray[Any], lengths: NDArray[Any], feature: "SparseFeature") -> dict[str, NDArray[Any]]:
+        """Lay rows out as columns.
+
+        Args:
+            ids: (V,) row by row.
+            lengths: (n,) how many of them each row has.
+            feature: whose ids they are.
+        """
+        return {feature.name: ids}
+
+
+class Bag(Single):
+    """Up to ``max_length`` ids a row, padded with 0, and how many there are; a missing value is a row without ids."""
+
+    has_one_id = False
+    takes_lists = True
+    is_array = True
+
+    def columns(self, feature: "SparseFeature") -> tuple[Column, ...]:
+        """Columns in the Parquet files: the padded ids, then their number."""
+        ids = Column(feature.name, np.int32, (feature.max_length,), TABLE)
+        return ids, Column(feature.name + LENGTH_SUFFIX, np.int32, bound=feature.max_length + 1)
+
+    def pooling(self, feature: "SparseFeature") -> Literal["mean", "sum"]:
+        """How a row's embeddings become one vector: as the feature says."""
+        return feature.pooling
+
+    def lengths(self, columns: Arrays, feature: "SparseFeature") -> NDArray[Any]:
+        """Count the ids of each row, (n,)."""
+        return columns[feature.name + LENGTH_SUFFIX]
+
+    def to_columns(self, ids: NDArray[Any], lengths: NDArray[Any], feature: "SparseFeature") -> dict[str, NDArray[Any]]:
+        """Lay rows out as columns: padded ids and their number."""
+        padded = np.zeros((len(lengths), feature.max_length), ids.dtype)
+        padded[np.arange(feature.max_length) < lengths[:, None]] = ids
+        return {feature.name: padded, feature.name + LENGTH_SUFFIX: lengths}
+
+
+class Dense:
+    """One float a row; a missing value is filled, and NaN stands for one that was not."""
+
+    def columns(self, feature: "DenseFeature") -> tuple[Column, ...]:
+        """Columns in the Parquet files."""
+        return (Column(feature.name, np.float32),)
+
+
+SINGLE, BAG, DENSE = Single(), Bag(), Dense()
+
+
+def row_columns(schema: "FeatureSchema") -> dict[str, Column]:
+    """The row's own columns, by name: label, and those of weight, group id and timestamp that the schema has."""
+    declared = {"label": True, "weight": schema.weight, "group_id": schema.group_id, "timestamp": schema.timestamp}
+    return {name: column for name, column in ROW_COLUMNS.items() if declared[name]}
+
+
+ROW_COLUMNS = {
+    "label": Column("label", np.float32),
+    "weight": Column("weight", np.float32),
+    "group_id": Column("group_id", np.int64),
+    "timestamp": Column("timestamp", np.int64),
+}
+"""Columns of a row beside its features; a batch has all but the timestamp."""
+
+BATCH_COLUMNS = ("label", "weight", "group_id")
+"""The row's own columns that a batch has, if the schema does."""
+
+
+def batch_columns(schema: "FeatureSchema") -> dict[str, Column]:
+    """Every column that a batch is made of, by name: the features' in the schema's order, and the row's own."""
+    own = {name: column for name, column in row_columns(schema).items() if name in BATCH_COLUMNS}
+    return {"label": own.pop("label")} | {c.name: c for c in schema.columns} | own
+
+
+def ids_of(columns: Arrays, feature: "SparseFeature") -> tuple[NDArray[Any], NDArray[Any]]:
+    """Ids of a feature without padding, (V,) row by row, and how many each row has, (n,)."""
+    ids, lengths = columns[feature.name], feature.kind.lengths(columns, feature)
+    return unpadded(ids, lengths), lengths
+
+
+def unpadded(ids: NDArray[Any], lengths: NDArray[Any]) -> NDArray[Any]:
+    """Flatten (n, width) padded ids row by row; (n,) ids, one a row, stay as they are."""
+    return ids if ids.ndim == 1 else ids[np.arange(ids.shape[1]) < lengths[:, None]]
+
+
+def present_ids(columns: Arrays, feature: "SparseFeature") -> tuple[NDArray[Any], int]:
+    """Ids of the values that are not missing, and how many are: ids 0, and rows without any."""
+    ids, lengths = ids_of(columns, feature)
+    is_missing = ids == MISSING_ID
+    return ids[~is_missing], int((lengths == 0).sum()) + int(is_missing.sum())
+
+
+def present_numbers(columns: Arrays, feature: "DenseFeature") -> tuple[NDArray[Any], int]:
+    """Numbers that are not missing, and how many are: NaN."""
+    values = columns[feature.name]
+    is_missing = np.isnan(values)
+    return values[~is_missing], int(is_missing.sum())
