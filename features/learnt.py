@@ -34,7 +34,8 @@ class Learnt:
     """State fitted on the training split only.
 
     Attributes:
-        vocabularies: feature -> kept tokens in id order (the first has id 1; see ``ids_of``).
+        vocabularies: feature -> kept tokens in id order (the first has id 1; see ``ids_of``); features that share a
+            table have equal ones.
         boundaries: feature -> strictly rising quantile boundaries.
         moments: dense feature -> (mean, standard deviation) after fill, clip and log1p.
         out_of_vocabulary: feature -> its out-of-vocabulary id, only for a vocabulary that extends an earlier one's: the
@@ -108,6 +109,14 @@ class Learnt:
                 raise LearntError(f"feature {feature.name!r} has no learnt vocabulary: build the dataset again")
             if kind == "quantiles" and feature.name not in self.boundaries:
                 raise LearntError(f"feature {feature.name!r} has no learnt quantiles: build the dataset again")
+        for table, (first, *others) in schema.tables.items():
+            known = self.vocabularies.get(first.name), self.out_of_vocabulary.get(first.name)
+            for other in others:
+                if (self.vocabularies.get(other.name), self.out_of_vocabulary.get(other.name)) != known:
+                    raise LearntError(
+                        f"features {first.name!r} and {other.name!r} share the table {table!r} but not their learnt "
+                        "vocabulary: build the dataset again"
+                    )
         for dense in schema.dense:
             if dense.standardise and dense.name not in self.moments:
                 raise LearntError(f"feature {dense.name!r} has no learnt moments: build the dataset again")

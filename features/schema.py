@@ -67,7 +67,7 @@ class HashEncoding:
 
     num_buckets: Annotated[int, Field(ge=2, le=MAX_TABLE_ROWS)]
     salt: str | None = None
-    """None: the feature's own name."""
+    """None: the name of the feature's table, which is the feature's own unless it says otherwise."""
     kind: Literal["hash"] = "hash"
 
 
@@ -149,7 +149,7 @@ BUCKET_KINDS = ("boundaries", "quantiles", "log")
 
 @dataclass(frozen=True, config=STRICT)
 class SparseFeature:
-    """One id (or a bag of ids) a row, looked up in an embedding table of its own."""
+    """One id (or a bag of ids) a row, looked up in an embedding table."""
 
     name: str
     encoding: Encoding
@@ -161,6 +161,12 @@ class SparseFeature:
     """Multi-valued only: values kept a row, the first ones; the rest are dropped and counted in the statistics."""
     pooling: Literal["mean", "sum"] = "mean"
     """Multi-valued only: how the value's embeddings become one vector."""
+    table: str | None = None
+    """Table that the ids are looked up in: features that name one table share its rows, a vocabulary that is learnt
+    from the values of all of them, and a hash's default salt. They need one encoding. None: the feature's own name."""
+    embedding_dim: Annotated[int, Field(ge=1)] | None = None
+    """Width of the table, in proportion for the easy stream; other widths than the model's are projected to it by a
+    matrix without bias. None: model.embedding_dim."""
 
     def __post_init__(self) -> None:
         if not self.columns:
@@ -186,7 +192,12 @@ class SparseFeature:
     def salt(self) -> str:
         """The text hashed before the value; only a hashed feature has one."""
         assert isinstance(self.encoding, HashEncoding)
-        return self.name if self.encoding.salt is None else self.encoding.salt
+        return self.table_name if self.encoding.salt is None else self.encoding.salt
+
+    @property
+    def table_name(self) -> str:
+        """The table that the ids are looked up in."""
+        return self.name if self.table is None else self.table
 
     @property
     def length_name(self) -> str:
@@ -306,9 +317,12 @@ class FeatureSchema:
         twice = sorted(name for name, count in Counter(names).items() if count > 1)
         if twice:
             raise ValueError(f"names used twice or reserved ({', '.join(RESERVED_NAMES)}): {_shown(twice)}")
+        names += [f.table for f in self.sparse if f.table is not None]
         bad = sorted(n for n in names if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", n))
         if bad:
             raise ValueError(f"feature names must be letters, digits and underscores: {_shown(bad)}")
+        for table, features in self.tables.items():
+            _check_table(table, features)
 
     @property
     def label_rule(self) -> Label:
@@ -330,6 +344,14 @@ class FeatureSchema:
         return {i: feature for i, feature in enumerate(self.sparse) if not feature.kind.has_one_id}
 
     @cached_property
+    def tables(self) -> dict[str, tuple[SparseFeature, ...]]:
+        """Table -> the features that share it, both in the schema's order."""
+        found: dict[str, tuple[SparseFeature, ...]] = {}
+        for feature in self.sparse:
+            found[feature.table_name] = (*found.get(feature.table_name, ()), feature)
+        return found
+
+    @cached_property
     def dense_names(self) -> tuple[str, ...]:
         return tuple(f.name for f in self.dense)
 
@@ -348,5 +370,33 @@ class FeatureSchema:
     @property
     def fingerprint(self) -> str:
         """64 hexadecimal digits that change when any raw value could become another id or float."""
-        canonical = json.dumps({"encoding_version": ENCODING_VERSION, **asdict(self)}, sort_keys=True)
+        meaning = asdict(self)
+        for feature in meaning["sparse"]:
+            del feature["embedding_dim"]  # a model's choice
+            if feature["table"] is None:  # as in schemas that were written before there was the key
+                del feature["table"]
+        canonical = json.dumps({"encoding_version": ENCODING_VERSION, **meaning}, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _check_table(table: str, features: tuple[SparseFeature, ...]) -> None:
+    """Refuse features that cannot share a table.
+
+    Raises:
+        ValueError: names two of them and what to change.
+    """
+    first, *others = features
+    for other in others:
+        both = f"features {first.name!r} and {other.name!r} share the table {table!r}"
+        if first.encoding.kind == "quantiles":
+            raise ValueError(
+                f"{both}, but quantiles are learnt for each feature alone: use a boundaries encoding, or leave out "
+                f"{other.name!r}'s table"
+            )
+        for key in ("encoding", "embedding_dim"):
+            if getattr(first, key) != getattr(other, key):
+                raise ValueError(f"{both}, but not their {key}: give both one {key}, or {other.name!r} its own table")
+    poolings = {f.kind.pooling(f): f.name for f in features if f.kind.is_array}
+    if len(poolings) > 1:
+        shown = " and ".join(f"{name!r} ({pooling})" for pooling, name in poolings.items())
+        raise ValueError(f"features {shown} share the table {table!r}, but not their pooling: give both one pooling")

@@ -214,7 +214,7 @@ def _dataset(manifest: DatasetManifest, plan: Sequence[Mapping[str, Any]]) -> di
 
 
 def _sparse_table(manifest: DatasetManifest, plan: Sequence[Mapping[str, Any]]) -> Table:
-    table_rows = {str(entry.get("feature")): entry.get("rows") for entry in plan}
+    table_rows = {name: entry.get("rows") for entry in plan for name in str(entry.get("feature")).split(", ")}
     header = (
         "sparse feature",
         "from",

@@ -111,11 +111,16 @@ def _extend(base: Learnt, new: dict[str, list[str]]) -> Learnt:
 
 
 def _fit_vocabularies(train: DataFrame, schema: FeatureSchema, base: Learnt | None = None) -> dict[str, list[str]]:
-    """Feature -> tokens to keep, in byte order; those of ``base`` are left out, and count as some of ``max_size``."""
+    """Feature -> tokens to keep, in byte order; those of ``base`` are left out, and count as some of ``max_size``.
+
+    Features that share a table get one vocabulary, learnt as if their values were those of the first of them.
+    """
+    numbers = {f.name: n for n, f in enumerate(schema.sparse)}
+    firsts = {numbers[f.name]: numbers[shared[0].name] for shared in schema.tables.values() for f in shared}
     encodings = {
         n: f.encoding
         for n, f in enumerate(schema.sparse)
-        if isinstance(f.encoding, VocabularyEncoding | LogSquaredEncoding)
+        if firsts[n] == n and isinstance(f.encoding, VocabularyEncoding | LogSquaredEncoding)
     }
     if not encodings:
         return {}
@@ -125,12 +130,15 @@ def _fit_vocabularies(train: DataFrame, schema: FeatureSchema, base: Learnt | No
         if isinstance(encoding, LogSquaredEncoding):
             kept &= F.col("token") != "0"  # the fill value stays out
         enough |= kept
-    tokens = train.filter(F.col("feature").isin(list(encodings))).select(
-        "feature", token_of(schema).alias("token"), "count"
-    )
+    owner = F.col("feature")
+    for number, first in firsts.items():
+        if number != first:
+            owner = F.when(F.col("feature") == number, F.lit(first)).otherwise(owner)
+    tokens = train.select(owner.alias("feature"), token_of(schema).alias("token"), "count")
+    tokens = tokens.filter(F.col("feature").isin(list(encodings)))
     tokens = tokens.filter(F.col("token").isNotNull()).groupBy("feature", "token").agg(F.sum("count").alias("count"))
     table = tokens.filter(enough).toPandas()
-    vocabularies = {}
+    vocabularies: dict[str, list[str]] = {}
     for number, encoding in encodings.items():
         part = table[table["feature"] == number]
         name = schema.sparse[number].name
@@ -138,7 +146,8 @@ def _fit_vocabularies(train: DataFrame, schema: FeatureSchema, base: Learnt | No
         found = [pair for pair in zip(part["token"], part["count"], strict=True) if pair[0] not in known]
         ranked = sorted(found, key=lambda pair: (-pair[1], pair[0].encode()))
         room = None if encoding.max_size is None else max(encoding.max_size - len(known), 0)
-        vocabularies[name] = sorted((token for token, _ in ranked[:room]), key=str.encode)
+        kept_tokens = sorted((token for token, _ in ranked[:room]), key=str.encode)
+        vocabularies |= {f.name: list(kept_tokens) for f in schema.tables[schema.sparse[number].table_name]}
     return vocabularies
 
 

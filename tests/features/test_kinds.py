@@ -1,13 +1,23 @@
 """Kinds of features: their columns, and that nobody but their own table tells them apart."""
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from features.kinds import batch_columns, ids_of, present_ids, present_numbers, row_columns
-from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFeature, Timestamp
+from features.learnt import Learnt, LearntError
+from features.schema import (
+    DenseFeature,
+    FeatureSchema,
+    HashEncoding,
+    QuantilesEncoding,
+    SparseFeature,
+    Timestamp,
+    VocabularyEncoding,
+)
 
 ROOT = Path(__file__).parents[2]
 BRANCHES_LEFT = 0
@@ -100,3 +110,29 @@ def test_what_missing_means() -> None:
         (present_numbers({"price": np.array([0.0, np.nan])}, NUMBER), ([0.0], 1)),
     ):
         assert (values.tolist(), num_missing) == expected
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"encoding": HashEncoding(51)}, "'user' and 'item' share the table 'user', but not their encoding: give both"),
+        ({"encoding": HashEncoding(50, salt="s")}, "but not their encoding"),
+        ({"embedding_dim": 4}, "but not their embedding_dim"),
+        ({"table": "a.b"}, "must be letters, digits and underscores"),
+    ],
+)
+def test_features_that_cannot_share_a_table(other: dict, message: str) -> None:
+    changes = {"encoding": HashEncoding(50), "table": "user", **other}
+    with pytest.raises(ValueError, match=message):
+        FeatureSchema("click", (ONE, SparseFeature("item", **changes)))
+
+
+def test_quantiles_and_poolings_are_not_shared() -> None:
+    with pytest.raises(ValueError, match="quantiles are learnt for each feature alone: use a boundaries encoding"):
+        FeatureSchema("click", tuple(SparseFeature(n, QuantilesEncoding(5), table="t") for n in "ab"))
+    bags = tuple(replace(BAG, name=p, pooling=p, table="t") for p in ("mean", "sum"))
+    with pytest.raises(ValueError, match=r"\(mean\) and 'sum' \(sum\) share the table 't', but not their pooling"):
+        FeatureSchema("click", bags)
+    with pytest.raises(LearntError, match="'a' and 'b' share the table 't' but not their learnt vocabulary"):
+        two = FeatureSchema("click", tuple(SparseFeature(n, VocabularyEncoding(), table="t") for n in "ab"))
+        Learnt({"a": ["x"], "b": ["y"]}).check(two)

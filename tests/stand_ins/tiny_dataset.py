@@ -96,6 +96,7 @@ def write_tiny_dataset(
     seed: int = 0,
     number_rows: bool = False,
     devices: Sequence[str] = (),
+    schema: FeatureSchema | None = None,
 ) -> TinyDataset:
     """Write a dataset folder; see ``make_dataset``.
 
@@ -103,8 +104,9 @@ def write_tiny_dataset(
         number_rows: the training rows' group ids number them from 0, and the dense feature ``row`` is below 1: large
             numbers leave float32 few digits for the rest, and training multiplies what is lost.
         devices: more tokens of the device's vocabulary, as of a dataset that goes on with one without them.
+        schema: features called as the tiny schema's, of the same kinds; None: that one.
     """
-    schema = tiny_schema(weight=weight, group_id=group_id)
+    schema = schema or tiny_schema(weight=weight, group_id=group_id)
     learnt = Learnt({"device": ["mobile", "tablet", *devices]}, out_of_vocabulary={"device": 3} if devices else {})
     learnt.save(path / "v1" / "learnt")
     rng = np.random.default_rng(seed)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from training.data.batch import Batch
-from training.model.embedding import EmbeddingTable, FieldEmbedding, Stream, Streams
+from training.model.embedding import FieldEmbedding, ModelError, Streams
 from training.sharding.parallelize import gather
 
 
@@ -37,13 +37,18 @@ class EmbeddingL2:
             batches: this rank's share of the training split, once, on the device of the ids to come.
             strength: lambda.
         """
+        if embedding.projections:
+            raise ModelError(
+                "training.optimizer.embedding_l2: the fused lane sees projected vectors only, not the rows of "
+                f"{', '.join(embedding.projections)}: leave out features' embedding_dim, set embedding_l2 to 0, or "
+                'take training.optimizer.kind = "dense"'
+            )
         self._strength = strength
-        self._tables: dict[Stream, list[EmbeddingTable]] = {}
-        for table in embedding.tables:
-            self._tables.setdefault(table.stream, []).append(table)
-        sizes = {table.feature: table.num_embeddings for table in embedding.tables}
-        self._starts = dict(zip(sizes, accumulate([0, *sizes.values()]), strict=False))
-        self._sums_bags = {table.feature: table.pooling == "sum" for table in embedding.tables}
+        self._features = embedding.features
+        sizes = {table.shared_name: table.num_embeddings for table in embedding.tables}
+        starts = dict(zip(sizes, accumulate([0, *sizes.values()]), strict=False))
+        self._starts = {name: starts[table.shared_name] for table in embedding.tables for name in table.features}
+        self._sums_bags = {name: table.pooling == "sum" for table in embedding.tables for name in table.features}
         self._inverse_counts = 1 / self._count(batches, sum(sizes.values())).float()
         self._in_batch = torch.zeros_like(self._inverse_counts, dtype=torch.int32)
         self._streams: Streams = {}
@@ -77,9 +82,9 @@ class EmbeddingL2:
         coefficients_FB = self._coefficients(batch)
         fields = {feature: f for f, feature in enumerate(batch.sparse_features.keys())}
         total = coefficients_FB.new_zeros(())
-        for stream, tables in self._tables.items():
-            squares_BF = self._streams[stream][:, : len(tables)].square().sum(dim=2)
-            total = total + (squares_BF * coefficients_FB[[fields[table.feature] for table in tables]].T).sum()
+        for stream, features in self._features.items():
+            squares_BF = self._streams[stream][:, : len(features)].square().sum(dim=2)
+            total = total + (squares_BF * coefficients_FB[[fields[name] for name in features]].T).sum()
         self._streams = {}
         return self._strength / 2 * total
 

@@ -60,7 +60,7 @@ def shares_of_limits(
         seconds: part of a step -> its seconds (training/fit/step_times.py).
     """
     net = Net.of(model)
-    looked_up = FLOAT * sum(ids[table.feature] * table.padded_width for table in model.tables)
+    looked_up = FLOAT * sum(ids[name] * table.padded_width for table in model.tables for name in table.features)
     bandwidth = limits.bytes_per_second
     least = {
         "dense": rows * net.flops / limits.flops,

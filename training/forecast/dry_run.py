@@ -28,6 +28,7 @@ from training.sharding.table_planner import (
     held_bytes,
     make_planner,
     make_reservation,
+    sharding_of,
 )
 
 TIMES = ("compute_ms", "exchange_ms", "ms")
@@ -286,7 +287,7 @@ def _features_not_cut(model: CTRModel, sharding: ShardingConfig) -> list[str]:
     """Features whose tables the config keeps from being cut by rows, the largest first."""
     sizes: dict[str, int] = {}
     for table in model.tables:
-        if sharding.features.get(table.feature, sharding.default) not in ("auto", "row_wise"):
+        if sharding_of(table, sharding) not in ("auto", "row_wise"):
             sizes[table.feature] = sizes.get(table.feature, 0) + table.num_embeddings * table.padded_width
     return sorted(sizes, key=lambda name: -sizes[name])
 

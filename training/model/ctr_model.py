@@ -55,6 +55,7 @@ class CTRModel(nn.Module):
                 schema,
                 num_embeddings,
                 widths,
+                embedding_dim=config.embedding_dim,
                 features=context_features(config),
                 init_std=config.embedding_init_std,
                 seed=seed,

@@ -9,6 +9,7 @@ Shapes: B rows, F fields (sparse features, then dense ones), D width of a field,
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal, get_args
 
 import torch
@@ -16,12 +17,14 @@ from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor, PoolingType
 from torchrec.modules.embedding_modules import get_embedding_names_by_table
 
-from features.schema import FeatureSchema
+from features.schema import FeatureSchema, SparseFeature
 
 Stream = Literal["easy", "hard", "shared", "first_order_easy", "first_order_hard", "context_easy", "context_hard"]
 STREAMS: tuple[Stream, ...] = get_args(Stream)
 """Streams, the uses of an embedding: one encoder's vectors, both encoders' vectors, one encoder's first-order weights,
 or the context that one encoder's gate reads (of some sparse features only)."""
+
+FIRST_ORDER: tuple[Stream, ...] = ("first_order_easy", "first_order_hard")
 
 Streams = dict[Stream, Tensor]
 """Stream -> (B, F, D) vectors; a stream the model does not use has D = 0."""
@@ -38,10 +41,22 @@ class ModelError(ValueError):
 
 @dataclass(frozen=True)
 class EmbeddingTable:
-    """EmbeddingTable: ``num_embeddings`` rows of ``width`` numbers, stored ``padded_width`` wide."""
+    """EmbeddingTable: ``num_embeddings`` rows of ``width`` numbers, stored ``padded_width`` wide.
+
+    Attributes:
+        name: unique in the model, ``TABLE__STREAM``.
+        features: whose ids are looked up in it, in the schema's order.
+        stream: what it is for.
+        num_embeddings: rows.
+        width: numbers of a row.
+        padded_width: numbers of a row as it is stored.
+        pooling: how a bag's rows become one vector; of one row it is the row itself.
+        init_std: standard deviation of the rows at the start.
+        seed: of the rows at the start.
+    """
 
     name: str
-    feature: str
+    features: tuple[str, ...]
     stream: Stream
     num_embeddings: int
     width: int
@@ -49,6 +64,16 @@ class EmbeddingTable:
     pooling: Literal["mean", "sum"]
     init_std: float
     seed: int
+
+    @property
+    def feature(self) -> str:
+        """The first of its features."""
+        return self.features[0]
+
+    @property
+    def shared_name(self) -> str:
+        """What the table is called in the schema: a feature's tables, of all streams, have one."""
+        return self.name.removesuffix(f"__{self.stream}")
 
     def initialize(self, weight_VD: Tensor, row_offset: int = 0, column_offset: int = 0) -> None:
         """Fill a table, or the shard of it whose first element is at the offsets: N(0, init_std), row 0 and pad 0.
@@ -87,14 +112,15 @@ def declare_tables(
     widths: Mapping[Stream, int],
     features: Mapping[Stream, tuple[str, ...]],
     *,
+    embedding_dim: int,
     init_std: float,
     seed: int,
     pad_tables: bool,
 ) -> tuple[EmbeddingTable, ...]:
-    """Declare the tables of a model, named ``FEATURE__STREAM``: stream by stream, features in schema order.
+    """Declare the tables of a model, named ``TABLE__STREAM``: stream by stream, in the order of their first features.
 
     Raises:
-        ModelError: a feature has no number of rows.
+        ModelError: a feature has no number of rows, or features that share a table have different ones.
     """
     missing = [name for name in schema.sparse_names if num_embeddings.get(name, 0) < 1]
     if missing:
@@ -103,23 +129,39 @@ def declare_tables(
     if unknown:
         raise ModelError(f"a gate's context names features that are not sparse ones: {', '.join(unknown)}")
     multiple = PAD_MULTIPLE if pad_tables else 1
-    return tuple(
-        EmbeddingTable(
-            name=f"{feature.name}__{stream}",
-            feature=feature.name,
-            stream=stream,
-            num_embeddings=num_embeddings[feature.name],
-            width=width,
-            padded_width=-(-width // multiple) * multiple,
-            pooling=feature.kind.pooling(feature),
-            init_std=init_std,
-            seed=seed,
-        )
-        for stream, width in widths.items()
-        if width
-        for feature in schema.sparse
-        if feature.name in features.get(stream, schema.sparse_names)
-    )
+    tables = []
+    for stream, stream_width in widths.items():
+        for name, shared in schema.tables.items() if stream_width else ():
+            names = tuple(f.name for f in shared if f.name in features.get(stream, schema.sparse_names))
+            if not names:
+                continue
+            if len(sizes := {num_embeddings[feature.name] for feature in shared}) > 1:
+                raise ModelError(f"{', '.join(names)} share the table {name!r}, but it would have {sizes} rows")
+            width = own_width(shared[0], stream, stream_width, embedding_dim)
+            tables.append(
+                EmbeddingTable(
+                    name=f"{name}__{stream}",
+                    features=names,
+                    stream=stream,
+                    num_embeddings=sizes.pop(),
+                    width=width,
+                    padded_width=-(-width // multiple) * multiple,
+                    pooling="mean" if "mean" in {f.kind.pooling(f) for f in shared} else "sum",
+                    init_std=init_std,
+                    seed=seed,
+                )
+            )
+    return tuple(tables)
+
+
+def own_width(feature: SparseFeature, stream: Stream, stream_width: int, embedding_dim: int) -> int:
+    """Width of a feature's table in a stream: the stream's, or in proportion to the feature's ``embedding_dim``.
+
+    A first-order weight is one number, whatever the feature's width.
+    """
+    if feature.embedding_dim is None or stream in FIRST_ORDER:
+        return stream_width
+    return max(1, stream_width * feature.embedding_dim // embedding_dim)
 
 
 class FieldEmbedding(nn.Module):
@@ -131,10 +173,15 @@ class FieldEmbedding(nn.Module):
         genres  [4, 9]      mean(genres__hard[4], genres__hard[9])    field 1    (an empty bag is the zero vector)
         age     0.5         0.5 * dense_vectors.hard[0]               field 2
 
+    Features may share a table. A table that is not as wide as its stream's fields, because its features have an
+    ``embedding_dim`` of their own, has a matrix (width, D) that its vectors are multiplied by, as in mixed-dimension
+    embeddings (arXiv 1909.11810); it starts as N(0, 1 / width), so that projected vectors are as large as others.
+
     Args:
         schema: fields and their order.
         num_embeddings: sparse feature -> rows of each of its tables.
         widths: stream -> width of a field; streams that are absent or 0 get no table.
+        embedding_dim: width that a feature's own ``embedding_dim`` is in proportion to; None: the widest stream's.
         features: stream -> the sparse features it is of, without dense ones; a stream that is absent has all fields.
         init_std: standard deviation of a table's rows at the start.
         seed: the tables' start is a function of it.
@@ -142,7 +189,7 @@ class FieldEmbedding(nn.Module):
         device: where tables are made. ``meta``: nowhere yet, ``parallelize`` will; dense vectors are then made on CPU.
 
     Raises:
-        ModelError: a feature has no number of rows.
+        ModelError: a feature has no number of rows, or features that share a table have different ones.
     """
 
     def __init__(
@@ -151,6 +198,7 @@ class FieldEmbedding(nn.Module):
         num_embeddings: Mapping[str, int],
         widths: Mapping[Stream, int],
         *,
+        embedding_dim: int | None = None,
         features: Mapping[Stream, tuple[str, ...]] | None = None,
         init_std: float,
         seed: int = 0,
@@ -161,15 +209,23 @@ class FieldEmbedding(nn.Module):
         self.widths: dict[Stream, int] = {stream: widths.get(stream, 0) for stream in STREAMS}
         self.num_fields = len(schema.sparse) + len(schema.dense)
         self.tables = declare_tables(
-            schema, num_embeddings, self.widths, features or {}, init_std=init_std, seed=seed, pad_tables=pad_tables
+            schema,
+            num_embeddings,
+            self.widths,
+            features or {},
+            embedding_dim=embedding_dim or max(self.widths.values()),
+            init_std=init_std,
+            seed=seed,
+            pad_tables=pad_tables,
         )
         is_meta = device is not None and device.type == "meta"
         configs = [_bag_config(table, _leave_alone if is_meta else table.initialize) for table in self.tables]
         self.bags = EmbeddingBagCollection(tables=configs, device=device)
-        keys = [key for (key,) in get_embedding_names_by_table(configs)]
-        self._groups: dict[Stream, list[str]] = {}
-        for key, table in zip(keys, self.tables, strict=True):
-            self._groups.setdefault(table.stream, []).append(key)
+        self.projections = nn.ParameterDict()
+        for table in self.tables:
+            if table.width != (width := self.widths[table.stream]):
+                self.projections[table.name] = _projection(table, width, seed)
+        self.features, self._groups = self._order(schema, get_embedding_names_by_table(configs))
         self.dense_vectors = nn.ParameterDict()
         for stream in self._groups:
             if schema.dense and stream not in (features or {}):
@@ -177,17 +233,45 @@ class FieldEmbedding(nn.Module):
 
     def forward(self, sparse_features: KeyedJaggedTensor, dense_features_BN: Tensor, num_rows: int) -> Streams:
         """Look up and pool; the first ``num_rows`` rows of every stream, so that no block sees padding."""
-        pooled = KeyedTensor.regroup([self.bags(sparse_features)], list(self._groups.values()))
+        groups = [keys for group in self._groups.values() for keys, _ in group]
+        pooled = iter(KeyedTensor.regroup([self.bags(sparse_features)], groups))
         streams: Streams = {s: dense_features_BN.new_zeros(num_rows, self.num_fields, 0) for s in STREAMS}
-        for stream, vectors_BK in zip(self._groups, pooled, strict=True):
-            vectors_BFD = vectors_BK[:num_rows].unflatten(1, (len(self._groups[stream]), -1))[
-                ..., : self.widths[stream]
-            ]
+        for stream, group in self._groups.items():
+            parts = [self._fields(next(pooled)[:num_rows], len(keys), table) for keys, table in group]
+            vectors_BFD = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
             if stream in self.dense_vectors:
                 dense_BND = dense_features_BN[:num_rows, :, None] * self.dense_vectors[stream]
                 vectors_BFD = torch.cat([vectors_BFD, dense_BND], dim=1)
             streams[stream] = vectors_BFD
         return streams
+
+    def _order(
+        self, schema: FeatureSchema, keys: list[list[str]]
+    ) -> tuple[dict[Stream, tuple[str, ...]], dict[Stream, list[tuple[list[str], EmbeddingTable]]]]:
+        """Of each stream its features in the schema's order, and runs of them that are looked up in one way.
+
+        A run is (names of the look-ups, a table): neighbours without a projection, or with the same one.
+        """
+        found: dict[Stream, dict[str, tuple[str, EmbeddingTable]]] = {}
+        for table, names in zip(self.tables, keys, strict=True):
+            found.setdefault(table.stream, {}).update(
+                {feature: (key, table) for feature, key in zip(table.features, names, strict=True)}
+            )
+        features: dict[Stream, tuple[str, ...]] = {}
+        groups: dict[Stream, list[tuple[list[str], EmbeddingTable]]] = {}
+        for stream, of in found.items():
+            features[stream] = tuple(name for name in schema.sparse_names if name in of)
+            runs = groupby((of[name] for name in features[stream]), lambda pair: self._projection_of(pair[1]))
+            groups[stream] = [([key for key, _ in run], run[0][1]) for run in (list(members) for _, members in runs)]
+        return features, groups
+
+    def _projection_of(self, table: EmbeddingTable) -> str | None:
+        return table.name if table.name in self.projections else None
+
+    def _fields(self, vectors_BK: Tensor, num_fields: int, table: EmbeddingTable) -> Tensor:
+        """Look-ups next to each other -> (B, F, D), without their pads."""
+        vectors_BFD = vectors_BK.unflatten(1, (num_fields, -1))[..., : table.width]
+        return vectors_BFD @ self.projections[table.name] if table.name in self.projections else vectors_BFD
 
 
 def _leave_alone(_shard: Tensor) -> None:
@@ -197,12 +281,18 @@ def _leave_alone(_shard: Tensor) -> None:
 def _bag_config(table: EmbeddingTable, init_fn: Callable[[Tensor], None]) -> EmbeddingBagConfig:
     return EmbeddingBagConfig(
         name=table.name,
-        feature_names=[table.feature],
+        feature_names=list(table.features),
         num_embeddings=table.num_embeddings,
         embedding_dim=table.padded_width,
         pooling=PoolingType.MEAN if table.pooling == "mean" else PoolingType.SUM,
         init_fn=init_fn,
     )
+
+
+def _projection(table: EmbeddingTable, width: int, seed: int) -> nn.Parameter:
+    """(table's width, field's width), which keeps the size of random vectors."""
+    generator = torch.Generator().manual_seed(stable_seed(seed, "projection", table.name))
+    return nn.Parameter(torch.empty(table.width, width).normal_(0, table.width**-0.5, generator=generator))
 
 
 def _dense_vectors(num_dense: int, width: int, seed: int, stream: Stream) -> nn.Parameter:

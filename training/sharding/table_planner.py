@@ -205,7 +205,7 @@ def make_planner(
     check_lane(config, cluster.device)
     cluster, sharding = cluster.capped(config.sharding), config.sharding
     auto = (DATA_PARALLEL,) if isinstance(config.optimizer, DenseOptimizer) else MODEL_PARALLEL
-    unknown = set(sharding.features) - {table.feature for table in model.tables}
+    unknown = set(sharding.features) - {name for table in model.tables for name in table.features}
     if unknown:
         raise ValueError(f"training.sharding.features names unknown features: {', '.join(sorted(unknown))}")
     kernels = [EmbeddingComputeKernel.DENSE.value, EmbeddingComputeKernel.FUSED.value]
@@ -215,7 +215,7 @@ def make_planner(
         cache = CacheParams(load_factor=sharding.cache_load_factor)
     constraints = {}
     for table in model.tables:
-        kind = sharding.features.get(table.feature, sharding.default)
+        kind = sharding_of(table, sharding)
         allowed = list(auto) if kind == "auto" else [kind]
         constraints[table.name] = ParameterConstraints(
             sharding_types=allowed,
@@ -242,6 +242,19 @@ def make_planner(
     )
 
 
+def sharding_of(table: EmbeddingTable, sharding: ShardingConfig) -> str:
+    """How the config wants a table sharded: as it says of one of the table's features, else its default.
+
+    Raises:
+        ValueError: it says different things of features that share the table.
+    """
+    wanted = {sharding.features[name]: name for name in table.features if name in sharding.features}
+    if len(wanted) > 1:
+        shown = ", ".join(f"{name} = {kind}" for kind, name in wanted.items())
+        raise ValueError(f"training.sharding.features: {shown}, but they share a table: give both the same sharding")
+    return next(iter(wanted), sharding.default)
+
+
 def make_reservation(model: CTRModel, margin: float) -> HeuristicalStorageReservation:
     """What a rank keeps free of tables: a share of a GPU, the dense net and its copies, the ids of two batches."""
     tables = {id(parameter) for parameter in model.embedding.bags.parameters()}
@@ -253,7 +266,7 @@ def describe(table: EmbeddingTable, placement: Any) -> dict[str, Any]:
     """A table and its place, as a run's plan.json has it."""
     return {
         "table": table.name,
-        "feature": table.feature,
+        "feature": ", ".join(table.features),
         "stream": table.stream,
         "rows": table.num_embeddings,
         "width": table.width,

@@ -251,3 +251,22 @@ def test_a_base_that_is_absent_or_damaged_is_refused(spark, days, tmp_path):
     moved.write_text(text)
     assert days[1].manifest.load_learnt(tmp_path / "base") == days[1].learnt
     assert [path.name for path in (tmp_path / "new").iterdir()] == [".lock"]
+
+
+def test_features_that_share_a_table_share_a_vocabulary(spark, tmp_path: Path) -> None:
+    """It is learnt from the values of both, and goes on for both; a value has one id, whichever column it is in."""
+    vocabulary = {"kind": "vocabulary", "min_count": 2}
+    bag = {"name": "seen", "separator": "|", "max_length": 3, "encoding": vocabulary, "table": "item"}
+    features = {"label": "click", "sparse": [{"name": "item", "encoding": vocabulary}, bag]}
+    learnt = None
+    for day, values in enumerate(([("b", "a|c"), ("d", "b|c")], [("e", "a|e"), ("c", "")])):
+        rows = [{"click": str(i % 2), "item": item, "seen": seen} for i, (item, seen) in enumerate(values)]
+        base = tmp_path / "day0" if day else None
+        manifest, learnt = build_day(
+            spark, tmp_path / f"day{day}", write_log(tmp_path / f"{day}.csv", rows), base, features
+        )
+        kept = ["b", "c", "e"][: 2 + day]  # "b" comes once in each column
+        assert learnt.vocabularies == {"item": kept, "seen": kept}
+    assert learnt is not None and learnt.ids_of("item") == learnt.ids_of("seen") == {"b": 1, "c": 2, "e": 4}
+    encoded = RowEncoder(manifest.schema, learnt).encode([{"item": "e", "seen": "e|b|x"}])
+    assert (encoded["item"].tolist(), encoded["seen"].tolist()) == ([4], [[4, 1, 3]])
