@@ -9,6 +9,7 @@ import sys
 
 from tqdm import tqdm
 
+from features.disk.run_folder import ATTRIBUTION_NAME
 from jobs.cli.conventions import local, plain_parser, run_program
 from jobs.scoring.attribution_text import summary
 
@@ -68,7 +69,7 @@ def main() -> int:
         "split_rows": split_rows,
         "repeats": arguments.repeats,
     }
-    run.write("attribution.json", {**settings, "seed": arguments.seed, **found})
+    run.write(ATTRIBUTION_NAME, {**settings, "seed": arguments.seed, **found})
     print(summary(found))
     drops = {kind: {e["name"]: e["auc_drop"] for e in found[kind]} for kind in ("features", "branches")}
     print(json.dumps({**settings, **{name: found[name] for name in ("rows", "auc", "logloss")}, "auc_drop": drops}))

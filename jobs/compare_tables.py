@@ -3,9 +3,10 @@
 import json
 from typing import Any
 
+from features.disk.run_folder import LEARNT_NAME, TABLES_NAME
 from jobs.cli.conventions import local, plain_parser, run_program
 from jobs.cli.text_table import text_table
-from jobs.pages.table_section import NAME, rows
+from jobs.pages.table_section import rows
 from jobs.pages.values import shown
 
 
@@ -25,7 +26,7 @@ def main() -> int:
     import torch
 
     from training.data.opened_dataset import Dataset
-    from training.fit.run import LEARNT_NAME, Run
+    from training.fit.run import Run
     from training.ship.export import load_best
     from training.ship.table_precision import compare
 
@@ -39,7 +40,7 @@ def main() -> int:
         "vocabulary_bytes": sum(path.stat().st_size for path in (run.path / LEARNT_NAME).iterdir()),
         "precisions": compare(best, arguments.split, seconds=arguments.seconds),
     }
-    run.write(NAME, found)
+    run.write(TABLES_NAME, found)
     header, lines = rows(found)
     print(text_table([header, *([shown(value) for value in line] for line in lines)], align=">"))
     print(json.dumps(found))

@@ -2,6 +2,7 @@
 
 import json
 
+from features.disk.run_folder import evaluation_name
 from jobs.cli.conventions import local, plain_parser, run_program
 
 
@@ -25,7 +26,7 @@ def main() -> int:
     run = Run(local(arguments.run))
     scores = load_best(run, Dataset.open(arguments.dataset) if arguments.dataset else None).score(arguments.split)
     metrics = evaluate(scores)
-    run.write(f"evaluation/{arguments.split}.json", {"metrics": metrics, "curves": curves(scores)})
+    run.write(evaluation_name(arguments.split), {"metrics": metrics, "curves": curves(scores)})
     print(json.dumps({"split": arguments.split, **metrics}))
     return 0
 

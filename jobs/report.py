@@ -5,6 +5,7 @@ A run is judged long after the machine it ran on is gone, so the page carries it
 
 from pathlib import Path
 
+from features.disk.run_folder import REPORT_NAME
 from jobs.cli.conventions import local, plain_parser, run_program
 
 
@@ -17,12 +18,12 @@ def main() -> int:
     parser.add_argument("--output", metavar="FILE", help="default: report.html in the run folder")
     arguments = parser.parse_args()
 
+    from jobs.pages.report_files import read_run
     from jobs.pages.report_page import render
-    from jobs.runfiles import RunFiles
 
     run = local(arguments.run)
-    output = Path(arguments.output) if arguments.output else run / "report.html"
-    files = RunFiles.load(run)
+    output = Path(arguments.output) if arguments.output else run / REPORT_NAME
+    files = read_run(run)
     page = render(files)
     output.write_text(page, encoding="utf-8")
     splits = ", ".join(files.evaluations) or "none"

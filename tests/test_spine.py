@@ -22,8 +22,8 @@ from jobs import export as export_run
 from jobs import score
 from jobs.cli.config import load_config
 from jobs.launch.dataset_build import build
+from jobs.pages.report_files import read_run
 from jobs.pages.report_page import render
-from jobs.runfiles import RunFiles
 from tests.sockets import Sockets, check_loopback, watch
 from training.data.batch import to_batch
 from training.fit.run import Run
@@ -230,7 +230,7 @@ def test_calibrated_served_equals_calibrated_trained(spine, tmp_path: Path, run_
     expected = evaluate(replace(raw, logits=0.3 * raw.logits - 1.7))
     assert result == {"split": "test", **expected}
     assert run.read("evaluation/test.json")["metrics"] == expected
-    page = render(RunFiles.load(run.path))
+    page = render(read_run(run.path))
     assert "Calibrated: sigmoid(scale * logit + offset), scale 0.3 and offset -1.7 fitted on valid." in page
     assert f'<td class="number">{expected["ece"]:.6g}</td>' in page
 

@@ -29,15 +29,15 @@ from features.disk.object_store import (
 )
 from features.disk.place import Place, locate, temporary_folder
 from features.disk.relative_path import check_relative, is_inside
+from features.disk.run_folder import CALIBRATION_NAME as CALIBRATION_NAME
+from features.disk.run_folder import CONFIG_NAME
+from features.disk.run_folder import LEARNT_NAME as LEARNT_NAME
+from features.disk.run_folder import METRICS_NAME as METRICS_NAME
 from features.disk.versions import Format
 
 ARTIFACT_NAME = "artifact.json"
 WEIGHTS_NAME = "weights.safetensors"
 GOLDEN_NAME = "golden.jsonl"
-CONFIG_NAME = "config.json"
-METRICS_NAME = "metrics.json"
-CALIBRATION_NAME = "calibration.json"
-LEARNT_NAME = "learnt"
 
 FLOAT32 = "float32"
 """Precision of the tables of version 1, which does not say it."""

@@ -66,7 +66,11 @@ class Format:
             upgraded = step(upgraded)
         return {**upgraded, "version": self.version}
 
-    def upgrade_note(self, value: Mapping[str, Any], path: object) -> str | None:
-        """Return a sentence for the user where a file of an older version is about to be written again."""
-        found = self.version_of(value, path)
+    def upgrade_note(self, value: Mapping[str, Any], path: object, error: type[ValueError] = ValueError) -> str | None:
+        """Return a sentence for the user where a file of an older version is about to be written again.
+
+        Raises:
+            ValueError: as ``version_of``.
+        """
+        found = self.version_of(value, path, error)
         return f"{path}: {self.name} upgraded from version {found} to {self.version}" if found < self.version else None

@@ -17,6 +17,7 @@ from features.disk.atomic import write_json
 from features.disk.dataset import MANIFEST_NAME, DatasetManifest
 from features.disk.object_store import ObjectPath
 from features.disk.place import locate, scratch
+from features.disk.run_folder import METRICS_NAME
 from jobs.cli.config import Config, Entry, Texts, is_saved_config, load_config
 from jobs.cli.config_arguments import hand_on
 from jobs.compare.matrix import Cell
@@ -101,7 +102,7 @@ def _evaluate(cell: Cell) -> dict[str, Any]:
         arrays |= {f"{split}.{name}": array for name, array in vars(scores).items() if array is not None}
     with cell.scores.open("wb") as file:
         np.savez_compressed(file, **arrays)
-    train = run_folder.read("metrics.json")
+    train = run_folder.read(METRICS_NAME)
     return {
         "parameters": best.model.num_parameters,
         "epochs": train["train"]["epochs"],

@@ -14,6 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from features.disk.run_folder import RunFolder
 from jobs.launch.loopback import LOOPBACK, loopback_settings
 from jobs.launch.worker import set_up_worker
 
@@ -240,7 +241,7 @@ class _Record(tune.Callback):
 def _describe(trial: Trial, evaluations: Sequence[Row], error: str | None) -> Row:
     """A trial's result: the metrics are those of its best epoch; seconds run to its last evaluation, start included."""
     best = max(evaluations, key=lambda e: e["monitor"], default=None)
-    ended_itself = error is not None or (trial.folder / "metrics.json").exists()
+    ended_itself = error is not None or RunFolder(trial.folder).is_finished
     return {
         "model": trial.model.name,
         "trial": trial.number,

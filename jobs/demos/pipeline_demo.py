@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 
-from features.disk.dataset import DatasetManifest
+from features.disk.dataset import BUILD_NAME, DatasetManifest
+from features.disk.run_folder import CONFIG_NAME, METRICS_NAME
 from jobs.cli.config import Config, load_config
 from jobs.cli.config_arguments import hand_on
 from pipeline.java import JAVA_OPTIONS
@@ -75,7 +76,7 @@ class Demo:
         raw = str(sorted(self.logs.glob("*.csv*"))[-1])
         _step("score", [*python, "jobs.score", "--artifact", artifact, "--input", raw, "--output", scores])
         metrics = self._metrics(tests, config)
-        (self.folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+        (self.folder / METRICS_NAME).write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
         _step("report", [*python, "jobs.report", "--run", str(self.folder)])
         return metrics
 
@@ -99,8 +100,8 @@ class Demo:
         ]
 
     def _metrics(self, tests: dict[str, Any], config: Config) -> dict[str, Any]:
-        metrics = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
-        build = json.loads((self.dataset / "build.json").read_text(encoding="utf-8"))
+        metrics = json.loads((self.folder / METRICS_NAME).read_text(encoding="utf-8"))
+        build = json.loads((self.dataset / BUILD_NAME).read_text(encoding="utf-8"))
         table = _read_split(self.dataset, "test", ["label", "click_probability"])
         probability = table["click_probability"].to_numpy().astype(np.float64)
         labels = table["label"].to_numpy().astype(np.float64)
@@ -141,7 +142,7 @@ def _step(title: str, command: list[str]) -> str:
 
 def _clear(folder: Path) -> None:
     """Remove an older demo, and only that."""
-    if folder.exists() and not (folder / "config.json").exists() and any(folder.iterdir()):
+    if folder.exists() and not (folder / CONFIG_NAME).exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} exists and is not a demo run: choose another --run")
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from features.disk.run_folder import METRICS_NAME
 from training.judge.metrics import text_of
 
 
@@ -53,7 +54,7 @@ def describe(run_path: Path, seconds: float) -> str:
         run_path: folder of the run, which has ended.
         seconds: it took, start and end included.
     """
-    metrics = json.loads((run_path / "metrics.json").read_text(encoding="utf-8"))
+    metrics = json.loads((run_path / METRICS_NAME).read_text(encoding="utf-8"))
     train = metrics["train"]
     lines = [
         f"trained {train['epochs']} epochs, {train['steps']:,} steps, {train['rows']:,} rows "

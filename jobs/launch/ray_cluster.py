@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from features.disk.run_folder import FAILURE_NAME, HISTORY_NAME
 from jobs.cli.config import Config
 from jobs.cli.conventions import EXIT_DATA
 from jobs.launch.follow import follow
@@ -71,7 +72,7 @@ def train(run_path: Path, config: Config, name: str) -> None:
     )
     finished = threading.Event()
     follower = threading.Thread(
-        target=follow, args=(run_path / "history.jsonl", training.max_epochs, finished), daemon=True
+        target=follow, args=(run_path / HISTORY_NAME, training.max_epochs, finished), daemon=True
     )
     follower.start()
     if group is LocalTorchConfig:
@@ -113,6 +114,6 @@ def _stop(*_: Any) -> None:
 
 
 def _raise_failure(run_path: Path) -> None:
-    failure = run_path / "failure.json"
+    failure = run_path / FAILURE_NAME
     if failure.exists():
         raise ValueError(json.loads(failure.read_text())["message"])

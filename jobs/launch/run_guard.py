@@ -2,18 +2,19 @@
 
 import dataclasses
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from features.disk.lock import lock
 from features.disk.place import Place, locate
+from features.disk.run_folder import CONFIG_NAME, LEARNT_NAME, LOCK_NAME, RESERVE_NAME, WORKERS_LOCK_NAME
 from jobs.cli.config import Config, check_manifest, parse_config
 from jobs.cli.conventions import absolute, place
 from jobs.cli.errors import ConfigError
-from jobs.launch.worker import RESERVE, WORKERS_LOCK
 from training.data.opened_dataset import Dataset
-from training.fit.run import LEARNT_NAME, Run, find_warm_start
+from training.fit.run import Run, find_warm_start
 from training.sharding import checkpoint
 
 COMPARED_ON_RESUME = (
@@ -51,7 +52,7 @@ def locked(run_path: Path) -> Iterator[None]:
     message = f"another training is using {run_path}: wait for it or choose another --run"
     with ExitStack() as stack:
         try:
-            stack.enter_context(lock(run_path / ".lock", message))
+            stack.enter_context(lock(run_path / LOCK_NAME, message))
         except OSError as error:
             raise ValueError(f"--run {run_path} cannot be written: {error.strerror}") from error
         yield
@@ -71,7 +72,7 @@ def take_over(run_path: Path) -> str:
         f"workers of an earlier training are still using {run_path}, though its program is gone: end the "
         "ray::RayTrainWorker processes, then --resume goes on"
     )
-    with lock(run_path / WORKERS_LOCK, message, patience=ORPHAN_SECONDS, owner=name):
+    with lock(run_path / WORKERS_LOCK_NAME, message, patience=ORPHAN_SECONDS, owner=name):
         return name
 
 
@@ -99,30 +100,31 @@ def prepare(run_path: Path, config: Config, resume: bool) -> Config:
     else:
         run.history.unlink(missing_ok=True)
     run.failure.unlink(missing_ok=True)
-    (run_path / RESERVE).write_bytes(bytes(4096))
-    run.write("config.json", config.to_dict())
+    (run_path / RESERVE_NAME).write_bytes(bytes(4096))
+    run.write(CONFIG_NAME, config.to_dict())
     dataset.learnt.save(run_path / LEARNT_NAME)
-    run.write(
-        "dataset.json",
+    note = run.write_dataset(
         {
             "dataset": str(dataset.path),
             "schema_fingerprint": manifest.schema_fingerprint,
             "learnt_fingerprint": dataset.learnt.fingerprint,
-        },
+        }
     )
+    if note is not None:
+        print(note, file=sys.stderr)
     return config
 
 
 def _places_before(run: Run) -> list[Place]:
     """Name the places where an earlier start of the run was told to keep its checkpoints."""
-    if not (run.path / "config.json").is_file():
+    if not (run.path / CONFIG_NAME).is_file():
         return []
-    folder = run.read("config.json").get("training", {}).get("checkpoint", {}).get("folder")
+    folder = run.read(CONFIG_NAME).get("training", {}).get("checkpoint", {}).get("folder")
     return [] if folder is None else [locate(folder)]
 
 
 def _check_same(run: Run, config: Config, schema_fingerprint: str, learnt_fingerprint: str) -> None:
-    before = parse_config(run.read("config.json"), run.path).training
+    before = parse_config(run.read(CONFIG_NAME), run.path).training
     changed = [name for name in COMPARED_ON_RESUME if getattr(before, name) != getattr(config.training, name)]
     if before.reader.num_streams != config.training.reader.num_streams:
         changed.append("reader.num_streams")
@@ -130,6 +132,6 @@ def _check_same(run: Run, config: Config, schema_fingerprint: str, learnt_finger
         changed.append("checkpoint.folder")
     if changed:
         raise ConfigError(f"--resume cannot change training.{', training.'.join(changed)}: start a new --run")
-    data = run.read("dataset.json")
+    data = run.read_dataset()
     if (data["schema_fingerprint"], data["learnt_fingerprint"]) != (schema_fingerprint, learnt_fingerprint):
         raise ValueError(f"{run.path} was trained on another dataset than {config.training.dataset}")

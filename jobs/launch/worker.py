@@ -11,6 +11,7 @@ from typing import Any
 
 from features.disk.atomic import is_full
 from features.disk.lock import lock
+from features.disk.run_folder import ERRORS_NAME, FAILURE_NAME, RESERVE_NAME, WORKERS_LOCK_NAME
 from jobs.cli.config import parse_config
 from training.fit.allocator import HUGE_PAGES, keep_freed_memory
 
@@ -19,12 +20,8 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # a training is what its machine is for
 os.environ.setdefault(HUGE_PAGES, "1")  # workers started from here have it before they load torch
 
-WORKERS_LOCK = ".workers"
-"""Lock in the run folder, shared by the workers as long as they live; holds the name of their training."""
 LOCK_SECONDS = 60.0
 """Within which a worker must get the lock, which only a program that takes over holds alone."""
-RESERVE = ".reserve"
-"""File of a run that makes room for a last word when the disk is full."""
 
 
 def set_up_worker(num_workers: int, num_threads: int | None) -> None:
@@ -46,7 +43,7 @@ def work(arguments: dict[str, Any]) -> None:
     Args:
         arguments: the path of the run, the resolved config, and the name of the training (``take_over`` gives it).
     """
-    path = Path(arguments["run"]) / WORKERS_LOCK
+    path = Path(arguments["run"]) / WORKERS_LOCK_NAME
     with lock(path, f"{path} is held", shared=True, patience=LOCK_SECONDS) as owner:
         if owner.read() == arguments["training"]:
             _fit(arguments)
@@ -75,9 +72,9 @@ def _fit(arguments: dict[str, Any]) -> None:
         with suppress(OSError):  # where nothing can be written; the error itself goes to the driver by Ray
             message = _final_word(error, run.path)
             if message is not None:
-                (run.path / RESERVE).unlink(missing_ok=True)
-                run.write("failure.json", {"rank": rank, "message": message})
-            errors = run.path / "errors"
+                (run.path / RESERVE_NAME).unlink(missing_ok=True)
+                run.write(FAILURE_NAME, {"rank": rank, "message": message})
+            errors = run.path / ERRORS_NAME
             errors.mkdir(exist_ok=True)
             (errors / f"rank={rank}.txt").write_text(traceback.format_exc(), encoding="utf-8")
         raise

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from features.disk.dataset import SPLITS, DatasetManifest
+from features.disk.run_folder import RunFiles
 from jobs.pages import figures
 from jobs.pages.check_sections import Figures, checks_section, gate_section
 from jobs.pages.page import render_page
@@ -13,7 +14,6 @@ from jobs.pages.table_section import command
 from jobs.pages.table_section import section as table_section
 from jobs.pages.values import Table, percent, shown
 from jobs.retraining.raw_partitions import dashed
-from jobs.runfiles import RunFiles
 from training.judge.metrics import METRICS
 
 

@@ -5,9 +5,6 @@ from typing import Any
 
 from jobs.pages.values import Table, percent
 
-NAME = "tables.json"
-"""In a run's folder."""
-
 
 def rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     """Make a header and a line for each precision.

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from features.disk.artifact import is_artifact
 from features.disk.atomic import write_json
 from features.disk.dataset import DatasetManifest
+from features.disk.run_folder import ARTIFACT_FOLDER, CHECKS_NAME, GATE_NAME, REPORT_NAME, RunFolder, evaluation_name
 from features.disk.window import OtherWindow, join
 from jobs.cli.child_process import ProgramError, run_module
 from jobs.cli.config_arguments import hand_on
@@ -58,7 +60,7 @@ class Candidate:
 
     def train(self) -> None:
         """Train, or go on with it."""
-        if (self.run / "metrics.json").exists():
+        if RunFolder(self.run).is_finished:
             return
         training = dataclasses.replace(self.place.config.training, dataset=str(self.window))
         if self.todo.is_warm and self.champion is not None:
@@ -104,19 +106,19 @@ class Candidate:
             group_ids=scores.group_ids,
             unquantized=None if served is candidate else candidate.score("test").logits,
         )
-        run.write("evaluation/test.json", {"metrics": metrics["candidate"], "curves": curves(scores)})
-        run.write("gate.json", {"day": self.day, "verdict": verdict.to_json(), "metrics": metrics})
+        run.write(evaluation_name("test"), {"metrics": metrics["candidate"], "curves": curves(scores)})
+        run.write(GATE_NAME, {"day": self.day, "verdict": verdict.to_json(), "metrics": metrics})
         return verdict, metrics
 
     def export(self) -> None:
-        if not (self.run / "artifact" / "artifact.json").exists():
-            output = ("--output", str(self.run / "artifact"), "--tables", self.place.rules.tables)
+        if not is_artifact(self.run / ARTIFACT_FOLDER):
+            output = ("--output", str(self.run / ARTIFACT_FOLDER), "--tables", self.place.rules.tables)
             run_module("jobs.export", "--run", str(self.run), *output)
 
     def report(self) -> None:
         """Make the run's page; a good model serves without one, too."""
         used = [*self.todo.train, self.todo.valid, self.day]
-        write_json(self.run / "checks.json", {name: self.place.checks(name) for name in used if name})
+        write_json(self.run / CHECKS_NAME, {name: self.place.checks(name) for name in used if name})
         try:
             if self.place.rules.tables != "float32":
                 run_module("jobs.compare_tables", "--run", str(self.run), "--split", "test")
@@ -128,10 +130,10 @@ class Candidate:
         """Keep the artifact and its report as the model's next version; returns its number."""
         warm_from = self.champion if self.todo.is_warm else None
         seen = [] if warm_from is None else json.loads(warm_from.tags[TRAINED_TAG])
-        root, report = self.place.root, self.run / "report.html"
+        root, report = self.place.root, self.run / REPORT_NAME
         return self.place.registry().register(
             self.place.rules.model,
-            self.run / "artifact",
+            self.run / ARTIFACT_FOLDER,
             metrics={name: value for name, value in metrics.items() if isinstance(value, int | float)},
             params={
                 "training": dataclasses.asdict(self.place.config.training)["optimizer"],

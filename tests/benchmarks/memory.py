@@ -46,7 +46,8 @@ from training.judge.metrics import curves, evaluate
 from training.judge.scores import Scores
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
-from training.fit.run import Run, fit
+from training.fit.run import Run
+from training.fit.run import fit
 
 CONFIG = "jobs/configs/bench.toml"
 NUM_BUCKETS = 100_000

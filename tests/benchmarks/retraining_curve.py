@@ -44,7 +44,8 @@ from training.ship.export import load_best
 from training.judge.metrics import evaluate
 from training.judge.scores import Scores
 from training.data.opened_dataset import Dataset
-from training.fit.run import Run, fit
+from training.fit.run import Run
+from training.fit.run import fit
 
 CONFIGS = ["jobs/configs/demo.toml", "jobs/configs/retrain/demo.toml"]
 DAYS_A_SESSION = 8

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from jobs import attribute
+from jobs.pages.report_files import read_run
 from jobs.pages.report_page import render
-from jobs.runfiles import RunFiles
 from jobs.scoring.attribution_text import summary
 from training.config import MLPEncoder, ModelConfig, MoEFusion, StreamGatesSelection, TrainingConfig
 from training.data.opened_dataset import Dataset
@@ -48,7 +48,7 @@ def run(tmp_path: Path, make_dataset: Callable[..., Any], one_rank: None) -> Run
 
 
 def test_the_program_and_the_report(run: Run, run_here):
-    before = render(RunFiles.load(run.path))
+    before = render(read_run(run.path))
     assert f"python -m jobs.attribute --run {run.path} makes it" in before
 
     code, out, error = run_here(attribute.main, "--run", run.path, "--repeats", 2)
@@ -67,7 +67,7 @@ def test_the_program_and_the_report(run: Run, run_here):
     best_step, dataset = run.read("metrics.json")["best_step"], run.read("dataset.json")["dataset"]
     assert (found["step"], found["dataset"]) == (line["step"], line["dataset"]) == (best_step, dataset)
 
-    page = render(RunFiles.load(run.path))
+    page = render(read_run(run.path))
     titles = (
         "AUC lost when a feature is permuted",
         "AUC lost when a branch&#39;s output is permuted",
@@ -87,7 +87,7 @@ def test_the_program_and_the_report(run: Run, run_here):
     # The run went on and found a better checkpoint.
     check = {"event": "evaluation", "step": best_step + 6, "best": True}
     Run(run.path).append(check)
-    page = render(RunFiles.load(run.path))
+    page = render(read_run(run.path))
     assert "This is of an older checkpoint, run it again" in page and f"of step {best_step + 6} now." in page
     run.rewind(best_step)
 
@@ -97,8 +97,8 @@ def test_the_program_and_the_report(run: Run, run_here):
     _, _, error = run_here(attribute.main, "--run", run.path, *foreign)
     assert "50 evenly spaced rows of 192; --max-rows takes more" in error
     words = f"50 rows of 192 (evenly spaced) of the split train of another dataset, {other};"
-    assert words in render(RunFiles.load(run.path))
-    files = RunFiles.load(run.path)
+    assert words in render(read_run(run.path))
+    files = read_run(run.path)
     bare = {**files.attribution, "p_t": None, "gates": []}
     page = render(replace(files, attribution=bare))
     assert "Where the branches are right" not in page

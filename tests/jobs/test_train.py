@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 
+from features.disk.run_folder import WORKERS_LOCK_NAME
 from jobs import train
 from jobs.cli.config import load_config
 from jobs.launch import run_guard, worker
@@ -146,7 +147,7 @@ def test_workers_of_a_killed_program_are_waited_for_or_kept_out(
     monkeypatch.setattr(run_guard, "ORPHAN_SECONDS", 0.3)
     monkeypatch.setattr(worker, "_fit", fitted.append)
     first = run_guard.take_over(tmp_path)
-    of_first, lock = {"run": str(tmp_path), "training": first}, tmp_path / worker.WORKERS_LOCK
+    of_first, lock = {"run": str(tmp_path), "training": first}, tmp_path / WORKERS_LOCK_NAME
     with lock.open() as other:
         fcntl.flock(other, fcntl.LOCK_SH)
         worker.work(of_first)  # workers share it

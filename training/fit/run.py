@@ -3,7 +3,6 @@
 Whoever starts the ranks (Ray Train, a test) only has to form the process group first.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,98 +13,45 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from features.disk.atomic import write_json, write_text
 from features.disk.place import Place, locate
-from features.learnt import Learnt
-from features.schema import FeatureSchema
+from features.disk.run_folder import (
+    CALIBRATION_NAME,
+    CONFIG_NAME,
+    METRICS_NAME,
+    PLAN_NAME,
+    RunError,
+    RunFolder,
+    evaluation_name,
+)
 from training.config import TrainingConfig, read_saved_training
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.fit.loop import Event, Progress, Training, make_step, train
 from training.fit.roofline import measure_limits, shares_of_limits
 from training.fit.scoring import score_all
-from training.judge.calibration import CALIBRATION_NAME, CalibrationError, fit_platt
+from training.judge.calibration import CalibrationError, fit_platt
 from training.judge.metrics import curves, evaluate
 from training.model.ctr_model import CTRModel
 from training.sharding import checkpoint
 from training.sharding.parallelize import parallelize
 
-LEARNT_NAME = "learnt"
-
-
-class RunError(ValueError):
-    """A run folder cannot be used as asked; the message says what to do."""
-
 
 @dataclass(frozen=True)
-class Run:
-    """The folder of one training run; see docs/spine.md for its files."""
-
-    path: Path
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+class Run(RunFolder):
+    """The folder of one training run, with its config as this package understands it."""
 
     def checkpoints_of(self, config: TrainingConfig) -> Place:
-        """Where this config keeps the run's checkpoints."""
+        """Return the place where this config keeps the run's checkpoints."""
         return self.checkpoints if config.checkpoint.folder is None else locate(config.checkpoint.folder)
 
-    @property
-    def history(self) -> Path:
-        return self.path / "history.jsonl"
-
-    @property
-    def failure(self) -> Path:
-        """Why the run cannot go on, written by the worker that noticed."""
-        return self.path / "failure.json"
-
-    def read(self, name: str) -> Any:
-        """Read one of the run's JSON files.
-
-        Raises:
-            RunError: it is absent or damaged.
-        """
-        try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{self.path} is not a usable run: {name} cannot be read ({error})") from error
-
-    def write(self, name: str, value: Any) -> None:
-        """Write a JSON file of the run in one step."""
-        path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, value)
-
     def config(self) -> TrainingConfig:
-        """The training section that the run was started with.
+        """Read the training section that the run was started with.
 
         Raises:
             RunError: it is absent or damaged.
             PluginError: it needs a plugin that the user has not named.
         """
-        return read_saved_training(self.read("config.json")["training"], self.path)
-
-    def learnt(self, schema: FeatureSchema) -> Learnt:
-        """The learnt state of the dataset that the run was trained on.
-
-        Raises:
-            LearntError: it is missing or damaged.
-        """
-        return Learnt.load(self.path / LEARNT_NAME, schema)
-
-    def append(self, event: Event) -> None:
-        """Add one line to the history."""
-        with self.history.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
-
-    def rewind(self, step: int) -> None:
-        """Drop what the history tells of steps after ``step``: they will be done again."""
-        if not self.history.exists():
-            return
-        lines = self.history.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        write_text(self.history, "".join(kept))
+        return read_saved_training(self.read(CONFIG_NAME)["training"], self.path)
 
 
 def build_model(dataset: Dataset, config: TrainingConfig, device: torch.device) -> CTRModel:
@@ -134,7 +80,7 @@ def find_warm_start(config: TrainingConfig, dataset: Dataset) -> checkpoint.Chec
     if config.warm_start is None:
         return None
     before = Run(Path(config.warm_start))
-    if before.read("dataset.json")["schema_fingerprint"] != dataset.manifest.schema_fingerprint:
+    if before.read_dataset()["schema_fingerprint"] != dataset.manifest.schema_fingerprint:
         raise RunError(
             f"training.warm_start: {before.path} was trained on another feature schema than {dataset.path} has"
         )
@@ -182,7 +128,7 @@ def fit(run: Run, config: TrainingConfig, on_event: Callable[[Event], None] = la
         checkpoint.begin(begun, parallel)
     if rank == 0:
         run.rewind(progress.step)
-        run.write("plan.json", parallel.plan)
+        run.write(PLAN_NAME, parallel.plan)
     step = make_step(training)
     startup = time.perf_counter() - started
 
@@ -197,7 +143,7 @@ def fit(run: Run, config: TrainingConfig, on_event: Callable[[Event], None] = la
         found, refusal = _evaluate_best(run, training)
         metrics |= found
     if rank == 0:
-        run.write("metrics.json", metrics)
+        run.write(METRICS_NAME, metrics)
     dist.barrier()
     if refusal is not None:
         raise refusal
@@ -270,5 +216,5 @@ def _evaluate_best(run: Run, training: Training) -> tuple[dict[str, Any], Calibr
     if dist.get_rank() == 0:
         if "platt" in summary:
             run.write(CALIBRATION_NAME, {"step": best.step, **summary["platt"]})
-        run.write("evaluation/valid.json", {"metrics": summary["valid"], "curves": curves(scores)})
+        run.write(evaluation_name("valid"), {"metrics": summary["valid"], "curves": curves(scores)})
     return summary, refusal

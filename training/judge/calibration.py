@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from features.disk.run_folder import CALIBRATION_NAME
 from training.judge.scores import Floats, check_rows, to_probs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-CALIBRATION_NAME = "calibration.json"
 MAX_STEPS = 100
 TOLERANCE = 1e-10
 """Newton's method ends at this gradient, for inputs of mean 0 and deviation 1 and as a share of rate * (1 - rate)."""

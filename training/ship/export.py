@@ -11,24 +11,15 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save_file
 
-from features.disk.artifact import (
-    CALIBRATION_NAME,
-    CONFIG_NAME,
-    GOLDEN_NAME,
-    LEARNT_NAME,
-    METRICS_NAME,
-    WEIGHTS_NAME,
-    check_output,
-    describe,
-    new_artifact,
-)
+from features.disk.artifact import GOLDEN_NAME, WEIGHTS_NAME, check_output, describe, new_artifact
 from features.disk.atomic import write_json
 from features.disk.place import Place
+from features.disk.run_folder import CALIBRATION_NAME, CONFIG_NAME, LEARNT_NAME, METRICS_NAME, RunError
 from features.rawlog import LogError, expand_paths
 from training.config import TablePrecision, TrainingConfig
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
-from training.fit.run import Run, RunError, build_model
+from training.fit.run import Run, build_model
 from training.fit.scoring import score
 from training.judge.calibration import Calibration
 from training.judge.scores import Scores
@@ -73,7 +64,7 @@ def load_best(run: Run, dataset: Dataset | None = None) -> Best:
     Raises:
         ValueError subclasses: the run, its checkpoint or the dataset cannot be used, or they do not belong together.
     """
-    trained_on = run.read("dataset.json")
+    trained_on = run.read_dataset()
     config = run.config()
     dataset = dataset or Dataset.open(trained_on["dataset"])
     if dataset.manifest.schema_fingerprint != trained_on["schema_fingerprint"]:
@@ -127,14 +118,14 @@ def _write_artifact(run: Run, folder: Path, golden_input: str | None, tables: Ta
     """Write the artifact's files, ``artifact.json`` last."""
     best = load_best(run)
     _, dataset, training, calibration, _ = best
-    config = run.read("config.json")
+    config = run.read(CONFIG_NAME)
     tensors = to_tensors(best.model, tables)
     if tables != "float32":
         check_finite(tensors)
     save_file({k: v.contiguous() for k, v in tensors.items()}, folder / WEIGHTS_NAME)
     dataset.learnt.save(folder / LEARNT_NAME)
     write_json(folder / CONFIG_NAME, config)
-    write_json(folder / METRICS_NAME, run.read("metrics.json"))
+    write_json(folder / METRICS_NAME, run.read(METRICS_NAME))
     if training.calibration.kind != "none":
         write_json(folder / CALIBRATION_NAME, calibration.to_json())
     served = best.with_tables(tables).model

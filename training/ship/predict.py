@@ -12,17 +12,9 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from features.disk.artifact import (
-    CALIBRATION_NAME,
-    CONFIG_NAME,
-    GOLDEN_NAME,
-    LEARNT_NAME,
-    WEIGHTS_NAME,
-    Artifact,
-    ArtifactError,
-    open_artifact,
-)
+from features.disk.artifact import GOLDEN_NAME, WEIGHTS_NAME, Artifact, ArtifactError, open_artifact
 from features.disk.place import Place
+from features.disk.run_folder import CALIBRATION_NAME, CONFIG_NAME, LEARNT_NAME
 from features.encoding import MissingColumnError, RawRow, RowEncoder, RowError
 from features.learnt import Learnt
 from features.rawlog import LogError, LogFormat, Lookup, read_lines

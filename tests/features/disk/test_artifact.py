@@ -9,7 +9,6 @@ import pytest
 
 from features.disk.artifact import (
     ARTIFACT_NAME,
-    CONFIG_NAME,
     FORMAT,
     GOLDEN_NAME,
     WEIGHTS_NAME,
@@ -24,6 +23,7 @@ from features.disk.artifact import (
 )
 from features.disk.atomic import write_json
 from features.disk.place import locate
+from features.disk.run_folder import CONFIG_NAME
 from tests.stand_ins.killed import NO_MORE_CALLS, die_at_call
 from tests.stand_ins.object_store import Bucket
 

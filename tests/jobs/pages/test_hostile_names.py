@@ -14,7 +14,7 @@ import pytest
 from features.disk.dataset import DatasetManifest, Rejected
 from features.schema import FeatureSchema, HashEncoding, SparseFeature
 from jobs.pages import leaderboard_page, plan_page, report_page, score_api_page
-from jobs.runfiles import RunFiles
+from jobs.pages.report_files import read_run
 from tests.browser import open_page
 from tests.jobs.test_report import Page, figure_traces, make_candidate, make_run
 
@@ -63,7 +63,7 @@ def test_the_report(tmp_path: Path) -> None:
     run = tmp_path / HOSTILE.replace("/", "\N{DIVISION SLASH}")
     make_run(run, tmp_path / "dataset")
     make_candidate(run, tmp_path)
-    files = RunFiles.load(run)
+    files = read_run(run)
     assert isinstance(files.manifest, DatasetManifest) and files.gate is not None
     schema = FeatureSchema("click", sparse=(SparseFeature("user_id", HashEncoding(10), columns=(HOSTILE,)),))
     [newest] = [kept for day, kept in files.data_checks.items() if day == max(files.data_checks)]

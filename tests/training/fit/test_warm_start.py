@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from features.disk.dataset import DatasetError
+from features.disk.run_folder import RunError
 from features.disk.window import join
 from jobs.cli.config import parse_config
 from jobs.launch.run_guard import prepare
@@ -19,7 +20,7 @@ from training.config import FMEncoder, MLPEncoder, ModelConfig, ShardingConfig, 
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.fit.loop import Progress, Training, make_step, train
-from training.fit.run import Run, RunError, build_model, fit
+from training.fit.run import Run, build_model, fit
 from training.sharding import checkpoint
 from training.sharding.checkpoint_reader import CheckpointError
 from training.sharding.parallelize import ParallelModel, parallelize

@@ -11,8 +11,8 @@ import torch.distributed as dist
 
 from jobs.cli.config import parse_config
 from jobs.cli.errors import ConfigError
+from jobs.pages.report_files import read_run
 from jobs.pages.report_page import render
-from jobs.runfiles import RunFiles
 from tests.stand_ins.tiny_model import train_tiny
 from tests.training.fit.test_run import make_config
 from training.fit.run import Run, fit
@@ -54,7 +54,7 @@ def test_it_is_monitored_recorded_and_shown(brier: Metric, make_dataset: Callabl
     assert check["monitor"] == -check["brier"]
     assert metrics["valid"]["brier"] == pytest.approx(check["brier"], rel=1e-4)
     train_tiny(tmp_path / "tiny", seed=1)
-    assert ">brier</th>" in render(RunFiles.load(tmp_path / "tiny" / "run"))
+    assert ">brier</th>" in render(read_run(tmp_path / "tiny" / "run"))
 
 
 def test_monitored_names_are_checked(brier: Metric):

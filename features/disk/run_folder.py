@@ -1,0 +1,282 @@
+"""A run's folder on disk: its files' names, strict for whoever trains in it, tolerant for whoever reports on it.
+
+config.json      the resolved config                  dataset.json     what it is trained on, and the run's version
+learnt/          the dataset's learnt state           checkpoints/     see ``checkpoint``
+plan.json        where every table lies               history.jsonl    a line an event, while it trains
+metrics.json     written last                         calibration.json fitted on the validation split
+evaluation/      metrics and curves a split           failure.json     why it cannot go on
+attribution.json, tables.json, report.html: what jobs.attribute, jobs.compare_tables and jobs.report found
+gate.json, checks.json: of a retraining's candidate   artifact/        see ``artifact``
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from features.disk.atomic import write_json, write_text
+from features.disk.dataset import BUILD_NAME, SPLITS, DatasetError, DatasetManifest
+from features.disk.object_store import StorageError
+from features.disk.place import Place, locate
+from features.disk.versions import Format
+from features.learnt import Learnt
+from features.schema import FeatureSchema
+
+CONFIG_NAME, DATASET_NAME, METRICS_NAME, PLAN_NAME = "config.json", "dataset.json", "metrics.json", "plan.json"
+HISTORY_NAME, FAILURE_NAME, CALIBRATION_NAME = "history.jsonl", "failure.json", "calibration.json"
+GATE_NAME, CHECKS_NAME = "gate.json", "checks.json"
+ATTRIBUTION_NAME, TABLES_NAME, REPORT_NAME = "attribution.json", "tables.json", "report.html"
+LEARNT_NAME, CHECKPOINTS_NAME, ARTIFACT_FOLDER, ERRORS_NAME = "learnt", "checkpoints", "artifact", "errors"
+LOCK_NAME = ".lock"
+"""File that the program which trains holds."""
+WORKERS_LOCK_NAME = ".workers"
+"""File that the workers share as long as they live; it says which training they belong to."""
+RESERVE_NAME = ".reserve"
+"""File that makes room for a last word when the disk is full."""
+
+FORMAT = Format("run", "update twinfocus here, or train the model again with this program")
+
+
+class RunError(ValueError):
+    """A run folder cannot be used as asked; the message says what to do."""
+
+
+def evaluation_name(split: str) -> str:
+    """Return the name of the file with a split's metrics and curves."""
+    return f"evaluation/{split}.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one training run.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Return the folder of the run's checkpoints, unless its config keeps them elsewhere."""
+        return self.path / CHECKPOINTS_NAME
+
+    @property
+    def history(self) -> Path:
+        """Return the file with a line an event."""
+        return self.path / HISTORY_NAME
+
+    @property
+    def failure(self) -> Path:
+        """Return the file that says why the run cannot go on, written by the worker that noticed."""
+        return self.path / FAILURE_NAME
+
+    @property
+    def artifact(self) -> Path:
+        """Return the folder of the artifact that a retraining exports."""
+        return self.path / ARTIFACT_FOLDER
+
+    @property
+    def is_finished(self) -> bool:
+        """Tell whether training has come to its end."""
+        return (self.path / METRICS_NAME).exists()
+
+    def read(self, name: str) -> Any:
+        """Read one of the run's JSON files.
+
+        Raises:
+            RunError: it is absent or damaged.
+        """
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.path} is not a usable run: {name} cannot be read ({error})") from error
+
+    def write(self, name: str, value: Any) -> None:
+        """Write a JSON file of the run in one step.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, value)
+
+    def read_dataset(self) -> dict[str, Any]:
+        """Read what the run is trained on, in this program's version.
+
+        Raises:
+            RunError: it is absent, damaged, or of a newer version.
+        """
+        return FORMAT.upgrade(self.read(DATASET_NAME), self.path, RunError)
+
+    def write_dataset(self, value: Mapping[str, Any]) -> str | None:
+        """Write what the run is trained on, and with it the run's version.
+
+        Returns:
+            A sentence for the user where the run was of an older version.
+
+        Raises:
+            RunError: the run is of a newer version.
+            OSError: it cannot be written.
+        """
+        has_one = (self.path / DATASET_NAME).exists()
+        note = FORMAT.upgrade_note(self.read(DATASET_NAME), self.path, RunError) if has_one else None
+        self.write(DATASET_NAME, {**value, "version": FORMAT.version})
+        return note
+
+    def learnt(self, schema: FeatureSchema) -> Learnt:
+        """Read the learnt state of the dataset that the run was trained on.
+
+        Raises:
+            LearntError: it is missing or damaged.
+        """
+        return Learnt.load(self.path / LEARNT_NAME, schema)
+
+    def append(self, event: Mapping[str, Any]) -> None:
+        """Add one line to the history."""
+        with self.history.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Drop what the history tells of steps after ``step``: they will be done again."""
+        if not self.history.exists():
+            return
+        lines = self.history.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        write_text(self.history, "".join(kept))
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What a run folder holds, for a report: a part that is not there is None or empty.
+
+    Attributes:
+        path: the folder.
+        config: the resolved config.
+        progress: history lines of training steps, in order.
+        checks: history lines of evaluations, in order.
+        metrics: as training ended.
+        plan: where every table lies.
+        evaluations: split -> {"metrics", "curves"}.
+        best_step: step of the checkpoint that is served, as far as the history tells.
+        attribution: of ``jobs.attribute``.
+        tables: of ``jobs.compare_tables``.
+        data_checks: date -> what was said of each partition that it was trained or tested on, if it is a retraining's.
+        gate: what the gate said of it.
+        dataset_path: folder or URL of its dataset.
+        manifest: of its dataset, if that is still the one it was trained on.
+        build: what the last ``jobs.build_dataset`` said of itself.
+        notes: why a part is missing, for the reader of the report.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    progress: list[dict[str, Any]] = field(default_factory=list)
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    plan: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: Mapping[str, Any] = field(default_factory=dict)
+    best_step: int | None = None
+    attribution: Mapping[str, Any] = field(default_factory=dict)
+    tables: Mapping[str, Any] = field(default_factory=dict)
+    data_checks: Mapping[str, Any] = field(default_factory=dict)
+    gate: Any = None
+    dataset_path: str | None = None
+    manifest: DatasetManifest | None = None
+    build: Mapping[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path, checks: Any = Any, gate: Any = Any) -> "RunFiles":
+        """Read a run folder.
+
+        Args:
+            path: the folder.
+            checks: type of ``data_checks`` as pydantic reads it; Any leaves plain JSON values.
+            gate: type of ``gate``.
+
+        Raises:
+            ValueError: it is not a run, or one of its files is damaged; names the file.
+        """
+        if not (path / CONFIG_NAME).is_file():
+            raise ValueError(f"{path} is not a run: it has no {CONFIG_NAME}; jobs.train makes one")
+        history = list(_read_lines(path / HISTORY_NAME))
+        dataset = FORMAT.upgrade(_read(path / DATASET_NAME, {}), path)
+        manifest, note = _load_manifest(dataset)
+        folder = dataset.get("dataset")
+        splits = [name for name in SPLITS if (path / evaluation_name(name)).is_file()]
+        return cls(
+            path=path,
+            config=_read(path / CONFIG_NAME, {}),
+            progress=[e for e in history if e.get("event") == "progress"],
+            checks=[e for e in history if e.get("event") == "evaluation"],
+            metrics=_read(path / METRICS_NAME, {}),
+            plan=_read(path / PLAN_NAME, []),
+            evaluations={name: _read(path / evaluation_name(name), {}) for name in splits},
+            best_step=_best_step(history),
+            attribution=_read(path / ATTRIBUTION_NAME, {}),
+            tables=_read(path / TABLES_NAME, {}),
+            data_checks=_checked(path / CHECKS_NAME, checks) or {},
+            gate=_checked(path / GATE_NAME, gate),
+            dataset_path=folder,
+            manifest=manifest,
+            build=_read(locate(folder) / BUILD_NAME, {}) if manifest is not None and folder else {},
+            notes={"dataset": note} if note else {},
+        )
+
+
+def _best_step(history: list[dict[str, Any]]) -> int | None:
+    """Of the best evaluation; where nothing was evaluated, of the newest checkpoint."""
+    best = [e["step"] for e in history if e.get("event") == "evaluation" and e.get("best")]
+    steps = best or [e["step"] for e in history if e.get("event") == "checkpoint"]
+    return steps[-1] if steps else None
+
+
+def _load_manifest(dataset: Mapping[str, Any]) -> tuple[DatasetManifest | None, str]:
+    """The manifest of the run's dataset, or None and why."""
+    if "dataset" not in dataset:
+        return None, f"The run names no dataset ({DATASET_NAME} is missing)."
+    try:
+        manifest = DatasetManifest.load(dataset["dataset"])
+    except (DatasetError, StorageError) as error:
+        return None, f"The dataset cannot be described any more: {error}."
+    if manifest.learnt_fingerprint != dataset.get("learnt_fingerprint", manifest.learnt_fingerprint):
+        return None, f"{dataset['dataset']} was built anew since this run and is another dataset now."
+    return manifest, ""
+
+
+def _read(path: Place, absent: Any) -> Any:
+    if not path.is_file():
+        return absent
+    try:
+        return json.loads(path.read_bytes().decode())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _checked(path: Path, kind: Any) -> Any:
+    """A file of a known kind; keys that are not known here are left alone."""
+    if not path.is_file():
+        return None
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    except ValidationError as error:
+        [first, *_] = error.errors()
+        raise ValueError(f"{path} cannot be read: {first['msg']} at {'.'.join(map(str, first['loc']))}") from error
+
+
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Lines of a history; one without an end is still being written and left out."""
+    if not path.is_file():
+        return
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
+        if not line.endswith("\n"):
+            return
+        try:
+            yield json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path} line {number} cannot be read: {error}") from error
