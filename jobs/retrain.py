@@ -42,7 +42,9 @@ def main() -> int:
         print(describe(place, as_of))
         return 0
     steps = Steps(config.retrain.retries, config.retrain.retry_seconds)
-    with place.alone():
+    with place.alone() as note:
+        if note is not None:
+            _log.warning(note)
         try:
             summary, text = retrain(place, steps, as_of)
         except Exception as error:

@@ -6,6 +6,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 from features.disk.atomic import write_text
+from features.disk.retrain_folder import RetrainFiles
 from jobs.cli.config_arguments import add_config_arguments, parse_config_arguments
 from jobs.cli.conventions import local, plain_parser, run_program
 from jobs.cli.errors import ConfigError
@@ -63,7 +64,7 @@ def write_page(status: RetrainingStatus, output: Path | None) -> str:
     """
     from jobs.pages.status_page import render
 
-    path = output or status.root / "status.html"
+    path = output or RetrainFiles(status.root).page
     try:
         write_text(path, render(status))
     except OSError as error:

@@ -15,6 +15,7 @@ from features.disk import atomic
 from features.disk.object_store import ObjectPath, download_all
 from features.disk.place import Place, locate, temporary_folder
 from features.disk.relative_path import RelativePath, is_inside
+from features.disk.versions import Format
 from features.learnt import Learnt
 from features.schema import STRICT, FeatureSchema
 
@@ -23,6 +24,7 @@ BUILD_NAME = "build.json"
 """File beside the manifest: what the last build said of itself."""
 LOCK_NAME = ".lock"
 """File that whoever writes to the dataset holds."""
+FORMAT = Format("dataset", "update twinfocus here, or build the dataset again with this program")
 SPLITS = ("train", "valid", "test")
 
 
@@ -117,6 +119,13 @@ class Rejected:
     """Folder of JSON lines {file, line, reason}, relative to the dataset; None when there are none."""
 
 
+@dataclass(frozen=True)
+class _Version:
+    """The version of a manifest; its other keys, of which a newer version may have more, are left alone."""
+
+    version: int = 1
+
+
 @dataclass(frozen=True, config=STRICT)
 class DatasetManifest:
     """See module docstring. Row accounting: num_input_rows = splits + rejected + duplicates."""
@@ -134,7 +143,7 @@ class DatasetManifest:
     """Split or lookup -> the input files it was read from."""
     config: dict[str, Any]
     """The resolved config tree of the job that wrote the dataset."""
-    version: int = 1
+    version: int = FORMAT.version
 
     @property
     def fingerprint(self) -> str:
@@ -160,7 +169,9 @@ class DatasetManifest:
         if not path.is_file():
             raise DatasetError(f"{dataset} is not a dataset: it has no {MANIFEST_NAME}; run jobs.build_dataset first")
         try:
-            manifest = TypeAdapter(cls).validate_json(path.read_bytes())
+            text = path.read_bytes()
+            FORMAT.version_of({"version": TypeAdapter(_Version).validate_json(text).version}, path, DatasetError)
+            manifest = TypeAdapter(cls).validate_json(text)
         except (OSError, ValidationError) as error:
             raise DatasetError(f"{path} cannot be read: {error}") from error
         if manifest.schema.fingerprint != manifest.schema_fingerprint:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from features.disk.atomic import write_json
+from features.disk.retrain_folder import RetrainFiles
 from jobs.cli.child_process import ending_with_us
 from jobs.cli.config import load_config
 from jobs.cli.config_arguments import hand_on
@@ -148,7 +149,7 @@ class RetrainDemo:
     def _retrain(self, day: Day) -> dict[str, Any]:
         started = time.perf_counter()
         self._call("retrain", day.date, *self._resolved(day.date), "--as-of", day.date)
-        last = json.loads((self.root / "last.json").read_text(encoding="utf-8"))
+        last = RetrainFiles(self.root).read(RetrainFiles(self.root).last_file)
         keys = ("verdict", "stopped_by", "champion_version", "auc", "logloss")
         found = {"day": day.date, **{key: last.get(key) for key in keys}}
         print(f"{describe(found)}{time.perf_counter() - started:8.0f} s", flush=True)
@@ -159,7 +160,14 @@ class RetrainDemo:
         """A server of the champion, and a client that asks it all the time."""
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        more = ["--model", f"models:/{MODEL}@champion", "--registry", str(self.root / "registry"), "--port", str(port)]
+        more = [
+            "--model",
+            f"models:/{MODEL}@champion",
+            "--registry",
+            str(RetrainFiles(self.root).registry_folder),
+            "--port",
+            str(port),
+        ]
         path = self.folder / "output" / "serve.txt"
         with path.open("w", encoding="utf-8") as output:
             server = subprocess.Popen(  # noqa: S603
@@ -192,7 +200,7 @@ class RetrainDemo:
         """What the client saw that it should not have, by the registry and by the champions' artifacts."""
         if client is None:
             return ["nothing was ever served"]
-        registry = Registry.open(None, self.root / "registry", must_exist=True)
+        registry = Registry.open(None, RetrainFiles(self.root).registry_folder, must_exist=True)
         promoted = [(found.version, datetime.fromisoformat(found.at).timestamp()) for found in registry.history(MODEL)]
         expected = {
             version: Predictor.load(registry.fetch(f"models:/{MODEL}/{version}")).predict(client.rows).tolist()

@@ -41,16 +41,16 @@ class Candidate:
 
     @property
     def run(self) -> Path:
-        return self.place.folder("runs", self.day)
+        return self.place.run(self.day)
 
     @property
     def window(self) -> Path:
-        return self.place.folder("windows", self.day)
+        return self.place.window(self.day)
 
     def join(self) -> DatasetManifest:
         """Make one dataset of the partitions; what was begun on others, before one came late, is begun again."""
         names = {"train": self.todo.train, "valid": (self.todo.valid,), "test": (self.day,)}
-        folders = {split: [self.place.folder("partitions", n) for n in found if n] for split, found in names.items()}
+        folders = {split: [self.place.partition(n) for n in found if n] for split, found in names.items()}
         try:
             return join(folders, self.window)
         except OtherWindow:
@@ -66,7 +66,7 @@ class Candidate:
         if self.todo.is_warm and self.champion is not None:
             training = dataclasses.replace(training, warm_start=str(self.place.run_of(self.champion)))
         config = dataclasses.replace(self.place.config, training=training)
-        resolved = hand_on(config, self.place.note("configs", self.day))
+        resolved = hand_on(config, self.place.config_file(self.day))
         resume = ["--resume"] if self.run.exists() else []
         run_module("jobs.train", *resolved, "--run", str(self.run), *resume)
 
@@ -158,5 +158,5 @@ def carry_out(place: RetrainFolder, verdict: dict[str, Any]) -> dict[str, Any]:
         reasons = [f"{rule['name']}: {rule['reason'] or rule['threshold']}" for rule in failed]
         registry.refuse(place.rules.model, version, reasons)
     verdict = {**verdict, "is_done": True}
-    write_json(place.note("verdicts", verdict["day"]), verdict)
+    place.write(place.verdict_file(verdict["day"]), verdict)
     return verdict

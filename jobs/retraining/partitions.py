@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from features.disk.atomic import write_json
 from features.disk.window import SOURCE_SPLIT
 from features.profile.profile import DataProfile, measure, total
 from jobs.cli.data_checks_config import DataChecksConfig, RowLimits
@@ -64,8 +63,8 @@ def build(place: RetrainFolder, raw: Mapping[str, RawPartition]) -> None:
         for name, partition in left.items():
             pipeline = dataclasses.replace(
                 _pipeline(place, partition),
-                output=str(place.folder("partitions", name)),
-                base=None if base is None else str(place.folder("partitions", base)),
+                output=str(place.partition(name)),
+                base=None if base is None else str(place.partition(base)),
             )
             config = dataclasses.replace(place.config, pipeline=pipeline)
             check(config)
@@ -94,20 +93,21 @@ def check_partition(place: RetrainFolder, name: str) -> None:
     if found is None:
         found, kept = _compare(place, name)
     _log.info("checks of %s:\n%s", name, found.table(), extra={"partition": name, "verdict": found.level})
-    write_json(place.note("checks", name), {**found.to_json(), **kept})
+    place.write(place.checks_file(name), {**found.to_json(), **kept})
 
 
 def _compare(place: RetrainFolder, name: str) -> tuple[Checks, dict[str, Any]]:
     """The checks, and pictures of what moved most."""
     manifest, stopped = place.manifest(name), place.stopped()
-    measured = [other for other in place.built() if place.note("profiles", other).exists() and other != name]
+    measured = [other for other in place.built() if place.profile(other).exists() and other != name]
     before = [other for other in measured if other < name and other not in stopped]
-    profiles = [DataProfile.load(place.note("profiles", other)) for other in before[-place.rules.window :]]
+    profiles = [DataProfile.load(place.profile(other)) for other in before[-place.rules.window :]]
     reference = total(profiles) if profiles else None
     # All are counted over the same bins, also a day that came late and has none before it.
-    bins = DataProfile.load(place.note("profiles", measured[0])).bins if measured else None
-    profile = measure(place.folder("partitions", name), manifest, SOURCE_SPLIT, bins)
-    profile.save(place.note("profiles", name))
+    bins = DataProfile.load(place.profile(measured[0])).bins if measured else None
+    profile = measure(place.partition(name), manifest, SOURCE_SPLIT, bins)
+    place.profile(name).parent.mkdir(parents=True, exist_ok=True)
+    profile.save(place.profile(name))
     found = check(manifest, profile, reference, _limits(place.rules.checks, name))
     return found, {} if reference is None else {"shapes": shapes(found, profile, reference)}
 

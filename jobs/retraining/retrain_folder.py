@@ -1,22 +1,13 @@
-"""RetrainFolder: all that retraining keeps of one log and one model, and what it says of how far things are.
+"""RetrainFolder: a retraining's files (see ``features.disk.retrain_folder``), its log, its registry and its rules."""
 
-dates/               which dates raw files are of, where their paths do not say
-partitions/DATE/     datasets, each going on with the one before     checks/DATE.json   may it be trained on?
-profiles/DATE.json   what its columns look like                      windows/DATE/      what a candidate trains on
-runs/DATE/           the candidate, its artifact in it               verdicts/DATE.json what became of it
-configs/DATE.json    the resolved config that a candidate is trained with
-registry/            versions of the model                           last.json          what the last one came to
-"""
-
-import contextlib
 import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from features.disk.dataset import MANIFEST_NAME, DatasetManifest
-from features.disk.lock import lock
+from features.disk.dataset import DatasetManifest
+from features.disk.retrain_folder import RetrainFiles
 from features.disk.window import SOURCE_SPLIT
 from features.rawlog import expand_paths
 from jobs.cli.config import Config
@@ -33,36 +24,18 @@ from, and the precision of the tables that it serves."""
 
 
 @dataclass(frozen=True)
-class RetrainFolder:
+class RetrainFolder(RetrainFiles):
     """One log, one model, one folder."""
 
-    root: Path
     config: Config
     rules: RetrainConfig
     _manifests: dict[str, DatasetManifest] = field(default_factory=dict, repr=False, compare=False)
-
-    def alone(self) -> contextlib.AbstractContextManager[Any]:
-        """Hold the folder.
-
-        Raises:
-            ValueError: another retraining holds it.
-        """
-        return lock(self.root / ".lock", f"another retraining is at work in {self.root}: wait for it to end")
-
-    def folder(self, kind: str, name: str) -> Path:
-        return self.root / kind / name
-
-    def note(self, kind: str, name: str) -> Path:
-        """A JSON file of a partition."""
-        path = self.root / kind / f"{name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
 
     # -------------------------------------------------------------------------------------------------- the raw log
 
     @property
     def dates(self) -> DateIndex:
-        return DateIndex(self.root / "dates")
+        return DateIndex(self.dates_folder)
 
     def undated_files(self) -> tuple[str, ...]:
         """Raw files whose rows' dates are still to be found out.
@@ -120,14 +93,10 @@ class RetrainFolder:
 
     # -------------------------------------------------------------------------------------------------- what was made
 
-    def built(self) -> list[str]:
-        """Partitions that have a dataset, in order."""
-        return sorted(path.parent.name for path in self.root.glob(f"partitions/*/{MANIFEST_NAME}"))
-
     def manifest(self, name: str) -> DatasetManifest:
         """Of a partition; once it is built it stays as it is, so it is read once."""
         if name not in self._manifests:
-            self._manifests[name] = DatasetManifest.load(self.folder("partitions", name))
+            self._manifests[name] = DatasetManifest.load(self.partition(name))
         return self._manifests[name]
 
     def last_built(self) -> str | None:
@@ -140,18 +109,18 @@ class RetrainFolder:
         return max(ends) if ends else None
 
     def checks(self, name: str) -> dict[str, Any]:
-        return json.loads(self.note("checks", name).read_text(encoding="utf-8"))
+        return self.read(self.checks_file(name))
 
     def stopped(self) -> dict[str, Any]:
         """Partitions that data checks refused, and why."""
-        found = {path.stem: self.checks(path.stem) for path in self.root.glob("checks/*.json")}
+        found = {path.stem: self.checks(path.stem) for path in self.checks_files()}
         return {name: checks for name, checks in found.items() if checks["level"] == "stop"}
 
     def registry(self) -> Registry:
-        return Registry.open(self.rules.registry, self.root / "registry")
+        return Registry.open(self.rules.registry, self.registry_folder)
 
     def champion(self) -> ModelVersion | None:
-        has_one = self.rules.registry is not None or (self.root / "registry").is_dir()
+        has_one = self.rules.registry is not None or self.registry_folder.is_dir()
         return self.registry().champion(self.rules.model) if has_one else None
 
     def run_of(self, version: ModelVersion) -> Path:

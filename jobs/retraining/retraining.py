@@ -1,12 +1,10 @@
 """retrain: the steps of one retraining, from what is new to a verdict that is carried out; and its summaries."""
 
-import json
 import shutil
 import time
 from functools import partial
 from typing import Any
 
-from features.disk.atomic import write_json
 from jobs.registry.model_versions import ModelVersion
 from jobs.registry.store import RegistryError
 from jobs.retraining.alert import alert
@@ -36,13 +34,13 @@ def retrain(place: RetrainFolder, steps: Steps, as_of: str | None) -> Ended:
     if names := place.look(as_of, steps.do("look", place.champion)).build:
         steps.do("build", partial(build, place, {name: raw[name] for name in names}))
     for name in place.built():
-        if not place.note("checks", name).exists():
+        if not place.checks_file(name).exists():
             steps.do("check", partial(check_partition, place, name))
     champion = steps.do("look", place.champion)
     todo = place.look(as_of, champion)
     if todo.test is None:
         return _nothing(place, as_of, champion)
-    if place.note("verdicts", todo.test).exists():
+    if place.verdict_file(todo.test).exists():
         return _done_before(place, todo.test)
     candidate = Candidate(place, todo, todo.test, champion)
     window = steps.do("window", candidate.join)
@@ -69,7 +67,7 @@ def retrain(place: RetrainFolder, steps: Steps, as_of: str | None) -> Ended:
         "seconds": round(time.perf_counter() - started, 1),
     }
     # Before it is carried out: killed in between, a retraining would not know any more what it had decided.
-    write_json(place.note("verdicts", todo.test), summary)
+    place.write(place.verdict_file(todo.test), summary)
     summary = steps.do("promote", partial(carry_out, place, summary))
     head = f"{todo.test}: version {version} {word}, trained on {', '.join(todo.train)}"
     return summary, f"{found.table()}\n{head}, {summary['seconds']:.0f} s"
@@ -77,28 +75,28 @@ def retrain(place: RetrainFolder, steps: Steps, as_of: str | None) -> Ended:
 
 def _finish(place: RetrainFolder, steps: Steps) -> None:
     """Remove what a killed retraining left, and carry out what it had decided."""
-    for leftover in [*place.root.glob("windows/.*"), *place.root.glob("runs/*/.artifact.*.tmp")]:
+    for leftover in place.leftovers():
         shutil.rmtree(leftover)
-    for path in sorted(place.root.glob("verdicts/*.json")):
-        verdict = json.loads(path.read_text(encoding="utf-8"))
+    for path in place.verdict_files():
+        verdict = place.read(path)
         if not verdict["is_done"]:
             steps.do("promote", partial(carry_out, place, verdict))
 
 
 def _done_before(place: RetrainFolder, day: str) -> Ended:
     """What was said then is said again: the retraining may have been killed before it could tell."""
-    return json.loads(place.note("verdicts", day).read_text(encoding="utf-8")), f"{day}: done before"
+    return place.read(place.verdict_file(day)), f"{day}: done before"
 
 
 def _nothing(place: RetrainFolder, as_of: str | None, champion: ModelVersion | None) -> Ended:
     serving, stopped = champion and champion.version, place.stopped()
     built = place.built()
     newest = max((name for name in built if as_of is None or date_of(name) <= as_of), default=None)
-    if newest and newest == max(built) and place.note("verdicts", newest).exists():
+    if newest and newest == max(built) and place.verdict_file(newest).exists():
         return _done_before(place, newest)
     if newest in stopped:
         summary = {"day": newest, "verdict": "stopped", "stopped_by": "data checks", "champion_version": serving}
-        return summary, f"{newest} is not trained on: {place.note('checks', newest)} says why"
+        return summary, f"{newest} is not trained on: {place.checks_file(newest)} says why"
     summary = {"day": newest, "verdict": "nothing", "stopped_by": None, "champion_version": serving}
     return summary, "nothing is new: there is no day before the newest one that the champion has not seen"
 
@@ -141,10 +139,10 @@ def warnings(without: dict[str, Any]) -> list[str]:
 
 def end(place: RetrainFolder, summary: dict[str, Any]) -> None:
     """Leave the summary for the scheduler, and tell whoever wants to know, of what was so before only once."""
-    path = place.root / "last.json"
-    is_news = not path.exists() or json.loads(path.read_text(encoding="utf-8")) != summary
+    path = place.last_file
+    is_news = not path.exists() or place.read(path) != summary
     try:
-        write_json(path, summary)
+        place.write(path, summary)
     finally:
         if is_news or summary["verdict"] == "failed":
             alert(summary, place.rules.alert_on)

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from features.disk.retrain_folder import RetrainFiles
 from jobs.cli.config import Config
 from jobs.cli.retrain_config import RetrainConfig
 from jobs.registry.model_versions import ModelVersion, to_iso
@@ -152,7 +153,7 @@ def read_status(root: Path, model: str, registry: str | None = None, config: Con
     return RetrainingStatus(
         root=root,
         model=model,
-        place=registry or str(root / "registry"),
+        place=registry or str(RetrainFiles(root).registry_folder),
         at=to_iso(time.time()),
         champion=None if version is None else _champion(version, promotions, trained or (), partitions),
         promotions=promotions,
@@ -185,9 +186,9 @@ def _read_log(place: RetrainFolder, notes: list[str]) -> tuple[tuple[str, ...], 
 
 
 def _read_registry(root: Path, model: str, address: str | None) -> tuple[ModelVersion | None, tuple[Promotion, ...]]:
-    if address is None and not (root / "registry").is_dir():
+    if address is None and not RetrainFiles(root).registry_folder.is_dir():
         return None, ()
-    registry = Registry.open(address, root / "registry", must_exist=True)
+    registry = Registry.open(address, RetrainFiles(root).registry_folder, must_exist=True)
     champion = registry.champion(model)
     return champion, () if champion is None else registry.history(model)
 

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
-from features.disk.dataset import MANIFEST_NAME, DatasetManifest
-from features.disk.lock import is_held
+from features.disk.dataset import DatasetManifest
+from features.disk.retrain_folder import RetrainFiles
 from jobs.registry.model_versions import to_iso
 from jobs.retraining.shapes import KeptChecks
 from training.judge.gate import Verdict
@@ -80,18 +80,16 @@ class StatusFiles:
     @classmethod
     def load(cls, root: Path) -> "StatusFiles":
         """Read a folder, which need not be there."""
-        reader = _Reader()
-        folders = sorted(path for path in root.glob("partitions/[!.]*") if path.is_dir())
-        built = [folder for folder in folders if (folder / MANIFEST_NAME).is_file()]
-        runs = sorted(path.name for path in root.glob("runs/[!.]*") if path.is_dir())
+        reader, files = _Reader(), RetrainFiles(root)
+        reader.read_all([files.version_file] if files.version_file.exists() else [], lambda _: files.check_version())
         return cls(
-            verdicts=reader.read_all(root.glob("verdicts/[!.]*.json"), _read_outcome),
-            checks=reader.read_all(root.glob("checks/[!.]*.json"), _read_checks),
-            partitions=reader.read_all(built, DatasetManifest.load),
-            half_built=tuple(folder.name for folder in folders if folder not in built),
-            undecided=tuple(day for day in runs if not (root / "verdicts" / f"{day}.json").exists()),
-            last=reader.read_all(root.glob("last.json"), _read_outcome).get("last"),
-            is_running=is_held(root / ".lock"),
+            verdicts=reader.read_all(files.verdict_files(), _read_outcome),
+            checks=reader.read_all(files.checks_files(), _read_checks),
+            partitions=reader.read_all(map(files.partition, files.built()), DatasetManifest.load),
+            half_built=tuple(files.half_built()),
+            undecided=tuple(files.undecided()),
+            last=reader.read_all([files.last_file] if files.last_file.exists() else [], _read_outcome).get("last"),
+            is_running=files.is_held(),
             problems=tuple(reader.problems),
         )
 

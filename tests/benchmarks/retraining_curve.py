@@ -156,7 +156,7 @@ class Curve:
         """A dataset of these days, and the next one as its test split."""
         output = self.folder / "windows" / f"{dates[0]}-{dates[-1]}"
         folders = {"train": dates, "test": [self.dates[number + 1]]}
-        join({name: [self.place.folder("partitions", d) for d in found] for name, found in folders.items()}, output)
+        join({name: [self.place.partition(d) for d in found] for name, found in folders.items()}, output)
         return output
 
     def _train(self, name: str, number: int, dates: list[str]) -> dict[str, Any]:
@@ -179,7 +179,7 @@ class Curve:
         return {name: found[name] for name in ("logloss", "auc", "calibration")}
 
     def _oracle(self, number: int) -> dict[str, Any]:
-        folder = self.place.folder("partitions", self.dates[number + 1])
+        folder = self.place.partition(self.dates[number + 1])
         files = [folder / file.path for file in self.place.manifest(folder.name).split("train").files]
         table = pyarrow.parquet.read_table(files, columns=["label", "click_probability"])
         probability, labels = (table[name].to_numpy().astype(np.float64) for name in ("click_probability", "label"))

@@ -167,7 +167,7 @@ def meet_newer_format(folder: Path, seed: int) -> Outcome:
     shutil.copytree(newest, newer)
     meta = json.loads((newer / "checkpoint.json").read_text(encoding="utf-8"))
     (newer / "checkpoint.json").write_text(json.dumps({**meta, "version": 2}), encoding="utf-8")
-    training.start("--resume").expect(1, f"checkpoint {newer} has version 2", "delete the folder to go on")
+    training.start("--resume").expect(1, f"{newer} was made by a newer version", "delete the folder to go on")
     shutil.rmtree(newer)
     training.resume()
     return training.outcome(undisturbed(folder, seed))

@@ -9,7 +9,6 @@ import contextlib
 import errno
 import json
 import os
-import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -23,18 +22,24 @@ from torch import nn
 from torch.distributed.checkpoint import FileSystemWriter
 
 from features.disk.atomic import put_folder, write_json
+from features.disk.checkpoint import (
+    FORMAT,
+    LEFTOVERS,
+    META_NAME,
+    checkpoint_name,
+    is_checkpoint_name,
+    list_checkpoints,
+)
+from features.disk.checkpoint import saved_steps as saved_steps
 from features.disk.object_store import ObjectPath, StorageError
 from features.disk.place import Place, temporary_folder
 from features.disk.relative_path import check_relative
 from training.sharding.checkpoint_reader import CheckpointError, CheckpointPlanner, CheckpointReader, GrownPlanner
-from training.sharding.checkpoint_store import META_NAME, StoreReader, StoreWriter, delete_checkpoint, list_checkpoints
+from training.sharding.checkpoint_store import StoreReader, StoreWriter, delete_checkpoint
 from training.sharding.parallelize import ParallelModel
 
-VERSION = 1
-"""Of the format; a ``checkpoint.json`` without one has this one."""
 AVERAGE = "average"
 """Key of the averaged weights beside "model" and "optimizer"; absent where nothing is averaged."""
-_NAME = re.compile(r"^step=(\d{9})$")
 
 
 @dataclass(frozen=True)
@@ -67,8 +72,8 @@ def save(folder: Place, step: int, parallel: ParallelModel, progress: dict[str, 
         OSError: on the first rank, if what is left to do then could not be done.
         StorageError: on every rank, if the store did not take some rank's part.
     """
-    final = folder / f"step={step:09d}"
-    meta = {"version": VERSION, "step": step, "progress": progress}
+    final = folder / checkpoint_name(step)
+    meta = {"version": FORMAT.version, "step": step, "progress": progress}
     if isinstance(final, ObjectPath):
         _save_to_store(final, parallel, meta)
     else:
@@ -177,19 +182,6 @@ def restore_model(checkpoint: Checkpoint, model: nn.Module) -> None:
     model.load_state_dict(state["model"] | state[AVERAGE])
 
 
-def saved_steps(folder: Place) -> list[int]:
-    """Steps of the complete checkpoints, rising.
-
-    Raises:
-        StorageError: the folder's store cannot be read.
-    """
-    if isinstance(folder, ObjectPath):
-        names = [name for name, files in list_checkpoints(folder).items() if META_NAME in files]
-    else:
-        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(match[1]) for match in map(_NAME.match, names) if match)
-
-
 def newest(folder: Place) -> Checkpoint | None:
     """The complete checkpoint with the most steps; None if there is none.
 
@@ -224,20 +216,16 @@ def open_checkpoint(folder: Place, step: int) -> Checkpoint:
         CheckpointError: names the damaged file.
         StorageError: as ``newest``.
     """
-    path = folder / f"step={step:09d}"
+    path = folder / checkpoint_name(step)
     try:
         meta = {**json.loads((path / META_NAME).read_bytes().decode())}
-        is_readable = meta.get("version", VERSION) == VERSION  # another version may have none of what follows
-        sizes, progress = ({**meta["files"]}, {**meta["progress"]}) if is_readable else ({}, {})
-    except StorageError:
+        # The version first: another one may have none of what follows.
+        meta = FORMAT.upgrade(meta, f"checkpoint {path}", CheckpointError)
+        sizes, progress = {**meta["files"]}, {**meta["progress"]}
+    except (StorageError, CheckpointError):
         raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(_damaged(path, f"{META_NAME} cannot be read")) from error
-    if not is_readable:
-        raise CheckpointError(
-            f"checkpoint {path} has version {meta['version']!r:.80}, and this program reads version {VERSION}: go on "
-            "with the program that wrote it, or delete the folder to go on from the one before it"
-        )
     stored = path.sizes() if isinstance(path, ObjectPath) else {}
     for name, size in sizes.items():
         try:
@@ -261,8 +249,8 @@ def prune(folder: Place, keep: int, best_step: int | None) -> None:
     steps = saved_steps(folder)
     for step in steps[:-keep]:
         if step != best_step:
-            shutil.rmtree(folder / f"step={step:09d}", ignore_errors=True)
-    for leftover in folder.glob(".step=*.tmp"):
+            shutil.rmtree(folder / checkpoint_name(step), ignore_errors=True)
+    for leftover in folder.glob(LEFTOVERS):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
@@ -270,9 +258,9 @@ def _prune_store(folder: ObjectPath, keep: int, best_step: int | None) -> None:
     # What is left goes after the next save, which tells of a store that does not answer.
     with contextlib.suppress(StorageError):
         steps = saved_steps(folder)
-        kept = {f"step={step:09d}" for step in {*steps[-keep:], best_step} & {*steps}}
+        kept = {checkpoint_name(step) for step in {*steps[-keep:], best_step} & {*steps}}
         for name in list_checkpoints(folder):
-            if _NAME.match(name) and name not in kept:
+            if is_checkpoint_name(name) and name not in kept:
                 delete_checkpoint(folder / name)
 
 

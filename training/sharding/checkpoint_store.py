@@ -15,12 +15,9 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from features.disk.checkpoint import META_NAME, UNCOMMITTED_NAME
 from features.disk.object_store import ObjectPath
 from training.sharding.checkpoint_reader import CheckpointReader
-
-META_NAME = "checkpoint.json"
-_UNCOMMITTED = ".uncommitted"
-"""What becomes ``checkpoint.json`` by a copy, when everything else is there."""
 
 
 class StoreWriter(FileSystemWriter):
@@ -54,9 +51,9 @@ class StoreWriter(FileSystemWriter):
         super().finish(metadata, results)
         sizes = self.checkpoint.sizes()
         sizes[".metadata"] = (self.local / ".metadata").stat().st_size
-        (self.local / _UNCOMMITTED).write_text(json.dumps(self.describe(sizes)), encoding="utf-8")
-        self.checkpoint.upload(self.local, (".metadata", _UNCOMMITTED))
-        (self.checkpoint / _UNCOMMITTED).copy_to(self.checkpoint / META_NAME)
+        (self.local / UNCOMMITTED_NAME).write_text(json.dumps(self.describe(sizes)), encoding="utf-8")
+        self.checkpoint.upload(self.local, (".metadata", UNCOMMITTED_NAME))
+        (self.checkpoint / UNCOMMITTED_NAME).copy_to(self.checkpoint / META_NAME)
 
 
 class StoreReader(CheckpointReader):
@@ -84,16 +81,6 @@ class StoreReader(CheckpointReader):
     def _fetch(self, name: str) -> None:
         if name in self.sizes and not (self.local / name).exists():
             (self.checkpoint / name).download(self.local / name, self.sizes[name])
-
-
-def list_checkpoints(folder: ObjectPath) -> dict[str, dict[str, int]]:
-    """Checkpoint folder -> its files and their bytes, incomplete ones too."""
-    found: dict[str, dict[str, int]] = {}
-    for path, size in folder.sizes().items():
-        name, _, file = path.partition("/")
-        if file:
-            found.setdefault(name, {})[file] = size
-    return found
 
 
 def delete_checkpoint(checkpoint: ObjectPath) -> None:

@@ -23,7 +23,7 @@ def place(tmp_path: Path) -> RetrainFolder:
     assert config.retrain is not None
     place = RetrainFolder(tmp_path, config, config.retrain)
     for number, day in enumerate(DAYS):
-        write_tiny_dataset(place.folder("partitions", day), ((4 + number,),), (), (), seed=number)
+        write_tiny_dataset(place.partition(day), ((4 + number,),), (), (), seed=number)
     return place
 
 

@@ -39,7 +39,7 @@ def log(tmp_path: Path, *names: str) -> list[str]:
 
 def build(place: RetrainFolder, name: str, files: list[str]) -> None:
     """A partition as if it had been built from these files."""
-    path = place.folder("partitions", name)
+    path = place.partition(name)
     made = write_tiny_dataset(path, ((4,),), (), ()).manifest
     dataclasses.replace(made, inputs={"train": files}).write(path)
 

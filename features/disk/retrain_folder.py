@@ -1,0 +1,171 @@
+"""The folder of a retraining: one log, one model, and all that is kept of both.
+
+dates/               which dates raw files are of, where their paths do not say
+partitions/DATE/     datasets, each going on with the one before     checks/DATE.json   may it be trained on?
+profiles/DATE.json   what its columns look like                      windows/DATE/      what a candidate trains on
+runs/DATE/           the candidate, its artifact in it               verdicts/DATE.json what became of it
+configs/DATE.json    resolved config of a candidate's training       registry/          versions of the model
+last.json            what the last retraining came to                status.html        page of jobs.status
+retrain.json         version of this layout
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from features.disk.atomic import write_json
+from features.disk.dataset import MANIFEST_NAME
+from features.disk.lock import is_held, lock
+from features.disk.run_folder import ARTIFACT_FOLDER
+from features.disk.versions import Format
+
+FORMAT = Format("retraining folder", "update twinfocus here, or begin again in another retrain.root")
+_VERSION_NAME, _LAST_NAME, _LOCK_NAME = "retrain.json", "last.json", ".lock"
+
+
+@dataclass(frozen=True)
+class RetrainFiles:
+    """Files of a retraining; nothing need be there.
+
+    Attributes:
+        root: the folder.
+    """
+
+    root: Path
+
+    def partition(self, name: str) -> Path:
+        """Return the folder of a partition's dataset."""
+        return self.root / "partitions" / name
+
+    def window(self, day: str) -> Path:
+        """Return the folder of the dataset that a day's candidate trains on."""
+        return self.root / "windows" / day
+
+    def run(self, day: str) -> Path:
+        """Return the folder of a day's candidate."""
+        return self.root / "runs" / day
+
+    def profile(self, name: str) -> Path:
+        """Return the file of a partition's profile."""
+        return self.root / "profiles" / f"{name}.json"
+
+    def checks_file(self, name: str) -> Path:
+        """Return the file of what data checks said of a partition."""
+        return self.root / "checks" / f"{name}.json"
+
+    def verdict_file(self, day: str) -> Path:
+        """Return the file of what became of a day's candidate."""
+        return self.root / "verdicts" / f"{day}.json"
+
+    def config_file(self, day: str) -> Path:
+        """Return the file of the resolved config that a day's candidate is trained with."""
+        return self.root / "configs" / f"{day}.json"
+
+    @property
+    def dates_folder(self) -> Path:
+        """Return the folder of what is known of raw files' dates."""
+        return self.root / "dates"
+
+    @property
+    def registry_folder(self) -> Path:
+        """Return the folder of the registry, unless a server keeps it."""
+        return self.root / "registry"
+
+    @property
+    def last_file(self) -> Path:
+        """Return the file of what the last retraining came to."""
+        return self.root / _LAST_NAME
+
+    @property
+    def version_file(self) -> Path:
+        """Return the file with the layout's version; without one it is version 1."""
+        return self.root / _VERSION_NAME
+
+    @property
+    def page(self) -> Path:
+        """Return the file of jobs.status's page."""
+        return self.root / "status.html"
+
+    # -------------------------------------------------------------------------------------------------- what is there
+
+    def built(self) -> list[str]:
+        """List the partitions that have a dataset, in order."""
+        return sorted(path.parent.name for path in self.root.glob(f"partitions/[!.]*/{MANIFEST_NAME}"))
+
+    def half_built(self) -> list[str]:
+        """List the partitions whose dataset has no manifest yet, in order."""
+        return sorted({path.name for path in self.root.glob("partitions/[!.]*") if path.is_dir()} - {*self.built()})
+
+    def undecided(self) -> list[str]:
+        """List the days whose candidate was begun and has no verdict yet, in order."""
+        days = sorted(path.name for path in self.root.glob("runs/[!.]*") if path.is_dir())
+        return [day for day in days if not self.verdict_file(day).exists()]
+
+    def checks_files(self) -> list[Path]:
+        """List the files of data checks, in order."""
+        return sorted(self.root.glob("checks/[!.]*.json"))
+
+    def verdict_files(self) -> list[Path]:
+        """List the files of verdicts, oldest first."""
+        return sorted(self.root.glob("verdicts/[!.]*.json"))
+
+    def leftovers(self) -> list[Path]:
+        """List the folders that killed programs left: half a window, half an artifact."""
+        return [*self.root.glob("windows/.*"), *self.root.glob(f"runs/*/.{ARTIFACT_FOLDER}.*")]
+
+    # -------------------------------------------------------------------------------------------- reading and writing
+
+    def read(self, path: Path) -> dict[str, Any]:
+        """Read a file of checks, a verdict or the last summary.
+
+        Raises:
+            ValueError, OSError: it is absent or damaged.
+        """
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def write(self, path: Path, value: Mapping[str, Any]) -> None:
+        """Write such a file in one step.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, value)
+
+    def check_version(self) -> str | None:
+        """Check that this program knows the layout.
+
+        Returns:
+            A sentence for the user where the folder is of an older version.
+
+        Raises:
+            ValueError: it is of a newer version.
+        """
+        return FORMAT.upgrade_note(self._version(), self.root)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[str | None]:
+        """Hold the folder; it has this program's version then.
+
+        Yields:
+            A sentence for the user where the folder was of an older version.
+
+        Raises:
+            ValueError: another retraining holds it, or it is of a newer version.
+        """
+        message = f"another retraining is at work in {self.root}: wait for it to end"
+        with lock(self.root / _LOCK_NAME, message):
+            note = self.check_version()
+            if self._version() != {"version": FORMAT.version}:
+                self.write(self.version_file, {"version": FORMAT.version})
+            yield note
+
+    def is_held(self) -> bool | None:
+        """Tell whether a retraining holds the folder; None: this system does not tell."""
+        return is_held(self.root / _LOCK_NAME)
+
+    def _version(self) -> dict[str, Any]:
+        return self.read(self.version_file) if self.version_file.exists() else {}
