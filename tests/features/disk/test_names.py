@@ -18,7 +18,7 @@ OWNERS = {
     **dict.fromkeys(("config.json", "dataset.json", "metrics.json", "calibration.json", "failure.json"), "run_folder"),
     **dict.fromkeys(("history.jsonl", "gate.json", "checks.json", "attribution.json", "tables.json"), "run_folder"),
     **dict.fromkeys(("report.html", ".workers", ".reserve"), "run_folder"),
-    **dict.fromkeys(("last.json", "retrain.json", "status.html"), "retrain_folder"),
+    **dict.fromkeys(("last.json", "retrain.json"), "retrain_folder"),
 }
 """File name -> the module of features/disk that owns it; plan.json is jobs.plan's too, which writes no run."""
 ENGINES = (
