@@ -2,7 +2,7 @@
 
 ``python -m tests.golden.losses --write`` records them anew, after a change that is meant to change losses; ``--add``
 records those of another machine beside them. The values of an ``identity`` are exact; those of ``portable`` hold to a
-relative tolerance on every other machine (``TOLERANCES``).
+relative tolerance on every other machine (``LOSS_TOLERANCES``).
 
 Also the few places where golden tests take hold of the product: ``train`` and ``one_rank``.
 """
@@ -58,8 +58,11 @@ RUNS: dict[str, tuple[str, ...]] = {
     ),
 }
 """Run -> what it changes in the frozen run's config."""
-TOLERANCES = dict.fromkeys(RUNS, 1e-6) | {"bfloat16": 1e-2}
-"""Relative, where instructions are others than those that were recorded."""
+LOSS_TOLERANCES = dict.fromkeys(RUNS, 5e-6) | {"bfloat16": 3e-2}
+LOGLOSS_TOLERANCES = dict.fromkeys(RUNS, 1e-2) | {"bfloat16": 5e-2}
+"""Relative, of the first losses and of the last validation logloss, where instructions are others than those that were
+recorded. AUC is not compared there. Measured: between AVX512 and Torch's plain kernels (ATEN_CPU_CAPABILITY=default)
+losses differ by 1.1e-6 and in bfloat16 by 9.6e-3, loglosses by 3.3e-3 and 1.7e-2; with avx2 by 1.5e-7 and 1.3e-3."""
 
 Recorded = dict[str, Any]
 """losses: hexadecimal floats of the first steps; valid: metric -> hexadecimal float; weights: a sha256."""

@@ -27,14 +27,27 @@ import sqlite3
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 PLACE = Path("/tmp/twinfocus-golden")
 """Where frozen files say that they are."""
 
-COLUMNS = ("id", "time", "click", "weight", "user", "device", "genres", "age", "price", "views", "seconds", "city")
+COLUMNS: Sequence[str] = (
+    "id",
+    "time",
+    "click",
+    "weight",
+    "user",
+    "device",
+    "genres",
+    "age",
+    "price",
+    "views",
+    "seconds",
+    "city",
+)
 
 CONFIG = f"""\
 [features]
