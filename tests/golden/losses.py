@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from jobs.cli.config import Config, load_config
-from pipeline.build.encode import _prepare
+from jobs.launch.run_guard import prepare
 from tests.golden.frozen import copy_frozen
 from tests.ranks import on_two_ranks
 from training.data.opened_dataset import Dataset
@@ -106,7 +106,7 @@ def train(path: Path, config: Config, *, resume: bool = False, folder: Path | No
         The run's metrics.
     """
     path.mkdir(exist_ok=True)
-    _prepare(path, config, resume=resume)
+    prepare(path, config, resume=resume)
     if config.training.num_workers == 1:
         _fit(path, config)
     else:

@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 
 from features.disk.dataset import DatasetManifest
-from jobs import status
+from jobs import evaluate, status
 from jobs.registry.registry import Registry
 from tests.golden.frozen import ARTIFACTS, GENERATIONS, copy_frozen
 from tests.golden.losses import COMMON, config_of, events, one_rank, train
 from training.fit.run import Run
-from training.judge.metrics import evaluate
 from training.ship.predict import Predictor
 
 ROOT = Path(__file__).parents[2]
