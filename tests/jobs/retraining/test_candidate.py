@@ -28,12 +28,12 @@ def place(tmp_path: Path) -> RetrainFolder:
 
 
 def test_a_window_is_begun_again_when_a_day_came_late(place: RetrainFolder) -> None:
-    first = Candidate(place, Todo((), DAYS[1:2], DAYS[2], False), DAYS[2], None, [])
+    first = Candidate(place, Todo((), DAYS[1:2], DAYS[2], False), DAYS[2], None)
     assert first.join().split("train").num_rows == 5
     first.run.mkdir(parents=True)
     first.join()
     assert first.run.exists()
-    second = Candidate(place, Todo((), DAYS[:1], DAYS[2], False, DAYS[1]), DAYS[2], None, [])
+    second = Candidate(place, Todo((), DAYS[:1], DAYS[2], False, DAYS[1]), DAYS[2], None)
     made = second.join()
     assert {name: split.num_rows for name, split in made.splits.items()} == {"train": 4, "valid": 5, "test": 6}
     assert DatasetManifest.load(second.window) == made and not second.run.exists()
