@@ -1,4 +1,4 @@
-"""An artifact: a folder with all that scores like one trained model, listed with each file's sha256 in artifact.json.
+"""An artifact: a folder with everything that scoring with a model needs, listed with its sha256 in artifact.json.
 
     artifact.json          version, precision of the tables, fingerprints, and every other file's sha256
     weights.safetensors    the network                    learnt/         what was learnt from the training split

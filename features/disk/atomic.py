@@ -30,7 +30,7 @@ class ReplacementError(ValueError):
 
 
 def leftover_pattern(name: str) -> str:
-    """Return a regular expression for the names of files on their way to ``name``, which killed processes leave."""
+    """Return a regular expression for the temporary files that killed writers of ``name`` leave."""
     return rf"\.{re.escape(name)}\.[0-9a-f]+"
 
 
@@ -167,14 +167,14 @@ def _staging(output: Path) -> Path:
 
 
 def _restore(output: Path) -> None:
-    """Undo the first of two renames, after which a job was killed or failed."""
+    """Undo the first of ``put_folder``'s two renames, if a job was killed or failed between them."""
     aside = standing(output)
     if aside != output:
         aside.rename(output)
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two names; False where that is not to be had."""
+    """Swap two names; False where the file system or the C library cannot."""
     swap = getattr(ctypes.CDLL(None), "renameat2", None)
     if swap is None:
         return False

@@ -14,9 +14,9 @@ from features.disk.versions import Format
 
 META_NAME = "checkpoint.json"
 UNCOMMITTED_NAME = ".uncommitted"
-"""What becomes ``checkpoint.json`` by a copy, when everything else is there."""
+"""File of a store's checkpoint that is copied to ``checkpoint.json`` once every other file is there."""
 LEFTOVERS = ".step=*.tmp"
-"""Pattern of folders on their way."""
+"""Pattern of the folders of unfinished checkpoints."""
 FORMAT = Format(
     "checkpoint",
     "go on with the program that wrote it, or delete the folder to go on from the one before it",

@@ -23,7 +23,7 @@ MANIFEST_NAME = "manifest.json"
 BUILD_NAME = "build.json"
 """File beside the manifest: what the last build said of itself."""
 LOCK_NAME = ".lock"
-"""File that whoever writes to the dataset holds."""
+"""Lock file that a writer to the dataset holds."""
 FORMAT = Format("dataset", "update twinfocus here, or build the dataset again with this program")
 SPLITS = ("train", "valid", "test")
 
@@ -36,7 +36,7 @@ Count = Annotated[int, Field(ge=0)]
 
 
 def inside(dataset: Path | str, path: str) -> Path:
-    """A file or folder of a dataset, by its relative path.
+    """Find a file or folder of a dataset by its relative path.
 
     Raises:
         DatasetError: a link leads out of the dataset's folder, to what whoever made the dataset may not read.
@@ -59,12 +59,13 @@ class DataFile:
 
     @property
     def num_rows(self) -> int:
+        """Count the rows of the file."""
         return sum(self.row_groups)
 
 
 @dataclass(frozen=True, config=STRICT)
 class FeatureStatistics:
-    """What one sparse feature looks like in one split (collision rate and cardinality over distinct raw values).
+    """Statistics of a sparse feature in a split; collision rate and cardinality are over distinct raw values.
 
     Where nothing is learnt from a feature's values and there are many rows, cardinality, head share and collision rate
     are estimates (``is_estimated``): counting every distinct value would cost more than the whole rest of a build.
@@ -86,7 +87,7 @@ class FeatureStatistics:
 
 @dataclass(frozen=True, config=STRICT)
 class DenseStatistics:
-    """What one dense feature looks like in one split, before fill and transformations."""
+    """Statistics of a dense feature in a split, before fill and transformations."""
 
     null_rate: float
     mean: float
@@ -106,6 +107,7 @@ class Split:
 
     @property
     def num_rows(self) -> int:
+        """Count the rows of the split."""
         return sum(f.num_rows for f in self.files)
 
 
@@ -121,14 +123,14 @@ class Rejected:
 
 @dataclass(frozen=True)
 class _Version:
-    """The version of a manifest; its other keys, of which a newer version may have more, are left alone."""
+    """Version of a manifest, read before the other keys, as a newer version may have unknown ones."""
 
     version: int = 1
 
 
 @dataclass(frozen=True, config=STRICT)
 class DatasetManifest:
-    """See module docstring. Row accounting: num_input_rows = splits + rejected + duplicates."""
+    """Everything a dataset consists of. Row accounting: num_input_rows = splits + rejected + duplicates."""
 
     schema: FeatureSchema
     schema_fingerprint: str
@@ -147,7 +149,7 @@ class DatasetManifest:
 
     @property
     def fingerprint(self) -> str:
-        """Of the schema, of what was learnt and of every file's content: equal if and only if the data are."""
+        """Hash the schema, the learnt state and every file's sha256: equal if and only if the data are."""
         files = [f.sha256 for _, split in sorted(self.splits.items()) for f in split.files]
         return hashlib.sha256(
             "\n".join([self.schema_fingerprint, self.learnt_fingerprint, *files]).encode()
@@ -200,7 +202,7 @@ class DatasetManifest:
         return learnt
 
     def split(self, name: str) -> Split:
-        """The split called ``name``.
+        """Return the split called ``name``.
 
         Raises:
             DatasetError: there is none, or it has no rows.

@@ -1,4 +1,4 @@
-"""An object store (``s3://``): its files, and how what is written to it gets there whole.
+"""An object store (``s3://``): its files, and atomic writes to it.
 
 A store has no rename, so what is written to it counts by one object, put there last by a copy inside the store, which
 happens or does not. Everything that this object names is there before, checked by size.
@@ -24,25 +24,24 @@ if TYPE_CHECKING:
     from pyarrow import fs
 
 PATIENCE_SECONDS = 25.0
-"""How long a transfer is repeated after its first failure; with the time-outs below, nobody waits for much more than a
-minute."""
+"""Seconds of retries after a transfer's first failure; with the time-outs below, a call ends after about a minute."""
 NUM_TRIES = 3
-"""At least, however long each takes."""
+"""Least number of tries of a transfer, however long each takes."""
 CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 5.0
-"""The library waits for two to three times the latter before it calls a silent connection dead."""
+"""Time-outs of connecting and of an answer; the library ends a silent connection after two to three of the latter."""
 NUM_TRANSFERS = 8
-"""Files on their way at the same time."""
+"""Number of concurrent transfers."""
 CHUNK_BYTES = 10 * 2**20
-"""Of a file in memory at a time; pyarrow's size of a part, so that it holds nothing back."""
+"""Bytes of a file in memory at a time: the size of pyarrow's upload parts, so that pyarrow buffers nothing more."""
 VERSION = re.compile(r"version-[0-9a-f]{32}")
-"""Folder that a dataset or an artifact keeps its files in."""
+"""Pattern of the folder that a dataset or an artifact keeps its files in."""
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class StorageError(ValueError):
-    """A place cannot be read or written; names it and says what to do."""
+    """A place cannot be read or written; the message names it and says what to do."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class ObjectPath:
 
     bucket: str
     key: str
-    """Without slashes at its ends."""
+    """Key of the file or folder in the bucket, without slashes at its ends."""
 
     def __str__(self) -> str:
         return f"s3://{self.bucket}/{self.key}"
@@ -61,6 +60,7 @@ class ObjectPath:
 
     @property
     def name(self) -> str:
+        """Return the last part of the key."""
         return self.key.rpartition("/")[2]
 
     @property
@@ -68,7 +68,7 @@ class ObjectPath:
         return f"{self.bucket}/{self.key}"
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of every file below this folder, by its path in it; empty where there is no such folder.
+        """List the files below this folder: relative path -> bytes; empty where there is no such folder.
 
         Raises:
             StorageError: there is no such bucket, or it may not be listed.
@@ -86,12 +86,23 @@ class ObjectPath:
         return {info.path[len(self._path) + 1 :]: info.size for info in self._insist(list_) if info.is_file}
 
     def is_file(self) -> bool:
+        """Tell whether there is a file with this key.
+
+        Raises:
+            StorageError: there is no such bucket, or it cannot be read.
+        """
         if self._insist(lambda: _store().get_file_info(self._path).is_file):
             return True
         self.sizes()  # a bucket that is not there looks like a file that is not, until it is listed
         return False
 
     def read_bytes(self) -> bytes:
+        """Read the whole file.
+
+        Raises:
+            StorageError: it is not there or cannot be read.
+        """
+
         def read() -> bytes:
             with _store().open_input_stream(self._path, compression=None) as stream:
                 return stream.read()
@@ -172,10 +183,10 @@ class ObjectPath:
         self._insist(remove)
 
     def _insist(self, act: Callable[[], T]) -> T:
-        """What ``act`` returns, repeated as long as another try can help.
+        """Call ``act`` with retries and return its result.
 
         Raises:
-            StorageError: it cannot, or did not in time.
+            StorageError: a retry cannot help, or the last one in time failed too.
             OSError: something on this machine's own disk is wrong.
         """
         failures, pause = [], 0.25
@@ -198,7 +209,7 @@ class ObjectPath:
 
 
 def new_version_name() -> str:
-    """Of a folder that no other job writes to."""
+    """Make a name for a version's folder that no other job writes to."""
     return f"version-{uuid.uuid4().hex}"
 
 
@@ -250,7 +261,7 @@ def _read_if_there(place: ObjectPath) -> bytes | None:
 
 
 def _all(act: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """``act`` on each item, several at a time; the first error ends what has not begun."""
+    """Call ``act`` on each item, several at a time; after the first error no further call begins."""
     with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
         try:
             return list(pool.map(act, items))
@@ -263,12 +274,12 @@ def _all(act: Callable[[T], R], items: Iterable[T]) -> list[R]:
 
 
 def _store() -> "fs.FileSystem":
-    """The store that the environment names."""
+    """Connect to the store that the environment names."""
     return _connect(*_endpoint(), os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"))
 
 
 def _endpoint() -> tuple[str, str] | tuple[None, None]:
-    """Scheme and host:port that AWS_ENDPOINT_URL names; None: Amazon's own.
+    """Read scheme and host:port from AWS_ENDPOINT_URL; None: Amazon's own.
 
     Raises:
         StorageError: it is no such URL.
@@ -314,7 +325,7 @@ _CURES = {
 
 
 def _cure(error: str) -> str | None:
-    """What to do about an error that another try will not mend; None for other errors."""
+    """Say what to do about an error that no retry can mend; None for other errors."""
     code = re.search(r"AWS Error (\w+)", error)
     if code and code[1] in _CURES:
         return _CURES[code[1]]
@@ -326,5 +337,5 @@ def _cure(error: str) -> str | None:
 
 
 def _reason(error: str) -> str:
-    """The store's own words, without the library's."""
+    """Cut the store's own message out of the library's."""
     return (error.partition("AWS Error ")[2].removeprefix("UNKNOWN ") or error)[:200].strip(" .")

@@ -1,4 +1,4 @@
-"""Places: where files are, a folder on disk or in an object store (``s3://``), and folders for what passes by."""
+"""Places: where files are, a folder on disk or in an object store (``s3://``), and temporary folders."""
 
 import contextlib
 import math
@@ -25,7 +25,7 @@ def locate(place: str | Place) -> Place:
     """Read a place from a path, ``file://`` or ``s3://``.
 
     Raises:
-        StorageError: nothing of the kind can be opened here.
+        StorageError: the scheme is unknown, or the URL names no folder.
     """
     if not isinstance(place, str):
         return place

@@ -1,4 +1,4 @@
-"""The folder of a retraining: one log, one model, and all that is kept of both.
+"""The folder of a retraining: everything that is kept of one log and its model.
 
 dates/               which dates raw files are of, where their paths do not say
 partitions/DATE/     datasets, each going on with the one before     checks/DATE.json   may it be trained on?
@@ -127,7 +127,7 @@ class RetrainFiles:
         return json.loads(path.read_text(encoding="utf-8"))
 
     def write(self, path: Path, value: Mapping[str, Any]) -> None:
-        """Write such a file in one step.
+        """Write a file of checks, a verdict or the last summary in one step.
 
         Raises:
             OSError: it cannot be written.
@@ -148,7 +148,7 @@ class RetrainFiles:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[str | None]:
-        """Hold the folder; it has this program's version then.
+        """Lock the folder and upgrade it to this program's version.
 
         Yields:
             A sentence for the user where the folder was of an older version.

@@ -1,4 +1,4 @@
-"""A run's folder on disk: its files' names, strict for whoever trains in it, tolerant for whoever reports on it.
+"""A run's folder on disk: its files' names, a strict reader for training, a tolerant one for reports.
 
 config.json      the resolved config                  dataset.json     what it is trained on, and the run's version
 learnt/          the dataset's learnt state           checkpoints/     see ``checkpoint``
@@ -31,11 +31,11 @@ GATE_NAME, CHECKS_NAME = "gate.json", "checks.json"
 ATTRIBUTION_NAME, TABLES_NAME, REPORT_NAME = "attribution.json", "tables.json", "report.html"
 LEARNT_NAME, CHECKPOINTS_NAME, ARTIFACT_FOLDER, ERRORS_NAME = "learnt", "checkpoints", "artifact", "errors"
 LOCK_NAME = ".lock"
-"""File that the program which trains holds."""
+"""Lock file that the training program holds."""
 WORKERS_LOCK_NAME = ".workers"
-"""File that the workers share as long as they live; it says which training they belong to."""
+"""Lock file that the living workers share; it says which training they belong to."""
 RESERVE_NAME = ".reserve"
-"""File that makes room for a last word when the disk is full."""
+"""Spare file, deleted when the disk is full to make room for the reason of the failure."""
 
 FORMAT = Format("run", "update twinfocus here, or train the model again with this program")
 
@@ -142,7 +142,7 @@ class RunFolder:
             file.write(json.dumps(event) + "\n")
 
     def rewind(self, step: int) -> None:
-        """Drop what the history tells of steps after ``step``: they will be done again."""
+        """Drop the history's events after ``step``: those steps will be done again."""
         if not self.history.exists():
             return
         lines = self.history.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -152,7 +152,7 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a run folder holds, for a report: a part that is not there is None or empty.
+    """Contents of a run folder for a report: an absent part is None or empty.
 
     Attributes:
         path: the folder.
@@ -230,14 +230,14 @@ class RunFiles:
 
 
 def _best_step(history: list[dict[str, Any]]) -> int | None:
-    """Of the best evaluation; where nothing was evaluated, of the newest checkpoint."""
+    """Find the step of the best evaluation; where nothing was evaluated, of the newest checkpoint."""
     best = [e["step"] for e in history if e.get("event") == "evaluation" and e.get("best")]
     steps = best or [e["step"] for e in history if e.get("event") == "checkpoint"]
     return steps[-1] if steps else None
 
 
 def _load_manifest(dataset: Mapping[str, Any]) -> tuple[DatasetManifest | None, str]:
-    """The manifest of the run's dataset, or None and why."""
+    """Load the manifest of the run's dataset; None with the reason where it cannot be used."""
     if "dataset" not in dataset:
         return None, f"The run names no dataset ({DATASET_NAME} is missing)."
     try:
@@ -259,7 +259,7 @@ def _read(path: Place, absent: Any) -> Any:
 
 
 def _checked(path: Path, kind: Any) -> Any:
-    """A file of a known kind; keys that are not known here are left alone."""
+    """Read a JSON file as a type; None where it is absent."""
     if not path.is_file():
         return None
     try:
@@ -270,7 +270,7 @@ def _checked(path: Path, kind: Any) -> Any:
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Lines of a history; one without an end is still being written and left out."""
+    """Read the lines of a history; a last line without an end is still being written and left out."""
     if not path.is_file():
         return
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):

@@ -51,7 +51,7 @@ class Format:
         return found
 
     def upgrade(self, value: Mapping[str, Any], path: object, error: type[ValueError] = ValueError) -> dict[str, Any]:
-        """Return the same in this program's version, with its key ``version``.
+        """Upgrade a file's value to this program's version, with its key ``version``.
 
         Args:
             value: what the file holds.

@@ -1,4 +1,4 @@
-"""A window of partitions: datasets of single days, say, as one dataset, without a copy of their rows.
+"""Windows: several partitions (datasets of single days, say) joined to one dataset without copying their rows.
 
 Each partition was built alone, its vocabularies going on with those of the one before, so an id means the same in all
 of them and the newest partition's learnt state is the whole window's.
@@ -27,7 +27,7 @@ from features.disk.dataset import (
 from features.learnt import Learnt
 
 SOURCE_SPLIT = "train"
-"""Of a partition; a partition has no other, as nobody knows yet what it will be used for."""
+"""Split of a partition: its only one, since the use of its rows is decided later."""
 
 
 class OtherWindow(DatasetError):
@@ -60,6 +60,7 @@ class Partition:
 
     @property
     def split(self) -> Split:
+        """Return the partition's only split."""
         return self.manifest.split(SOURCE_SPLIT)
 
 
@@ -97,7 +98,11 @@ def join(partitions: Mapping[str, Sequence[Path]], output: Path) -> DatasetManif
 
 
 def _newest(partitions: Sequence[Partition]) -> Partition:
-    """The partition whose learnt state goes on with that of every other."""
+    """Find the partition whose learnt state extends that of every other.
+
+    Raises:
+        DatasetError: there is none, or the schemas differ.
+    """
     if not partitions:
         raise DatasetError("a window needs a partition")
     newest = partitions[0]
@@ -146,7 +151,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _join_sparse(parts: Sequence[FeatureStatistics], rows: Sequence[int]) -> FeatureStatistics:
-    """Rates are exact; how many distinct values there are in all, and how often the first comes, is estimated."""
+    """Join statistics; cardinality, head share and collision rate become estimates."""
     collisions = [part.collision_rate for part in parts if part.collision_rate is not None]
     return FeatureStatistics(
         cardinality=max(part.cardinality for part in parts),
@@ -161,7 +166,7 @@ def _join_sparse(parts: Sequence[FeatureStatistics], rows: Sequence[int]) -> Fea
 
 
 def _join_dense(parts: Sequence[DenseStatistics], rows: Sequence[int]) -> DenseStatistics:
-    """Moments are over the rows that have a value."""
+    """Join statistics; moments are over the rows that have a value."""
     counts = [(1 - part.null_rate) * num_rows for part, num_rows in zip(parts, rows, strict=True)]
     mean = _mean([part.mean for part in parts], counts)
     square = _mean([part.standard_deviation**2 + part.mean**2 for part in parts], counts)
@@ -176,7 +181,7 @@ def _join_dense(parts: Sequence[DenseStatistics], rows: Sequence[int]) -> DenseS
 
 
 def _join_inputs(opened: Mapping[str, Sequence[Partition]]) -> dict[str, list[str]]:
-    """The raw logs of each split, and the lookups of all."""
+    """Join the lists of input files: the raw logs of each split, and the lookups of all."""
     inputs: dict[str, list[str]] = {}
     for split, parts in opened.items():
         for part in parts:
@@ -186,7 +191,7 @@ def _join_inputs(opened: Mapping[str, Sequence[Partition]]) -> dict[str, list[st
 
 
 def _join_rejected(parts: Sequence[Partition]) -> Rejected:
-    """Counts alone: the lines are in the partitions."""
+    """Add up the counts of rejected rows; the rows themselves stay in the partitions."""
     reasons: Counter[str] = Counter()
     for part in parts:
         reasons.update(part.manifest.rejected.reasons)
