@@ -28,7 +28,7 @@ MAX_NUMBER = float(np.finfo(np.float32).max)
 """A number must not be larger than this in size: a column of the files is float32, and moments are sums of squares."""
 
 _REMEMBERED_VALUES = 1 << 16
-"""Raw values of a feature that are kept with their ids, the most recently used ones."""
+"""Size of a feature's cache of raw values and their ids (least recently used out first)."""
 
 _NUMBER = re.compile(NUMBER_PATTERN)
 
@@ -71,7 +71,7 @@ def to_text(value: Any) -> str | None:
 
 
 def to_number(value: Any) -> float | None:
-    """The number a raw value stands for; None for a missing one; ``true`` is 1 and ``false`` 0, as text too.
+    """Read a raw value as a number; None for a missing one; ``true`` is 1 and ``false`` 0, as text too.
 
     Raises:
         RowError: text that is not a finite decimal number, or a number that float32 has no room for.
@@ -168,7 +168,7 @@ class RowEncoder:
         return _call(self._ids[feature.name], feature.columns, row)
 
     def dense_value(self, feature: DenseFeature, row: RawRow) -> float:
-        """The float of one dense feature of one row.
+        """Compute the float of one dense feature of one row.
 
         Raises:
             RowError: the column is absent or its value malformed.
@@ -201,7 +201,7 @@ class RowEncoder:
 
 
 def _call(encode: Any, columns: tuple[str, ...], row: RawRow) -> Any:
-    """``encode`` (remembered values) of some columns of a row, with errors that name the columns."""
+    """Call a cached ``encode`` on some columns of a row; errors name the columns."""
     try:
         values = [row[column] for column in columns]
     except KeyError as error:
@@ -217,7 +217,7 @@ def _call(encode: Any, columns: tuple[str, ...], row: RawRow) -> Any:
 
 
 def _split(value: Any, feature: SparseFeature) -> list[str]:
-    """Non-empty tokens of a multi-valued value, at most ``max_length``."""
+    """Split a multi-valued value into its first ``max_length`` non-empty tokens."""
     if isinstance(value, list | tuple | np.ndarray):
         texts = [to_text(v) for v in value]
     else:

@@ -52,18 +52,18 @@ class Single:
     """One id a row; a missing value has an id of its own (0, or the out-of-vocabulary one)."""
 
     has_one_id = True
-    """Every row has exactly one id, so a batch stacks such columns and copies them as one block."""
+    """Flag: every row has exactly one id, so a batch stacks such columns and copies them as one block."""
     takes_lists = False
-    """Raw values are lists, or text that is cut into one, of which ``max_length`` are kept."""
+    """Flag: raw values are lists, or text to be split, of which ``max_length`` values are kept."""
     is_array = False
-    """Prepared values (before ids are known) are arrays."""
+    """Flag: prepared values (before ids are known) are arrays."""
 
     def columns(self, feature: "SparseFeature") -> tuple[Column, ...]:
         """Columns in the Parquet files; the first one holds the ids."""
         return (Column(feature.name, np.int32, bound=TABLE),)
 
     def pooling(self, feature: "SparseFeature") -> Literal["mean", "sum"]:
-        """How a row's embeddings become one vector."""
+        """Return the pooling of a row's embeddings to one vector."""
         return "sum"
 
     def lengths(self, columns: Arrays, feature: "SparseFeature") -> NDArray[Any]:
@@ -94,7 +94,7 @@ class Bag(Single):
         return ids, Column(feature.name + LENGTH_SUFFIX, np.int32, bound=feature.max_length + 1)
 
     def pooling(self, feature: "SparseFeature") -> Literal["mean", "sum"]:
-        """How a row's embeddings become one vector: as the feature says."""
+        """Return the feature's own pooling."""
         return feature.pooling
 
     def lengths(self, columns: Arrays, feature: "SparseFeature") -> NDArray[Any]:
@@ -120,7 +120,7 @@ SINGLE, BAG, DENSE = Single(), Bag(), Dense()
 
 
 def row_columns(schema: "FeatureSchema") -> dict[str, Column]:
-    """The row's own columns, by name: label, and those of weight, group id and timestamp that the schema has."""
+    """List the row's own columns by name: label, and those of weight, group id and timestamp that the schema has."""
     declared = {"label": True, "weight": schema.weight, "group_id": schema.group_id, "timestamp": schema.timestamp}
     return {name: column for name, column in ROW_COLUMNS.items() if declared[name]}
 
@@ -138,13 +138,13 @@ BATCH_COLUMNS = ("label", "weight", "group_id")
 
 
 def batch_columns(schema: "FeatureSchema") -> dict[str, Column]:
-    """Every column that a batch is made of, by name: the features' in the schema's order, and the row's own."""
+    """List the columns of a batch by name: the features' in the schema's order, and the row's own."""
     own = {name: column for name, column in row_columns(schema).items() if name in BATCH_COLUMNS}
     return {"label": own.pop("label")} | {c.name: c for c in schema.columns} | own
 
 
 def ids_of(columns: Arrays, feature: "SparseFeature") -> tuple[NDArray[Any], NDArray[Any]]:
-    """Ids of a feature without padding, (V,) row by row, and how many each row has, (n,)."""
+    """Return a feature's ids without padding, (V,) row by row, and how many each row has, (n,)."""
     ids, lengths = columns[feature.name], feature.kind.lengths(columns, feature)
     return unpadded(ids, lengths), lengths
 
@@ -155,14 +155,14 @@ def unpadded(ids: NDArray[Any], lengths: NDArray[Any]) -> NDArray[Any]:
 
 
 def present_ids(columns: Arrays, feature: "SparseFeature") -> tuple[NDArray[Any], int]:
-    """Ids of the values that are not missing, and how many are: ids 0, and rows without any."""
+    """Return the ids of present values, and the number of missing ones: ids 0, and rows without ids."""
     ids, lengths = ids_of(columns, feature)
     is_missing = ids == MISSING_ID
     return ids[~is_missing], int((lengths == 0).sum()) + int(is_missing.sum())
 
 
 def present_numbers(columns: Arrays, feature: "DenseFeature") -> tuple[NDArray[Any], int]:
-    """Numbers that are not missing, and how many are: NaN."""
+    """Return the present numbers, and the number of missing ones (NaN)."""
     values = columns[feature.name]
     is_missing = np.isnan(values)
     return values[~is_missing], int(is_missing.sum())

@@ -1,4 +1,4 @@
-"""Learnt: what the training split taught (vocabularies, quantile boundaries, moments), kept beside the schema.
+"""Learnt: state fitted on the training split (vocabularies, quantile boundaries, moments), kept beside the schema.
 
 A dataset, a run and an artifact all carry it, because ids mean nothing without it.
 """
@@ -49,7 +49,7 @@ class Learnt:
 
     @property
     def fingerprint(self) -> str:
-        """64 hexadecimal digits over everything learnt.
+        """Hash everything learnt to 64 hexadecimal digits.
 
         Raises:
             LearntError: a token is no text (half a surrogate pair, as JSON may hold).
@@ -131,7 +131,7 @@ class Learnt:
                 )
 
     def oov_id(self, name: str) -> int:
-        """Out-of-vocabulary id of a feature with a vocabulary: of any other or a missing value."""
+        """Return a feature's out-of-vocabulary id, which unknown and missing values have."""
         return self.out_of_vocabulary.get(name, len(self.vocabularies[name]) + 1)
 
     def ids_of(self, name: str) -> dict[str, int]:
@@ -141,7 +141,7 @@ class Learnt:
         return {token: place + (place >= out_of_vocabulary) for place, token in tokens}
 
     def extends(self, other: "Learnt") -> bool:
-        """Whether every id of ``other`` means the same here, and every number becomes the same bucket and float.
+        """Tell whether every id of ``other`` means the same here, and every number becomes the same bucket and float.
 
         Then rows encoded with ``other`` are rows of this state too; it may have more tokens. A state extends itself.
         """
@@ -153,14 +153,14 @@ class Learnt:
         )
 
     def boundaries_of(self, feature: SparseFeature) -> tuple[float, ...]:
-        """Boundaries of a feature bucketed by ``boundaries``, ``quantiles`` or ``log``."""
+        """Return the boundaries of a feature bucketed by ``boundaries``, ``quantiles`` or ``log``."""
         encoding = feature.encoding
         if isinstance(encoding, BoundariesEncoding | LogEncoding):
             return encoding.boundaries
         return tuple(self.boundaries[feature.name])
 
     def num_embeddings(self, feature: SparseFeature) -> int:
-        """Rows of the feature's table: ids are 0 <= id < num_embeddings.
+        """Count the rows of the feature's table: ids are 0 <= id < num_embeddings.
 
         hash: num_buckets. vocabulary, log_squared: n + 2 (0 is padding, one is out-of-vocabulary).
         boundaries, quantiles, log: boundaries + 2 (0 is missing).

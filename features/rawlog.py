@@ -28,13 +28,13 @@ class LogFormat:
 
     kind: Literal["csv", "tsv", "jsonl", "parquet"] = "csv"
     separator: str | None = None
-    """csv and tsv: between columns, one or more characters. None: a comma or a tab."""
+    """Separator of columns (csv and tsv), one or more characters. None: a comma or a tab."""
     header: bool = True
-    """csv and tsv: the first line of every file names the columns."""
+    """Whether the first line of every file names the columns (csv and tsv)."""
     columns: tuple[str, ...] = ()
-    """csv and tsv without a header: the columns in file order; ``"C{1..26}"`` stands for C1 to C26."""
+    """Columns in file order (csv and tsv without a header); ``"C{1..26}"`` stands for C1 to C26."""
     quote: str | None = None
-    """csv and tsv: None means a double quote for csv and none for tsv; "" means none."""
+    """Quote character (csv and tsv); None: a double quote for csv and none for tsv; "": none."""
     encoding: Literal["UTF-8", "ISO-8859-1"] = "UTF-8"
     null_values: tuple[str, ...] = ()
     """Texts that mean missing, besides the empty text."""
@@ -62,7 +62,7 @@ class Lookup:
     """A small side table joined to every raw row (users.dat onto ratings.dat, say)."""
 
     path: str
-    """Looked for as given, then beside the log file that is being read."""
+    """Path of the side table, looked for as given, then beside the log file that is being read."""
     key: str
     """Column that both the log and the side table have; unique in the side table."""
     format: LogFormat
@@ -109,12 +109,12 @@ def open_text(path: str, encoding: str, errors: str = "strict"):
 
 
 MAX_LINE = 1 << 24
-"""Characters of a line. One without an end, which a gzip file of a few kilobytes may hold, would fill the memory."""
+"""Longest line in characters: an endless one, which a gzip file of a few kilobytes may hold, would fill the memory."""
 TOO_LONG = f"longer than {MAX_LINE} characters"
 
 
 def bounded_lines(file: TextIO) -> Iterator[str]:
-    """The lines of a text file; of one that ``is_too_long`` the first characters alone."""
+    """Read the lines of a text file; a line that ``is_too_long`` is cut to its first characters."""
     while line := file.readline(MAX_LINE + 1):
         rest = line
         while is_too_long(line) and rest and not rest.endswith("\n"):
@@ -123,7 +123,7 @@ def bounded_lines(file: TextIO) -> Iterator[str]:
 
 
 def is_too_long(line: str) -> bool:
-    """Whether a line, without its end, exceeds ``MAX_LINE`` characters."""
+    """Tell whether a line, without its end, exceeds ``MAX_LINE`` characters."""
     return len(line) > MAX_LINE and len(line.rstrip("\n")) > MAX_LINE
 
 
@@ -168,7 +168,7 @@ def read_lines(
 
 
 def read_lookup(path: str, lookup: Lookup) -> tuple[list[str], dict[str | None, dict[str, Any]]]:
-    """A side table in memory: its columns besides the key, and text of the key -> row.
+    """Read a side table: its columns besides the key, and text of the key -> row.
 
     Raises:
         LogError: the table cannot be read, or a key is missing or there twice.
@@ -190,7 +190,7 @@ def read_lookup(path: str, lookup: Lookup) -> tuple[list[str], dict[str | None, 
 
 
 _BATCH_ROWS = 4_096
-"""Rows of a Parquet log that are Python objects at a time."""
+"""Rows of a Parquet log that are converted to Python objects at a time."""
 
 _Lines = Iterator[tuple[int, dict[str, Any] | LogError]]
 
@@ -246,11 +246,11 @@ def _read_jsonl(path: str, log_format: LogFormat) -> _Lines:
 
 
 KEEP_BYTES = "surrogateescape"
-"""A byte that is no text does not end the reading of a file: ``is_text`` tells the line it stands in."""
+"""Decoding errors: undecodable bytes are kept instead of ending the reading; ``is_text`` finds their lines."""
 
 
 def is_text(line: str) -> bool:
-    """Whether a line read with ``KEEP_BYTES`` was text in the file's encoding."""
+    """Tell whether a line read with ``KEEP_BYTES`` was text in the file's encoding."""
     try:
         line.encode()
     except UnicodeEncodeError:

@@ -21,16 +21,16 @@ from pydantic.dataclasses import dataclass
 from features.kinds import BAG, DENSE, LENGTH_SUFFIX, SINGLE, Bag, Column, Dense, Single
 
 ENCODING_VERSION = 1
-"""Raised when the meaning of an encoding changes, so that old datasets are refused instead of misread."""
+"""Version of the encodings' meaning; a new one makes old datasets be refused instead of misread."""
 
 RESERVED_NAMES = ("label", "weight", "group_id", "timestamp")
 MAX_TABLE_ROWS = 2**31 - 1
 
 STRICT = ConfigDict(extra="forbid")
-"""Every config dataclass refuses keys it does not know."""
+"""Pydantic config of every config dataclass: unknown keys are refused."""
 
 MAX_NAMES = 10_000
-"""Names that one pair of braces may stand for."""
+"""Largest number of names that one pair of braces may stand for."""
 
 _BRACES = re.compile(r"^(.*)\{(\d{1,9})\.\.(\d{1,9})\}(.*)$")
 _LABEL_RULE = re.compile(r"^\s*(?P<column>[^\s<>=!]+)\s*(?:(?P<op>>=|<=|==|!=|>|<)\s*(?P<value>[-+0-9.eE]+)\s*)?$")
@@ -57,7 +57,7 @@ def expand_names(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _shown(names: list[str]) -> str:
-    """Names of any kind in a message: half a surrogate pair, as JSON may hold, cannot be printed as it is."""
+    """Join names for a message; half a surrogate pair, as JSON may hold, is escaped to be printable."""
     return ", ".join(names).encode("utf-8", "backslashreplace").decode()
 
 
@@ -67,7 +67,7 @@ class HashEncoding:
 
     num_buckets: Annotated[int, Field(ge=2, le=MAX_TABLE_ROWS)]
     salt: str | None = None
-    """None: the name of the feature's table, which is the feature's own unless it says otherwise."""
+    """Text hashed before the value; None: the name of the feature's table."""
     kind: Literal["hash"] = "hash"
 
 
@@ -80,7 +80,7 @@ class VocabularyEncoding:
 
     min_count: Annotated[int, Field(ge=1)] = 1
     max_size: Annotated[int, Field(ge=1)] | None = None
-    """Keep at most so many values, the most frequent first, ties in byte order."""
+    """Largest number of values kept, the most frequent first, ties in byte order; None: no limit."""
     kind: Literal["vocabulary"] = "vocabulary"
 
 
@@ -98,7 +98,7 @@ class BoundariesEncoding:
 
 @dataclass(frozen=True, config=STRICT)
 class QuantilesEncoding:
-    """As ``boundaries``, with the boundaries at the training split's quantiles (equal ones merged)."""
+    """Buckets like ``boundaries``, with the boundaries at the training split's quantiles (equal ones merged)."""
 
     num_buckets: Annotated[int, Field(ge=2, le=10_000)]
     kind: Literal["quantiles"] = "quantiles"
@@ -106,7 +106,7 @@ class QuantilesEncoding:
 
 @dataclass(frozen=True, config=STRICT)
 class LogEncoding:
-    """As ``boundaries``, with the boundaries at 1, base, base^2, ... base^(num_buckets - 2)."""
+    """Buckets like ``boundaries``, with the boundaries at 1, base, base^2, ... base^(num_buckets - 2)."""
 
     num_buckets: Annotated[int, Field(ge=2, le=1_000)] = 32
     base: Annotated[FiniteFloat, Field(gt=1)] = 2.0
@@ -118,6 +118,7 @@ class LogEncoding:
 
     @property
     def boundaries(self) -> tuple[float, ...]:
+        """Return 1, base, base^2, ... base^(num_buckets - 2)."""
         return tuple(self.base**i for i in range(self.num_buckets - 1))
 
 
@@ -156,11 +157,11 @@ class SparseFeature:
     columns: tuple[str, ...] = ()
     """Raw columns; empty: the one named like the feature. Two or more make a cross, which is always hashed."""
     separator: str | None = None
-    """Splits the text into several values; None: single-valued."""
+    """Separator that splits the text into several values; None: single-valued."""
     max_length: Annotated[int, Field(ge=1, le=4096)] = 16
-    """Multi-valued only: values kept a row, the first ones; the rest are dropped and counted in the statistics."""
+    """Number of values kept a row (multi-valued only), the first ones; the statistics count the rest."""
     pooling: Literal["mean", "sum"] = "mean"
-    """Multi-valued only: how the value's embeddings become one vector."""
+    """Pooling of a row's embeddings to one vector (multi-valued only)."""
     table: str | None = None
     """Table that the ids are looked up in: features that name one table share its rows, a vocabulary that is learnt
     from the values of all of them, and a hash's default salt. They need one encoding. None: the feature's own name."""
@@ -180,28 +181,28 @@ class SparseFeature:
 
     @property
     def source(self) -> str:
-        """Where the values come from, in words."""
+        """Describe the raw columns that the values come from."""
         return " x ".join(self.columns) + (f" split at {self.separator!r}" if self.separator else "")
 
     @property
     def kind(self) -> Single | Bag:
-        """What the feature is in files, batches and tables."""
+        """Return the feature's kind: its form in files, batches and tables."""
         return SINGLE if self.separator is None else BAG
 
     @property
     def salt(self) -> str:
-        """The text hashed before the value; only a hashed feature has one."""
+        """Return the text hashed before the value; only a hashed feature has one."""
         assert isinstance(self.encoding, HashEncoding)
         return self.table_name if self.encoding.salt is None else self.encoding.salt
 
     @property
     def table_name(self) -> str:
-        """The table that the ids are looked up in."""
+        """Return the name of the table that the ids are looked up in."""
         return self.name if self.table is None else self.table
 
     @property
     def length_name(self) -> str:
-        """Name of the column with the number of values in each row of a multi-valued feature."""
+        """Return the name of the column with the number of ids in each row of a multi-valued feature."""
         return self.name + LENGTH_SUFFIX
 
 
@@ -213,12 +214,12 @@ class DenseFeature:
     column: str | None = None
     """Raw column; None: the one named like the feature."""
     fill: float = 0.0
-    """Stands for a missing value; the steps below apply to it too."""
+    """Number that replaces a missing value; the steps below apply to it too."""
     clip: tuple[float, float] | None = None
     log1p: bool = False
-    """sign(v) * ln(1 + |v|): plain log1p for v >= 0, and defined below."""
+    """Whether to take sign(v) * ln(1 + |v|), which is log1p for v >= 0 and also defined for v < 0."""
     standardise: bool = False
-    """Subtract the training split's mean and divide by its standard deviation."""
+    """Whether to subtract the training split's mean and divide by its standard deviation."""
 
     def __post_init__(self) -> None:
         if self.column is None:
@@ -230,19 +231,19 @@ class DenseFeature:
 
     @property
     def source(self) -> str:
-        """The raw column."""
+        """Return the raw column."""
         assert self.column is not None
         return self.column
 
     @property
     def steps(self) -> str:
-        """What becomes of a number, in words."""
+        """Describe the transformations of a number."""
         steps = [self.clip and f"clip {self.clip[0]:g} to {self.clip[1]:g}", self.log1p and "log1p"]
         return ", ".join(s for s in [*steps, self.standardise and "standardise"] if s) or "as it is"
 
     @property
     def kind(self) -> Dense:
-        """What the feature is in files and batches."""
+        """Return the feature's kind: its form in files and batches."""
         return DENSE
 
 
@@ -284,11 +285,11 @@ class Label:
 
 @dataclass(frozen=True, config=STRICT)
 class Timestamp:
-    """When the row happened, stored as Unix seconds."""
+    """Time of the row's event, stored as Unix seconds."""
 
     column: str
     format: str = "unix"
-    """``unix`` (seconds), ``unix_ms``, or a Spark date pattern such as ``yyMMddHH``, read as UTC."""
+    """Format of the column: ``unix`` (seconds), ``unix_ms``, or a Spark date pattern like ``yyMMddHH``, read as UTC."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -326,26 +327,28 @@ class FeatureSchema:
 
     @property
     def label_rule(self) -> Label:
+        """Return the label's rule, parsed."""
         return Label.parse(self.label)
 
     @cached_property
     def sparse_names(self) -> tuple[str, ...]:
+        """List the names of the sparse features, in the schema's order."""
         return tuple(f.name for f in self.sparse)
 
     @cached_property
     def columns(self) -> tuple[Column, ...]:
-        """The features' columns in the Parquet files, in the schema's order."""
+        """List the features' columns in the Parquet files, in the schema's order."""
         sparse = (column for feature in self.sparse for column in feature.kind.columns(feature))
         return *sparse, *(column for feature in self.dense for column in feature.kind.columns(feature))
 
     @cached_property
     def jagged(self) -> dict[int, SparseFeature]:
-        """Sparse features with any number of ids a row, by their place among all."""
+        """Index the sparse features with any number of ids a row by their place among all sparse ones."""
         return {i: feature for i, feature in enumerate(self.sparse) if not feature.kind.has_one_id}
 
     @cached_property
     def tables(self) -> dict[str, tuple[SparseFeature, ...]]:
-        """Table -> the features that share it, both in the schema's order."""
+        """Group the sparse features by table: table -> its features, both in the schema's order."""
         found: dict[str, tuple[SparseFeature, ...]] = {}
         for feature in self.sparse:
             found[feature.table_name] = (*found.get(feature.table_name, ()), feature)
@@ -353,23 +356,24 @@ class FeatureSchema:
 
     @cached_property
     def dense_names(self) -> tuple[str, ...]:
+        """List the names of the dense features, in the schema's order."""
         return tuple(f.name for f in self.dense)
 
     @property
     def feature_columns(self) -> tuple[str, ...]:
-        """Raw columns needed to score a row, each once, in order of first use."""
+        """List the raw columns needed to score a row, each once, in order of first use."""
         columns = [c for f in self.sparse for c in f.columns] + [f.source for f in self.dense]
         return tuple(dict.fromkeys(columns))
 
     @property
     def raw_columns(self) -> tuple[str, ...]:
-        """Raw columns needed to build a dataset: the features', then label, weight, group, time and carried ones."""
+        """List the raw columns that a build needs: the features', then label, weight, group, time and carried ones."""
         extra = [self.label_rule.column, self.weight, self.group_id, self.timestamp and self.timestamp.column]
         return tuple(dict.fromkeys([*self.feature_columns, *(c for c in extra if c), *self.carry]))
 
     @property
     def fingerprint(self) -> str:
-        """64 hexadecimal digits that change when any raw value could become another id or float."""
+        """Hash the encoding rules to 64 hexadecimal digits, which change when any id or float could."""
         meaning = asdict(self)
         for feature in meaning["sparse"]:
             del feature["embedding_dim"]  # a model's choice

@@ -1,4 +1,4 @@
-"""Bins of features: chosen in one dataset, its most frequent ids and edges at its quantiles, and counted in any.
+"""Bins of features: chosen on one dataset (most frequent ids, edges at quantiles), counted on any.
 
 Days are counted over the bins of an earlier one, so that no bin is chosen by the rows that it is to judge.
 """
@@ -19,14 +19,14 @@ from features.schema import FeatureSchema
 NUM_QUANTILES = 10
 """Bins of a dense feature, if no value is frequent: deciles, which the usual bounds of the PSI are for."""
 NUM_QUANTILE_ROWS = 65_536
-"""Rows, evenly spaced, that quantiles are of."""
+"""Number of evenly spaced rows that quantiles are computed on."""
 
 Bins: TypeAlias = Mapping[str, tuple[int, ...] | tuple[float, ...]]
 """Feature -> ids of a sparse one, edges of a dense one."""
 
 
 def choose_bins(schema: FeatureSchema, batches: Iterable[Columns], num_rows: int) -> Bins:
-    """Bins of every feature: the most frequent ids, ties by id, and edges at the quantiles.
+    """Choose every feature's bins: the most frequent ids, ties by id, and edges at the quantiles.
 
     Args:
         batches: columns as in the Parquet files, ``num_rows`` in all.
@@ -68,7 +68,7 @@ def count(schema: FeatureSchema, batches: Iterable[Columns], bins: Bins) -> dict
 
 
 def quantile_edges(values: NDArray[Any], weights: NDArray[Any] | None = None) -> tuple[float, ...]:
-    """Edges that cut floats into parts of about equal weight; a value that is several quantiles gets a bin of its own.
+    """Cut floats into bins of about equal weight; a value that is several quantiles gets a bin of its own.
 
     Args:
         values: (n,) floats; NaN does not count.
@@ -91,7 +91,7 @@ def quantile_edges(values: NDArray[Any], weights: NDArray[Any] | None = None) ->
 
 
 def bin_counts(values: NDArray[Any], edges: Sequence[float], weights: NDArray[Any] | None = None) -> NDArray[Any]:
-    """(edges + 1,) how many values, or how much weight, each bin of ``quantile_edges`` has; without NaN."""
+    """Count the values, or add up the weights, in each bin of ``quantile_edges``: (edges + 1,); without NaN."""
     places = np.searchsorted(np.array(edges, np.float64), values.astype(np.float64), side="right")
     return np.bincount(places, weights, minlength=len(edges) + 1)
 

@@ -22,15 +22,15 @@ class DriftError(ValueError):
 
 @dataclass(frozen=True, config=STRICT)
 class SparseDistribution:
-    """SparseDistribution: counts of ids; each id of a multi-valued feature counts, and a row without ids as missing."""
+    """Counts of ids; each id of a multi-valued feature counts, and a row without ids as missing."""
 
     ids: tuple[Count, ...]
-    """Most frequent first, in the dataset that the bins were chosen in."""
+    """Ids that are bins, the most frequent first in the dataset that they were chosen on."""
     counts: tuple[Count, ...]
     rest: Count
-    """Values with other ids."""
+    """Number of values with other ids."""
     missing: Count
-    """Always 0 for vocabularies, where a missing value has the id of unknown ones."""
+    """Number of missing values; 0 for vocabularies, where they have the out-of-vocabulary id."""
     sample: IdSample
     kind: Literal["sparse"] = "sparse"
 
@@ -46,7 +46,7 @@ class SparseDistribution:
 
 @dataclass(frozen=True, config=STRICT)
 class DenseDistribution:
-    """DenseDistribution: histogram of values after fill and transformations; edge i is the least value of bin i + 1.
+    """Histogram of values after fill and transformations; edge i is the least value of bin i + 1.
 
     A value that is itself a tenth of all, a fill value say, has a bin of its own.
     """
@@ -54,7 +54,7 @@ class DenseDistribution:
     edges: tuple[FiniteFloat, ...]
     counts: tuple[Count, ...]
     missing: Count
-    """NaN; datasets hold a feature's ``fill`` instead."""
+    """Number of NaN; datasets hold a feature's ``fill`` instead."""
     kind: Literal["dense"] = "dense"
 
     def __post_init__(self) -> None:
@@ -68,7 +68,7 @@ class DenseDistribution:
 
     @property
     def rest(self) -> int:
-        """No value is outside all bins."""
+        """Return 0: no value is outside all bins."""
         return 0
 
 
@@ -76,7 +76,7 @@ Distribution: TypeAlias = SparseDistribution | DenseDistribution
 
 
 def add(first: Distribution, second: Distribution) -> Distribution:
-    """Counts of both together.
+    """Add two distributions up.
 
     Raises:
         DriftError: they are over other bins.
@@ -103,13 +103,13 @@ def check_bins(first: Distribution, second: Distribution) -> None:
 
 @dataclass(frozen=True)
 class NewIds:
-    """NewIds: ids with at least ``min_count`` occurrences that the reference lacks."""
+    """Counts of new ids: ids with at least ``min_count`` occurrences that the reference lacks."""
 
     num_new: int
     num_ids: int
     num_new_values: int
     num_values: int
-    """Share among all ids, rarer ones included."""
+    """Number of values of all ids, rarer ones included."""
 
     @property
     def id_share(self) -> float:

@@ -1,4 +1,4 @@
-"""Drift: how far two distributions of a feature differ, beyond what luck alone makes of as few values."""
+"""Drift: how far two distributions of a feature differ, beyond what sampling noise explains."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from features.profile.distribution import Distribution, DriftError, check_bins
 from features.profile.id_counts import Counts
 
 MIN_COUNT = 30
-"""Bins with fewer values, counted or expected, are compared as one. B bins of luck alone are (B - 1) (1 / n + 1 / m)
-apart (PSI of n and m values), so 1 / MIN_COUNT each way is the most that luck is worth."""
+"""Least count of a bin: bins with fewer values, counted or expected, are merged. Sampling noise alone gives B bins of n
+and m values a PSI of (B - 1) (1 / n + 1 / m), so it contributes 1 / MIN_COUNT each way at most."""
 SMOOTHING = 0.5
-"""Added to every count that is compared: a bin that was empty once is rare, not impossible."""
+"""Pseudo-count added to every bin, so that an empty bin counts as rare and not as impossible."""
 
 
 def psi(reference: Distribution, current: Distribution) -> float:
@@ -47,7 +47,7 @@ def _smooth(counts: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _compared(reference: Distribution, current: Distribution) -> tuple[Counts, Counts]:
-    """Counts of both over the same bins: rare ones and the rest as one, without those that are empty twice."""
+    """Align two counts over the same bins: rare bins and the rest merged, bins empty in both dropped."""
     check_bins(reference, current)
     both = np.array([reference.counts, current.counts], np.int64).reshape(2, -1)
     others = np.array([[d.rest, d.missing] for d in (reference, current)], np.int64)

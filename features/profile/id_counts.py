@@ -26,7 +26,7 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True, config=STRICT)
 class IdSample:
-    """Some of a feature's ids, and how often exactly each comes.
+    """Some of a feature's ids, and the exact count of each.
 
     Which ids may be in it follows from a hash of the id alone (one in 2^level), so an id that one dataset's sample has
     and another's, at the same level, has not is new there (adaptive sampling, Flajolet 1990).
@@ -34,7 +34,7 @@ class IdSample:
 
     level: Annotated[int, Field(ge=0, le=64)] = 0
     ids: tuple[Count, ...] = ()
-    """Rising, without the one of missing values."""
+    """Ids in rising order, without that of missing values."""
     counts: tuple[Count, ...] = ()
 
     def __post_init__(self) -> None:
@@ -89,7 +89,7 @@ class FrequentIds:
 
 
 def _is_sampled(ids: NDArray[Any], level: int) -> NDArray[np.bool_]:
-    """Whether the last ``level`` bits of an id's hash (splitmix64) are 0."""
+    """Tell whether the last ``level`` bits of each id's hash (splitmix64) are 0."""
     mixed = ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -98,7 +98,7 @@ def _is_sampled(ids: NDArray[Any], level: int) -> NDArray[np.bool_]:
 
 
 def _merge(first: Counts, first_counts: Counts, second: NDArray[Any], counts: Counts) -> tuple[Counts, Counts]:
-    """Distinct ids of both, rising, with the sums of their counts."""
+    """Merge two counts: distinct ids, rising, with the sums of their counts."""
     ids, place = np.unique(np.concatenate([first, second.astype(np.int64)]), return_inverse=True)
     sums = np.zeros(len(ids), np.int64)
     np.add.at(sums, place, np.concatenate([first_counts, counts]))

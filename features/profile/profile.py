@@ -1,4 +1,4 @@
-"""Profiles: what every feature looks like in a dataset, as counts that are kept beside it.
+"""Profiles: distributions of every feature of a dataset, as counts that are kept beside it.
 
 Later datasets are held against the counts, so no old day has to be read again.
 """
@@ -60,7 +60,7 @@ class DataProfile:
         return {name: distribution.bins for name, distribution in self.features.items()}
 
     def save(self, path: Path) -> None:
-        """Write it as JSON, in one step."""
+        """Write the profile as JSON, in one step."""
         atomic.write_json(path, asdict(self), indent=None, separators=(",", ":"))
 
     @classmethod
@@ -93,7 +93,7 @@ class DataProfile:
 
 
 def total(profiles: Sequence[DataProfile]) -> DataProfile:
-    """Several datasets as one, a reference for the next.
+    """Add profiles of several datasets up, to a reference for the next one.
 
     Raises:
         DriftError: there is none, they cannot be added up, or a dataset is there twice.
@@ -168,7 +168,7 @@ def _root(learnt: Learnt) -> str:
 
 
 def _read(dataset: Place | str, split: Split, schema: FeatureSchema) -> Iterator[Columns]:
-    """The features' columns of a split, some rows at a time."""
+    """Read the features' columns of a split, some rows at a time."""
     # Here, as whoever only compares profiles needs none of it.
     from pyarrow import ArrowException, parquet
 
@@ -187,14 +187,14 @@ def _read(dataset: Place | str, split: Split, schema: FeatureSchema) -> Iterator
 
 
 def _to_numpy(array: Any) -> NDArray[Any]:
-    """(n,) numbers, or (n, max_length) of lists, which are padded to one length."""
+    """Convert to (n,) numbers; lists, which are padded to one length, to (n, max_length)."""
     if not array.type.num_fields:
         return array.to_numpy(zero_copy_only=False)
     return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1)
 
 
 def _local_files(dataset: Place, files: Sequence[DataFile]) -> Iterator[tuple[DataFile, Path]]:
-    """Each file, and where it is on this machine until the next one is asked for."""
+    """Give each file with a local path, which is good until the next one is asked for."""
     if not isinstance(dataset, ObjectPath):
         yield from ((file, inside(dataset, file.path)) for file in files)
         return
