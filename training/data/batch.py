@@ -47,11 +47,11 @@ class Batch(Pipelineable):
 
     @property
     def batch_size(self) -> int:
-        """B: real rows and padding."""
+        """Return B, the number of real rows and padding."""
         return self.labels.shape[0]
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
-        """The same batch on ``device``."""
+        """Copy the batch to ``device``."""
         return Batch(
             self.sparse_features.to(device, non_blocking),
             self.dense_features.to(device, non_blocking=non_blocking),
@@ -62,7 +62,7 @@ class Batch(Pipelineable):
         )
 
     def pin_memory(self) -> "Batch":
-        """The same batch in page-locked memory, from which copies to a GPU run beside computation."""
+        """Copy the batch to page-locked memory, from which copies to a GPU run beside computation."""
         return Batch(
             self.sparse_features.pin_memory(),
             self.dense_features.pin_memory(),
@@ -117,7 +117,7 @@ def to_batch(rows: Columns | Sequence[Rows], schema: FeatureSchema, batch_size: 
 
 
 def _lay_named(parts: Sequence[Rows], name: str, out: NDArray[Any]) -> NDArray[Any] | None:
-    """Fill ``out`` from the parts' columns of that name; None: they have none."""
+    """Fill ``out`` from the parts' columns called ``name``; None: the parts have no such column."""
     if not all(name in part.others for part in parts):
         return None
     lay_end_to_end((part.others[name] for part in parts), out)
@@ -125,7 +125,7 @@ def _lay_named(parts: Sequence[Rows], name: str, out: NDArray[Any]) -> NDArray[A
 
 
 def _sparse_features(parts: Sequence[Rows], schema: FeatureSchema, num_rows: int, size: int) -> KeyedJaggedTensor:
-    """All ids, feature by feature. Neighbouring features of one id are copied as one block; no mask is needed."""
+    """Lay out all ids, feature by feature; neighbouring features of one id are copied as one block."""
     lengths = _single_lengths(len(schema.sparse), num_rows, size)
     length_per_key, jagged = [num_rows] * len(schema.sparse), dict[int, list[NDArray[Any]]]()
     if schema.jagged:
@@ -155,21 +155,21 @@ def _sparse_features(parts: Sequence[Rows], schema: FeatureSchema, num_rows: int
 
 @functools.lru_cache(maxsize=16)
 def _runs(num_features: int, jagged: tuple[int, ...]) -> list[tuple[int | None, int]]:
-    """Each jagged feature's place and how many features of one id stand before it; None: the end."""
+    """List each jagged feature's place with the number of one-id features right before it; None: the end."""
     firsts = [0, *(i + 1 for i in jagged)]
     return [(i, (num_features if i is None else i) - first) for i, first in zip([*jagged, None], firsts, strict=True)]
 
 
 @functools.lru_cache(maxsize=4)
 def _single_lengths(num_features: int, num_rows: int, size: int) -> NDArray[np.int64]:
-    """(num_features, size): one id for each of ``num_rows`` rows, none after. Batches share it: nobody writes to it."""
+    """Make (num_features, size) lengths: 1 in the first ``num_rows`` rows, else 0. Batches share it read-only."""
     lengths = np.ones((num_features, size), dtype=np.int64)
     lengths[:, num_rows:] = 0
     return lengths
 
 
 def _jagged(parts: Sequence[Rows], feature: SparseFeature, lengths: NDArray[np.int64]) -> list[NDArray[Any]]:
-    """Ids of a feature without their padding; its (size,) ``lengths`` are filled in."""
+    """Return a feature's ids without padding, part by part, and fill its (size,) ``lengths``."""
     lay_end_to_end((feature.kind.lengths(part.others, feature) for part in parts), lengths)
     ids, start = [], 0
     for part in parts:

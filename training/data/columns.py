@@ -1,4 +1,4 @@
-"""A split's columns in memory, for what must see its rows again and again, in other orders and with parts exchanged."""
+"""Columns of a split in memory, for passes over permuted or changed rows."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from training.data.reader import Reader
 
 
 def read_columns(reader: Reader, max_rows: int) -> Columns:
-    """A split's rows in memory, named as in the Parquet files; of a longer split, ``max_rows`` evenly spaced rows."""
+    """Read a split's columns, named as in the Parquet files; of a longer split, ``max_rows`` evenly spaced rows."""
     n = reader.num_rows
     kept = np.arange(n) if n <= max_rows else np.arange(max_rows) * n // max_rows
     parts, start = [], 0
@@ -22,7 +22,7 @@ def read_columns(reader: Reader, max_rows: int) -> Columns:
 
 
 def _to_columns(batch: Batch, schema: FeatureSchema, rows: NDArray[np.int64]) -> Columns:
-    """Some real rows of a batch; the way back from ``to_batch``."""
+    """Convert some real rows of a batch back to columns: the inverse of ``to_batch``."""
     columns: Columns = {"label": batch.labels.numpy()[rows], "weight": batch.weights.numpy()[rows]}
     for feature in schema.sparse:
         bags = batch.sparse_features[feature.name]

@@ -18,7 +18,7 @@ from features.disk.place import temporary_folder
 
 
 def local_files(dataset: "Path | ShardCache", files: Sequence[DataFile]) -> Generator[Path, None, None]:
-    """Where each of a dataset's files is on this machine; each is good until the next one is asked for.
+    """Give a local path of each of a dataset's files; each is good until the next one is asked for.
 
     Raises:
         DatasetError: a link leads out of the dataset's folder.
@@ -32,10 +32,10 @@ def local_files(dataset: "Path | ShardCache", files: Sequence[DataFile]) -> Gene
 
 
 class ShardCache:
-    """Local copies of a dataset's files, in a folder of this process that goes with it.
+    """Local copies of a dataset's files, in a folder of this process that is deleted with the cache.
 
-    Files that were not used for longest are deleted when there would be more than ``num_bytes``; files in use and the
-    next one of each stream stay, however large they are.
+    Beyond ``num_bytes`` the least recently used files are deleted; files in use and the next one of each stream stay,
+    however large they are.
     """
 
     def __init__(self, dataset: ObjectPath, num_bytes: int) -> None:
@@ -45,14 +45,14 @@ class ShardCache:
         self._close = weakref.finalize(self, stack.close)
         self._lock = threading.Lock()
         self._entries: dict[str, _Entry] = {}
-        """By path, in the order of their last use."""
+        """Entries by path, least recently used first."""
 
     def close(self) -> None:
         """Delete every copy."""
         self._close()
 
     def fetch(self, files: Sequence[DataFile]) -> Generator[Path, None, None]:
-        """As ``local_files``; while one file is read, the next is fetched."""
+        """Give local paths like ``local_files``; while one file is read, the next is fetched."""
         claimed: deque[tuple[_Entry, Future[Path]]] = deque()
         try:
             with ThreadPoolExecutor(1, "fetch") as ahead:

@@ -1,4 +1,4 @@
-"""Shard: what one Parquet file must hold to be trained on, checked against the manifest and the schema.
+"""Checks of a Parquet file before training: bytes, columns and ids against the manifest and the schema.
 
 Everything is checked where it is read, because a cut file, a missing value or an id outside its table would otherwise
 become a model that is merely worse.
@@ -39,11 +39,12 @@ class ShardChecker:
     def __init__(
         self, schema: FeatureSchema, num_embeddings: Mapping[str, int] | None, later: Mapping[str, int] | None = None
     ) -> None:
-        """With ``num_embeddings`` None, ids have no upper bound.
+        """Prepare the bounds of every column.
 
         Args:
-            later: feature -> the id that takes the place of ids outside its table, which are of values that a model
-                with a shorter vocabulary does not know.
+            num_embeddings: feature -> rows of its table; None: ids have no upper bound.
+            later: feature -> id that replaces ids outside its table, for a model with a shorter vocabulary than the
+                dataset's.
         """
         self._later = later or {}
         self.columns = batch_columns(schema)
@@ -84,7 +85,7 @@ class ShardChecker:
             raise ReaderError(f"{path} lacks columns {', '.join(amiss)}, or has them twice: build the dataset again")
 
     def to_columns(self, table: pa.Table, path: Path) -> Columns:
-        """A row group's columns, without a copy where Arrow's memory can be used as it is.
+        """Convert a row group to columns, without a copy where Arrow's memory can be used as it is.
 
         Raises:
             ReaderError: a value is missing or of another type, an id outside its table, a length outside its list, or
@@ -130,17 +131,17 @@ class ShardChecker:
 
 
 def _state(path: Path) -> tuple[int, ...]:
-    """What differs after any write to a file: nobody can set the last one back."""
+    """Return numbers that change with any write to a file: no program can set the last one, ctime, back."""
     found = path.stat()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def digest_of(path: Path, state: tuple[int, ...]) -> str:
-    """The sha256 of a file, read once a process for as long as the file is in this state.
+    """Compute the sha256 of a file, cached in this process for as long as the file is in this state.
 
-    Nothing less is sure. A page's checksum leaves out page headers and the footer, and one bit of the footer can have
-    other values read from the same pages.
+    Parquet's own checksums are not enough: a page's checksum leaves out page headers and the footer, and one bit of
+    the footer can have other values read from the same pages.
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -148,7 +149,7 @@ def digest_of(path: Path, state: tuple[int, ...]) -> str:
 
 @functools.lru_cache(maxsize=1 << 12)
 def _footer_of(path: Path, state: tuple[int, ...]) -> tuple[tuple[bytes, ...], tuple[int, ...], Counter[str]]:
-    """Metadata keys, rows of each row group and column names of a file, read once for as long as it is in this state.
+    """Read a file's metadata keys, rows of each row group and column names, cached while it is in this state.
 
     Raises:
         ReaderError: it is no readable Parquet file.
@@ -170,7 +171,7 @@ def _is_finite(column: NDArray[Any]) -> bool:
 
 
 def _to_numpy(column: pa.ChunkedArray, name: str, path: Path) -> NDArray[Any]:
-    """(n,) of a scalar column; (n, max_length) of a column of lists, which must all have one length."""
+    """Convert a column to (n,); one of lists, which must all have one length, to (n, max_length)."""
     array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     shape = (len(array),)
     is_list = pa.types.is_list(array.type) or pa.types.is_fixed_size_list(array.type)

@@ -1,4 +1,4 @@
-"""Dataset: a checked dataset with the learnt state that a model reads it by. No engine is imported here."""
+"""Dataset: a checked dataset with the learnt state of the model that reads it; imports no reading engine."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,10 +44,10 @@ class Dataset:
         return cls(path, manifest, learnt)
 
     def seen_by(self, learnt: Learnt) -> "Dataset":
-        """The same rows for a model with an earlier learnt state: values that came later are out of its vocabulary.
+        """Pair the rows with a model's earlier learnt state: later values are out of its vocabulary.
 
         Raises:
-            DatasetError: the dataset's learnt state does not go on with that one.
+            DatasetError: the dataset's learnt state does not extend the model's.
         """
         if not self.learnt.extends(learnt):
             raise DatasetError(
@@ -57,17 +57,17 @@ class Dataset:
         return replace(self, learnt=learnt, is_ahead=self.learnt.fingerprint != learnt.fingerprint)
 
     def num_embeddings(self) -> dict[str, int]:
-        """Number of rows of each sparse feature's table."""
+        """Count the rows of each sparse feature's table."""
         return {f.name: self.learnt.num_embeddings(f) for f in self.manifest.schema.sparse}
 
     def later_ids(self) -> dict[str, int] | None:
-        """What ids outside its table become, for each feature with a vocabulary; None: the dataset has no such ids."""
+        """Map each feature with a vocabulary to the id that replaces later ids; None: the dataset has no later ids."""
         return {name: self.learnt.oov_id(name) for name in self.learnt.vocabularies} if self.is_ahead else None
 
     def has_split(self, name: str) -> bool:
-        """Whether the split has a row."""
+        """Tell whether the split has a row."""
         return name in self.manifest.splits and self.manifest.splits[name].num_rows > 0
 
     def files(self, cache_bytes: int) -> Path | ShardCache:
-        """Folder of the files, or local copies of those in a store, ``cache_bytes`` of them at most."""
+        """Return the folder of the files, or for a store a cache of local copies, at most ``cache_bytes``."""
         return ShardCache(self.path, cache_bytes) if isinstance(self.path, ObjectPath) else self.path.absolute()

@@ -14,7 +14,7 @@ THREAD_NAME = "prefetch"
 
 
 class _End:
-    """Last thing in the queue: why the producer ended."""
+    """Last item of the queue: the error that ended the producer, or None."""
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error
@@ -34,7 +34,7 @@ def prefetch(make: Callable[[], Generator[T, None, None]], num_items: int) -> Ge
 
 
 def _prefetch(make: Callable[[], Generator[T, None, None]], num_items: int) -> Generator[T | None, None, None]:
-    """None, and then as ``prefetch``."""
+    """Yield None once the thread runs, then the items of ``prefetch``."""
     ready: queue.Queue[T | _End] = queue.Queue(num_items)
     stop = threading.Event()
 

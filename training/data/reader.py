@@ -1,4 +1,4 @@
-"""Reader: Petastorm streams a dataset's shards to this rank as batches; Petastorm lives here and nowhere else.
+"""Reader: a dataset's files as batches of this rank, through Petastorm, which no other module imports.
 
 Every row comes once an epoch over all ranks, every rank takes the same number of steps, and what was read is counted
 against the manifest, because a reader that loses rows in silence spoils a model in silence.
@@ -101,11 +101,11 @@ class Reader:
 
     @property
     def rows_per_second(self) -> float:
-        """Rows that this rank's reading, shuffling and batching have made a second, beside whatever else ran."""
+        """Return the rows per second that this rank read, shuffled and batched, beside everything else that ran."""
         return self._rows_made / self._seconds if self._seconds else 0.0
 
     def batches(self, epoch: int, start_step: int = 0) -> Generator[Batch, None, None]:
-        """The batches of an epoch from ``start_step`` on, each padded to batch_size / world_size rows.
+        """Yield the batches of an epoch from ``start_step`` on, each padded to batch_size / world_size rows.
 
         Args:
             epoch: decides the order, with the seed.
@@ -132,7 +132,7 @@ class Reader:
             ) from error
 
     def _batches(self, epoch: int, start_step: int) -> Generator[Batch, None, None]:
-        """Runs in the prefetch thread."""
+        """Make the batches, in the prefetch thread."""
         windows = cut_streams(
             self.files,
             self.config.num_streams,
@@ -190,7 +190,7 @@ class Stream:
         self._position, self._skip = 0, offset
 
     def _load(self, source: "RowGroups", windows: Sequence[Window]) -> Generator[tuple[Rows, Rows], None, None]:
-        """Each window, shuffled, and the memory it lies in. Runs in the prefetch thread."""
+        """Yield each shuffled window with the memory that it lies in; runs in the prefetch thread."""
         scratch = np.empty(self._memory[0].scratch_bytes, np.uint8)
         with contextlib.closing(source.read([p for window in windows for p in window.pieces])) as row_groups:
             for window in windows:
@@ -208,7 +208,7 @@ class Stream:
                 yield rows, memory
 
     def take(self, num_rows: int) -> list[Rows]:
-        """The next rows, or what is left, in one part or more; they are good until the next call."""
+        """Take the next rows, or what is left, in one part or more; they are good until the next call."""
         parts, room = [], num_rows
         while True:
             stop = min(self._position + room, self._rows.num_rows)
@@ -248,17 +248,17 @@ class RowGroups:
     def __init__(self, dataset: Path | ShardCache, checker: ShardChecker) -> None:
         self.dataset, self.checker = dataset, checker
         self.turns = threading.Semaphore(os.cpu_count() or 1)
-        """Windows loaded at a time: more than there are cores would hold more memory and get in each other's way."""
+        """Limit of windows loaded at a time, one a core: more would take memory without being faster."""
 
     def read(self, pieces: Sequence[Piece]) -> Generator[Columns, None, None]:
-        """The rows of each piece, in order; pieces of one file stand together."""
+        """Yield the rows of each piece, in order; pieces of one file stand together."""
         runs = [list(run) for _, run in itertools.groupby(pieces, key=lambda piece: piece.file.path)]
         with contextlib.closing(local_files(self.dataset, [run[0].file for run in runs])) as paths:
             for run in runs:
                 yield from self._read_file(next(paths), run)
 
     def _read_file(self, path: Path, pieces: Sequence[Piece]) -> Generator[Columns, None, None]:
-        """Pieces of consecutive row groups of one file."""
+        """Yield the rows of pieces of consecutive row groups of one file."""
         file = pieces[0].file
         if any(character in str(path) for character in "#?"):
             raise ReaderError(f"{path}: Petastorm cannot open a path with '#' or '?' in it; move the dataset")
@@ -276,7 +276,7 @@ class RowGroups:
             raise ReaderError(f"{path} cannot be read ({error}): build the dataset again") from error
 
     def _open(self, path: Path, pieces: Sequence[Piece]) -> Generator[pa.Table, None, None]:
-        """The row groups of ``pieces``, whole.
+        """Yield the whole row groups of ``pieces``.
 
         Petastorm cannot start in the middle of a file, but of n shards of a file with n row groups, shard i is row
         group i. Each opening reads the footer anew, which costs more than going on, so from the start one reader does.
@@ -305,7 +305,7 @@ class RowGroups:
 
 
 class _ArrowResults:
-    """Hands over Petastorm's row groups as the Arrow tables they are decoded to."""
+    """Results queue reader for Petastorm that returns row groups as the Arrow tables they are decoded to."""
 
     batched_output = True
 

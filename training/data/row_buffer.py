@@ -1,6 +1,6 @@
-"""Rows: encoded rows in the layout that batches are cut from: a batch is a few block copies, not one or more a column.
+"""Rows: encoded rows laid out so that a batch is a few block copies, not one or more a column.
 
-Columns are what Parquet files and the row encoder give; a shuffled window of them is laid out here once.
+The columns of Parquet files or of the row encoder, a shuffled window of them, are laid out once.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,7 +38,7 @@ class Rows:
     def allocate(
         cls, schema: FeatureSchema, columns: Mapping[str, tuple[Any, tuple[int, ...]]], num_rows: int
     ) -> "Rows":
-        """Memory for ``num_rows`` rows of ``columns``: name -> type, shape of one row."""
+        """Allocate memory for ``num_rows`` rows of ``columns``: name -> type, shape of one row."""
         names = one_id_names(schema)
         taken = {*names, *schema.dense_names}
         others = {n: np.empty((num_rows, *shape), dtype) for n, (dtype, shape) in columns.items() if n not in taken}
@@ -68,6 +68,7 @@ class Rows:
 
     @property
     def num_rows(self) -> int:
+        """Return n, the number of rows."""
         return len(self.dense)
 
     def fill(
@@ -103,22 +104,22 @@ class Rows:
 
     @property
     def scratch_bytes(self) -> int:
-        """What ``fill`` needs to shuffle this many rows: the largest block of columns that moves at once."""
+        """Return the bytes that ``fill`` needs to shuffle this many rows: the largest block that moves at once."""
         return max(block.nbytes for block in (self.ids[:1], self.dense, *self.others.values()))
 
     def copy(self) -> "Rows":
-        """The same rows in memory of their own."""
+        """Copy the rows to memory of their own."""
         others = {name: column.copy() for name, column in self.others.items()}
         return Rows(self.schema, self.ids.copy(), self.dense.copy(), others)
 
     def __getitem__(self, rows: slice) -> "Rows":
-        """A view of some rows."""
+        """Return a view of some rows."""
         others = {name: column[rows] for name, column in self.others.items()}
         return Rows(self.schema, self.ids[:, rows], self.dense[rows], others)
 
 
 def one_id_names(schema: FeatureSchema) -> list[str]:
-    """Sparse features with one id a row, in the schema's order."""
+    """List the sparse features with one id a row, in the schema's order."""
     return [feature.name for feature in schema.sparse if feature.kind.has_one_id]
 
 
@@ -145,16 +146,16 @@ def lay_side_by_side(parts: Iterable[Columns], names: Sequence[str], out: NDArra
 
 
 class RowsPool:
-    """Memory for windows of rows, kept from epoch to epoch: fresh memory would cost more than what is done in it."""
+    """Memory for windows of rows, reused over epochs: fresh memory would cost more than the work done in it."""
 
     def __init__(self, schema: FeatureSchema, columns: Mapping[str, Column], num_rows: int) -> None:
-        """Make windows of ``num_rows`` rows of ``columns``, which are by name."""
+        """Prepare windows of ``num_rows`` rows of ``columns``, by name; memory is allocated when it is taken."""
         types = {name: (column.dtype, column.shape) for name, column in columns.items()}
         self._allocate = lambda: Rows.allocate(schema, types, num_rows)
         self._free: list[Rows] = []
 
     def take(self) -> Rows:
-        """Memory that nobody else has."""
+        """Take memory that no other stream has."""
         return self._free.pop() if self._free else self._allocate()
 
     def give(self, rows: Rows) -> None:

@@ -1,4 +1,4 @@
-"""Row order: which rows of which row groups an epoch's streams hold, and in which order.
+"""Row order: the rows of every stream of an epoch, and their order.
 
 A pure function of (files, num_streams, seed, epoch), whatever the world size, so that a run killed on four ranks can go
 on on two with the same batches.
@@ -24,6 +24,7 @@ class Piece:
 
     @property
     def num_rows(self) -> int:
+        """Count the rows of the piece."""
         return self.last_row - self.first_row
 
 
@@ -33,14 +34,15 @@ class Window:
 
     pieces: tuple[Piece, ...]
     seed: tuple[int, ...] | None
-    """None: the rows stay in file order."""
+    """Seed of the shuffle; None: the rows stay in file order."""
 
     @property
     def num_rows(self) -> int:
+        """Count the rows of the window."""
         return sum(piece.num_rows for piece in self.pieces)
 
     def order(self) -> NDArray[np.int64] | None:
-        """(num_rows,) which row comes when, of the pieces' rows laid end to end; None: as they are."""
+        """Return the permutation (num_rows,) of the pieces' rows laid end to end; None: as they are."""
         return None if self.seed is None else _generator(*self.seed).permutation(self.num_rows)
 
 
@@ -84,7 +86,7 @@ def _row_groups(file: DataFile) -> list[Piece]:
 
 
 def _cut(pieces: Sequence[Piece], start: int, stop: int) -> list[Piece]:
-    """The part of ``pieces`` that holds rows [start, stop) of them all laid end to end."""
+    """Cut rows [start, stop) out of ``pieces`` laid end to end."""
     cut, offset = [], 0
     for piece in pieces:
         first, last = max(start - offset, 0), min(stop - offset, piece.num_rows)
