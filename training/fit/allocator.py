@@ -1,4 +1,4 @@
-"""The C allocator, set up for steps that take and give back the same few hundred megabytes again and again.
+"""The C allocator, set up for steps that allocate and free the same few hundred megabytes again and again.
 
 By default glibc returns a large tensor's memory to the system as soon as it is freed, and the kernel zeroes the same
 pages anew at every step. What it keeps, it keeps in pieces that the next tensor of the same size often does not fit
@@ -26,7 +26,7 @@ def keep_freed_memory() -> None:
 
 
 def return_unused_pages() -> None:
-    """Give back the pages that lie unused between tensors; in milliseconds, so that a worker stops growing."""
+    """Return unused pages between tensors to the system, in milliseconds, so that a worker stops growing."""
     if _is_glibc():
         _libc.malloc_trim(0)
 

@@ -1,6 +1,6 @@
 """The loop: steps over the epochs' batches, an evaluation an epoch, a checkpoint when it is time.
 
-It is a generator of events and knows nothing of Ray, files of a run or progress bars; whoever drives it does.
+It is a generator of events without Ray, run files or progress bars; its caller adds those.
 """
 
 import contextlib
@@ -34,14 +34,14 @@ PROGRESS_SECONDS = 1.0
 """Least time between two progress events."""
 
 CUDA_FETCH_INTERVAL = 20
-"""Steps after which a loss is fetched from a GPU, which has then to finish all that it was given to do."""
+"""Steps between two fetches of a loss from a GPU; each one waits for all queued kernels."""
 
 Event = dict[str, Any]
 
 
 @dataclass
 class Progress:
-    """Where a run is: all a checkpoint needs besides tensors.
+    """Position of a run: everything that a checkpoint needs besides tensors.
 
     Attributes:
         epoch: current epoch, from 0.
@@ -62,21 +62,23 @@ class Progress:
     seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "evaluate": 0.0, "checkpoint": 0.0})
 
     def is_over(self, config: TrainingConfig) -> bool:
-        """Whether nothing is left to train under this config, whatever limit an earlier start had."""
+        """Tell whether this config leaves nothing to train, whatever limit an earlier start had."""
         return self.epoch >= config.max_epochs or self.schedule.is_over(config.schedule)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the JSON values that a checkpoint stores."""
         return {**vars(self), "schedule": self.schedule.state_dict(), "best_step": self.schedule.best_step}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Progress":
+        """Read what ``to_json`` returned."""
         values = {k: v for k, v in values.items() if k != "best_step"}
         return cls(**{**values, "schedule": Plateau(**values["schedule"])})
 
 
 @dataclass
 class Training:
-    """What one rank trains with."""
+    """Everything that one rank trains with: model, config, readers, device and the place of checkpoints."""
 
     parallel: ParallelModel
     config: TrainingConfig
@@ -163,10 +165,10 @@ def _train_epoch(training: Training, progress: Progress, step: Step) -> Iterator
 
 
 def _fetch(loss: Tensor, sums: Tensor, progress: Progress) -> float:
-    """Bring the sums of losses and rows since the last time from the device, and this step's loss.
+    """Fetch this step's loss and the sums of losses and rows since the last fetch from the device.
 
     Raises:
-        DivergedError: a loss since the last time is not finite; on every rank alike.
+        DivergedError: a loss since the last fetch is not finite; on every rank alike.
     """
     value, loss_sum, rows = torch.stack([loss.double(), *sums]).tolist()
     if not np.isfinite(loss_sum):

@@ -16,7 +16,7 @@ from training.sharding.parallelize import gather
 
 
 class EmbeddingL2:
-    """(strength / 2) * sum over tables and over the distinct ids j of the global batch of |w_j|^2 / n_j.
+    """Loss term (strength / 2) * sum over tables and over the distinct ids j of the global batch of |w_j|^2 / n_j.
 
     n_j is how often id j occurs in the training split: mini-batch aware regularisation (DIN, arXiv 1706.06978, 5.1). A
     row that no rank looked up has no gradient, one that was gets strength * w_j / n_j, however often it was.
@@ -59,7 +59,7 @@ class EmbeddingL2:
             self._streams = streams
 
     def _count(self, batches: Iterable[Batch], num_rows: int) -> Tensor:
-        """n of every feature's ids, laid end to end, over all ranks."""
+        """Count n of every feature's ids, laid end to end, over all ranks."""
         counts = torch.zeros(num_rows, dtype=torch.int64)
         for batch in batches:
             rows = self._rows(batch)
@@ -69,13 +69,13 @@ class EmbeddingL2:
         return counts
 
     def _rows(self, batch: Batch) -> Tensor:
-        """(V,) where each id of the batch stands when the features' ids are laid end to end."""
+        """Return (V,) the place of each id of the batch when the features' ids are laid end to end."""
         ids = batch.sparse_features
         starts = torch.tensor([self._starts[feature] for feature in ids.keys()])  # noqa: SIM118
         return ids.values() + starts.repeat_interleave(torch.tensor(ids.length_per_key())).to(ids.device())
 
     def loss(self, batch: Batch) -> Tensor:
-        """This rank's share of the term, for the vectors of the last forward, which must have been of ``batch``.
+        """Compute this rank's share of the term from the vectors of the last forward, which must be of ``batch``.
 
         The shares of all ranks add up to the term, as those of the data loss do.
         """
@@ -89,7 +89,7 @@ class EmbeddingL2:
         return self._strength / 2 * total
 
     def _coefficients(self, batch: Batch) -> Tensor:
-        """(F, num_rows): what the square of each pooled vector is multiplied by.
+        """Compute (F, num_rows), the factor of each pooled vector's square.
 
         Every occurrence of id j has 1 / (n_j c_j), so that its c_j occurrences, on whatever ranks, make 1 / n_j.
         """

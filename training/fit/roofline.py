@@ -1,4 +1,4 @@
-"""Limits: what this machine's products and memory give at best, so that a training can say how near each part came."""
+"""Roofline: this machine's peak arithmetic and memory rates, and how near each part of a step comes to them."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -11,16 +11,17 @@ from training.model.cost import FLOAT, Net
 from training.model.ctr_model import CTRModel
 
 SECONDS = 0.05
-"""Of each measurement."""
+"""Seconds of each measurement."""
 COPIED = 64 << 20
+"""Bytes that the measurement of memory copies at a time."""
 LOOKUP_PASSES, UPDATE_PASSES, ADAM_PASSES = 2, 3, 7
-"""How often a looked-up number is read or written: row and pooled vector; gradient, row and row again. And a replicated
-one by Adam: weight, gradient and two moments are read, all but the gradient written."""
+"""Reads and writes of a number. Look-up: row, pooled vector. Update of a row: gradient, row twice. Adam on a replicated
+weight: weight, gradient and two moments are read, all but the gradient written."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one rank reaches while the others wait.
+    """Peak rates of one rank while the others wait.
 
     Attributes:
         flops: products and sums a second, of a square layer as wide as the network's widest, at a rank's batch size.
@@ -32,7 +33,7 @@ class Limits:
 
 
 def measure_limits(rows: int, width: int, config: TrainingConfig, device: torch.device) -> Limits:
-    """Multiply and copy for a moment.
+    """Measure peak rates by multiplying matrices and copying memory.
 
     Args:
         rows: of a rank's part of a batch.
@@ -51,7 +52,7 @@ def measure_limits(rows: int, width: int, config: TrainingConfig, device: torch.
 def shares_of_limits(
     limits: Limits, model: CTRModel, rows: float, ids: Mapping[str, float], seconds: Mapping[str, float]
 ) -> dict[str, float]:
-    """How near each part of a step came to what the machine gives; a part that took no time is left out.
+    """Compute each part's least time by the roofline over its measured time; parts that took no time are left out.
 
     Args:
         model: what was trained; its tables may be sharded.
@@ -73,7 +74,7 @@ def shares_of_limits(
 
 
 def _rate(run: Callable[[], object], device: torch.device) -> float:
-    """Times a second; the best of what fits into ``SECONDS``, as others may use the machine too."""
+    """Measure calls per second: the best of those that fit into ``SECONDS``, as others may use the machine too."""
 
     def seconds() -> float:
         started = time.perf_counter()

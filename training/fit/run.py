@@ -1,6 +1,6 @@
 """A run: its folder on disk, and ``fit``, which trains one rank of it from the config to the last metric.
 
-Whoever starts the ranks (Ray Train, a test) only has to form the process group first.
+The caller that starts the ranks (Ray Train, a test) forms the process group first.
 """
 
 import time
@@ -55,7 +55,7 @@ class Run(RunFolder):
 
 
 def build_model(dataset: Dataset, config: TrainingConfig, device: torch.device) -> CTRModel:
-    """The network of a config over a dataset's tables.
+    """Build the network of a config over a dataset's tables.
 
     Args:
         device: where the tables are made; ``meta`` when they are to be sharded.
@@ -71,7 +71,7 @@ def build_model(dataset: Dataset, config: TrainingConfig, device: torch.device) 
 
 
 def find_warm_start(config: TrainingConfig, dataset: Dataset) -> checkpoint.Checkpoint | None:
-    """The checkpoint that a new run begins from; None where the config names no run.
+    """Find the checkpoint that a new run begins from; None where the config names no run.
 
     Raises:
         RunError: the named run's vocabularies are not the beginning of the dataset's, or its schema is another.
@@ -174,7 +174,7 @@ def _shares(seconds: Mapping[str, float]) -> dict[str, float]:
 
 
 def _shares_of_limits(training: Training, progress: Progress) -> dict[str, float]:
-    """How near this rank's parts of a step came to what the machine, and for "input" the reader, gives alone."""
+    """Compute each part's share of the roofline on this rank; for "input", of the reader's own rate."""
     times, config, world_size = training.times, training.config, dist.get_world_size()
     if not times.num_batches:
         return {}  # nothing was left to train
@@ -192,10 +192,13 @@ def _shares_of_limits(training: Training, progress: Progress) -> dict[str, float
 
 
 def _evaluate_best(run: Run, training: Training) -> tuple[dict[str, Any], CalibrationError | None]:
-    """Metrics of the best checkpoint on the validation split, as it will be served; rank 0 keeps them and their curves.
+    """Evaluate the best checkpoint on the validation split, as it will be served; rank 0 keeps metrics and curves.
 
-    Calibrated metrics are in sample by the two fitted numbers, so the raw ones stand beside them. The error says why
-    nothing could be fitted; it is returned, and the metrics are the raw ones, as a finished training must not be lost.
+    Calibrated metrics are in sample by the two fitted numbers, so the raw ones stand beside them.
+
+    Returns:
+        The metrics, and the error where nothing could be fitted: then the metrics are the raw ones, and the finished
+        training is kept.
     """
     assert training.valid_reader is not None
     best = checkpoint.best(training.checkpoints)

@@ -1,4 +1,4 @@
-"""The plateau rule: one place decides what is best, when the learning rate falls and when to stop."""
+"""The plateau rule: which evaluation is best, when the learning rate falls and when training stops."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -8,7 +8,7 @@ from training.config import ScheduleConfig
 
 
 def monitor_value(metrics: dict[str, Any], weights: Mapping[Any, float]) -> float:
-    """Weighted sum of validation metrics, to be maximised.
+    """Compute the weighted sum of validation metrics, to be maximised.
 
     Raises:
         ValueError: a monitored metric is undefined on this data (one class only, or no groups).
@@ -23,7 +23,7 @@ def monitor_value(metrics: dict[str, Any], weights: Mapping[Any, float]) -> floa
 
 
 def lower(learning_rate: float, config: ScheduleConfig) -> float:
-    """The learning rate after a failure: never below the minimum, and never higher than it was."""
+    """Lower the learning rate after a failure: never below the minimum, and never higher than it was."""
     return max(learning_rate * config.factor, min(config.min_learning_rate, learning_rate))
 
 
@@ -53,8 +53,9 @@ class Plateau:
         return True
 
     def is_over(self, config: ScheduleConfig) -> bool:
-        """Whether failures in a row have reached the patience."""
+        """Tell whether failures in a row have reached the patience."""
         return self.num_failures >= config.patience
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the state as JSON values, by attribute."""
         return asdict(self)

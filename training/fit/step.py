@@ -25,7 +25,7 @@ from training.model.objective import OBJECTIVES
 from training.sharding.parallelize import ParallelModel
 
 PINNED_BATCHES = 2
-"""Batches that wait in page-locked memory for their copy to a GPU."""
+"""Number of batches that wait in page-locked memory for their copy to a GPU."""
 
 Result = tuple[Tensor, Tensor]
 """Data loss (without the embedding L2) and number of real rows of a step, over all ranks."""
@@ -33,7 +33,7 @@ Result = tuple[Tensor, Tensor]
 
 @dataclass
 class _Sent:
-    """A step's result while the ranks still add up its loss."""
+    """Result of a step while the all-reduce of its loss is in flight."""
 
     loss: Tensor
     rows: Tensor
@@ -80,7 +80,7 @@ class Step:
                     yield self(batch.to(self.device, non_blocking=True), next(seeds))
 
     def _prepared(self, batches: Iterable[Batch]) -> Generator[Batch, None, None]:
-        """The same batches, page-locked for a GPU, and the wait for each of them timed."""
+        """Page-lock the batches for a GPU and time the wait for each."""
         with _closing(batches) as source:
             on_gpu = self.device.type == "cuda"
             with _closing(prefetch(lambda: _pin(source), PINNED_BATCHES) if on_gpu else source) as ready:
@@ -110,7 +110,7 @@ class Step:
             pipeline.detach()  # evaluation runs the model's own forward
 
     def _forward(self, batch: Batch, seed: int) -> tuple[Tensor, _Sent]:
-        """What to call ``backward`` on, and the step's result."""
+        """Run the forward pass; return the loss to call ``backward`` on, and the step's result."""
         torch.manual_seed(seed)
         weights = batch.weights[: batch.num_rows]
         totals = torch.stack([weights.sum().double(), weights.new_full((), batch.num_rows, dtype=torch.float64)])
@@ -148,13 +148,13 @@ class Step:
 
 
 def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
-    """Seed of one rank's step: dropout depends on the position alone, so a resumed run needs no generator state."""
+    """Derive a step's seed on one rank from its position alone, so that a resumed run needs no generator state."""
     return int(np.random.SeedSequence((seed, epoch, step, rank)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 @contextlib.contextmanager
 def matmul_precision(config: TrainingConfig) -> Iterator[None]:
-    """Within this context a GPU multiplies float32 matrices in TF32 if the config says so, and exactly if not."""
+    """Set the precision of a GPU's float32 products within this context: TF32 if the config says so, else IEEE."""
     settings = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # pyright: ignore[reportAttributeAccessIssue]
     before = [setting.fp32_precision for setting in settings]
     for setting in settings:
@@ -167,9 +167,9 @@ def matmul_precision(config: TrainingConfig) -> Iterator[None]:
 
 
 class _LookUp(nn.Module):
-    """All that the pipeline has to see of the model: which sharded module gets which part of a batch.
+    """The part of the model that the pipeline traces: its sharded module on a batch's ids.
 
-    It traces what it is given, and the rest of the model has nothing to pipeline and does not trace.
+    The rest of the model has nothing to pipeline and cannot be traced.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -183,7 +183,7 @@ class _LookUp(nn.Module):
 
 @dataclass
 class _Optimizer:
-    """What the pipeline calls before a step's forward and after its backward."""
+    """Optimizer for the pipeline: ``zero_grad`` runs before a step's forward, ``step`` after its backward."""
 
     zero_grad: Callable[[], None]
     step: Callable[[], None]

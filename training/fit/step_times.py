@@ -1,7 +1,7 @@
-"""StepTimes: where the time of a training step goes, for the one line that says what to make faster.
+"""StepTimes: seconds of each part of a training step, to see what to make faster.
 
-A mark costs one look at the clock. On CUDA the clock would only see kernels being queued, so there one step in a
-hundred is timed, with the device synchronised at each mark.
+A mark reads the clock once. On CUDA that would time the queueing of kernels only, so there one step in a hundred is
+timed, with the device synchronised at each mark.
 """
 
 import time
@@ -27,11 +27,12 @@ PARTS = (
     *COMMUNICATION,
     "other",
 )
-"""input: waiting for a batch. table backward: gradients of the looked-up rows and their update. exchange: ids, vectors
-and the vectors' gradients between ranks, sorting them, and waiting for ranks that are behind. reduction: of the dense
-gradients, of batch norm's moments, of weights and of losses, as far as a step waits for them: dense gradients travel
-beside the backward pass."""
+"""Parts of a step. input: waiting for a batch. table backward: gradients of the looked-up rows and their update.
+exchange: ids, vectors and the vectors' gradients between ranks, sorting them, and waiting for slower ranks. reduction:
+of the dense gradients, of batch norm's moments, of weights and of losses, as far as a step waits for them: dense
+gradients are reduced during the backward pass."""
 CUDA_INTERVAL = 100
+"""Steps between two timed ones on CUDA."""
 
 
 class StepTimes:
@@ -42,7 +43,7 @@ class StepTimes:
         self.seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
         self.num_steps = 0
         self.num_batches, self.num_ids = 0, Counter[str]()
-        """Batches of the timed steps (the last step of an epoch has none), and their ids by feature, on this rank."""
+        """Batches of the timed steps (an epoch's last step has none), and their ids by feature, on this rank."""
         self._cuda = device.type == "cuda"
         self.interval = CUDA_INTERVAL if self._cuda else 1
         self._step = 0
@@ -61,14 +62,14 @@ class StepTimes:
                 module.register_forward_hook(self._watch_update)
 
     def start(self) -> None:
-        """A step begins: what follows, up to the first mark, is its wait for a batch."""
+        """Begin a step: the time up to the first mark is its wait for a batch."""
         self._step += 1
         timed = self._step % self.interval == 0
         self._last = self._now() if timed else None
         self.num_steps += timed
 
     def mark(self, part: str) -> None:
-        """Since the last mark, the step did ``part``."""
+        """Add the time since the last mark to ``part``."""
         if self._last is None:
             return
         now = self._now()
@@ -76,16 +77,16 @@ class StepTimes:
         self._last = now
 
     def watch_backward(self, total: torch.Tensor) -> None:
-        """Mark what happens between ``total.backward()`` and the end of it."""
+        """Mark the parts of ``total.backward()`` by hooks."""
         if self._last is not None:
             total.register_hook(self._begin_backward)
 
     def stop(self) -> None:
-        """What follows belongs to no step."""
+        """End the step: the time that follows belongs to none."""
         self._last = None
 
     def summary(self) -> dict[str, Any]:
-        """Seconds of a step, and each part's share of them."""
+        """Compute the seconds of a step, and each part's share of them."""
         total = sum(self.seconds.values())
         shares = {part: value / total if total else 0.0 for part, value in self.seconds.items()}
         return {
@@ -120,7 +121,7 @@ class StepTimes:
         torch.autograd.Variable._execution_engine.queue_callback(lambda: self.mark("table backward"))
 
     def _watch_update(self, _module: nn.Module, _inputs: Any, vectors: torch.Tensor) -> None:
-        """A kernel's node in the graph: gradients of vectors arrive at it, and it updates its rows."""
+        """Mark a kernel's node in the graph: it receives gradients of vectors and updates its rows."""
         if vectors.grad_fn is not None and self._last is not None:
             vectors.grad_fn.register_prehook(lambda _: self.mark("exchange"))
             vectors.grad_fn.register_hook(lambda *_: self.mark("table backward"))
