@@ -69,7 +69,7 @@ def save(folder: Place, step: int, parallel: ParallelModel, progress: dict[str, 
 
     Raises:
         CheckpointError: on every rank, if some rank's part could not be written.
-        OSError: on the first rank, if what is left to do then could not be done.
+        OSError: on the first rank, if ``checkpoint.json`` or the final name could not be written.
         StorageError: on every rank, if the store did not take some rank's part.
     """
     final = folder / checkpoint_name(step)
@@ -183,7 +183,7 @@ def restore_model(checkpoint: Checkpoint, model: nn.Module) -> None:
 
 
 def newest(folder: Place) -> Checkpoint | None:
-    """The complete checkpoint with the most steps; None if there is none.
+    """Find the complete checkpoint with the most steps; None if there is none.
 
     Raises:
         CheckpointError: that checkpoint is damaged.
@@ -194,7 +194,7 @@ def newest(folder: Place) -> Checkpoint | None:
 
 
 def best(folder: Place) -> Checkpoint:
-    """The checkpoint with the best monitored metric (the newest, if nothing was ever evaluated).
+    """Find the checkpoint with the best monitored metric (the newest, if nothing was ever evaluated).
 
     Raises:
         CheckpointError: there is none, or it is damaged.
@@ -210,7 +210,7 @@ def best(folder: Place) -> Checkpoint:
 
 
 def open_checkpoint(folder: Place, step: int) -> Checkpoint:
-    """Check and describe one checkpoint.
+    """Check the files of a checkpoint and describe it.
 
     Raises:
         CheckpointError: names the damaged file.
@@ -270,7 +270,7 @@ def _state(parallel: ParallelModel) -> dict[str, Any]:
 
 
 def _without_empty(state: dict[str, Any]) -> dict[str, Any]:
-    """The same tensors without the parameters that have no optimizer state (SGD's).
+    """Leave out the parameters without optimizer state (SGD's).
 
     The checkpoint library keeps what is not a tensor from the first rank alone, an empty dictionary too, and would then
     miss those of tables that other ranks own.
@@ -303,7 +303,7 @@ def _reader(checkpoint: Checkpoint) -> Iterator[CheckpointReader]:
 
 
 def _failure_to_write(error: dcp.CheckpointException, folder: Path) -> object:
-    """What went wrong; when a disk fills up under a tensor, Torch tells of a position in a file and of nothing else."""
+    """Find the cause of a failed write; Torch reports a full disk as a wrong position in a file."""
     reason = _first_failure(error)
     if not isinstance(reason, OSError) and shutil.disk_usage(folder).free < 1 << 20:
         return os.strerror(errno.ENOSPC)
@@ -311,7 +311,7 @@ def _failure_to_write(error: dcp.CheckpointException, folder: Path) -> object:
 
 
 def _first_failure(error: dcp.CheckpointException) -> BaseException:
-    """What went wrong on some rank."""
+    """Return the error of a failed rank."""
     return next(iter(error.failures.values()))[0]
 
 

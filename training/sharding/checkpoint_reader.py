@@ -1,7 +1,7 @@
-"""Reads the files of a checkpoint without running what is in them, because a checkpoint may come from a stranger.
+"""Read a checkpoint's files without running code in them, because a checkpoint may come from a stranger.
 
-``torch.distributed.checkpoint`` keeps its index in a pickle and un-pickles what is no tensor, and a pickle can call
-anything. Here the index may be made of the index's own classes alone, and a file of it must lie in the folder.
+``torch.distributed.checkpoint`` keeps its index and all that is not a tensor in pickles, and a pickle can call any
+function. Here an index may contain its own few classes only, and the files that it names must lie in the folder.
 """
 
 import io
@@ -37,13 +37,13 @@ class CheckpointError(ValueError):
 
 
 class CheckpointReader(FileSystemReader):
-    """Reads tensors, and refuses an index or a record that holds anything else."""
+    """Reader of tensors that refuses an index or a record with anything else."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """The index, rebuilt from checked parts.
+        """Read the index and rebuild it from checked parts.
 
         Raises:
-            CheckpointError: it is absent or damaged, or is made of anything that no index is made of.
+            CheckpointError: it is absent or damaged, or holds an object of a foreign class.
         """
         path = self._get_metadata_path(kwargs.get("rank"))
         try:
@@ -55,7 +55,7 @@ class CheckpointReader(FileSystemReader):
         return metadata
 
     def _slice_file(self, file: IO[bytes], sinfo: _StorageInfo) -> IO[bytes]:
-        """One record: a zip file whose members are stored as they are, so that none unpacks to more than it is."""
+        """Open one record, a zip file; compressed members are refused, as they could unpack to any size."""
         with zipfile.ZipFile(_Slice(cast(Any, file), sinfo.offset, sinfo.length)) as members:
             packed = [m.filename for m in members.infolist() if m.compress_type or m.file_size > sinfo.length]
         if packed:
@@ -66,24 +66,26 @@ class CheckpointReader(FileSystemReader):
 
 
 class _Slice(_ReaderView):
-    """Torch's view of a part of a file, which counts from the end the wrong way round."""
+    """View of a part of a file: Torch's, with its seek from the end corrected."""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         return super().seek(offset + self.len if whence == os.SEEK_END else offset)
 
 
 class CheckpointPlanner(DefaultLoadPlanner):
-    """Un-pickles what is no tensor with Torch's own list of harmless types."""
+    """Load planner that un-pickles other values than tensors with Torch's list of safe types only."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        """Load a value that is not a tensor into the state dict."""
         path = self.mappings[read_item.dest_index.fqn]
         set_element(self.original_state_dict, path, torch.load(value, weights_only=True))
 
 
 class GrownPlanner(CheckpointPlanner):
-    """Loads tables that had fewer rows when they were saved into the first rows of what they are now."""
+    """Load planner that loads a table saved with fewer rows into its first rows."""
 
     def create_local_plan(self) -> Any:
+        """Plan this rank's reads, with the saved sizes of grown tables replaced by the present ones."""
         assert self.metadata is not None
         saved = self.metadata.state_dict_metadata
         # Not of self.state_dict: it leaves out tables that lie on other ranks alone, and is then replaced by this one.
@@ -126,9 +128,9 @@ _PythonUnpickler: Any = pickle._Unpickler
 
 
 class _Unpickler(_PythonUnpickler):
-    """Makes objects of the index's classes, and nothing else.
+    """Unpickler that makes objects of the index's classes only.
 
-    The one written in Python, because the one in C takes memory for as many objects as a pickle says it has.
+    It extends the one written in Python, because the one in C allocates memory for as many objects as a pickle claims.
     """
 
     dispatch = {code[0]: _PythonUnpickler.dispatch[code[0]] for code in _OPCODES}  # noqa: RUF012
@@ -161,7 +163,7 @@ class _Unpickler(_PythonUnpickler):
 
 
 def _check_key(key: Any) -> None:
-    """Refuse what could take for ever to hash: a tuple of the same tuple twice, of the same tuple twice, ..."""
+    """Refuse keys that could take exponential time to hash: tuples of the same tuple twice, nested."""
     if type(key) is not str:
         _check_types((key, MetadataIndex), (key.fqn, str), (key.index, int, type(None)))
         _check_types((key.offset, torch.Size, type(None)))
@@ -174,7 +176,7 @@ def _check_types(*pairs: Any) -> None:
 
 
 def _checked(found: Any) -> Metadata:
-    """The same index, of nothing but what a load needs."""
+    """Check an index and copy the parts that a load needs."""
     _check_types((found, Metadata), (found.state_dict_metadata, dict), (found.storage_data, dict))
     entries, records = {}, {}
     for name, entry in found.state_dict_metadata.items():

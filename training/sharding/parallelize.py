@@ -1,4 +1,4 @@
-"""CTRModel -> DistributedModelParallel and its optimizers: the only file that knows where tables live.
+"""Sharding of a CTRModel with its optimizers: the only module that knows on which ranks tables lie.
 
 The model is built on the meta device, TorchRec's planner places its tables, and what the planner leaves out (the dense
 net) is replicated. The same function serves one CPU rank and many CUDA ones.
@@ -31,7 +31,7 @@ from training.sharding.table_planner import DATA_PARALLEL, Cluster, Sharder, des
 from training.sharding.weight_average import WeightAverage
 
 FUSED, DENSE = "fused", "dense"
-"""Names among the combined optimizers of FBGEMM's and of the dense net's."""
+"""Names of FBGEMM's and of the dense net's optimizer among the combined ones."""
 
 FUSED_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "rowwise_adagrad": torchrec.optim.RowWiseAdagrad,
@@ -39,14 +39,14 @@ FUSED_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torchrec.optim.SGD,
     "adam": torchrec.optim.Adam,
 }
-"""Markers: FBGEMM runs the update inside its backward."""
+"""Optimizers of sharded tables; the classes are markers, as FBGEMM runs the update inside its backward."""
 
 REPLICATED_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "rowwise_adagrad": ReplicatedRowWiseAdagrad,
     "adagrad": torch.optim.Adagrad,
     "sgd": torch.optim.SGD,
 }
-"""The same updates for a data-parallel table, whose gradient is dense: a row that was not looked up does not move."""
+"""Optimizers of data-parallel tables, whose gradient is dense: a row that was not looked up does not move."""
 
 
 # TorchRec trips a deprecation notice of torch.fx at every first forward; nobody can act on it.
@@ -55,7 +55,7 @@ logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 @dataclass
 class ParallelModel:
-    """A sharded model with all that a step needs.
+    """A sharded model with its optimizers, average and plan.
 
     Attributes:
         model: the wrapped CTRModel.
@@ -69,7 +69,7 @@ class ParallelModel:
     average: WeightAverage | None
     plan: list[dict[str, Any]]
     _embedding_parameters: list[nn.Parameter]
-    """Those with gradients: in the dense lane, every table."""
+    """Table parameters with gradients: in the dense lane, every table."""
     _clipped_parameters: list[nn.Parameter]
     """Replicated parameters whose gradients share one norm."""
     _learning_rates: list[float]
@@ -77,7 +77,7 @@ class ParallelModel:
     def init_optimizer_state(self) -> None:
         """Give every dense optimizer its state tensors.
 
-        One that never stepped has none, and a checkpoint loaded into none fills nothing, without a word.
+        An optimizer that never stepped has none, and loading a checkpoint into it would silently do nothing.
         """
         for name, optimizer in self.optimizer.optimizers:
             if name != FUSED:
@@ -99,21 +99,21 @@ class ParallelModel:
 
     @contextlib.contextmanager
     def shipped_weights(self) -> Iterator[None]:
-        """Within this context the model has the weights that are evaluated and shipped."""
+        """Give the model the weights that are evaluated and shipped, within this context."""
         with self.average.swapped() if self.average is not None else contextlib.nullcontext():
             yield
 
     @property
     def learning_rates(self) -> list[float]:
-        """The tables' and the dense net's, whichever tables this rank has; in the dense lane they are one.
+        """Return the learning rates of the tables and of the dense net, equal in the dense lane, on every rank alike.
 
-        Not read from the parameter groups: FBGEMM has one a kernel, and so another number on every rank and plan.
+        Parameter groups would not do: FBGEMM has one a kernel, so their number differs between ranks and plans.
         """
         return self._learning_rates
 
     @learning_rates.setter
     def learning_rates(self, rates: list[float]) -> None:
-        """Take those of any rank and plan; a list may hold the tables' more than once."""
+        """Set the rates from a list of any rank and plan: its first is the tables', its last the dense net's."""
         self._learning_rates = [rates[0], rates[-1]]
         for name, optimizer in self.optimizer.optimizers:
             groups: list[Any] = list(optimizer.param_groups)
@@ -180,7 +180,7 @@ def gather(values: torch.Tensor) -> torch.Tensor:
 
 
 def _initialize_tables(wrapped: DistributedModelParallel, tables: dict[str, EmbeddingTable]) -> None:
-    """Give every shard its place's numbers, so that any sharding starts from the same tables."""
+    """Initialise every shard by its place in the table, so that any sharding starts from the same tables."""
     for name, value in wrapped.state_dict().items():
         table = _table_of(name, tables)
         if table is None:
@@ -193,12 +193,12 @@ def _initialize_tables(wrapped: DistributedModelParallel, tables: dict[str, Embe
 
 
 def _replicated(wrapped: DistributedModelParallel) -> dict[str, torch.Tensor]:
-    """Every parameter and buffer that each rank holds whole, sharing its memory."""
+    """Collect the replicated parameters and buffers, sharing their memory."""
     return {n: v for n, v in wrapped.state_dict().items() if not isinstance(v, ShardedTensor)}
 
 
 def _cluster(device: torch.device) -> Cluster:
-    """This process group as the planner sees it."""
+    """Describe this process group to the planner."""
     world_size = dist.get_world_size()
     ranks_per_host = get_local_size(world_size)
     if device.type == "cpu":
@@ -221,7 +221,7 @@ def _make_optimizer(
     table_parameters: dict[str, nn.Parameter],
     lane: FusedOptimizer | DenseOptimizer,
 ) -> CombinedOptimizer:
-    """The fused optimizer (if any), then replicated tables of the fused lane (if any), then Adam, in this order."""
+    """Combine the fused optimizer (if any), that of the fused lane's replicated tables (if any), and Adam."""
     optimizers: list[tuple[str, KeyedOptimizer]] = []
     if isinstance(lane, FusedOptimizer):
         if wrapped.fused_optimizer.params:
@@ -238,7 +238,7 @@ def _make_optimizer(
 
 
 def _table_of(parameter_name: str, tables: dict[str, EmbeddingTable]) -> str | None:
-    """Table that ``...embedding_bags.TABLE.weight`` belongs to; None for any other parameter."""
+    """Return TABLE of ``...embedding_bags.TABLE.weight``; None for any other parameter."""
     parts = parameter_name.split(".")
     return parts[-2] if len(parts) >= 3 and parts[-3] == "embedding_bags" and parts[-2] in tables else None
 

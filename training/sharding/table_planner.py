@@ -1,4 +1,4 @@
-"""TorchRec's planner as this project sets it up, so that a dry run plans what a training would."""
+"""TorchRec's planner with this project's settings, so that a dry run makes the plan of a training."""
 
 import logging
 import math
@@ -29,10 +29,10 @@ MARGIN = 0.15
 """Share of a GPU's memory that the planner leaves alone: activations of the dense net, fragments, the CUDA context."""
 
 MOST_COLUMNS = 32
-"""Of a part of a table that the planner may cut by columns: 128 bytes a row."""
+"""Largest width of a part when the planner cuts a table by columns: 128 bytes a row."""
 
 DENSE_COPIES = 6
-"""TorchRec's count of what a replicated weight takes: itself, Adam's two moments, its gradient and DDP's buckets."""
+"""Copies of a replicated weight by TorchRec's count: itself, Adam's two moments, its gradient and DDP's buckets."""
 
 CACHED = EmbeddingComputeKernel.FUSED_UVM_CACHING.value
 """Kernel of a table that lies in host memory, with a cache on the GPU."""
@@ -40,10 +40,10 @@ CACHED = EmbeddingComputeKernel.FUSED_UVM_CACHING.value
 GIB = 1 << 30
 Bytes = dict[str, int]
 PARTS = ("weights", "state", "gradients", "cache", "lookups")
-"""What a shard takes of its rank: its rows, the optimizer's state, a replicated table's gradient and average, the cache
-of rows that lie in host memory, a batch's ids and vectors on their way in and out."""
+"""Parts of a shard's memory on its rank: its rows, the optimizer's state, a replicated table's gradient and average,
+the cache of rows that lie in host memory, a batch's ids and vectors on their way in and out."""
 HOST = "host"
-"""What a shard takes of a GPU's host beside that: rows and the optimizer's state, if they lie there."""
+"""Part of a shard's memory on a GPU's host: rows and the optimizer's state, if they lie there."""
 
 # TorchRec warns of its own default, for nets whose size it cannot tell; make_reservation tells it.
 warnings.filterwarnings("ignore", message="HeuristicalStorageReservation", category=FutureWarning)
@@ -57,19 +57,21 @@ logging.getLogger().addFilter(lambda record: not record.getMessage().startswith(
 
 
 class Sharder(EmbeddingBagCollectionSharder):
-    """Offers row-wise sharding on CPU, which the stock sharder leaves out, and keeps auto plans model-parallel."""
+    """Sharder that offers row-wise sharding on CPU, which the stock one leaves out."""
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
+        """List the sharding types on offer, on any device."""
         return [DATA_PARALLEL, *MODEL_PARALLEL]
 
     def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
+        """List the kernels of a sharding type; on CUDA also the one with a cache."""
         if sharding_type == DATA_PARALLEL:
             return [EmbeddingComputeKernel.DENSE.value]
         return [EmbeddingComputeKernel.FUSED.value, *([CACHED] if compute_device_type == "cuda" else [])]
 
 
 class StorageEstimator(EmbeddingStorageEstimator):
-    """TorchRec's, plus what it cannot see: no optimizer is attached when a plan is made."""
+    """Estimator of storage: TorchRec's, plus optimizer state, gradients and averages, which it cannot see yet."""
 
     def __init__(
         self, config: TrainingConfig, topology: Topology, constraints: dict[str, ParameterConstraints]
@@ -79,6 +81,7 @@ class StorageEstimator(EmbeddingStorageEstimator):
         self._on_cpu = topology.compute_device == "cpu"
 
     def estimate(self, sharding_options: list[ShardingOption], sharder_data_map: Any) -> None:
+        """Fill in the storage of every shard of the options."""
         super().estimate(sharding_options, sharder_data_map)
         for option in sharding_options:
             for shard in option.shards:
@@ -90,11 +93,11 @@ class StorageEstimator(EmbeddingStorageEstimator):
 
 @dataclass(frozen=True)
 class Cluster:
-    """Ranks that are alike.
+    """A cluster of identical ranks.
 
     Attributes:
         world_size: number of ranks.
-        ranks_per_host: those that share a fast connection.
+        ranks_per_host: number of ranks that share a fast connection.
         memory: bytes a rank, of its GPU or, on CPU, of its share of the host; None: TorchRec's default.
         host_memory: bytes a GPU's rank, of its host; None: TorchRec's default.
     """
@@ -106,7 +109,7 @@ class Cluster:
     host_memory: int | None = None
 
     def topology(self) -> Topology:
-        """The same for TorchRec, with its default bandwidths."""
+        """Convert to TorchRec's topology, with its default bandwidths."""
         return Topology(
             self.world_size,
             self.device,
@@ -116,7 +119,7 @@ class Cluster:
         )
 
     def capped(self, sharding: ShardingConfig) -> "Cluster":
-        """These ranks, with no more of a GPU than the config allows."""
+        """Limit a GPU's memory to what the config allows."""
         if sharding.device_memory is None or self.device == "cpu":
             return self
         cap = round(sharding.device_memory * GIB)
@@ -124,7 +127,7 @@ class Cluster:
 
 
 def held_bytes(config: TrainingConfig, sharding_type: str, size: Sequence[int], kernel: str = "") -> Bytes:
-    """Bytes of ``PARTS`` and ``HOST`` that a shard of ``size`` (rows, columns) holds between steps, so without lookups.
+    """Compute the bytes of ``PARTS``, but for lookups, and ``HOST`` of a shard of ``size`` (rows, columns).
 
     Row-wise Adagrad keeps a number a row of a shard: of a table cut into columns, a number a row for each cut. A cache
     has 4 bytes of index a row of the table and 16 of bookkeeping a row of its own; the optimizer's state has none.
@@ -143,11 +146,11 @@ def held_bytes(config: TrainingConfig, sharding_type: str, size: Sequence[int], 
 
 
 def columns_per_part(sharding: str, table: EmbeddingTable, tables: Sequence[EmbeddingTable], world_size: int) -> int:
-    """Columns of a part of a table that is cut by columns; the planner takes the next number that divides the table's.
+    """Choose the columns of a part when a table is cut; the planner takes the next number that divides the table's.
 
-    Where the config says so, every rank gets a part. Left to the planner ("auto"), parts are as wide as leaves two for
-    each rank, over all tables, and no wider than a line of memory or two: each part needs all ids of its feature, and a
-    number a row of row-wise Adagrad.
+    Where the config asks for it, every rank gets a part. Left to the planner ("auto"), parts are so wide that all
+    tables together have two for each rank, and no wider than ``MOST_COLUMNS``: each part needs all ids of its feature,
+    and a number a row of row-wise Adagrad.
     """
     if sharding == "auto":
         share = sum(other.padded_width for other in tables) / (2 * world_size)
@@ -158,12 +161,12 @@ def columns_per_part(sharding: str, table: EmbeddingTable, tables: Sequence[Embe
 
 
 def batch_size_per_rank(config: TrainingConfig, world_size: int) -> int:
-    """Rows of the largest part of a global batch."""
+    """Count the rows of the largest rank's part of a global batch."""
     return math.ceil(config.global_batch_size / world_size)
 
 
 def check_lane(config: TrainingConfig, device: str) -> None:
-    """Refuse what the optimizer lane cannot do.
+    """Refuse a config that its optimizer lane does not support on the device.
 
     Raises:
         ValueError: names the key and what to set instead.
@@ -193,11 +196,11 @@ def check_lane(config: TrainingConfig, device: str) -> None:
 def make_planner(
     model: CTRModel, config: TrainingConfig, cluster: Cluster, stats: Sequence[Stats] = ()
 ) -> EmbeddingShardingPlanner:
-    """The planner of ``model``'s tables: call its ``plan`` or ``collective_plan`` with a ``Sharder``.
+    """Make the planner of ``model``'s tables: call its ``plan`` or ``collective_plan`` with a ``Sharder``.
 
     Args:
         model: with its tables on the meta device.
-        stats: are told of the plan that is made.
+        stats: reporters that TorchRec calls with the plan.
 
     Raises:
         ValueError: the config's sharding and its optimizer lane cannot be had together, or it names unknown features.
@@ -243,10 +246,10 @@ def make_planner(
 
 
 def sharding_of(table: EmbeddingTable, sharding: ShardingConfig) -> str:
-    """How the config wants a table sharded: as it says of one of the table's features, else its default.
+    """Find a table's sharding in the config: that of one of its features, else the default.
 
     Raises:
-        ValueError: it says different things of features that share the table.
+        ValueError: features that share the table have different ones.
     """
     wanted = {sharding.features[name]: name for name in table.features if name in sharding.features}
     if len(wanted) > 1:
@@ -256,14 +259,14 @@ def sharding_of(table: EmbeddingTable, sharding: ShardingConfig) -> str:
 
 
 def make_reservation(model: CTRModel, margin: float) -> HeuristicalStorageReservation:
-    """What a rank keeps free of tables: a share of a GPU, the dense net and its copies, the ids of two batches."""
+    """Reserve a rank's memory beside tables: a share of a GPU, the dense net and its copies, the ids of two batches."""
     tables = {id(parameter) for parameter in model.embedding.bags.parameters()}
     dense = sum(p.numel() * p.element_size() for p in model.parameters() if id(p) not in tables)
     return HeuristicalStorageReservation(margin, dense_tensor_estimate=DENSE_COPIES * dense)
 
 
 def describe(table: EmbeddingTable, placement: Any) -> dict[str, Any]:
-    """A table and its place, as a run's plan.json has it."""
+    """Describe a table and its placement for a run's plan.json."""
     return {
         "table": table.name,
         "feature": ", ".join(table.features),

@@ -32,7 +32,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after ``step`` steps: average = d * average + (1 - d) * weights.
+        """Add the weights after ``step`` steps: average = d * average + (1 - d) * weights.
 
         d = min(decay, (1 + step) / (10 + step)), so that the start is forgotten soon.
         """
@@ -44,7 +44,7 @@ class WeightAverage:
 
     @contextlib.contextmanager
     def swapped(self) -> Iterator[None]:
-        """The live model has the averaged weights inside this context, and its own again after it."""
+        """Swap the averaged weights into the live model within this context."""
         self._swap()
         try:
             yield
