@@ -1,9 +1,8 @@
-"""Attribution: what a model's predictions rest on, feature by feature, branch by branch and gate by gate.
+"""Attribution of a model's predictions to features, branches and gates.
 
-Features and branches have one yardstick, so that they can be compared: how much worse the rows are ranked when what one
-of them says of a row is swapped for what it says of another row, over the whole split (permutation importance, Fisher
-et al., arXiv 1801.01489). A feature that another one can stand in for loses little: importance is the model's, not the
-world's.
+Features and branches are compared by permutation importance (Fisher et al., arXiv 1801.01489): how much worse the rows
+are ranked when the values of one feature, or the outputs of one branch, are permuted over the whole split. A feature
+that the model can replace by another one has little importance, whatever it means in the world.
 
 Shapes: n rows, B rows of a batch, S series of a gate, D coordinates of a series, H width of an encoder's output.
 """
@@ -31,7 +30,7 @@ from training.model.fusion import Fusion, WeightedSum
 from training.model.selection import Selection
 
 NUM_BINS = 20
-"""Of each histogram."""
+"""Number of bins of each histogram."""
 BRANCHES = ("easy", "hard")
 
 
@@ -40,7 +39,7 @@ class AttributionError(ValueError):
 
 
 def num_passes(schema: FeatureSchema, num_repeats: int) -> int:
-    """How often ``attribute`` goes through the rows."""
+    """Count the passes of ``attribute`` over the rows."""
     return 2 + num_repeats * (len(schema.sparse) + len(schema.dense) + 1)
 
 
@@ -60,7 +59,7 @@ def attribute(
 
     Args:
         columns: of ``training.data.columns.read_columns``.
-        objective: that the model was trained with: a branch logit that no loss asks to predict says nothing by itself.
+        objective: of the model's training; a branch logit is reported only where the loss supervises it.
         calibration: of the fused logit; the logloss is of what is served, all else of the model's own logits.
         num_repeats: permutations; each one is tried on every feature and branch.
         seed: of the permutations.
@@ -68,7 +67,7 @@ def attribute(
 
     Returns:
         rows, auc, logloss: of the rows as they are.
-        features: most important first, each with the mean over the repeats of what permuting it costs (``auc_drop``,
+        features: most important first, each with the mean cost of permuting it over the repeats (``auc_drop``,
             ``logloss_rise``) and its standard deviation (``..._std``, None with one repeat). A multi-valued feature
             moves as a whole.
         branches: the same for permuting an encoder's outputs.
@@ -92,7 +91,7 @@ def attribute(
     supervised = tuple(branch for branch, share in shares.items() if share)
 
     def measure(fused: Floats) -> Floats:
-        """AUC and logloss."""
+        """Compute AUC and logloss."""
         return np.array([auc(fused, labels, weights), logloss(calibration.apply(fused), labels, weights)])
 
     with torch.no_grad():
@@ -132,20 +131,20 @@ def attribute(
 
 
 class _Rows:
-    """Rows that a model scores again and again."""
+    """Rows of a split, scored by a model in many variants."""
 
     def __init__(self, model: CTRModel, columns: Columns, schema: FeatureSchema, batch_size: int) -> None:
         self.model, self.columns, self.schema, self.batch_size = model, columns, schema, batch_size
         self.labels, self.weights = (columns[name].astype(np.float64) for name in ("label", "weight"))
 
     def batches(self, changed: Columns | None = None) -> Iterator[Batch]:
-        """The rows, with some columns changed."""
+        """Yield the rows as batches, with some columns changed."""
         columns = {**self.columns, **(changed or {})}
         for start in range(0, len(self.labels), self.batch_size):
             yield to_batch({n: c[start : start + self.batch_size] for n, c in columns.items()}, self.schema)
 
     def look(self) -> tuple[dict[str, Floats], list[Tensor], list[dict[str, Any]]]:
-        """Logits of each kind; the weighted mean (1, H) of each encoder's output; every gate."""
+        """Compute the logits of each kind, the weighted mean (1, H) of each encoder's output, and every gate."""
         selection, fusion = self.model.selection, self.model.fusion
         logits = {"fused": [], "easy": [], "hard": []}
         sums, gates = [torch.zeros(()), torch.zeros(())], _Gates((*self.schema.sparse_names, *self.schema.dense_names))
@@ -161,7 +160,7 @@ class _Rows:
         return {name: _join(values) for name, values in logits.items()}, means, gates.describe()
 
     def split(self, fused: Floats, means: list[Tensor]) -> dict[str, Floats]:
-        """(n,) parts of the fused logit: one a branch and, where there is one, the joint part; see ``attribute``."""
+        """Split the fused logit into (n,) parts: one a branch and, if any, the joint part; see ``attribute``."""
         fusion, without = self.model.fusion, self.exchange(repeat(means))
         neither = fusion(*means).fused.item()
         easy, hard = without["hard"] - neither, without["easy"] - neither
@@ -171,7 +170,7 @@ class _Rows:
     def permute(
         self, order: NDArray[np.int64], on_pass: Callable[[], object]
     ) -> Iterator[tuple[tuple[str, str], Floats]]:
-        """(``feature`` or ``branch``, its name) -> (n,) fused logits when it is that of the rows in ``order``."""
+        """Permute every feature and branch: (``feature`` or ``branch``, its name), (n,) fused logits in ``order``."""
         permuted = {name: column[order] for name, column in self.columns.items()}
         features = [*self.schema.sparse, *self.schema.dense]
         groups = {feature.name: feature.kind.columns(feature) for feature in features}
@@ -184,7 +183,7 @@ class _Rows:
         on_pass()
 
     def exchange(self, others: Iterable[Sequence[Tensor]]) -> dict[str, Floats]:
-        """Branch -> (n,) fused logits when that branch alone has the output that ``others`` has of it, by batch."""
+        """Replace each branch's output alone by that of ``others``, by batch: branch -> (n,) fused logits."""
         fusion, easy, hard = self.model.fusion, [], []
         for (easy_BH, hard_BH), (other_easy_BH, other_hard_BH) in zip(self.outputs(), others, strict=False):
             easy.append(fusion(other_easy_BH.expand_as(easy_BH), hard_BH).fused)
@@ -192,7 +191,7 @@ class _Rows:
         return {"easy": _join(easy), "hard": _join(hard)}
 
     def outputs(self, changed: Columns | None = None) -> Iterator[list[Tensor]]:
-        """The encoders' outputs, batch by batch; with thousands of numbers a row there is no room to keep them."""
+        """Yield the encoders' outputs by batch; thousands of numbers a row would not fit in memory."""
         with _inputs(self.model.fusion) as outputs:
             for batch in self.batches(changed):
                 self.model(batch)
@@ -200,7 +199,7 @@ class _Rows:
 
 
 class _Gates:
-    """Weighted mean, deviation and histogram of gates, batch by batch: the gates of all rows would not fit."""
+    """Weighted mean, deviation and histogram of gates, summed by batch: all rows' gates would not fit in memory."""
 
     def __init__(self, fields: tuple[str, ...]) -> None:
         self.fields = fields
@@ -208,7 +207,7 @@ class _Gates:
         self._sums = defaultdict[tuple[str, int], dict[str, Floats]](dict)
 
     def add(self, block: Selection | Fusion, gates: dict[str, Tensor], weights_B: Tensor) -> None:
-        """Take in a batch."""
+        """Add a batch."""
         names = block.gate_series or self.fields
         for gate, values_BK in gates.items():
             sums, values_BSD = self._sums[gate, block.gate_top], values_BK.double().unflatten(1, (len(names), -1))
@@ -219,7 +218,7 @@ class _Gates:
                 sums[name] = sums.get(name, 0.0) + np.r_[moments, histogram]
 
     def describe(self) -> list[dict[str, Any]]:
-        """Each gate for JSON; a histogram is of ``NUM_BINS`` equal bins from 0 to ``top`` and adds up to 1."""
+        """Describe each gate for JSON; a histogram is of ``NUM_BINS`` equal bins from 0 to ``top`` and adds up to 1."""
         described = []
         for (gate, top), sums in self._sums.items():
             series = {}
@@ -233,7 +232,7 @@ class _Gates:
 
 @contextmanager
 def _inputs(module: nn.Module) -> Iterator[list[Any]]:
-    """A list that holds the arguments of the module's last call."""
+    """Give a list that holds the arguments of the module's last call, within this context."""
     last: list[Any] = []
 
     def remember(_: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -247,7 +246,7 @@ def _inputs(module: nn.Module) -> Iterator[list[Any]]:
 
 
 def _summarise(changes: list[Floats]) -> dict[str, float | None]:
-    """Of (AUC, logloss) after a permutation less before, one a repeat."""
+    """Summarise the changes of (AUC, logloss) by a permutation, one a repeat: means and standard deviations."""
     summary: dict[str, float | None] = {}
     auc_changes, rises = np.array(changes).T
     # Subtracted from 0, so that no change is 0 and not -0.

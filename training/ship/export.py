@@ -1,6 +1,6 @@
-"""Export a run's best checkpoint as an artifact: everything a scorer needs, and rows to prove that it scores the same.
+"""Export a run's best checkpoint as an artifact: everything a scorer needs, and golden rows to check its scores.
 
-Tables may be quantised: then golden rows have the quantised model's probabilities.
+Tables may be quantised; golden rows then have the quantised model's probabilities.
 """
 
 import json
@@ -42,7 +42,7 @@ class Best(NamedTuple):
     """Optimizer steps the checkpoint has seen."""
 
     def score(self, split: str) -> Scores:
-        """A split's rows as they lie, each once, with the calibrated logits that an artifact would serve.
+        """Score a split's rows in file order, with the calibrated logits that an artifact would serve.
 
         Raises:
             DatasetError, ReaderError: the dataset has no such split, or a row of it is missing or damaged.
@@ -51,12 +51,12 @@ class Best(NamedTuple):
         return score(self.model, reader, torch.device("cpu")).calibrated(self.calibration)
 
     def with_tables(self, tables: TablePrecision) -> "Best":
-        """The same with its tables as they would be served in that precision; itself with float32."""
+        """Quantise the tables as they would be served in that precision; itself with float32."""
         return self if tables == "float32" else self._replace(model=quantize(self.model, tables))
 
 
 def load_best(run: Run, dataset: Dataset | None = None) -> Best:
-    """The unsharded model of a run's best checkpoint with its dataset, training config and calibration.
+    """Load the unsharded model of a run's best checkpoint with its dataset, training config and calibration.
 
     Args:
         dataset: score on this dataset instead; None: the run's own.
@@ -144,7 +144,7 @@ def _write_artifact(run: Run, folder: Path, golden_input: str | None, tables: Ta
 
 
 def golden_rows(predictor: Predictor, dataset: Dataset, golden_input: str | None) -> list[dict[str, Any]]:
-    """The first well-formed raw rows, cut to the columns that scoring needs.
+    """Read the first well-formed raw rows, cut to the columns that scoring needs.
 
     Raises:
         RunError: the raw files are gone, or hold no well-formed row.

@@ -81,7 +81,7 @@ class Predictor:
         return predictor
 
     def predict(self, rows: Sequence[RawRow]) -> NDArray[np.float64]:
-        """Calibrated click probabilities of raw rows.
+        """Predict calibrated click probabilities of raw rows.
 
         Args:
             rows: raw column -> value; columns that no feature uses are ignored, an unseen value is out-of-vocabulary.
@@ -101,10 +101,10 @@ class Predictor:
         return np.concatenate(scores)
 
     def read_log(self, path: str) -> Iterator[tuple[int, dict[str, Any] | LogError]]:
-        """Lines of a raw log of the kind the model was trained on, as ``features.rawlog.read_lines`` gives them.
+        """Read lines of a raw log in the format that the model was trained on, like ``features.rawlog.read_lines``.
 
         Raises:
-            ArtifactError: the artifact does not say what that is.
+            ArtifactError: the artifact's config does not say that format.
             LogError: as ``read_lines``.
         """
         try:
@@ -116,10 +116,10 @@ class Predictor:
         return read_lines(path, log_format, lookups)
 
     def find_error(self, row: RawRow) -> str | None:
-        """Why one raw row cannot be scored; None if it can.
+        """Find the reason why a raw row cannot be scored; None if it can.
 
         Raises:
-            MissingColumnError: a column is missing, which is no single row's fault.
+            MissingColumnError: a column is missing: an error of the log, not of one row.
         """
         try:
             self._encoder.check(row)
@@ -150,7 +150,7 @@ class Predictor:
 def _load_model(
     weights: Path, schema: FeatureSchema, learnt: Learnt, training: TrainingConfig, tables: TablePrecision
 ) -> CTRModel:
-    """The network of a config with the stored weights; memory is taken for it only when their shapes are the same."""
+    """Load the network of a config with stored weights; their shapes are checked before memory is allocated."""
     num_embeddings = {f.name: learnt.num_embeddings(f) for f in schema.sparse}
     padded = training.pads_tables
     try:

@@ -21,7 +21,7 @@ from training.model.ctr_model import CTRModel
 from training.model.embedding import EmbeddingTable
 
 SCALE_OFFSET_BYTES = 4
-"""What int8 adds to a row: scale and offset in float16, as FBGEMM reads them."""
+"""Bytes that int8 adds to a row: scale and offset in float16, as FBGEMM reads them."""
 MAX_LEVEL = 255
 
 _BAGS = "embedding.bags.embedding_bags."
@@ -29,18 +29,18 @@ _CHUNK_ROWS = 1 << 20
 
 
 class QuantizationError(ValueError):
-    """A table holds numbers that the asked precision cannot."""
+    """A table holds numbers that the precision cannot represent, or stored tensors do not fit the model."""
 
 
 def stored_type(table: EmbeddingTable, tables: TablePrecision) -> torch.dtype:
-    """Of a table's numbers. With int8, one up to 4 wide is kept in float16, which is no larger there and more exact."""
+    """Choose the type of a table's numbers; with int8, widths up to 4 take float16: no larger there, and more exact."""
     if tables == "float32":
         return torch.float32
     return torch.float16 if tables == "float16" or table.width <= SCALE_OFFSET_BYTES else torch.uint8
 
 
 def quantize_rows(weight_VD: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of float32 as 8-bit integers, none of them off by more than half its row's scale.
+    """Quantise float32 rows to 8-bit integers, each number to within half its row's scale.
 
     Offsets are rounded down to float16 and scales up, so that a row's ends are within 0 to 255. FBGEMM's own quantiser
     rounds both to the nearest, which cuts ends off, and makes the scale of a row of nearly equal numbers 0.
@@ -62,7 +62,7 @@ def _quantize_chunk(weight_VD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _rounded_up(x: Tensor) -> Tensor:
-    """The least float16 numbers that are not below."""
+    """Round up to float16."""
     near = x.half()
     # The bits of float16 numbers of one sign are in the order of their sizes.
     bits = near.view(torch.int16)
@@ -71,7 +71,7 @@ def _rounded_up(x: Tensor) -> Tensor:
 
 
 def to_tensors(model: CTRModel, tables: TablePrecision) -> dict[str, Tensor]:
-    """What an artifact stores of a trained model: its ``state_dict``, with quantised tables in place of its own.
+    """Make the tensors that an artifact stores of a model: its ``state_dict``, with quantised tables.
 
     A table T is ``T.weight``, (V, D) float16 or uint8 without its padding, and with uint8 ``T.scale_offset``, (V, 2).
     """
@@ -87,7 +87,7 @@ def to_tensors(model: CTRModel, tables: TablePrecision) -> dict[str, Tensor]:
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """See that no number was lost to float16, which ends at 65504.
+    """Check that no number overflowed float16, which ends at 65504.
 
     Raises:
         QuantizationError: names the tensor.
@@ -100,13 +100,13 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
 
 
 def table_bytes(model: CTRModel, tensors: Mapping[str, Tensor]) -> int:
-    """Bytes of the tables among a model's stored tensors."""
+    """Add up the bytes of the tables among a model's stored tensors."""
     names = {f"{_BAGS}{table.name}.{part}" for table in model.tables for part in ("weight", "scale_offset")}
     return sum(tensor.nbytes for name, tensor in tensors.items() if name in names)
 
 
 def check_layout(outline: CTRModel, tensors: Mapping[str, Tensor], tables: TablePrecision) -> None:
-    """See that stored tensors are those of a model, which may be on the meta device.
+    """Check that stored tensors fit a model, which may be on the meta device.
 
     Raises:
         QuantizationError: names a tensor that is missing, too many, or of another shape or type.
@@ -130,7 +130,7 @@ def _shown(shape_and_type: tuple[tuple[int, ...], torch.dtype] | None) -> str:
 
 
 def quantize(model: CTRModel, tables: TablePrecision) -> CTRModel:
-    """A trained model with its tables as they would be served; with float32 the model itself."""
+    """Copy a trained model with its tables quantised as they would be served; with float32 return the model itself."""
     if tables == "float32":
         return model
     bags = _make_bags(model, to_tensors(model, tables), tables)
@@ -147,7 +147,7 @@ def restore(model: CTRModel, tensors: Mapping[str, Tensor], tables: TablePrecisi
 
 
 def _make_bags(model: CTRModel, tensors: Mapping[str, Tensor], tables: TablePrecision) -> QuantEmbeddingBagCollection:
-    """The lookup of quantised tables, with copies of their tensors."""
+    """Make the lookup of quantised tables, with copies of their tensors."""
     weights = {}
     for table in model.tables:
         numbers = tensors[f"{_BAGS}{table.name}.weight"]

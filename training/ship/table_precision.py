@@ -1,4 +1,4 @@
-"""What smaller tables save and cost: a trained model's bytes, time and metrics in every precision, on the same rows."""
+"""Comparison of table precisions: a trained model's bytes, time and metrics in each, on the same rows."""
 
 import itertools
 import statistics
@@ -28,7 +28,7 @@ MAX_TIMED_ROWS = 200_000
 
 
 def compare(best: Best, split: str, *, seconds: float = 3.0, seed: int = 0) -> list[dict[str, Any]]:
-    """Put the precisions side by side.
+    """Compare the table precisions of a model.
 
     Args:
         best: a trained model, calibrated as it is served.
@@ -95,7 +95,7 @@ def time_models(
 
 
 def _draw(columns: Columns, batch_size: int, seed: int) -> Iterator[Columns]:
-    """Batches of rows drawn with replacement, without end."""
+    """Yield batches of rows drawn with replacement, without end."""
     random, n = np.random.default_rng(seed), len(columns["label"])
     for _ in itertools.count():
         rows = random.integers(n, size=batch_size)
