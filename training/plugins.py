@@ -84,7 +84,7 @@ class BlockKinds:
         return {field.name for config in self._configs.values() for field in fields(config)}
 
     def state(self) -> tuple[dict[str, type], dict[str, Any]]:
-        """What is registered now; see ``restore``."""
+        """Return the registered kinds, for ``restore``."""
         return dict(self._configs), dict(self.classes)
 
     def restore(self, state: tuple[dict[str, type], dict[str, Any]]) -> None:
@@ -150,7 +150,7 @@ def register_objective(config: type, objective: Any) -> None:
 
 
 def _kind(config: type) -> str:
-    """The kind of a config dataclass.
+    """Return the kind of a config dataclass.
 
     Raises:
         PluginError: it would take unknown keys, can be changed, or does not say its kind.

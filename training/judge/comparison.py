@@ -26,7 +26,7 @@ class Difference:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """Tell whether the interval leaves out 0."""
         return self.low > 0 or self.high < 0
 
 

@@ -88,7 +88,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether every rule passed."""
+        """Tell whether every rule passed."""
         return all(rule.passed for rule in self.rules)
 
     def to_json(self) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class Verdict:
         return {"passed": self.passed, "rules": [asdict(rule) for rule in self.rules]}
 
     def table(self) -> str:
-        """A line a rule for a person, and one of what follows."""
+        """Describe each rule in a line for people, and the verdict in a last one."""
         rows = [("", "rule", "candidate", "champion", "threshold", "")]
         for rule in self.shown:
             ours, theirs = ("" if value is None else f"{value:.6g}" for value in (rule.candidate, rule.champion))

@@ -23,7 +23,7 @@ NUM_CALIBRATION_BINS = 20
 NUM_HISTOGRAM_BINS = 50
 
 UNDEFINED = "undefined"
-"""What is printed of a metric that the rows do not define."""
+"""Text of a metric that the rows do not define."""
 RESERVED = ("rows", "monitor", "epoch", "step", "best", "split", "event", "seconds", "train_loss", "learning_rate")
 """Names that stand beside metrics in a history or a table."""
 
@@ -58,7 +58,7 @@ class Metric:
         return 1 if self.better == "higher" else -1
 
     def text(self, value: float | None) -> str:
-        """A value for people."""
+        """Format a value for people."""
         return UNDEFINED if value is None else format(value, self.format)
 
 
@@ -183,7 +183,7 @@ def _calibration_bins(logits: Floats, weights: Floats) -> NDArray[np.int64]:
 
 
 def curves(scores: Scores) -> dict[str, Any]:
-    """What a report draws, small enough for JSON.
+    """Compute the curves of a report, small enough for JSON.
 
     Returns:
         roc: fpr and tpr, at most 500 points from (0, 0) to (1, 1), empty with one class only.
@@ -214,7 +214,7 @@ def curves(scores: Scores) -> dict[str, Any]:
 
 
 def _roc(logits: Floats, labels: Floats, weights: Floats) -> dict[str, list[float]]:
-    """Of sorted rows: rates above each distinct threshold, thinned evenly along the curve."""
+    """Compute the ROC curve of sorted rows: rates above each distinct threshold, thinned evenly along the curve."""
     positive, negative = weights * labels, weights * (1 - labels)
     if not positive.any() or not negative.any():
         return {"fpr": [], "tpr": []}
@@ -248,4 +248,4 @@ METRICS: dict[str, Metric] = {
         needs_groups=True,
     ),
 }
-"""What ``evaluate`` tells beside the number of rows, in this order, and all that is known of each metric elsewhere."""
+"""Metrics that ``evaluate`` computes, in this order, each with how it is read and printed."""

@@ -51,7 +51,7 @@ class Scores:
         )
 
     def checked(self) -> "Scores":
-        """The rows that weigh something, with logits, labels and weights in float64.
+        """Select the rows with a positive weight, with logits, labels and weights in float64.
 
         Raises:
             DivergedError: logits hold NaN.
@@ -60,7 +60,7 @@ class Scores:
         return Scores(*check_rows(self.logits, self.labels, self.weights, self.group_ids))
 
     def calibrated(self, calibration: "Calibration") -> "Scores":
-        """The same rows with calibrated logits."""
+        """Calibrate the logits of the same rows."""
         return replace(self, logits=calibration.apply(self.logits))
 
     def map(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> "Scores":

@@ -96,7 +96,7 @@ class CTRModel(nn.Module):
 
     @property
     def tables(self) -> tuple[EmbeddingTable, ...]:
-        """All embedding tables."""
+        """List all embedding tables."""
         return self.embedding.tables
 
     @property

@@ -67,12 +67,12 @@ class EmbeddingTable:
 
     @property
     def feature(self) -> str:
-        """The first of its features."""
+        """Return the first of the table's features."""
         return self.features[0]
 
     @property
     def shared_name(self) -> str:
-        """What the table is called in the schema: a feature's tables, of all streams, have one."""
+        """Return the table's name in the schema, which a feature's tables of all streams share."""
         return self.name.removesuffix(f"__{self.stream}")
 
     def initialize(self, weight_VD: Tensor, row_offset: int = 0, column_offset: int = 0) -> None:
@@ -248,7 +248,7 @@ class FieldEmbedding(nn.Module):
     def _order(
         self, schema: FeatureSchema, keys: list[list[str]]
     ) -> tuple[dict[Stream, tuple[str, ...]], dict[Stream, list[tuple[list[str], EmbeddingTable]]]]:
-        """Of each stream its features in the schema's order, and runs of them that are looked up in one way.
+        """Order each stream's features as in the schema, and group them into runs that are looked up in one way.
 
         A run is (names of the look-ups, a table): neighbours without a projection, or with the same one.
         """
