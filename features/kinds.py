@@ -30,11 +30,11 @@ class Column:
     """A column of the Parquet files.
 
     Attributes:
-        name: in the files.
-        dtype: of its numbers.
-        shape: of one row; empty: one number.
-        bound: whole numbers are 0 <= v < bound, where ``TABLE`` stands for the rows of the feature's table; None: any
-            number that is finite.
+        name: name of the column in the files.
+        dtype: type of its numbers.
+        shape: shape of one row; empty: one number.
+        bound: bound of whole numbers, 0 <= v < bound; ``TABLE`` stands for the rows of the feature's table. None: any
+            finite number.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Single:
         Args:
             ids: (V,) row by row.
             lengths: (n,) how many of them each row has.
-            feature: whose ids they are.
+            feature: feature that the ids belong to.
         """
         return {feature.name: ids}
 

@@ -59,8 +59,8 @@ class Artifact:
     """An artifact on disk, each file checked.
 
     Attributes:
-        folder: of its files.
-        description: what artifact.json says, in this program's version.
+        folder: folder of its files.
+        description: content of artifact.json, in this program's version.
     """
 
     folder: Path
@@ -240,7 +240,7 @@ def describe(folder: Path, tables: str, more: dict[str, Any]) -> None:
     """Write ``artifact.json`` for the files that are in a folder.
 
     Args:
-        folder: as ``new_artifact`` gives it.
+        folder: folder from ``new_artifact``.
         tables: precision of the tables that are served.
         more: fingerprints and counts.
     """

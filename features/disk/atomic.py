@@ -72,7 +72,7 @@ def write_json(path: Path, value: Any, *, durable: bool = False, **options: Any)
     """Write a JSON file in one step: a reader finds the old one or the new one, never half.
 
     Args:
-        options: of ``json.dumps``; an indent of 1 where none is given.
+        options: keyword arguments of ``json.dumps``; an indent of 1 where none is given.
 
     Raises:
         OSError: it cannot be written; the old one stays.

@@ -159,18 +159,18 @@ class RunFiles:
         config: the resolved config.
         progress: history lines of training steps, in order.
         checks: history lines of evaluations, in order.
-        metrics: as training ended.
-        plan: where every table lies.
+        metrics: metrics at the end of training.
+        plan: sharding of every table.
         evaluations: split -> {"metrics", "curves"}.
         best_step: step of the checkpoint that is served, as far as the history tells.
-        attribution: of ``jobs.attribute``.
-        tables: of ``jobs.compare_tables``.
-        data_checks: date -> what was said of each partition that it was trained or tested on, if it is a retraining's.
-        gate: what the gate said of it.
+        attribution: result of ``jobs.attribute``.
+        tables: result of ``jobs.compare_tables``.
+        data_checks: date -> result for each partition that it was trained or tested on, if it is a retraining's.
+        gate: verdict of the gate.
         dataset_path: folder or URL of its dataset.
-        manifest: of its dataset, if that is still the one it was trained on.
-        build: what the last ``jobs.build_dataset`` said of itself.
-        notes: why a part is missing, for the reader of the report.
+        manifest: manifest of its dataset, if that is still the one it was trained on.
+        build: summary of the dataset's last ``jobs.build_dataset``.
+        notes: part -> reason why it is missing, for the reader of the report.
     """
 
     path: Path

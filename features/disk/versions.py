@@ -16,7 +16,7 @@ class Format:
 
     Attributes:
         name: word for the user.
-        cure: what the user can do about a file of a newer version.
+        cure: advice to the user about a file of a newer version.
         upgrades: the first makes version 2 of version 1, the next version 3 of version 2, ...
     """
 
@@ -33,7 +33,7 @@ class Format:
         """Find the version of a file; one that says none has version 1.
 
         Args:
-            value: what the file holds.
+            value: content of the file.
             path: file or folder, for the message.
             error: class of the exception to raise.
 
@@ -54,7 +54,7 @@ class Format:
         """Upgrade a file's value to this program's version, with its key ``version``.
 
         Args:
-            value: what the file holds.
+            value: content of the file.
             path: file or folder, for the message.
             error: class of the exception to raise.
 

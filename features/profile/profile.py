@@ -130,7 +130,7 @@ def measure(
 
     Args:
         dataset: the folder that ``manifest`` is of; of an object store, one file at a time is here.
-        bins: of the profile that this one is to be compared with or added to; None: this dataset's own.
+        bins: those of the profile that this one is to be compared with or added to; None: this dataset's own.
 
     Raises:
         DatasetError: the split is empty, or a file is missing, damaged or not the one that the manifest names.
