@@ -497,7 +497,7 @@ def read_saved_training(training: Any, source: object) -> TrainingConfig:
 
     Args:
         training: the section as it was read.
-        source: where it was read from, for messages.
+        source: file or folder of the section, for messages.
 
     Raises:
         PluginError: it needs a plugin that the user has not named.

@@ -27,7 +27,7 @@ class BlockKinds:
     """Kinds of one block of a model: those of the tree and those that plugins have registered.
 
     Attributes:
-        block: what such a thing is called.
+        block: name of the block, for messages.
         classes: kind of a plugin -> the class that is built from a config of that kind.
     """
 
@@ -134,8 +134,9 @@ def register_objective(config: type, objective: Any) -> None:
     """Add an objective: a class that is built from its config and called as ``training.model.objective.Objective``.
 
     Args:
-        config: as of ``register_encoder``, with ``reads_branch_logits: ClassVar[bool]``. False: the loss is of the
-            fused logit alone, so a model of one stream may have it, and heads that feed no loss are not trained.
+        config: config like that of ``register_encoder``, with ``reads_branch_logits: ClassVar[bool]``. False: the loss
+            is of the fused logit alone, so a model of one stream may have it, and heads that feed no loss are not
+            trained.
         objective: the class.
 
     Raises:
@@ -207,7 +208,7 @@ def load_saved_plugins(training: Any, source: object) -> None:
 
     Args:
         training: the saved training section, not yet checked.
-        source: where it comes from, for the message.
+        source: file or folder of the section, for messages.
 
     Raises:
         PluginError: the user has not named a plugin, or it cannot be imported or used.

@@ -87,7 +87,7 @@ def to_batch(rows: Columns | Sequence[Rows], schema: FeatureSchema, batch_size: 
         rows: columns named as in the Parquet files: ``NAME`` (n,) for single-valued and dense features, ``NAME``
             (n, max_length) with ``NAME__length`` (n,) for multi-valued ones; ``label``, ``weight`` and ``group_id``
             (n,) are optional: 0, 1 and None. Or rows laid out already, to be put end to end.
-        schema: which features, in which order.
+        schema: schema with the features and their order.
         batch_size: rows of the batch after padding; None: no padding.
 
     Raises:

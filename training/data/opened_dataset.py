@@ -16,7 +16,7 @@ class Dataset:
 
     Attributes:
         path: its folder.
-        manifest: what its files hold.
+        manifest: its manifest.
         learnt: the learnt state of the model that reads it: the dataset's own, or an earlier one.
         is_ahead: whether the files know values that ``learnt`` does not.
     """

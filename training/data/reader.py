@@ -50,8 +50,8 @@ class Reader:
         num_steps: steps of an epoch, the same on every rank.
         num_rows: rows of the split, over all ranks.
         rows_delivered: real rows the last call of ``batches`` has yielded so far, on this rank.
-        seconds: what its threads took, over all finished epochs, to decode row groups (reading them included), to
-            shuffle windows and to lay out batches; they run beside each other and beside the training.
+        seconds: seconds of its threads, over all finished epochs, for decoding row groups (reading included), shuffling
+            windows and laying out batches; the threads run beside each other and beside the training.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class Reader:
         """Check the arithmetic; nothing is opened yet.
 
         Args:
-            dataset: whose rows, and whose tables the ids must be in.
-            split: read in steps of ``global_batch_size`` rows and shuffled (``reader.shuffle``) if it is ``train``,
-                else in file order and steps of ``evaluation_batch_size`` rows.
+            dataset: dataset to read; its learnt state bounds the ids.
+            split: split to read: ``train`` in steps of ``global_batch_size`` rows, shuffled (``reader.shuffle``); any
+                other in file order and steps of ``evaluation_batch_size`` rows.
             config: the training section; ``seed`` decides a shuffled order.
-            rank: of this process.
+            rank: rank of this process.
             world_size: number of processes that share the split out.
 
         Raises:

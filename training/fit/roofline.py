@@ -25,7 +25,7 @@ class Limits:
 
     Attributes:
         flops: products and sums a second, of a square layer as wide as the network's widest, at a rank's batch size.
-        bytes_per_second: read and written, copying memory.
+        bytes_per_second: bytes read and written a second, copying memory.
     """
 
     flops: float
@@ -36,8 +36,8 @@ def measure_limits(rows: int, width: int, config: TrainingConfig, device: torch.
     """Measure peak rates by multiplying matrices and copying memory.
 
     Args:
-        rows: of a rank's part of a batch.
-        width: of the network's widest layer.
+        rows: rows of a rank's part of a batch.
+        width: width of the network's widest layer.
     """
     dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
     left, right = (torch.ones(size, width, device=device, dtype=dtype) for size in (rows, width))
@@ -55,8 +55,8 @@ def shares_of_limits(
     """Compute each part's least time by the roofline over its measured time; parts that took no time are left out.
 
     Args:
-        model: what was trained; its tables may be sharded.
-        rows: of a rank's part of a batch.
+        model: trained model; its tables may be sharded.
+        rows: rows of a rank's part of a batch.
         ids: feature -> ids of a rank's part of a batch.
         seconds: part of a step -> its seconds (training/fit/step_times.py).
     """

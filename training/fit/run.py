@@ -58,7 +58,7 @@ def build_model(dataset: Dataset, config: TrainingConfig, device: torch.device) 
     """Build the network of a config over a dataset's tables.
 
     Args:
-        device: where the tables are made; ``meta`` when they are to be sharded.
+        device: device of the tables; ``meta`` when they are to be sharded.
     """
     return CTRModel(
         dataset.manifest.schema,

@@ -45,8 +45,8 @@ class Machine:
         flops: products and sums a second; ``flops_share`` of them are reached.
         memory_bandwidth: bytes a second one after the other; of rows at random places, ``memory_share`` of it.
         line: bytes that the smallest access moves.
-        id_seconds: of each id looked up and updated, beside its bytes.
-        step_seconds: of each step, whatever its size.
+        id_seconds: seconds of each id looked up and updated, beside its bytes.
+        step_seconds: seconds of each step, whatever its size.
         within_host, between_hosts: bytes a second that a rank sends while it receives as many; ``link_share`` of them.
         latency_within, latency_between: seconds of a collective that carries next to nothing, on one host and on two;
             a tree over more hosts takes one more ``latency_between`` each time their number doubles.
@@ -85,7 +85,7 @@ class Shard:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the weights and of row-wise Adagrad's number a row."""
+        """Return the bytes of the weights and of row-wise Adagrad's number a row."""
         return self.rows * (FLOAT * self.columns + 4)
 
 
@@ -96,7 +96,7 @@ class Traffic:
     Attributes:
         batch_size: rows of a global batch.
         head: share of a table's ids that are its first row: missing values.
-        vector_bytes: of a number of a vector between ranks; 2: half precision.
+        vector_bytes: bytes of a number of a vector between ranks; 2: half precision.
     """
 
     world_size: int
@@ -107,12 +107,12 @@ class Traffic:
 
     @property
     def rows(self) -> int:
-        """Rows of a rank's part of a batch."""
+        """Return the rows of a rank's part of a batch."""
         return math.ceil(self.batch_size / self.world_size)
 
     @property
     def num_hosts(self) -> int:
-        """Number of hosts."""
+        """Return the number of hosts."""
         return self.world_size // self.ranks_per_host
 
 
@@ -121,7 +121,7 @@ class Prediction:
     """Prediction: time and memory of a step.
 
     Attributes:
-        seconds: of each of ``PARTS`` on the slowest rank, one after the other.
+        seconds: seconds of each of ``PARTS`` on the slowest rank, one after the other.
         reading: seconds that its rows take to be read, beside the step.
         imbalance: largest / mean over the ranks of what differs between them: tables, ids and vectors.
         memory: bytes of tables on the fullest rank.
@@ -135,12 +135,12 @@ class Prediction:
 
     @property
     def rows_per_second(self) -> float:
-        """Rows per second with one part after the other, as the loop runs them, and reading in parallel."""
+        """Return the rows per second with one part after the other, as the loop runs them, and reading in parallel."""
         return self.batch_size / max(sum(self.seconds.values()), self.reading)
 
     @property
     def rows_per_second_overlapped(self) -> float:
-        """Rows per second with memory, products, links and host busy at once: upper bound for this plan."""
+        """Return the rows per second with memory, products, links and host busy at once: upper bound for this plan."""
         parts = self.seconds
         links = parts["ids"] + parts["vectors"] + parts["dense gradients"]
         busiest = max(parts["fixed"] + parts["messages"], parts["dense"] + parts["tables"], links, self.reading)
@@ -237,7 +237,7 @@ def _look_ups(shard: Shard, t: Traffic) -> tuple[float, float]:
 
 
 def _table_bytes(shard: Shard, num_ids: float, num_bags: float, line: float) -> float:
-    """Bytes of memory that a shard's look-up, backward and row-wise Adagrad move in a step.
+    """Compute the bytes of memory that a shard's look-up, backward and row-wise Adagrad move in a step.
 
     Forward: the ids, their rows, a vector a bag. Backward: a gradient an id, sorting, and for each distinct row its
     weights and its sum of squares, read and written.

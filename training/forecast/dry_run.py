@@ -73,8 +73,8 @@ class Plan:
     """A dry run's plan.
 
     Attributes:
-        tables: as in a run's plan.json, with ``num_shards`` and the bytes of ``PARTS`` and ``HOST`` over all ranks.
-        ranks: of each rank its number of shards, bytes by part, the total of ``PARTS`` with ``reserve.fixed``, and
+        tables: tables as in a run's plan.json, with ``num_shards`` and bytes of ``PARTS`` and ``HOST`` over all ranks.
+        ranks: each rank's number of shards, bytes by part, the total of ``PARTS`` with ``reserve.fixed``, and
             TorchRec's estimate of the milliseconds that a step spends in lookups and exchanges.
         shards: (table, rank) -> bytes, of all parts.
     """
@@ -91,7 +91,7 @@ class Change:
     """Change: a change of config or cluster with which the tables fit, found by planning with it.
 
     Attributes:
-        words: what to write on the command line.
+        words: text for the command line.
         factor: how much more of something it takes; 1: nothing but another config.
     """
 
@@ -104,7 +104,7 @@ def plan_tables(model: CTRModel, config: TrainingConfig, cluster: Cluster) -> Pl
     """Plan the tables as a training on these ranks would.
 
     Args:
-        model: with its tables on the meta device.
+        model: model with its tables on the meta device.
 
     Raises:
         PlanError: the tables do not fit.
@@ -168,8 +168,8 @@ def find_changes(
 
     Args:
         build: the config's model, its tables on the meta device.
-        cluster: with its memory given.
-        error: of the plan that does not fit.
+        cluster: cluster with its memory given.
+        error: error of the plan that does not fit.
         on_plan: called with what is tried, before it is planned.
     """
     found = []
@@ -265,7 +265,7 @@ def _kinds_of_change(
 
 
 def _smallest(attempt: Callable[[int], Change | None], last: int) -> Change | None:
-    """The change of the smallest number in 1..last that has one, as if every larger number had one too."""
+    """Find the change of the smallest number in 1..last that has one, assuming that every larger number has one too."""
     low, high = 0, 1
     change = attempt(high) if last else None
     while change is None:
@@ -375,6 +375,6 @@ def _can_cache(options: list[ShardingOption]) -> bool:
 
 
 def _storage(shard: Shard, cluster: Cluster) -> int:
-    """Bytes of its rank's memory: of the GPU's, if it has one."""
+    """Return the bytes that a shard takes of its rank's memory: of the GPU's, if it has one."""
     assert shard.storage is not None
     return shard.storage.ddr if cluster.device == "cpu" else shard.storage.hbm

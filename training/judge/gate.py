@@ -111,7 +111,7 @@ class Verdict:
 
     @property
     def shown(self) -> tuple[RuleResult, ...]:
-        """All rules, but of segments that kept theirs only the worst ones of each column; columns come worst first."""
+        """List the rules to show: all but those of passing segments, of which the worst of each column are kept."""
         shown, left = [], {}
         for rule in self.rules:
             column, equals, _ = rule.name.partition("=")
@@ -232,7 +232,7 @@ def _absolute(rows: _Rows, config: GateConfig) -> list[RuleResult]:
 
 
 def _quantized(rows: _Rows, unquantized: Floats, limit: float) -> RuleResult:
-    """The same rows and the same model, so there is no luck in it: a plain difference."""
+    """Judge the AUC lost by quantising: the same rows and model, so a plain difference without an interval."""
     served, trained = (auc(scores, rows.labels, rows.weights) for scores in (rows.candidate, unquantized))
     assert served is not None and trained is not None  # there are rows of both classes
     drop = trained - served
@@ -241,7 +241,7 @@ def _quantized(rows: _Rows, unquantized: Floats, limit: float) -> RuleResult:
 
 
 def _both(metric: Any, rows: _Rows) -> tuple[float, float | None]:
-    """A metric of the candidate, and of the champion if there is one."""
+    """Compute a metric of the candidate, and of the champion if there is one."""
     of_champion = None if rows.champion is None else metric(rows.champion, rows.labels, rows.weights)
     return metric(rows.candidate, rows.labels, rows.weights), of_champion
 
@@ -279,7 +279,7 @@ def _relative(rows: _Rows, champion: Floats, config: GateConfig) -> list[RuleRes
 
 
 def _decide(name: str, found: Difference, limit: float, config: GateConfig) -> tuple[bool, str]:
-    """Whether a difference is allowed, and how it was seen; ``GateConfig.decide_by`` says why by what."""
+    """Decide by ``GateConfig.decide_by`` whether a difference is allowed; returns that and the reason."""
     worse = -METRICS[name].sign
     best, worst = sorted((worse * found.low, worse * found.high))
     is_worse = worse * found.mean > limit
@@ -301,7 +301,7 @@ def _score_shift(rows: _Rows, champion: Floats, limit: float, is_better: bool) -
 
 
 def _segments(name: str, rows: _Rows, champion: Floats, limit: float, min_rows: int) -> list[RuleResult]:
-    """A result a segment with enough rows of both classes, the worst first; one that says so if there is none."""
+    """Judge each segment with enough rows of both classes, the worst first; one result says so if there is none."""
     values, place = np.unique(rows.segments[name], return_inverse=True)
 
     def sums(of_row: Floats) -> Floats:

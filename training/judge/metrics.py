@@ -34,9 +34,9 @@ class Metric:
 
     Attributes:
         compute: checked scores -> its value; None where the rows do not define one.
-        better: which values are better; ``one``: the nearer to 1.
+        better: direction of better values; ``one``: nearer to 1.
         meaning: one line for whoever reads a table.
-        format: of its values in text.
+        format: format of its values in text.
         needs_groups: whether the rows must have group ids.
     """
 

@@ -27,11 +27,11 @@ class CTRModel(nn.Module):
     Args:
         schema: the fields.
         num_embeddings: sparse feature -> rows of its tables.
-        config: which blocks.
+        config: blocks of the model.
         seed: initial weights are a function of it, whatever the device and the padding.
         pad_tables: see FieldEmbedding.
-        device: of the parameters. ``meta``: tables are left for DistributedModelParallel to make where it wants them,
-            the dense net is made on CPU.
+        device: device of the parameters. ``meta``: DistributedModelParallel makes the tables later, the dense net is
+            made on CPU.
 
     Raises:
         ModelError: a block needs what the schema lacks.

@@ -45,14 +45,14 @@ class EmbeddingTable:
 
     Attributes:
         name: unique in the model, ``TABLE__STREAM``.
-        features: whose ids are looked up in it, in the schema's order.
-        stream: what it is for.
+        features: features whose ids are looked up in it, in the schema's order.
+        stream: stream of the model that it feeds.
         num_embeddings: rows.
         width: numbers of a row.
         padded_width: numbers of a row as it is stored.
         pooling: how a bag's rows become one vector; of one row it is the row itself.
         init_std: standard deviation of the rows at the start.
-        seed: of the rows at the start.
+        seed: seed of the rows at the start.
     """
 
     name: str
@@ -186,7 +186,7 @@ class FieldEmbedding(nn.Module):
         init_std: standard deviation of a table's rows at the start.
         seed: the tables' start is a function of it.
         pad_tables: store tables in widths that are multiples of PAD_MULTIPLE; the pad stays 0 and is cut off.
-        device: where tables are made. ``meta``: nowhere yet, ``parallelize`` will; dense vectors are then made on CPU.
+        device: device of the tables. ``meta``: ``parallelize`` makes them later; dense vectors are then made on CPU.
 
     Raises:
         ModelError: a feature has no number of rows, or features that share a table have different ones.

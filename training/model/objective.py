@@ -86,7 +86,7 @@ def twin_focus_losses(
         easy_B: logits of the easy branch.
         hard_B: logits of the hard branch.
         labels_B: 0 or 1.
-        c: in [0, 1].
+        c: number in [0, 1].
         gamma: 0 or more.
         detach_focus: no gradient through the factors before -ln p.
     """

@@ -49,7 +49,7 @@ class Checkpoint:
     Attributes:
         path: the folder.
         step: optimizer steps it has seen.
-        progress: what the loop stored beside the tensors (position, schedule, counters).
+        progress: values of the loop beside the tensors (position, schedule, counters).
         files: its files and their bytes.
     """
 
@@ -150,7 +150,7 @@ def check_size(checkpoint: Checkpoint, model: nn.Module) -> None:
     """Refuse a model that cannot be in the checkpoint's files, before memory is taken for it.
 
     Args:
-        model: on the meta device.
+        model: model on the meta device.
 
     Raises:
         CheckpointError: it has more bytes than they have.

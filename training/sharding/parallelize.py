@@ -127,7 +127,7 @@ def parallelize(model: CTRModel, config: TrainingConfig, device: torch.device) -
     """Shard ``model``'s tables over the process group and build its optimizers.
 
     Args:
-        model: with its tables on the meta device.
+        model: model with its tables on the meta device.
         config: sharding, optimizer lane.
         device: this rank's device.
 

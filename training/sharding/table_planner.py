@@ -199,7 +199,7 @@ def make_planner(
     """Make the planner of ``model``'s tables: call its ``plan`` or ``collective_plan`` with a ``Sharder``.
 
     Args:
-        model: with its tables on the meta device.
+        model: model with its tables on the meta device.
         stats: reporters that TorchRec calls with the plan.
 
     Raises:

@@ -58,12 +58,12 @@ def attribute(
     """Attribute the predictions of rows to features, branches and gates.
 
     Args:
-        columns: of ``training.data.columns.read_columns``.
-        objective: of the model's training; a branch logit is reported only where the loss supervises it.
-        calibration: of the fused logit; the logloss is of what is served, all else of the model's own logits.
+        columns: result of ``training.data.columns.read_columns``.
+        objective: objective of the model's training; a branch logit is reported only where the loss supervises it.
+        calibration: calibration of the fused logit; only the logloss is of calibrated logits.
         num_repeats: permutations; each one is tried on every feature and branch.
-        seed: of the permutations.
-        on_pass: called ``num_passes`` times.
+        seed: seed of the permutations.
+        on_pass: function called ``num_passes`` times.
 
     Returns:
         rows, auc, logloss: of the rows as they are.

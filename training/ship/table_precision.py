@@ -32,7 +32,7 @@ def compare(best: Best, split: str, *, seconds: float = 3.0, seed: int = 0) -> l
 
     Args:
         best: a trained model, calibrated as it is served.
-        split: whose rows are scored; batches for timing are drawn from them.
+        split: split whose rows are scored; batches for timing are drawn from them.
         seconds: for timing each batch size.
 
     Returns:
