@@ -167,9 +167,9 @@ def matmul_precision(config: TrainingConfig) -> Iterator[None]:
 
 
 class _LookUp(nn.Module):
-    """The part of the model that the pipeline traces: its sharded module on a batch's ids.
+    """All that the pipeline has to see of the model: which sharded module gets which part of a batch.
 
-    The rest of the model has nothing to pipeline and cannot be traced.
+    It traces what it is given, and the rest of the model has nothing to pipeline and does not trace.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -270,7 +270,7 @@ def _state(parallel: ParallelModel) -> dict[str, Any]:
 
 
 def _without_empty(state: dict[str, Any]) -> dict[str, Any]:
-    """Leave out the parameters without optimizer state (SGD's).
+    """The same tensors without the parameters that have no optimizer state (SGD's).
 
     The checkpoint library keeps what is not a tensor from the first rank alone, an empty dictionary too, and would then
     miss those of tables that other ranks own.

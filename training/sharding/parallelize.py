@@ -1,4 +1,4 @@
-"""Sharding of a CTRModel with its optimizers: the only module that knows on which ranks tables lie.
+"""CTRModel -> DistributedModelParallel and its optimizers: the only file that knows where tables live.
 
 The model is built on the meta device, TorchRec's planner places its tables, and what the planner leaves out (the dense
 net) is replicated. The same function serves one CPU rank and many CUDA ones.
@@ -180,7 +180,7 @@ def gather(values: torch.Tensor) -> torch.Tensor:
 
 
 def _initialize_tables(wrapped: DistributedModelParallel, tables: dict[str, EmbeddingTable]) -> None:
-    """Initialise every shard by its place in the table, so that any sharding starts from the same tables."""
+    """Give every shard its place's numbers, so that any sharding starts from the same tables."""
     for name, value in wrapped.state_dict().items():
         table = _table_of(name, tables)
         if table is None:
@@ -193,7 +193,7 @@ def _initialize_tables(wrapped: DistributedModelParallel, tables: dict[str, Embe
 
 
 def _replicated(wrapped: DistributedModelParallel) -> dict[str, torch.Tensor]:
-    """Collect the replicated parameters and buffers, sharing their memory."""
+    """Every parameter and buffer that each rank holds whole, sharing its memory."""
     return {n: v for n, v in wrapped.state_dict().items() if not isinstance(v, ShardedTensor)}
 
 
@@ -238,7 +238,7 @@ def _make_optimizer(
 
 
 def _table_of(parameter_name: str, tables: dict[str, EmbeddingTable]) -> str | None:
-    """Return TABLE of ``...embedding_bags.TABLE.weight``; None for any other parameter."""
+    """Table that ``...embedding_bags.TABLE.weight`` belongs to; None for any other parameter."""
     parts = parameter_name.split(".")
     return parts[-2] if len(parts) >= 3 and parts[-3] == "embedding_bags" and parts[-2] in tables else None
 

@@ -100,7 +100,7 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
 
 
 def table_bytes(model: CTRModel, tensors: Mapping[str, Tensor]) -> int:
-    """Add up the bytes of the tables among a model's stored tensors."""
+    """Bytes of the tables among a model's stored tensors."""
     names = {f"{_BAGS}{table.name}.{part}" for table in model.tables for part in ("weight", "scale_offset")}
     return sum(tensor.nbytes for name, tensor in tensors.items() if name in names)
 
