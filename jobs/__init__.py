@@ -1,1 +1,1 @@
-"""One thin program per verb."""
+"""Programs: one thin module a verb, and packages with what they call."""

@@ -1,7 +1,7 @@
 """Attribute a run's predictions to features, branches and gates; the last line of stdout is one JSON object.
 
-Every feature is permuted over all rows of the split and the split scored again, so the cost is features x repeats
-evaluations.
+Permutation importance: each feature is permuted over all rows of the split and the split is scored again, so the cost
+is features x repeats evaluations.
 """
 
 import json
@@ -17,7 +17,7 @@ MAX_ROWS = 200_000
 
 
 def main() -> int:
-    """Attribute, write attribution.json, and print what was found."""
+    """Attribute, write attribution.json, and print a summary."""
     parser = plain_parser(
         "jobs.attribute",
         "Say which features, branches and gates the best checkpoint's predictions rest on.",

@@ -1,6 +1,6 @@
 """Measure the speed of preprocessing, reading and training against peers and against the machine's own limits.
 
-The measurements are programs in ``tests/benchmarks`` of a checkout, which is where this has to be started; every figure
+The measurements are programs in ``tests/benchmarks`` of a checkout, which must be the working directory; every figure
 is a ratio inside one run.
 """
 
@@ -15,7 +15,7 @@ SUITE = "tests.benchmarks.suite"
 
 
 def main() -> int:
-    """Run the suite in a process of its own; its exit code is ours."""
+    """Run the suite in a process of its own; return its exit code."""
     parser = plain_parser("jobs.bench", "Measure speed, as ratios.", "python -m jobs.bench --only read train")
     parser.add_argument("--full", action="store_true", help="all rows and repeats: about an hour on 2 cores")
     parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help="parts to run")

@@ -1,4 +1,4 @@
-"""Raw logs in, a dataset out: Parquet files, what was learnt, and the manifest that both halves meet at.
+"""Build a dataset from raw logs: Parquet files, learnt state, and the manifest that training reads.
 
 The work is ``pipeline.build.dataset``; ``jobs/launch/dataset_build.py`` checks the whole config and sums up.
 """
@@ -15,7 +15,7 @@ _EXAMPLE = (
 
 
 def main() -> int:
-    """Build the dataset and print what it is."""
+    """Build the dataset and print its summary."""
     parser = config_parser("jobs.build_dataset", "Turn raw logs into a dataset, with Spark.", _EXAMPLE)
     parser.add_argument("--verbose", action="store_true", help="show Spark's own log")
     arguments, config = parse_config_arguments(parser)

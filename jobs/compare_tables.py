@@ -1,4 +1,4 @@
-"""Say what smaller tables save and cost a run's model; the last line of stdout is one JSON object."""
+"""Compare table precisions of a run's model: bytes, time and metrics; the last line of stdout is one JSON object."""
 
 import json
 from typing import Any
@@ -11,7 +11,7 @@ from jobs.pages.values import shown
 
 
 def main() -> int:
-    """Compare the tables, write what was found, and print it as a table and as JSON."""
+    """Compare the precisions, write the result, and print it as a table and as JSON."""
     parser = plain_parser(
         "jobs.compare_tables",
         "Hold the best checkpoint with float16 and int8 tables against itself with float32: bytes, time, metrics.",

@@ -1,7 +1,7 @@
-"""The whole road on generated logs: generate, spark-submit, train, evaluate, export, score, report.
+"""Run the whole pipeline on generated logs: generate, spark-submit, train, evaluate, export, score, report.
 
-It calls the very commands a user would, one process each, and compares the model with the generator's own probability
-(the oracle), with a linear model and with a constant.
+Each step is the command that a user would call, in a process of its own. The model is compared with the generator's
+own probability (the oracle), with a linear model and with a constant.
 """
 
 import time

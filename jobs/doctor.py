@@ -1,6 +1,6 @@
-"""Check the whole set the project stands on, name the wrong member and its cure.
+"""Check Python, Java, the packages, ports, disk and memory; name each fault and its cure.
 
-Only the standard library is used here and packages are imported in a process apart, so that a broken or missing one is
+Only the standard library is used here and packages are imported in another process, so that a broken or missing one is
 reported instead of crashing the report.
 """
 
@@ -14,7 +14,7 @@ from jobs.doctoring.checks import as_table, examine
 
 
 def main() -> int:
-    """Examine the set and print the findings; 1 if something is wrong."""
+    """Check everything and print the findings; return 1 if something is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m jobs.doctor",
         description="Check Python, Java, the packages, ports, disk and memory; exit code 1 if something is wrong.",

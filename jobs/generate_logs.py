@@ -1,6 +1,6 @@
-"""Generate ad-like raw logs whose click probability is known, for the demo, the tests and trying things out.
+"""Generate ad-like raw logs with a known click probability, for the demo, the tests and experiments.
 
-Also says what the best possible AUC and logloss on these rows are, so that a model's result can be read.
+Also prints the AUC and logloss of that probability on these rows, the best that any model can reach.
 """
 
 import argparse
@@ -10,7 +10,7 @@ from jobs.cli.conventions import plain_parser, run_program
 
 
 def main() -> int:
-    """Generate the logs and print what they are."""
+    """Generate the logs and print their summary."""
     arguments = _parse_arguments()
 
     from jobs.demos.generated_logs import describe, generate

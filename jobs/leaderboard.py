@@ -1,7 +1,7 @@
-"""Models x datasets x seeds: train each, choose on validation, report test once, and say what is better than what.
+"""Train a matrix of models x datasets x seeds, choose on validation, report test once, and rank the models.
 
-Every cell goes through the programs a user would call. A finished cell is one JSON file, so a killed leaderboard goes
-on where it was, and a finished one is only read again.
+Every cell runs the programs that a user would call. A finished cell is one JSON file: a killed leaderboard goes on with
+the cells that are left, and a finished one is only read again.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""See and change which versions of a model there are and which one serves; ``jobs.registry.registry`` keeps them."""
+"""List and show a model's registered versions, promote one or roll back; ``jobs.registry.registry`` keeps them."""
 
 import json
 from argparse import ArgumentParser
@@ -10,7 +10,7 @@ from jobs.registry.version_actions import ACTIONS
 
 
 def main() -> int:
-    """Carry out one action and print what it found."""
+    """Carry out one action and print its result."""
     parser = _parser()
     arguments = parser.parse_args()
     if arguments.action == "promote" and arguments.version is None:

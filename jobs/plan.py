@@ -1,7 +1,7 @@
-"""Dry run of a sharding plan: what every rank of a cluster would hold and do, on a machine without that cluster.
+"""Plan the sharding for a cluster without that cluster: bytes and load of every rank.
 
-The plan is the one that a training on such ranks would make. One that does not fit is refused with the nearest change
-that does, found by planning again.
+The plan is the one that a training on such ranks would make. A plan that does not fit is refused with the nearest
+changes that fit, found by planning again.
 """
 
 import math

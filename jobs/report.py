@@ -1,6 +1,6 @@
 """Make a run's report.html: one file that holds everything and opens without a network.
 
-A run is judged long after the machine it ran on is gone, so the page carries its data and its plotting library along.
+A report is read long after the machine of its run is gone, so the page holds its data and its plotting library.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ from jobs.cli.conventions import local, plain_parser, run_program
 
 
 def main() -> int:
-    """Write the page and print what it holds."""
+    """Write the page and print a summary of it."""
     parser = plain_parser(
         "jobs.report", "Make a run's self-contained report.html.", "python -m jobs.report --run runs/demo"
     )

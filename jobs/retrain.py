@@ -1,8 +1,8 @@
-"""Retrain once: preprocess what is new, check it, train a candidate, hold it against the champion, promote or refuse.
+"""Retrain once: preprocess new data, check it, train a candidate, compare it with the champion, promote or refuse it.
 
-Every step leaves a file that says it is done, so a retraining that is killed anywhere goes on where it was when it is
-started again, and one that is done does nothing. ``jobs/retraining/retrain_folder.py`` lists the files. A step that
-fails is tried again; when it fails for good, ``last.json`` and the exit code say so, and the champion stays.
+Every step is idempotent and leaves a file when it is done: a killed retraining goes on with the next step when it is
+started again, and a finished one does nothing. ``features/disk/retrain_folder.py`` lists the files. A failed step is
+retried; when the retries are used up, ``last.json`` and the exit code say so, and the champion stays.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ _log = logging.getLogger("jobs.retrain")
 
 
 def main() -> int:
-    """Retrain once and print what it came to."""
+    """Retrain once and print the outcome."""
     parser = config_parser(
         "jobs.retrain",
         "Train on what is new and promote the model if it is no worse.",

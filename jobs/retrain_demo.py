@@ -1,8 +1,8 @@
-"""A week of retraining, played: a log that drifts, a day whose data are broken, and a candidate that is worse.
+"""Simulate a week of retraining: a log that drifts, a day with broken data, and a candidate that is worse.
 
-Every day's files arrive, and the very command a scheduler would start is started: ``jobs.retrain``. From the first
-promotion on ``jobs.serve`` serves the champion and is asked all the time. What must become of each day is known
-beforehand; if anything else does, this says so and fails.
+Every day its files are delivered and ``jobs.retrain`` is started, as a scheduler would start it. After the first
+promotion ``jobs.serve`` serves the champion and a client sends it requests all the time. The outcome of each day is
+known in advance; any other outcome is printed and fails the demo.
 """
 
 import time
@@ -12,7 +12,7 @@ from jobs.cli.conventions import plain_parser, run_program
 
 
 def main() -> int:
-    """Play the week and print what is not as it should be; 1 if anything is."""
+    """Simulate the week and print every deviation; return 1 if there is one."""
     parser = plain_parser("jobs.retrain_demo", "Play a week of retraining.", "python -m jobs.retrain_demo")
     parser.add_argument("--run", default="runs/retrain-demo", metavar="DIR", help="everything is written below it")
     parser.add_argument("--rows", type=int, default=40_000, metavar="N", help="a day (default: %(default)s)")

@@ -1,7 +1,7 @@
-"""Predict rows/s of a training on clusters that are not here, part by part, for shardings that one may choose between.
+"""Predict rows/s of a training on clusters that are not at hand, with the time of each part, for several shardings.
 
-Seconds follow from products, bytes and messages (training/forecast/cost_model.py) and from a sheet that says what a
-rank can do.
+Seconds follow from products, bytes and messages (training/forecast/cost_model.py) and from a TOML sheet with the speed
+of a GPU and its links.
 """
 
 import dataclasses
@@ -14,8 +14,9 @@ from jobs.cli.config_arguments import config_parser, parse_config_arguments
 from jobs.cli.conventions import absolute, run_program
 
 SHARDINGS = ("auto", "row_wise", "whole tables", "2d", "2d, half")
-"""auto, row_wise: as the planner lays them out. whole tables: each on one rank, as if it fitted. 2d: replicated, cut by
-columns, or by rows over one host; half: the same with vectors and their gradients sent in half precision."""
+"""Shard layouts to compare. auto, row_wise: the planner's own. whole tables: each table on one rank, whether it fits or
+not. 2d: replicated, cut by columns, or by rows over one host; half: the same with vectors and their gradients sent in
+half precision."""
 
 
 def main() -> int:

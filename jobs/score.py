@@ -1,4 +1,4 @@
-"""Score raw logs with an artifact, here or on Spark's executors: a row out for every row in, malformed ones too."""
+"""Score raw logs with an artifact, in this process or on Spark's executors; every row gets a line, even malformed."""
 
 from jobs.cli.conventions import plain_parser, run_program
 from jobs.registry.found_artifact import MODELS, REGISTRY
@@ -14,7 +14,7 @@ _EXAMPLE = (
 
 
 def main() -> int:
-    """Score with the engine that is asked for, and print how many rows were scored."""
+    """Score with the chosen engine, and print how many rows were scored."""
     parser = plain_parser(
         "jobs.score",
         "Score raw rows: writes CSV with file, line, probability and, for a malformed row, the error.",

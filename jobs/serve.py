@@ -1,4 +1,4 @@
-"""Serve a model over HTTP on Ray Serve: raw rows in, click probabilities out, by the version that is champion now."""
+"""Serve a model over HTTP on Ray Serve: raw rows in, click probabilities of the current champion out."""
 
 import argparse
 
@@ -18,7 +18,7 @@ _EXAMPLE = (
 
 
 def main() -> int:
-    """Serve until a signal says that it is enough."""
+    """Serve until a signal ends the process."""
     arguments = _parser().parse_args()
     set_up_logging("jobs.serve", arguments)
     return serve(arguments)

@@ -1,4 +1,4 @@
-"""Say how retraining stands, in the terminal and as one page; nothing of a retraining or its registry is changed."""
+"""Report the state of retraining in the terminal and as one page; reads only."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ from jobs.retraining.status_text import describe
 
 
 def main() -> int:
-    """Print how retraining stands and write its page."""
+    """Print the state of retraining and write its page."""
     parser = _parser()
     arguments, _ = parser.parse_known_args()
     if sum(given is not None for given in (arguments.config, arguments.resolved, arguments.root)) != 1:
@@ -57,7 +57,7 @@ def _read(parser: ArgumentParser) -> RetrainingStatus:
 
 
 def write_page(status: RetrainingStatus, output: Path | None) -> str:
-    """Write the page in one step and say where it is; in the root only if that is there and may be written.
+    """Write the page atomically and return a sentence with its path; without ``output`` into the root, if possible.
 
     Raises:
         OSError: ``output`` is given and cannot be written.

@@ -1,7 +1,7 @@
 """Train a model with Ray Train: workers form a process group, and each runs ``training.fit.run.fit``.
 
-Ray restarts the group when a worker dies; the ranks then go on from the newest complete checkpoint in the run folder,
-whatever Ray itself remembers.
+Ray restarts the group when a worker dies; the ranks then go on from the run's newest complete checkpoint. Ray's own
+checkpoints are not used.
 """
 
 import time
@@ -13,7 +13,7 @@ from jobs.launch.ray_cluster import train
 
 
 def main() -> int:
-    """Guard the run folder, train in it, and print what came of it."""
+    """Lock the run folder, train in it, and print a summary."""
     parser = config_parser(
         "jobs.train",
         "Train a model on a built dataset under Ray Train.",

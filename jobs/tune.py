@@ -1,7 +1,7 @@
-"""Hyper-parameter search: random samples of any training keys, bad ones stopped early, the same budget for each model.
+"""Search hyper-parameters: random samples of training keys, bad trials stopped early by ASHA, one budget a model.
 
-Only validation is looked at. A finished trial is one JSON file, so a killed search goes on where it was; the best trial
-of a model is a TOML file to lay over its configs.
+Trials are compared on validation alone. A finished trial is one JSON file: a killed search goes on with the trials that
+are left. The best trial of a model is a TOML file to lay over its configs.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from jobs.cli.conventions import plain_parser, run_program
 
 
 def main() -> int:
-    """Run the search, write the best configs and the tables, and print what was found."""
+    """Run the search, write the best configs and the tables, and print a summary."""
     parser = plain_parser(
         "jobs.tune",
         "Search hyper-parameters on validation, with the same budget for each model.",
