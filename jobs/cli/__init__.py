@@ -1,1 +1,1 @@
-"""What the programs share: config, command line, output."""
+"""Shared code of the programs: config, command line, output, logging."""

@@ -1,4 +1,4 @@
-"""Our programs, started from another: they live no longer than the one that started them."""
+"""Child processes: programs of this project, killed when the process that started them ends."""
 
 import ctypes
 import logging
@@ -11,11 +11,11 @@ from functools import partial
 
 _log = logging.getLogger(__name__)
 PR_SET_PDEATHSIG = 1
-"""Of Linux' prctl: the signal that a process gets when its parent is gone."""
+"""Option of Linux' prctl: the signal that a process gets when its parent dies."""
 
 
 class ProgramError(ValueError):
-    """A program failed; it has said why on its own standard error."""
+    """A program failed; its own standard error has the reason."""
 
     def __init__(self, program: str, code: int) -> None:
         end = f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"
@@ -24,13 +24,13 @@ class ProgramError(ValueError):
 
 
 def run_module(program: str, *arguments: str) -> None:
-    """Run ``python -m PROGRAM`` to its end; killed, and not asked to end, when this process is gone.
+    """Run ``python -m PROGRAM`` to its end; the child gets SIGKILL when this process dies.
 
-    Another start must not have to wait for an orderly end. A training is made for that; what its workers still do when
-    they lose it, the next one waits for.
+    SIGKILL, because the next start must not wait for an orderly end. A training tolerates it: the next one waits for
+    workers that are left over.
 
     Raises:
-        ProgramError: it did not end with 0.
+        ProgramError: its exit code is not 0.
     """
     _log.info("$ -m %s %s", program, " ".join(arguments))
     done = subprocess.run(  # noqa: S603
@@ -41,9 +41,10 @@ def run_module(program: str, *arguments: str) -> None:
 
 
 def ending_with_us(sent: signal.Signals) -> Callable[[], None] | None:
-    """A ``preexec_fn`` for ``subprocess``: the child gets a signal as soon as this process is gone, however it went.
+    """Make a ``preexec_fn`` for ``subprocess`` that signals the child as soon as this process dies.
 
-    None: the system cannot do that.
+    Returns:
+        The function; None on systems other than Linux, which cannot do that.
     """
     return partial(_end_with, os.getpid(), ctypes.CDLL(None), sent) if sys.platform == "linux" else None
 

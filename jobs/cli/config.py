@@ -1,4 +1,4 @@
-"""The whole config: TOML files layered left to right, then ``section.key=value`` overrides, checked key by key."""
+"""Config: TOML files layered left to right, then ``section.key=value`` overrides, checked key by key."""
 
 import difflib
 import json
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, config=STRICT)
 class Config:
-    """The root: one section a package."""
+    """Config root: one section for each package."""
 
     features: FeatureSchema
     pipeline: PipelineConfig
@@ -38,13 +38,13 @@ class Config:
     retrain: RetrainConfig | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The resolved tree as plain JSON values."""
+        """Return the resolved config as plain JSON values."""
         return json.loads(json.dumps(asdict(self)))
 
 
 @dataclass(frozen=True, config=STRICT)
 class Entry:
-    """What a leaderboard or a search names: config files laid over each other, then overrides."""
+    """Entry of a leaderboard or a search: a name, config files laid over each other, then overrides."""
 
     name: str
     configs: Texts = ()
@@ -52,7 +52,7 @@ class Entry:
 
     @property
     def folder(self) -> str:
-        """The name as part of a path."""
+        """Name as part of a path."""
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
 
@@ -68,7 +68,7 @@ def check_names(kind: str, entries: Sequence[Entry]) -> None:
 
 
 def load_config(paths: list[str], overrides: list[str] = ()) -> Config:  # pyright: ignore[reportArgumentType]
-    """Load, layer, override and check.
+    """Load config files, lay them over each other, apply overrides, and check the result.
 
     Args:
         paths: TOML files; later ones win.
@@ -134,7 +134,7 @@ def parse_config(tree: dict[str, Any], source: object = None) -> Config:
 
     Args:
         tree: the sections.
-        source: file or folder that holds it, where it is not what the user gives now; None: it is.
+        source: file or folder of a saved config; None: the user gives the config now.
 
     Raises:
         ConfigError: as ``load_config``.
@@ -162,7 +162,7 @@ def parse_config(tree: dict[str, Any], source: object = None) -> Config:
 
 
 def is_saved_config(tree: dict[str, Any], config: Config) -> bool:
-    """Whether a saved resolved config is this one, where keys that are younger than it have their defaults."""
+    """Tell whether a saved resolved config equals this one; keys that it lacks count with their defaults."""
     try:
         return parse_config(tree, "a saved config") == config
     except (ConfigError, PluginError):  # a key or a value that is no more, or that the config does not name
@@ -188,7 +188,7 @@ def check_manifest(config: Config, manifest: DatasetManifest) -> None:
 
 
 def check_many_runs(configs: Iterable[Config]) -> None:
-    """Refuse a place for checkpoints that several runs would share.
+    """Refuse a checkpoint folder that several runs would share.
 
     Raises:
         ConfigError: a config names one.
@@ -198,7 +198,7 @@ def check_many_runs(configs: Iterable[Config]) -> None:
 
 
 def _defaults() -> dict[str, Any]:
-    """The default tree, so that a file may change one key of a variant without naming its kind."""
+    """Return the default config as a tree, so that a file may change one key of a variant without naming its kind."""
     tree = {"pipeline": asdict(PipelineConfig(output="")), "training": asdict(TrainingConfig(dataset=""))}
     del tree["pipeline"]["output"], tree["training"]["dataset"]
     return tree
@@ -238,7 +238,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
 
 
 def _check_monitor(monitor: Mapping[str, float]) -> None:
-    """Refuse a metric that is unknown, or of which neither more nor less is better."""
+    """Refuse a metric that is unknown or has no direction of improvement."""
     known = [name for name, metric in METRICS.items() if metric.better != "one"]
     for name in monitor:
         if name not in known:
@@ -296,7 +296,7 @@ def _explain(error: ValidationError) -> str:
 
 
 def _known_keys() -> list[str]:
-    """Every key of every config dataclass."""
+    """List the keys of all config dataclasses."""
     import features.rawlog
     import features.schema
     import jobs.cli.data_checks_config

@@ -1,7 +1,7 @@
-"""The config on a command line: ``--config FILE`` with overrides, or ``--resolved FILE`` from another program.
+"""Config options of a command line: ``--config FILE`` with overrides, or ``--resolved FILE`` from another program.
 
-A program that starts programs resolves its config once and hands it on as a file, so that a config file that is changed
-in between changes nothing.
+A program that starts other programs resolves its config once and passes it as a file, so that an edit of a config file
+in between has no effect.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def config_parser(module: str, description: str, example: str) -> argparse.Argum
 def add_config_arguments(
     group: "argparse._ActionsContainer", config_help: str = "TOML file; may be repeated, later ones win"
 ) -> None:
-    """Add ``--config`` and ``--resolved`` to a parser or to its options of which one may be given."""
+    """Add ``--config`` and ``--resolved`` to a parser or to a mutually exclusive group."""
     group.add_argument("--config", action="append", metavar="FILE", help=config_help)
     group.add_argument(
         "--resolved", metavar="FILE", help="in place of --config: a resolved config, such as a run's config.json"
@@ -31,7 +31,7 @@ def add_config_arguments(
 
 
 def parse_config_arguments(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Config]:
-    """Read the command line; what is no option is an override, wherever it stands.
+    """Parse the command line; words that are no options are overrides, in any position.
 
     Raises:
         ConfigError: the config is wrong.
@@ -48,7 +48,7 @@ def parse_config_arguments(parser: argparse.ArgumentParser) -> tuple[argparse.Na
 
 
 def hand_on(config: Config, path: Path) -> list[str]:
-    """Write a resolved config for a program that is started from this one; returns that program's arguments."""
+    """Write a resolved config for a child program; return that program's arguments."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, config.to_dict())
     return ["--resolved", str(path)]

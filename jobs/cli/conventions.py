@@ -1,4 +1,4 @@
-"""What every program does the same way: help with an example, paths, JSON files, errors in one sentence, exit codes."""
+"""Conventions of all programs: help with an example, paths, JSON files, one-sentence errors, exit codes."""
 
 import argparse
 import logging
@@ -30,7 +30,7 @@ def plain_parser(module: str, description: str, example: str) -> argparse.Argume
 
 
 def run_program(main: Callable[[], int]) -> None:
-    """Exit with what ``main`` returns; turn an expected error into one sentence and a code.
+    """Run ``main`` and exit with its code; print an expected error as one sentence.
 
     A ``ConfigError`` is a usage error; any other ``ValueError`` or ``OSError`` is about data. Anything else is a defect
     of ours and keeps its traceback.
@@ -61,7 +61,7 @@ def place(path: str) -> Place:
     """Make a path from the command line or a config absolute; it may be in an object store.
 
     Raises:
-        StorageError: a URL that nothing can be opened by.
+        StorageError: the URL has no known scheme or cannot be opened.
         ValueError: as ``absolute``.
     """
     found = locate(path)

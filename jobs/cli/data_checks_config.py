@@ -15,7 +15,7 @@ Ratio = Annotated[float, Field(gt=0)]
 
 @checked(frozen=True, config=STRICT)
 class RowLimits:
-    """Rows over the mean of the reference's datasets; None: no limit."""
+    """Limits on the number of rows over the mean of the reference's datasets; None: no limit."""
 
     min_ratio: Ratio | None = 0.3
     max_ratio: Ratio | None = 3.0
@@ -24,7 +24,7 @@ class RowLimits:
 
 @checked(frozen=True, config=STRICT)
 class LabelLimits:
-    """Label rate over the reference's; None: no limit."""
+    """Limits on the label rate over the reference's; None: no limit."""
 
     min_ratio: Ratio | None = 0.5
     max_ratio: Ratio | None = 2.0
@@ -33,7 +33,7 @@ class LabelLimits:
 
 @checked(frozen=True, config=STRICT)
 class NullLimits:
-    """How much the share of missing values may rise over the reference's; None: no limit."""
+    """Limit on the rise of the share of missing values over the reference's; None: no limit."""
 
     max_rise: Fraction | None = 0.1
     action: Action = "stop"
@@ -41,40 +41,40 @@ class NullLimits:
 
 @checked(frozen=True, config=STRICT)
 class OovLimits:
-    """Share of the non-missing values that is out of the vocabulary; None: no limit."""
+    """Limit on the share of non-missing values that are out of the vocabulary; None: no limit."""
 
     max_rate: Fraction | None = 0.9
-    """What a renamed key looks like; rare values alone do not get there."""
+    """Highest rate. Renamed keys exceed it; rare values alone do not."""
     action: Action = "stop"
 
 
 @checked(frozen=True, config=STRICT)
 class CategoryLimits:
-    """Categories that the reference has not, among those with at least ``min_count`` values; None: no limit."""
+    """Limits on new categories, among those with at least ``min_count`` values; None: no limit."""
 
     max_value_share: Fraction | None = 0.5
-    """Of all values, those of new categories."""
+    """Share of values that belong to new categories."""
     max_share: Fraction | None = None
-    """Of the categories, however many values each has."""
+    """Share of categories that are new, each counted once."""
     min_count: Annotated[int, Field(ge=1)] = 10
-    """Of a long tail most categories are new every day: rarer ones count as known."""
+    """Count below which a category is not considered: most of a long tail is new every day."""
     action: Action = "stop"
 
 
 @checked(frozen=True, config=STRICT)
 class DriftLimits:
-    """Distance between a feature's distribution and the reference's; None: no limit."""
+    """Limit on the distance between a feature's distribution and the reference's; None: no limit."""
 
     distance: Literal["psi", "js"] = "psi"
-    """psi: population stability index. js: Jensen-Shannon divergence in bits."""
+    """Distance to use. psi: population stability index. js: Jensen-Shannon divergence in bits."""
     max_distance: Annotated[float, Field(ge=0)] | None = 0.25
     action: Action = "warn"
-    """Catalogues and campaigns change every day: a distance says where to look, not that something is broken."""
+    """Action beyond the limit; a warning, because catalogues and campaigns change every day without a fault."""
 
 
 @checked(frozen=True, config=STRICT)
 class FeatureLimits:
-    """Limits of one feature; None: the general one."""
+    """Limits of one feature; None: the general limit."""
 
     max_null_rise: Fraction | None = None
     max_oov_rate: Fraction | None = None
@@ -85,7 +85,7 @@ class FeatureLimits:
 
 @checked(frozen=True, config=STRICT)
 class DataChecksConfig:
-    """What a new dataset must keep to be trained on."""
+    """Data checks: limits that a new dataset must keep to be trained on."""
 
     rows: RowLimits = field(default_factory=RowLimits)
     labels: LabelLimits = field(default_factory=LabelLimits)

@@ -1,4 +1,4 @@
-"""ConfigError: what a wrong config or command line raises."""
+"""ConfigError: the error of a wrong config or command line."""
 
 
 class ConfigError(ValueError):

@@ -1,6 +1,6 @@
-"""Logging of services and scheduled jobs: one formatter, ``--log-level`` and ``--log-json``, all of it on stderr.
+"""Logging of services and scheduled jobs: one formatter, ``--log-level`` and ``--log-json``, on stderr.
 
-What a program prints on stdout, a summary for a person or JSON for a program, is no logging and stays there.
+A program's result on stdout, text or JSON, is not logging and stays there.
 """
 
 import argparse
@@ -20,7 +20,7 @@ SECRETS = (
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
 )
-"""Environment variables whose values no line shows, whatever an error's own words hold."""
+"""Environment variables whose values are replaced by ``HIDDEN`` in every line, error messages included."""
 HIDDEN = "***"
 
 _OURS = "jobs"
@@ -34,7 +34,7 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
 
 
 def set_up_logging(program: str, arguments: argparse.Namespace) -> None:
-    """Send what the project logs to stderr, and of other libraries warnings and errors.
+    """Log to stderr: the project's records, and warnings and errors of other libraries.
 
     Args:
         program: name that begins a line's message.
@@ -54,7 +54,7 @@ def set_up_logging(program: str, arguments: argparse.Namespace) -> None:
 
 
 def is_json() -> bool:
-    """Tell whether stderr holds JSON lines."""
+    """Tell whether logging writes JSON lines."""
     return any(isinstance(handler.formatter, JsonLines) for handler in logging.getLogger().handlers)
 
 
@@ -67,7 +67,7 @@ class Lines(logging.Formatter):
         self._program = program
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write a record as a line; a table or a traceback in it takes more."""
+        """Format a record as one line; a table or a traceback in it takes more."""
         text = f"{_time(record)} {record.levelname} {self._program}: {record.getMessage()}"
         if record.exc_info:
             text += f"\n{self.formatException(record.exc_info)}"
@@ -78,7 +78,7 @@ class JsonLines(logging.Formatter):
     """JSON lines for a program: time in UTC, level, logger, message, and the fields given as ``extra``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write a record as one line."""
+        """Format a record as one line."""
         line: dict[str, Any] = {
             "time": _time(record),
             "level": record.levelname.lower(),
@@ -92,7 +92,7 @@ class JsonLines(logging.Formatter):
 
 
 class _ToStderr(logging.Handler):
-    """Handler that writes to what ``sys.stderr`` is at that moment."""
+    """Handler that writes to the current ``sys.stderr``, which tests replace."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record."""
@@ -103,7 +103,7 @@ class _ToStderr(logging.Handler):
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:
-    """Whether to show a record: other libraries' only from warnings on, whatever level they set for themselves."""
+    """Tell whether to show a record: other libraries' from warnings on, whatever level they set for themselves."""
     return record.name.partition(".")[0] == _OURS or record.levelno >= logging.WARNING
 
 

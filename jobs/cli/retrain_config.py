@@ -1,4 +1,4 @@
-"""The config section ``[retrain]``: which log, which model, what of it is trained on and when a candidate may serve."""
+"""The config section ``[retrain]``: the log, the model, the training window and the rules of promotion."""
 
 from dataclasses import field
 from typing import Annotated, Literal
@@ -12,52 +12,52 @@ from training.config import TablePrecision
 from training.judge.gate import GateConfig
 
 DATE = "{date}"
-"""Place of the date in ``retrain.partitions``."""
+"""Placeholder of the date in ``retrain.partitions``."""
 Ending = Literal["promoted", "refused", "stopped", "failed"]
-"""What a retraining may come to: the gate's two verdicts, data checks that stop the newest day, a step that fails."""
+"""Verdict of a retraining: the gate's two verdicts, a newest day stopped by data checks, or a failed step."""
 
 
 @checked(frozen=True, config=STRICT)
 class RetrainConfig:
-    """Everything ``jobs.retrain`` needs besides the pipeline's and the training's own sections."""
+    """Config of ``jobs.retrain`` besides the sections of pipeline and training."""
 
     root: str
-    """Folder of all that retraining keeps: partitions, windows, runs, verdicts and the registry."""
+    """Folder of retraining: partitions, windows, runs, verdicts and the registry."""
     partitions: str
     """Raw log of one day, hour or month as a path or glob with {date} in it, such as logs/day={date}/*.csv.gz; {date}
     stands for digits and dashes that sort as time does. With ``partition_by`` a time: folder or glob of all files."""
     partition_by: Literal["path", "hour", "day", "month"] = "path"
-    """path: the {date} in it. Else every row goes by features.timestamp, in UTC, to its 2014102807, 20141028 or 201410,
-    whatever file it is in."""
+    """Partitioning of rows. path: by the {date} in the path. Else by features.timestamp, in UTC, into 2014102807,
+    20141028 or 201410, whatever file holds the row."""
     late: Literal["ignore", "build"] = "ignore"
-    """Files with rows of a date that is built already. ignore: they are counted and left out. build: they become a
-    partition of their own, such as 20141028+1, which the next candidate is trained on; none is compared on it."""
+    """Handling of late files: those with rows of a date that is built already. ignore: count them and leave them out.
+    build: make a partition of their own, such as 20141028+1; the next candidate is trained on it and none is compared
+    on it."""
     train_on: Literal["new", "window"] = "new"
-    """new: a warm start from the champion, on the partitions that it was not trained on. window: from nothing, on the
-    last ``window`` partitions."""
+    """Training data. new: a warm start from the champion, on the partitions that it was not trained on. window: random
+    initial weights, on the last ``window`` partitions."""
     window: Annotated[int, Field(ge=1)] = 7
-    """Partitions that are trained on without a champion or with train_on = "window", and that data checks compare
-    with."""
+    """Number of partitions to train on without a champion or with train_on = "window", and of the reference of data
+    checks."""
     valid: bool = False
-    """Keep the newest partition before the one that models are compared on as validation split, for early stopping and
-    training.calibration. The next candidate is trained on it."""
+    """Validation split: whether the newest partition before the one that models are compared on is held out, for early
+    stopping and training.calibration. The next candidate is trained on it."""
     model: str = "ctr"
-    """Name in the registry."""
+    """Model name in the registry."""
     registry: str | None = None
     """Address of an MLflow server; None: a folder in ``root``."""
     tables: TablePrecision = "float32"
-    """Of the tables that are served; retrain.gate.max_quantized_auc_drop says how much worse they may make a model."""
+    """Precision of the served tables; retrain.gate.max_quantized_auc_drop limits the AUC that it may cost."""
     segments: tuple[str, ...] = ()
-    """Single-valued sparse features whose ids the gate looks at one by one."""
+    """Single-valued sparse features; the gate compares the models on the rows of each of their ids."""
     checks: DataChecksConfig = field(default_factory=DataChecksConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     retries: Annotated[int, Field(ge=0)] = 2
-    """How often a step that fails is tried again, where that may help: a wrong config or a damaged log stays so."""
+    """Retries of a failed step; errors that a retry cannot cure, such as a wrong config or a damaged log, get none."""
     retry_seconds: Annotated[float, Field(ge=0)] = 60.0
-    """Between two tries."""
+    """Seconds between two tries."""
     alert_on: tuple[Ending, ...] = ("failed", "stopped", "refused")
-    """When last.json is sent to the webhook whose address is in the environment variable TWINFOCUS_WEBHOOK, if it is
-    set."""
+    """Verdicts for which last.json is sent to the webhook; TWINFOCUS_WEBHOOK in the environment has its address."""
 
     def __post_init__(self) -> None:
         num_dates = self.partitions.count(DATE)

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 def text_table(
     rows: Sequence[Sequence[object]], align: str = "<", gap: str = "  ", least: int = 0, most: int | None = None
 ) -> str:
-    """Lay rows out in columns as wide as their widest cell; a last column that is aligned left is not filled up.
+    """Lay rows out in columns as wide as their widest cell; lines have no trailing blanks.
 
     Args:
-        rows: of equally many cells; the first is the header, if there is one.
-        align: ``<`` or ``>`` for each column; the last one stands for all that follow.
+        rows: lists of cells, all of one length; the first is the header, if there is one.
+        align: ``<`` or ``>`` for each column; the last one is used for all further columns.
         gap: between two columns.
         least: characters of a column at least.
-        most: characters of a column at most; a longer cell is not cut, it pushes what follows in its row.
+        most: characters of a column at most; a longer cell is not cut, it shifts the rest of its row.
 
     Returns:
-        A line a row, without blanks at its end.
+        One line for each row.
     """
     columns = list(zip(*rows, strict=True))
     sides = align + align[-1] * (len(columns) - len(align))
