@@ -1,1 +1,1 @@
-"""Models held against each other: leaderboards and searches."""
+"""Comparisons of models: leaderboards and hyper-parameter searches."""

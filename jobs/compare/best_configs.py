@@ -1,4 +1,4 @@
-"""What a search found: the best config of each model as a TOML file, its tables, and a text for a terminal."""
+"""Results of a search: the best config of each model as a TOML file, tables of trials, and a text for a terminal."""
 
 import csv
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ Row = dict[str, Any]
 
 
 def conclude(path: str, trials: Sequence[Trial], rows: Sequence[Row]) -> Row:
-    """Write a model's best config; returns what the model cost and what it found.
+    """Write a model's best config; return its trials, epochs and seconds, and its best result.
 
     Raises:
         ValueError: every trial diverged.
@@ -65,11 +65,11 @@ def write(output: Path, search: Search, models: Sequence[Row], rows: Sequence[Ro
 
 
 def describe(output: Path, search: Search, models: Sequence[Row], rows: Sequence[Row]) -> str:
-    """Say what each model found and cost, the best first, and which trials failed.
+    """Describe the best result and the cost of each model, the best first, and the trials that failed.
 
     Args:
         output: folder of the search.
-        search: what the TOML file says.
+        search: the search of the TOML file.
         models: a row a model, as ``conclude`` returns it.
         rows: results of all trials.
     """

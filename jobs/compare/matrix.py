@@ -18,7 +18,7 @@ class Model(Entry):
     """Model: a row of the matrix."""
 
     seeds: tuple[int, ...] | None = None
-    """None: the leaderboard's."""
+    """Seeds of this model; None: the leaderboard's."""
 
 
 @checked(frozen=True, config=STRICT)
@@ -33,13 +33,13 @@ class Leaderboard:
     reference: str
     """Model that every other one is compared with, over the seeds that both have."""
     overrides: Texts = ()
-    """For every cell."""
+    """Overrides of every cell."""
     parallel: Annotated[int, Field(ge=1)] = 1
     """Cells trained at the same time; give each its share of the cores with training.threads_per_worker."""
     num_resamples: Annotated[int, Field(ge=1)] = 500
-    """Of the bootstrap."""
+    """Resamples of the paired bootstrap."""
     cells_folder: str | None = None
-    """Folder of the finished runs, which several leaderboards may share; None: ``output``."""
+    """Folder of runs and results, which several leaderboards may share; None: ``output``."""
 
     def __post_init__(self) -> None:
         check_names("datasets", self.datasets)
@@ -81,7 +81,7 @@ class Cell:
 
     @property
     def scores(self) -> Path:
-        """File of the logits of every row."""
+        """File of the logits of all rows, NumPy npz."""
         return self.result.with_suffix(".npz")
 
     @property

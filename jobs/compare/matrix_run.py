@@ -1,4 +1,4 @@
-"""Cells of a leaderboard, trained and evaluated by the programs that a user would call; finished ones are kept."""
+"""Run the cells of a leaderboard with the programs that a user would call; finished cells are kept."""
 
 import dataclasses
 import json
@@ -31,10 +31,10 @@ VERSIONS = ("torch", "torchrec", "fbgemm-gpu", "petastorm", "ray", "numpy", "pya
 
 
 def run_all(cells: Sequence[Cell], configs: Mapping[Path, Config], parallel: int) -> list[dict[str, Any]]:
-    """Run the cells, some at the same time; returns their results in the cells' order.
+    """Run the cells, ``parallel`` at a time; return their results in the cells' order.
 
     Args:
-        cells: of the matrix.
+        cells: cells of the matrix.
         configs: run folder of a cell -> its resolved config.
         parallel: cells that are trained at the same time.
     """
@@ -48,7 +48,7 @@ def run_all(cells: Sequence[Cell], configs: Mapping[Path, Config], parallel: int
 
 
 def build(dataset: Entry, shared: Texts) -> None:
-    """Build a dataset that is not there.
+    """Build a dataset if it does not exist.
 
     Raises:
         ValueError: the build failed; ends with its own last line.
@@ -64,7 +64,10 @@ def build(dataset: Entry, shared: Texts) -> None:
 
 
 def run(cell: Cell, config: Config) -> dict[str, Any]:
-    """Train and evaluate one cell, or read what an earlier call found."""
+    """Train and evaluate one cell, or read its result if an earlier call has finished it.
+
+    Raises:
+        ValueError: the kept result is of another config or dataset, or the training failed."""
     data = DatasetManifest.load(config.training.dataset).fingerprint
     if cell.result.exists():
         result = json.loads(cell.result.read_text(encoding="utf-8"))
@@ -91,7 +94,7 @@ def run(cell: Cell, config: Config) -> dict[str, Any]:
 
 
 def _evaluate(cell: Cell) -> dict[str, Any]:
-    """Metrics of the best checkpoint on validation and, where there is one, test; per-row logits beside the result."""
+    """Evaluate the best checkpoint on validation and, if there is one, test; write the logits beside the result."""
     torch.set_num_threads(1)  # other cells are training
     run_folder = Run(cell.run)
     best = load_best(run_folder)
@@ -118,7 +121,7 @@ def _versions() -> dict[str, str]:
 
 
 def _call(module: str, arguments: Sequence[str], log: Path) -> None:
-    """Run a program, its output in ``log``.
+    """Run a program and append its output to ``log``.
 
     Raises:
         ValueError: it failed; ends with its own last line.

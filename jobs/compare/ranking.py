@@ -1,4 +1,4 @@
-"""Results of a leaderboard's cells, ranked: means over seeds, differences to the reference, files and text."""
+"""Ranking of a leaderboard: means over seeds, differences to the reference, files and text."""
 
 import csv
 from collections.abc import Iterable, Sequence
@@ -51,7 +51,7 @@ def _statistics(results: Sequence[dict[str, Any]]) -> Row:
 
 
 def _compare(model: dict[int, Any], reference: dict[int, Any], split: str, num_resamples: int) -> Row:
-    """The model minus the reference on one split, over the seeds that both have."""
+    """Compare a model with the reference on one split by a paired bootstrap, over the seeds that both have."""
     seeds = sorted(set(model) & set(reference))
     if not seeds:
         return {}

@@ -1,4 +1,4 @@
-"""A hyper-parameter search as its TOML file has it: models, where values are drawn from, and the trials that gives."""
+"""Search: the TOML file of a hyper-parameter search, its ranges of values, and the trials sampled from them."""
 
 import dataclasses
 import json
@@ -20,22 +20,22 @@ from jobs.cli.errors import ConfigError
 from training.config import Positive
 
 THE_SAME_FOR_ALL = ("dataset", "monitor", "max_epochs", "device")
-"""Training keys by which trials can be ranked beside each other."""
+"""Training keys that must be equal in all trials, so that these can be ranked together."""
 NOT_SEARCHED = (*THE_SAME_FOR_ALL, "num_workers", "threads_per_worker")
-"""A trial is one worker, and its threads decide nothing but time."""
+"""Training keys that cannot be searched; a trial has one worker, and threads change only its speed."""
 Scalar = bool | int | float | str
 Value = Scalar | list[Scalar]
 
 
 @checked(frozen=True, config=STRICT)
 class Range:
-    """Where one key's values are drawn from: exactly one of the four."""
+    """Range of one key's values: exactly one of choice, uniform, log_uniform and integer."""
 
     choice: Annotated[tuple[Value, ...], Field(min_length=1)] | None = None
     uniform: tuple[float, float] | None = None
     log_uniform: tuple[float, float] | None = None
     integer: tuple[int, int] | None = None
-    """Both ends may be drawn."""
+    """Range of whole numbers, both ends included."""
 
     def __post_init__(self) -> None:
         given = [name for name, value in vars(self).items() if value is not None]
@@ -48,7 +48,7 @@ class Range:
             raise ValueError(f"log_uniform = [{low}, {high}] must be above 0")
 
     def at(self, position: float) -> Value:
-        """The value at a position in [0, 1); numbers that are not whole get four digits, as a person would write."""
+        """Return the value at a position in [0, 1), the quantile; floats are rounded to four significant digits."""
         if self.choice:
             return self.choice[int(position * len(self.choice))]
         if self.integer:
@@ -64,32 +64,33 @@ Space = dict[str, Range]
 
 @checked(frozen=True, config=STRICT)
 class Model(Entry):
-    """Config files laid over the dataset's, then overrides, then a space of its own over the common one."""
+    """Model of a search: config files laid over the dataset's, overrides, and a space that extends the common one."""
 
     space: Space = dataclasses.field(default_factory=dict)
 
 
 @checked(frozen=True, config=STRICT)
 class Search:
-    """A search's TOML file."""
+    """Search: the content of its TOML file."""
 
     output: str
     configs: Annotated[Texts, Field(min_length=1)]
-    """The dataset's."""
+    """Config files of the dataset."""
     models: Annotated[tuple[Model, ...], Field(min_length=1)]
     space: Space = dataclasses.field(default_factory=dict)
-    """Dotted config key -> where its values are drawn from, for every model."""
+    """Search space of every model: dotted config key -> range of its values."""
     overrides: Texts = ()
-    """For every model."""
+    """Overrides of every model."""
     num_trials: Positive = 12
-    """Of each model."""
+    """Trials of each model."""
     max_epochs: Positive = 20
     grace_epochs: Positive = 2
-    """No trial is stopped before."""
+    """Epochs of the first ASHA rung: no trial is stopped earlier."""
     reduction_factor: Annotated[float, Field(gt=1)] = 3.0
-    """At grace_epochs times each power of it, about this fraction of the trials goes on: 1 / reduction_factor."""
+    """Reduction factor of ASHA: rungs are at grace_epochs times its powers; about 1 / reduction_factor of the trials
+    pass each."""
     parallel: Positive = 1
-    """Trials at once; they share out the cores."""
+    """Trials run at the same time, each with its share of the cores."""
     seed: Annotated[int, Field(ge=0)] = 2023
 
     def __post_init__(self) -> None:
@@ -109,13 +110,17 @@ class Search:
                     )
 
     def space_of(self, model: Model) -> Space:
+        """Merge a model's space over the common one."""
         return {**self.space, **model.space}
 
     def trials(self) -> dict[str, list["Trial"]]:
-        """Model -> its trials, each with its checked config.
+        """Sample the trials of every model, each with its checked config.
+
+        Returns:
+            Model name -> its trials.
 
         Raises:
-            ConfigError: names the model beside the key; or the trials cannot be ranked beside each other.
+            ConfigError: names the model and the key; or the trials cannot be ranked together.
         """
         trials = {model.name: self._trials(model) for model in self.models}
         first, *others = (trial for of_model in trials.values() for trial in of_model)
@@ -144,8 +149,8 @@ class Search:
 def sample(space: Space, num_trials: int, seed: int) -> list[dict[str, Value]]:
     """Draw the trials' values.
 
-    Each key has a stream of its own: two models draw the same values for a key they share, another key changes nothing,
-    and more trials only add to the list.
+    Each key has a random stream of its own: two models draw the same values for a shared key, adding a key leaves the
+    values of the others, and raising ``num_trials`` only appends.
     """
     columns = {
         key: [where.at(position) for position in np.random.default_rng([seed, *key.encode()]).random(num_trials)]
@@ -156,32 +161,34 @@ def sample(space: Space, num_trials: int, seed: int) -> list[dict[str, Value]]:
 
 @dataclass(frozen=True)
 class Trial:
-    """One sample of a model's space."""
+    """Trial: one sample of a model's space."""
 
     search: Search
     model: Model
     number: int
-    """From 1."""
+    """Number of the trial, from 1."""
     values: dict[str, Value]
     departures: str
-    """TOML: all that sets this trial apart from the config files."""
+    """TOML text of all keys in which this trial departs from the config files."""
     config: Config
 
     @property
     def name(self) -> str:
+        """Name for messages: model and number."""
         return f"{self.model.name}, trial {self.number}"
 
     @property
     def folder(self) -> Path:
-        """There only while the trial runs."""
+        """Folder of the run, removed when the trial is over."""
         return Path(self.search.output) / "trials" / f"{self.model.folder}-{self.number:03d}"
 
     @property
     def result(self) -> Path:
+        """File of the result."""
         return self.folder.with_suffix(".json")
 
     def request(self) -> dict[str, Any]:
-        """What a result must agree with to be kept."""
+        """Return the config, dataset and ASHA settings that a kept result must have been made with."""
         return {
             "config": self.config.to_dict(),
             "data": DatasetManifest.load(self.config.training.dataset).fingerprint,
@@ -191,7 +198,7 @@ class Trial:
 
 
 def _departures(overrides: Texts, max_epochs: int, values: dict[str, Value]) -> str:
-    """TOML of all that sets a trial apart: one dotted key a line, later ones instead of earlier ones."""
+    """Write a trial's departures as TOML: one dotted key a line, a later value replacing an earlier one."""
     lines = {}
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -217,7 +224,7 @@ def _is_toml(text: str) -> bool:
 
 
 def _load(configs: Texts, departures: str) -> Config:
-    """The config as whoever lays the departures over the files as one more file gets it."""
+    """Load the config with the departures as a last config file, as ``jobs.train --config`` would."""
     with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as file:
         file.write(departures)
         file.flush()

@@ -1,4 +1,4 @@
-"""Trials of a search under Ray Tune, bad ones stopped early by ASHA; a finished trial is kept as one JSON file."""
+"""Run the trials of a search under Ray Tune with ASHA; a finished trial is kept as one JSON file."""
 
 import dataclasses
 import json
@@ -40,17 +40,17 @@ Row = dict[str, Any]
 
 
 def run_search(search: Search, trials: dict[str, list[Trial]]) -> list[list[Row]]:
-    """Run every trial that is not kept, one model after the other.
+    """Run every trial without a kept result, one model after the other.
 
     Args:
-        search: what the TOML file says.
+        search: the search of the TOML file.
         trials: model -> its trials.
 
     Returns:
-        For each model a result for each of its trials, in their order.
+        One list for each model, with one result for each of its trials, in their order.
 
     Raises:
-        ValueError: what a trial found wrong with data or config, or a kept trial is of another config.
+        ValueError: a trial failed because of its data or config, or a kept result is of another config.
         RuntimeError: the process of a trial died.
     """
     for of_model in trials.values():
@@ -67,10 +67,10 @@ def run_search(search: Search, trials: dict[str, list[Trial]]) -> list[list[Row]
 
 
 def _check_dataset(config: Config) -> None:
-    """Refuse what would fail every trial.
+    """Refuse a dataset that would fail every trial.
 
     Raises:
-        ValueError: the dataset does not fit the config, or there is nothing to choose by.
+        ValueError: the dataset does not fit the config, or has no validation rows.
     """
     manifest = DatasetManifest.load(config.training.dataset)
     check_manifest(config, manifest)
@@ -79,7 +79,7 @@ def _check_dataset(config: Config) -> None:
 
 
 def _kept(trial: Trial) -> Row | None:
-    """What an earlier call found.
+    """Read the result of a trial that an earlier call finished; None: there is none.
 
     Raises:
         ValueError: it is of another config, dataset or ASHA setting.
@@ -97,10 +97,10 @@ def _kept(trial: Trial) -> Row | None:
 
 
 def _run(search: Search, trials: Sequence[Trial], kept: Sequence[Row | None], bar: Any) -> list[Row]:
-    """Run a model's trials that are not kept; one result a trial, in their order.
+    """Run a model's trials without a kept result; return one result for each trial, in their order.
 
     Raises:
-        ValueError: what a trial found wrong with data or config.
+        ValueError: a trial failed because of its data or config.
         RuntimeError: the process of a trial died.
     """
     record = _Record(trials, kept, bar)
@@ -164,7 +164,7 @@ def _tune(search: Search, trials: Sequence[Trial], kept: Sequence[Row | None], r
 
 
 def _reports(result: Row) -> list[Row]:
-    """What the trial of a kept result reported."""
+    """List a kept result's reports, to replay them to ASHA."""
     return [*result["evaluations"], *([_divergence(result["error"])] if result["error"] else [])]
 
 
@@ -173,7 +173,7 @@ def _divergence(error: str) -> Row:
 
 
 def _work(sampled: dict[str, Any], tasks: list[dict[str, Any]]) -> None:
-    """One trial in a process of its own. ASHA stops it inside a report, when an epoch is over and no reader runs."""
+    """Run one trial in its own process; ASHA stops it inside a report, between epochs, when no reader runs."""
     task = tasks[sampled["index"]]
     for kept in task["reports"]:
         tune.report(kept)
@@ -204,7 +204,7 @@ def _work(sampled: dict[str, Any], tasks: list[dict[str, Any]]) -> None:
 
 
 class _Record(tune.Callback):
-    """Recorder of what the trials report; a trial that is over becomes its file and its folder goes."""
+    """Recorder of the trials' reports; it writes the file of a finished trial and removes its folder."""
 
     def __init__(self, trials: Sequence[Trial], kept: Sequence[Row | None], bar: Any) -> None:
         self._trials, self._bar = trials, bar
@@ -239,7 +239,7 @@ class _Record(tune.Callback):
 
 
 def _describe(trial: Trial, evaluations: Sequence[Row], error: str | None) -> Row:
-    """A trial's result: the metrics are those of its best epoch; seconds run to its last evaluation, start included."""
+    """Make a trial's result: metrics of its best epoch, seconds from its start to its last evaluation."""
     best = max(evaluations, key=lambda e: e["monitor"], default=None)
     ended_itself = error is not None or RunFolder(trial.folder).is_finished
     return {

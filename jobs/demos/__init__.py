@@ -1,1 +1,1 @@
-"""What the demos play."""
+"""Demos: the whole pipeline on generated logs, and a week of retraining."""

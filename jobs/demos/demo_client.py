@@ -1,7 +1,7 @@
-"""A client that asks a server for the same rows all the time, and remembers who answered what.
+"""DemoClient: a client that sends the same rows to a server all the time and records the answers.
 
-What it has seen shows whether the champion was served throughout: no request failed, the versions that answered are the
-champions in their order, none before its promotion, and the answers are what their artifacts give.
+The record shows whether the champion was served throughout: no request failed, the versions that answered are the
+champions in their order, none answered before its promotion, and the scores are those of their artifacts.
 """
 
 import itertools
@@ -18,18 +18,19 @@ from typing import Any
 
 SECONDS_BETWEEN = 0.2
 PICKED_UP_SECONDS = 60.0
-"""Within which a promotion must have come through to the answers."""
+"""Seconds within which a promoted version must answer."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of one request.
+    """Outcome of one request.
 
     Attributes:
-        at: Unix time when it was sent.
-        seconds: that it took.
-        error: what failed; empty: nothing.
-        version: that answered, and its probabilities of the rows.
+        at: Unix time of sending.
+        seconds: duration of the request.
+        error: failure in words; empty: none.
+        version: version that answered; None: the request failed.
+        scores: probabilities of the rows, in their order.
     """
 
     at: float
@@ -40,7 +41,7 @@ class Answer:
 
 
 class DemoClient:
-    """Asks in a thread of its own, from ``start`` to ``stop``."""
+    """Client that sends requests from a background thread, from ``start`` to ``stop``."""
 
     def __init__(self, address: str, rows: Sequence[Mapping[str, Any]]) -> None:
         self.address, self.rows = address, rows
@@ -49,7 +50,7 @@ class DemoClient:
         self._thread = threading.Thread(target=self._ask_on, daemon=True)
 
     def is_ready(self) -> bool:
-        """Whether the server says that it can answer."""
+        """Tell whether the server's /healthz says that it can answer."""
         try:
             with urllib.request.urlopen(f"{self.address}/healthz", timeout=5):  # nosec B310
                 return True
@@ -57,15 +58,16 @@ class DemoClient:
             return False
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop when the request that is on its way has been answered."""
+        """Stop the thread after the request in flight has been answered."""
         self._stopped.set()
         self._thread.join()
 
     def saw(self, version: int) -> bool:
-        """Wait until this version answers; whether it did in time."""
+        """Wait until this version answers; return whether it did within ``PICKED_UP_SECONDS``."""
         deadline = time.monotonic() + PICKED_UP_SECONDS
         while time.monotonic() < deadline:
             if self.answers and self.answers[-1].version == version:
@@ -74,7 +76,7 @@ class DemoClient:
         return False
 
     def describe(self) -> str:
-        """A line on all requests for a person."""
+        """Describe all requests in one line."""
         failed = sum(bool(answer.error) for answer in self.answers)
         by_version = Counter(answer.version for answer in self.answers if not answer.error)
         slowest = max((answer.seconds for answer in self.answers), default=0.0)
@@ -87,7 +89,7 @@ class DemoClient:
 
 
 def ask(address: str, rows: Sequence[Mapping[str, Any]], timeout: float = 30.0) -> Answer:
-    """One request; whatever goes wrong is in the answer."""
+    """Send one request; an error goes into the answer's ``error``."""
     at, started = time.time(), time.perf_counter()
     body = json.dumps({"rows": list(rows)}).encode()
     headers = {"Content-Type": "application/json"}
@@ -108,12 +110,12 @@ def ask(address: str, rows: Sequence[Mapping[str, Any]], timeout: float = 30.0) 
 def find_wrong(
     answers: Sequence[Answer], promoted: Sequence[tuple[int, float]], expected: Mapping[int, Sequence[float]]
 ) -> list[str]:
-    """What shows that the champion was not served throughout.
+    """List the evidence that the champion was not served throughout; empty: it was.
 
     Args:
         answers: in the order of their requests.
         promoted: versions and the Unix times when they became champion, in order.
-        expected: version -> the rows' probabilities by its artifact.
+        expected: version -> the rows' probabilities, computed from its artifact.
     """
     if not answers:
         return ["nobody was asked"]

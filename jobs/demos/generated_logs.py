@@ -1,4 +1,4 @@
-"""Generated logs in a folder, and a summary that says what the best possible metrics on them are."""
+"""Generate logs into a folder, with a summary that has the best possible metrics on them."""
 
 import json
 import time
@@ -13,7 +13,7 @@ from training.judge.metrics import evaluate
 from training.judge.scores import Scores
 
 SUMMARY_NAME = "_summary.json"
-"""File of the summary; begins with an underscore so that readers of the folder, Spark included, pass over it."""
+"""File of the summary; the underscore makes readers of the folder, such as Spark, skip it."""
 
 
 def generate(output: Path, spec: LogSpec) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def generate(output: Path, spec: LogSpec) -> dict[str, Any]:
 
 
 def _clear(output: Path) -> None:
-    """Make the folder, or remove the logs generated there before, and only those."""
+    """Make the folder, or remove logs that were generated there before; refuse any other file."""
     output.mkdir(parents=True, exist_ok=True)
     old = sorted(output.glob("day-*-part-*.csv.gz"))
     others = sorted({path.name for path in output.iterdir()} - {path.name for path in old} - {SUMMARY_NAME})

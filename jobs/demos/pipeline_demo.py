@@ -1,4 +1,4 @@
-"""Demo: the whole road on generated logs, each step by the command that a user would call.
+"""Demo: the whole pipeline on generated logs, each step run by the command that a user would call.
 
 The model is compared with the generator's own probability (the oracle), with a linear model and with a constant.
 """
@@ -33,7 +33,7 @@ LINEAR = 'training.model={easy={kind="linear"},hard={kind="linear"},fusion={kind
 
 @dataclasses.dataclass(frozen=True)
 class Demo:
-    """Demo: one run of it; ``folder`` is also the training run's folder."""
+    """Demo: one run of the pipeline; ``folder`` is also the training run's folder."""
 
     folder: Path
     config: str
@@ -50,7 +50,7 @@ class Demo:
         return self.folder.parent / f"{self.folder.name}-logs"
 
     def run(self) -> dict[str, Any]:
-        """Run every step; returns what ``metrics.json`` holds at the end."""
+        """Run every step; return the final content of ``metrics.json``."""
         _clear(self.folder)
         overrides = [
             f"pipeline.input.train={self.logs}",
@@ -81,7 +81,7 @@ class Demo:
         return metrics
 
     def _resolved_file(self, model: str = "tf4ctr") -> Path:
-        """Name the resolved config of a model, which all steps of the demo read."""
+        """Return the path of a model's resolved config, which all steps read."""
         return self.folder.parent / f"{self.folder.name}-configs" / f"{model}.json"
 
     def _resolved(self, model: str = "tf4ctr") -> list[str]:
@@ -122,7 +122,7 @@ class Demo:
 
 
 def _step(title: str, command: list[str]) -> str:
-    """Run one command, its errors shown as they come; returns its stdout, which is shown too.
+    """Run one command with its stderr passed through; print its stdout and return it.
 
     Raises:
         ValueError: it failed; names the command.
@@ -141,7 +141,7 @@ def _step(title: str, command: list[str]) -> str:
 
 
 def _clear(folder: Path) -> None:
-    """Remove an older demo, and only that."""
+    """Remove an older demo; refuse any other folder."""
     if folder.exists() and not (folder / CONFIG_NAME).exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} exists and is not a demo run: choose another --run")
     shutil.rmtree(folder, ignore_errors=True)
@@ -153,7 +153,7 @@ def _read_split(dataset: Path, split: str, columns: list[str]) -> Any:
 
 
 def _read_speed(dataset: Path, config: Config) -> float:
-    """Rows a second through the reader alone, over one epoch of the training split."""
+    """Measure rows/s of the reader alone, over one epoch of the training split."""
     reader = Reader(Dataset.open(dataset), "train", config.training)
     started = time.perf_counter()
     rows = sum(batch.num_rows for batch in reader.batches(epoch=0))
@@ -165,7 +165,7 @@ def _logit(p: float) -> float:
 
 
 def describe(metrics: dict[str, Any]) -> str:
-    """Say in a few lines how the model compares with the oracle, a linear model and a constant, and how fast all was.
+    """Compare the model with the oracle, a linear model and a constant in a few lines, with the rows/s of each stage.
 
     Args:
         metrics: as ``Demo.run`` returns them.

@@ -1,7 +1,7 @@
-"""RetrainDemo: a week of retraining, played: a log that drifts, a day of broken data, and a candidate that is worse.
+"""RetrainDemo: a simulated week of retraining with a drifting log, a day of broken data, and a candidate that is worse.
 
-Every day's files arrive, and the very command a scheduler would start is started: ``jobs.retrain``. From the first
-promotion on ``jobs.serve`` serves the champion and is asked all the time.
+Every day its files are delivered and ``jobs.retrain`` is started, as a scheduler would start it. After the first
+promotion ``jobs.serve`` serves the champion and a client sends it requests all the time.
 """
 
 import contextlib
@@ -34,23 +34,25 @@ from training.ship.predict import Predictor
 CONFIGS = ("jobs/configs/demo.toml", "jobs/configs/retrain/demo.toml")
 DRIFT = 0.1
 FIRST_DAY = "2024-01-01"
-"""Is there before the play begins."""
+"""First day, delivered before the first retraining."""
 MODEL = "ctr"
 NUM_ASKED_ROWS = 3
 START_SECONDS = 180.0
-"""Within which the server must be ready."""
+"""Seconds within which the server must be ready."""
 EMPTIED = "country"
 """Column that has no values on the broken day."""
 
 
 @dataclass(frozen=True)
 class Day:
-    """Day: a day of the play, and what must become of it.
+    """Day: one simulated day and its expected outcome.
 
     Attributes:
-        champion: version that serves when it is over.
-        settings: what somebody has laid over the config on this day.
-        is_broken: three times the clicks, and a column without values.
+        verdict: expected verdict of the retraining.
+        champion: version that serves at the end of the day.
+        stopped_by: expected ``stopped_by``.
+        settings: config overrides of the day.
+        is_broken: whether the delivery has three times the clicks and a column without values.
     """
 
     date: str
@@ -63,7 +65,7 @@ class Day:
 
 HEADINGS = f"{'day':<12}{'verdict':<26}{'champion':>10}{'AUC':>10}{'logloss':>10}{'seconds':>10}"
 MISTAKE = ("training.optimizer.embedding_learning_rate=10", "training.optimizer.learning_rate=0.1")
-"""Both learning rates a hundred times too large."""
+"""Overrides of the bad candidate: both learning rates a hundred times too large."""
 
 PLAY = (
     Day("2024-01-02", "promoted", 1),
@@ -78,7 +80,7 @@ PLAY = (
 
 @dataclass(frozen=True)
 class RetrainDemo:
-    """RetrainDemo: one play in one folder."""
+    """RetrainDemo: one simulated week in one folder."""
 
     folder: Path
     rows: int
@@ -90,11 +92,11 @@ class RetrainDemo:
 
     @property
     def configs(self) -> Path:
-        """Folder of the resolved config of each day, and of the play."""
+        """Folder of the resolved configs: one for each day, and ``play`` without overrides."""
         return self.folder / "configs"
 
     def run(self) -> list[str]:
-        """Play it; returns what is not as it should be."""
+        """Simulate the week; return the deviations from the expected outcomes."""
         self._clear()
         self._resolve()
         self._generate()
@@ -116,14 +118,14 @@ class RetrainDemo:
         return [*compare(summary), *self._served_wrong(client), *self._shown_wrong(summary)]
 
     def _clear(self) -> None:
-        """Remove an older play, and only that."""
+        """Remove an older demo; refuse any other folder."""
         if self.folder.exists() and not self.root.exists() and any(self.folder.iterdir()):
             raise ValueError(f"{self.folder} exists and is no retraining demo: choose another --run")
         shutil.rmtree(self.folder, ignore_errors=True)
         self.root.mkdir(parents=True)
 
     def _resolve(self) -> None:
-        """Write the config of every day before the play begins: a file that is changed meanwhile changes nothing."""
+        """Write the config of every day in advance, so that an edit of a config file has no effect meanwhile."""
         settings = [f"retrain.root={self.root}", f"retrain.partitions={self.folder}/logs/day={{date}}/*.csv.gz"]
         for name, more in {"play": (), **{day.date: day.settings for day in PLAY}}.items():
             hand_on(load_config(list(CONFIGS), [*settings, *more]), self.configs / f"{name}.json")
@@ -137,7 +139,7 @@ class RetrainDemo:
         self._call("generate_logs", "generate", *more, str(num_days), "--drift", str(DRIFT))
 
     def _deliver(self, date: str, is_broken: bool = False) -> None:
-        """Let a day's files arrive; generated days have numbers, from 01 on."""
+        """Copy a day's generated files into the log; generated days are numbered from 01."""
         target = self.folder / "logs" / f"day={date}"
         target.mkdir(parents=True)
         for source in sorted((self.folder / "generated").glob(f"day-{date[-2:]}-part-*.csv.gz")):
@@ -157,7 +159,7 @@ class RetrainDemo:
 
     @contextlib.contextmanager
     def _served(self) -> Iterator[DemoClient]:
-        """A server of the champion, and a client that asks it all the time."""
+        """Start a server of the champion and yield a client that sends it requests all the time."""
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         more = [
@@ -191,13 +193,13 @@ class RetrainDemo:
                 server.wait()
 
     def _asked_rows(self) -> list[dict[str, str]]:
-        """The first raw rows of the first day."""
+        """Read the first raw rows of the first day."""
         path = min((self.folder / "logs" / f"day={FIRST_DAY}").glob("*.csv.gz"))
         with gzip.open(path, "rt", newline="") as log:
             return list(itertools.islice(csv.DictReader(log), NUM_ASKED_ROWS))
 
     def _served_wrong(self, client: DemoClient | None) -> list[str]:
-        """What the client saw that it should not have, by the registry and by the champions' artifacts."""
+        """Check the client's answers by the registry's promotions and the champions' artifacts; list what is wrong."""
         if client is None:
             return ["nothing was ever served"]
         registry = Registry.open(None, RetrainFiles(self.root).registry_folder, must_exist=True)
@@ -212,7 +214,7 @@ class RetrainDemo:
         return find_wrong(client.answers, promoted, expected)
 
     def _shown_wrong(self, summary: Sequence[Mapping[str, Any]]) -> list[str]:
-        """Make the status page; returns what it tells of the days otherwise than it was."""
+        """Make the status page; list the days whose outcome it does not show."""
         page = self.folder / "status.html"
         output = self._call("status", "page", *self._resolved("play"), "--json", "--output", str(page))
         status = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
@@ -225,7 +227,7 @@ class RetrainDemo:
         return wrong
 
     def _call(self, program: str, title: str, *arguments: str) -> str:
-        """Run one of our programs, its output in a file; returns it.
+        """Run a program of the project with its output in a file; return the output.
 
         Raises:
             ValueError: it failed; names the file.
@@ -243,7 +245,7 @@ class RetrainDemo:
 
 
 def break_log(source: Path, target: Path) -> None:
-    """Copy a raw log as a broken delivery would have it: about three times the clicks, and no country anywhere."""
+    """Copy a raw log and break it: about three times the clicks, and no value in column ``EMPTIED``."""
     rng = random.Random(0)  # nosec B311
     with gzip.open(source, "rt", newline="") as log:
         rows = list(csv.DictReader(log))
@@ -258,14 +260,14 @@ def break_log(source: Path, target: Path) -> None:
 
 
 def describe(found: Mapping[str, Any]) -> str:
-    """Describe a day in a line."""
+    """Describe the outcome of a day in one line."""
     scores = "".join("         -" if found[name] is None else f"{found[name]:10.6f}" for name in ("auc", "logloss"))
     by = f"by {found['stopped_by']}" if found["stopped_by"] else ""
     return f"{found['day']}  {found['verdict']:<10}{by:<16}{found['champion_version'] or '-':>10}{scores}"
 
 
 def compare(summary: Sequence[Mapping[str, Any]], play: Sequence[Day] = PLAY) -> list[str]:
-    """List what became of the days otherwise than it should have."""
+    """List the differences between the expected outcomes of the days and theirs."""
     wrong = []
     for day, found in zip(play, summary, strict=True):
         wanted = {
