@@ -1,1 +1,1 @@
-"""Checks of the set that the project stands on: Python, Java, packages, ports, disk, memory."""
+"""Checks of the environment: Python, Java, packages, ports, disk, memory."""

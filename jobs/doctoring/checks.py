@@ -1,6 +1,6 @@
-"""Checks of the machine and the environment, each with a cure for what is wrong.
+"""Checks of the machine and the environment, with a cure for each fault.
 
-Only the standard library is used, and packages are imported in a process apart: a broken or missing one is reported
+Only the standard library is used, and packages are imported in another process: a broken or missing one is reported
 instead of crashing the report.
 """
 
@@ -46,7 +46,7 @@ INSTALL_JAVA = "sudo apt-get install openjdk-17-jre-headless (Debian, Ubuntu) or
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """Finding: one member of the set, as it is and as it should be."""
+    """Finding: one part of the environment, its state, the expected state, and a cure."""
 
     name: str
     status: Literal["ok", "warning", "wrong"]
@@ -56,7 +56,7 @@ class Finding:
 
 
 def examine(*, quick: bool = False) -> list[Finding]:
-    """Check everything.
+    """Run all checks.
 
     Args:
         quick: leave out importing the packages, which takes half a minute.
@@ -71,6 +71,7 @@ def examine(*, quick: bool = False) -> list[Finding]:
 
 
 def check_python() -> Finding:
+    """Check the version of Python."""
     found = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info[:2] == (3, 11):
         return Finding("python", "ok", found, "3.11")
@@ -78,6 +79,7 @@ def check_python() -> Finding:
 
 
 def check_java() -> Finding:
+    """Check that Java runs, and its version."""
     home = os.environ.get("JAVA_HOME")
     java = str(Path(home) / "bin" / "java") if home else "java"
     expected = f">= {MIN_JAVA}"
@@ -93,7 +95,7 @@ def check_java() -> Finding:
 
 
 def check_packages(installed: Mapping[str, str], locked: Mapping[str, str], direct: set[str]) -> list[Finding]:
-    """Installed against locked versions: those we ask for ourselves one by one, the rest in one line."""
+    """Compare installed with locked versions: one finding for each direct dependency, one for all others."""
     findings = []
     for name in sorted(direct):
         found, expected = installed.get(name, "missing"), locked[name]
@@ -112,7 +114,7 @@ def check_packages(installed: Mapping[str, str], locked: Mapping[str, str], dire
 
 
 def check_lane(installed: Mapping[str, str], cuda: str | None, lane: str) -> Finding:
-    """One FBGEMM, and a torch of the same kind."""
+    """Check that there is one build of FBGEMM, and that torch is of the same lane."""
     found = [f"{name} {installed[name]}" for name in LANES.values() if name in installed]
     shown = f"torch for {f'CUDA {cuda}' if cuda else 'CPU'}, {' and '.join(found) or 'no fbgemm-gpu'}"
     if len(found) > 1:
@@ -135,7 +137,7 @@ print("importing nothing", flush=True)
 
 
 def check_imports(names: Sequence[str] = IMPORTS) -> Finding:
-    """Import the packages in the order they build on each other; a crash in C++ is caught too."""
+    """Import the packages in order of dependency, in a child process, so that a crash in C++ is reported too."""
     command = [sys.executable, "-W", "ignore", "-c", _IMPORT_ALL, *names]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)  # noqa: S603
@@ -151,7 +153,7 @@ def check_imports(names: Sequence[str] = IMPORTS) -> Finding:
 
 
 def check_ports(ports: Mapping[int, str]) -> list[Finding]:
-    """A busy default port is no fault (infra's scripts choose free ones), but it surprises whoever uses the default."""
+    """Check that default ports are free; a busy one is a warning alone, because infra's scripts choose free ports."""
     findings = []
     for port, user in ports.items():
         with socket.socket() as probe:
@@ -166,6 +168,7 @@ def check_ports(ports: Mapping[int, str]) -> list[Finding]:
 
 
 def check_disk(folder: Path) -> Finding:
+    """Check the free space on the disk of a folder."""
     free = shutil.disk_usage(folder).free
     status = "wrong" if free < MIN_DISK else "warning" if free < GOOD_DISK else "ok"
     cure = "" if status == "ok" else f"free space on the disk of {folder}"
@@ -173,6 +176,7 @@ def check_disk(folder: Path) -> Finding:
 
 
 def check_memory() -> Finding:
+    """Check the size of the memory."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     status = "ok" if total >= GOOD_MEMORY else "warning"
     cure = "" if status == "ok" else "make demo needs about 8 GB: lower pipeline.spark.driver_memory and close programs"
@@ -180,7 +184,7 @@ def check_memory() -> Finding:
 
 
 def as_table(findings: Sequence[Finding]) -> str:
-    """Lay the findings out for a terminal: one line a member, then what to do about those that are not right."""
+    """Lay the findings out for a terminal: one line each, then the cures."""
     rows = [("", "member", "found", "expected"), *((f.status, f.name, f.found, f.expected) for f in findings)]
     lines = [text_table(rows, most=44)]
     for finding in findings:

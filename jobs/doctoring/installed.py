@@ -1,6 +1,6 @@
-"""Packages: the versions that are locked for this environment, and those that are installed.
+"""Packages: the versions locked for this environment, and the installed ones.
 
-Only the standard library is used: a broken or missing package is reported and not stumbled over.
+Only the standard library is used, so that a broken or missing package cannot crash the report.
 """
 
 import importlib.metadata
@@ -13,17 +13,17 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
 LANES = {"cpu": "fbgemm-gpu-cpu", "cuda": "fbgemm-gpu"}
-"""Lane -> its build of FBGEMM. Never both: they own the same import folder."""
+"""Builds of FBGEMM: lane -> package. Only one may be installed: both own the same import folder."""
 
 
 def locked_versions(lane: str) -> dict[str, str]:
-    """Package -> version in the lane's lock."""
+    """Read the lane's lock: package -> version."""
     lines = (PROJECT / "requirements" / f"{lane}.txt").read_text(encoding="utf-8").splitlines()
     return dict(line.split("==") for line in lines if "==" in line)
 
 
 def direct_names(lane: str) -> set[str]:
-    """Packages that pyproject.toml itself asks for in this lane."""
+    """List the direct dependencies of pyproject.toml in this lane."""
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     requirements = project["dependencies"] + project["optional-dependencies"][lane]
     return {_normalised(re.split(r"[\[<>=!~; ]", requirement)[0]) for requirement in requirements}
@@ -34,7 +34,7 @@ def _normalised(name: str) -> str:
 
 
 def installed_versions() -> dict[str, str]:
-    """Package -> installed version, the first found on the path where there are several."""
+    """Map packages to installed versions; of several, the first on the path counts."""
     versions: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
         versions.setdefault(_normalised(distribution.metadata["Name"] or "?"), distribution.version)
@@ -42,7 +42,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def torch_cuda() -> str | None:
-    """CUDA version torch was built for; None for a CPU build or no torch. Does not import it."""
+    """Read torch's CUDA version without importing it; None: a CPU build, or no torch."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
@@ -51,6 +51,6 @@ def torch_cuda() -> str | None:
 
 
 def lane_of(installed: Mapping[str, str], cuda: str | None) -> str:
-    """The lane this environment is meant to be: what FBGEMM says, and where that is unclear, what torch says."""
+    """Tell the lane of this environment: the installed FBGEMM's, or if there is not exactly one, torch's."""
     found = [lane for lane, name in LANES.items() if name in installed]
     return found[0] if len(found) == 1 else ("cuda" if cuda else "cpu")

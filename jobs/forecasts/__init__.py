@@ -1,1 +1,1 @@
-"""Forecasts of clusters that are not here: a sharding plan, and rows a second."""
+"""Forecasts for clusters that are not at hand: a sharding plan, and rows/s."""

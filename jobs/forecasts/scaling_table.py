@@ -1,4 +1,4 @@
-"""Predictions of rows/s for clusters, batches and shardings, part by part, from a machine's sheet."""
+"""Predictions of rows/s for clusters, batches and shardings, with the time of each part, from a machine's sheet."""
 
 import argparse
 import dataclasses
@@ -21,7 +21,7 @@ from training.sharding.table_planner import Cluster
 
 
 def load_machine(path: Path) -> Machine:
-    """Read a sheet.
+    """Read a machine's sheet: TOML with the speed of a GPU and its links.
 
     Raises:
         ValueError: names the file and the key.
@@ -36,7 +36,7 @@ def load_machine(path: Path) -> Machine:
 
 
 def compare(config: Config, machine: Machine, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each world size, batch and sharding; those that do not fit say so."""
+    """Predict a row for each world size, batch and sharding; one that does not fit has ``fits`` False and a reason."""
     model = CTRModel(
         config.features,
         num_embeddings(config),
@@ -65,7 +65,7 @@ def compare(config: Config, machine: Machine, arguments: argparse.Namespace) -> 
 
 
 def lay_out(model: Any, net: Net, config: Config, machine: Machine, traffic: Traffic, sharding: str) -> list[Shard]:
-    """The shards of one of ``SHARDINGS``.
+    """Lay out the shards of one of ``jobs.scaling.SHARDINGS``.
 
     Raises:
         PlanError: they do not fit.
@@ -81,7 +81,7 @@ def lay_out(model: Any, net: Net, config: Config, machine: Machine, traffic: Tra
 
 
 def describe(step: Prediction, machine: Machine, shards: list[Shard]) -> dict[str, Any]:
-    """A prediction as the JSON file has it."""
+    """Describe a prediction as the JSON file holds it."""
     total = sum(step.seconds.values())
     kinds = [shard.kind for shard in {shard.table: shard for shard in shards}.values()]
     return {

@@ -1,4 +1,4 @@
-"""A sharding plan in words and numbers: what plan.json holds, what a terminal shows, and changes that would fit."""
+"""Sharding plan: the content of plan.json, its text for a terminal, and changes that would fit."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from training.model.ctr_model import CTRModel
 from training.sharding.table_planner import HOST, PARTS, Cluster, batch_size_per_rank
 
 MAX_SHOWN = 64
-"""Ranks that are printed; all of them are in plan.json."""
+"""Ranks printed at most; plan.json has all of them."""
 
 
 def plan_cluster(config: Config, cluster: Cluster, output: Path) -> Plan:
@@ -28,10 +28,10 @@ def plan_cluster(config: Config, cluster: Cluster, output: Path) -> Plan:
     Args:
         config: the whole config.
         cluster: the ranks to plan for.
-        output: folder of ``plan.json``, and of the ``plan.html`` of an older plan, which goes when this one is refused.
+        output: folder of ``plan.json``, and of an older ``plan.html``, removed if this plan is refused.
 
     Raises:
-        ValueError: it does not fit; names the nearest changes that do.
+        ValueError: it does not fit; names the nearest changes that fit.
     """
     rows = num_embeddings(config)
     output.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def plan_cluster(config: Config, cluster: Cluster, output: Path) -> Plan:
 
 
 def num_embeddings(config: Config) -> dict[str, int]:
-    """Count the rows of each feature's table: as the dataset learnt them, or without a dataset as the schema says.
+    """Count the rows of each feature's table, from the dataset's learnt state or, without a dataset, from the schema.
 
     Returns:
         Feature -> rows.
@@ -145,7 +145,7 @@ def advice(changes: Sequence[Change]) -> list[str]:
 
 
 def describe(result: Mapping[str, Any]) -> str:
-    """Lay a plan out for a terminal: the fullest ranks, and how even they are.
+    """Lay a plan out for a terminal: the fullest ranks, and the balance of memory and load.
 
     Args:
         result: as ``summary``.

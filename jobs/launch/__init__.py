@@ -1,1 +1,1 @@
-"""A training under Ray and a build under Spark: the run's guard, the cluster, its workers, what is shown of it."""
+"""Start of trainings under Ray and builds under Spark: run guard, cluster, workers, progress bar."""

@@ -1,4 +1,4 @@
-"""A build under Spark: the checks of the whole config, the build, its summary in build.json and in words."""
+"""Dataset build under Spark: config checks across sections, the build, its summary as build.json and as text."""
 
 import time
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def check(config: Config) -> None:
-    """Check what only the whole config shows.
+    """Check the keys of a build that depend on each other.
 
     Raises:
         ConfigError: names the key.
@@ -47,12 +47,12 @@ def check(config: Config) -> None:
 
 
 def build(spark: "SparkSession", config: Config, plan: Plan | None = None) -> dict[str, Any]:
-    """Build one dataset, commit it, and leave a summary beside its manifest.
+    """Build and commit one dataset, and write a summary beside its manifest.
 
     Args:
-        spark: a session; settings that the result depends on are pinned here.
+        spark: a session; the build pins the settings that its result depends on.
         config: the whole config.
-        plan: what to read, if already known.
+        plan: input files, if already planned.
 
     Returns:
         The summary that is also written to ``build.json``.

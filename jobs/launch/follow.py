@@ -1,4 +1,4 @@
-"""The progress of a training in a terminal while it runs, and its summary when it is over."""
+"""Progress bar of a running training, and the summary of a finished one."""
 
 import json
 import threading
@@ -12,11 +12,11 @@ from training.judge.metrics import text_of
 
 
 def follow(history: Path, max_epochs: int, finished: threading.Event) -> None:
-    """Show the history as a progress bar while workers write it; quiet when not a terminal.
+    """Show the history as a progress bar while workers write it; silent if stderr is no terminal.
 
     Args:
         history: file of the run that its first worker appends to.
-        max_epochs: of the training.
+        max_epochs: epochs of the training at most.
         finished: set when the training is over.
     """
     with tqdm(disable=None, unit="step", dynamic_ncols=True) as bar:
@@ -48,11 +48,11 @@ def _show(bar: Any, event: dict[str, Any], max_epochs: int) -> None:
 
 
 def describe(run_path: Path, seconds: float) -> str:
-    """Say in a few lines what a training did.
+    """Summarise a training in a few lines.
 
     Args:
         run_path: folder of the run, which has ended.
-        seconds: it took, start and end included.
+        seconds: duration, start and end included.
     """
     metrics = json.loads((run_path / METRICS_NAME).read_text(encoding="utf-8"))
     train = metrics["train"]

@@ -1,18 +1,18 @@
-"""A Ray cluster of our own: this machine alone, at its loopback address."""
+"""Settings of a local Ray cluster: this machine alone, at its loopback address."""
 
 import os
 import secrets
 import sys
 
 LOOPBACK = "127.0.0.1"
-"""Address of a Ray cluster of our own."""
+"""Address of a local Ray cluster."""
 
 
 def loopback_settings() -> dict[str, str]:
-    """Give the environment of a driver whose cluster is this machine alone; set it before ray is imported.
+    """Return the environment variables of a driver with a local cluster; set them before ray is imported.
 
-    Ray runs what whoever reaches its ports asks for, and listens on every interface. Told that clusters are switched
-    off, as on Windows and macOS, it stays on the address it is given; and it answers those alone who know its token.
+    By default Ray runs any code that is sent to its ports, and listens on every interface. With multi-node clusters
+    disabled, as on Windows and macOS, it listens on the given address alone; with a token, it refuses other clients.
     """
     settings = {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",

@@ -1,7 +1,7 @@
 """LocalTorchConfig: a process group whose ranks, all on this machine, find each other through a file.
 
-The store that Torch starts by default listens on every interface and believes whoever connects to it; Ray 2.55 offers
-no other one, so what it does to form the group is said again here.
+The store that Torch starts by default listens on every interface without authentication. Ray 2.55 offers no other one,
+so its code that forms the group is repeated here.
 """
 
 import os
@@ -17,16 +17,17 @@ from ray.train.torch.config import _setup_torch_process_group, _TorchBackend
 
 @dataclass
 class LocalTorchConfig(TorchConfig):
-    """As ``TorchConfig`` with a backend that is named, for workers on the driver's machine."""
+    """Variant of ``TorchConfig`` for workers on the driver's machine; ``backend`` must be named."""
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
+        """Backend that Ray Train calls to form the group."""
         return _LocalBackend
 
 
 class _LocalBackend(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        """Form the group; after a restart it is another one, with a file of its own."""
+        """Form the group; a restarted worker group forms a new one, with another file."""
         handle, name = tempfile.mkstemp(prefix="twinfocus-group-")  # of this user alone
         os.close(handle)
         ranks = range(len(worker_group))

@@ -1,4 +1,4 @@
-"""train: a training's worker group under Ray Train, on a cluster of our own or on the one of RAY_ADDRESS."""
+"""train: a training's worker group under Ray Train, on a local cluster or on the one of RAY_ADDRESS."""
 
 import json
 import logging
@@ -24,16 +24,16 @@ RAY_ENDED = "Ray ended under the training"
 
 
 def train(run_path: Path, config: Config, name: str) -> None:
-    """Run the worker group to its end.
+    """Run the worker group until training ends.
 
     Args:
         run_path: folder of the run; ``run_guard.prepare`` has prepared it.
         config: the resolved config.
-        name: of this training; ``run_guard.take_over`` gave it.
+        name: name of this training, from ``run_guard.take_over``.
 
     Raises:
         ConnectionError: Ray ended, not the training.
-        ValueError: what a worker found wrong with data, config or checkpoint.
+        ValueError: data, config or checkpoint are wrong, as a worker reported.
         RuntimeError: workers died more often than ``training.max_failures``.
     """
     if "RAY_ADDRESS" not in os.environ:
@@ -97,7 +97,7 @@ def train(run_path: Path, config: Config, name: str) -> None:
 
 
 def _watch_node(finished: threading.Event) -> None:
-    """End this process with a word when the node of our own cluster is gone; Ray's library would end it without one."""
+    """End this process with a message when the local cluster's node dies; Ray's library would end it silently."""
     import ray._private.worker
 
     node: Any = ray._private.worker._global_node
@@ -109,7 +109,7 @@ def _watch_node(finished: threading.Event) -> None:
 
 
 def _stop(*_: Any) -> None:
-    """End in order, workers and all; Ray's own way is to abort and to leave the workers to find out."""
+    """Raise SystemExit, so that workers are shut down; Ray's own handler would abort and leave them running."""
     raise SystemExit
 
 

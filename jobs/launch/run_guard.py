@@ -1,4 +1,4 @@
-"""The guard of a run folder: one training at a time, and no --resume of a run that another config or dataset made."""
+"""Guard of a run folder: one training at a time, and no --resume with another config or dataset."""
 
 import dataclasses
 import secrets
@@ -29,14 +29,14 @@ COMPARED_ON_RESUME = (
     "schedule",
     "monitor",
 )
-"""Training keys that must not change when a run goes on: the weights already depend on them."""
+"""Training keys that must not change on --resume, because the weights already depend on them."""
 
 ORPHAN_SECONDS = 60.0
-"""Within which the workers of a training whose program was killed must have ended."""
+"""Seconds within which the workers of a killed training must have ended."""
 
 
 def with_places(config: Config) -> Config:
-    """Make the config's paths absolute, so that they mean the same to every worker."""
+    """Make the config's paths absolute, so that they mean the same in every worker."""
     training = dataclasses.replace(config.training, dataset=str(place(config.training.dataset)))
     if training.warm_start is not None:
         training = dataclasses.replace(training, warm_start=str(absolute(training.warm_start)))
@@ -48,7 +48,11 @@ def with_places(config: Config) -> Config:
 
 @contextmanager
 def locked(run_path: Path) -> Iterator[None]:
-    """Hold the run folder for this process alone."""
+    """Hold the run folder's lock.
+
+    Raises:
+        LockedError: another training holds it.
+        ValueError: the folder cannot be written."""
     message = f"another training is using {run_path}: wait for it or choose another --run"
     with ExitStack() as stack:
         try:
@@ -59,10 +63,10 @@ def locked(run_path: Path) -> Iterator[None]:
 
 
 def take_over(run_path: Path) -> str:
-    """Wait until the workers of an earlier training, whose program was killed, have ended too; they take some seconds.
+    """Wait for the workers of an earlier, killed training to end, which takes some seconds.
 
     Returns:
-        A name of this training; workers of an earlier one that have still to start know another and leave.
+        A new name of this training; workers of an earlier one that start later see that their name differs, and exit.
 
     Raises:
         LockedError: they do not end.
@@ -77,7 +81,7 @@ def take_over(run_path: Path) -> str:
 
 
 def prepare(run_path: Path, config: Config, resume: bool) -> Config:
-    """Check dataset and run before any worker starts; returns the config with the dataset's own schema.
+    """Check dataset and run folder and write the files of the run, before any worker starts; return the config.
 
     Raises:
         ValueError: the dataset does not fit the config, or the run folder is used by another run.
@@ -116,7 +120,7 @@ def prepare(run_path: Path, config: Config, resume: bool) -> Config:
 
 
 def _places_before(run: Run) -> list[Place]:
-    """Name the places where an earlier start of the run was told to keep its checkpoints."""
+    """List the checkpoint folder of the run's earlier config, if that names one."""
     if not (run.path / CONFIG_NAME).is_file():
         return []
     folder = run.read(CONFIG_NAME).get("training", {}).get("checkpoint", {}).get("folder")

@@ -1,6 +1,6 @@
-"""A worker of a training: its environment, its memory and its threads, and what it does when training fails.
+"""Worker of a training: environment, memory, threads, and the report of a failure.
 
-Import it before ray: the programs hand its environment on to the workers that they start.
+Import it before ray: workers inherit the environment variables that it sets.
 """
 
 import os
@@ -21,15 +21,15 @@ os.environ.setdefault("RAY_worker_niceness", "0")  # a training is what its mach
 os.environ.setdefault(HUGE_PAGES, "1")  # workers started from here have it before they load torch
 
 LOCK_SECONDS = 60.0
-"""Within which a worker must get the lock, which only a program that takes over holds alone."""
+"""Seconds to wait for the shared lock; only a program in ``take_over`` holds it exclusively."""
 
 
 def set_up_worker(num_workers: int, num_threads: int | None) -> None:
     """Prepare this process to train; call it before torch allocates.
 
     Args:
-        num_workers: processes that share out the machine's cores.
-        num_threads: of this one; None: its share.
+        num_workers: processes that share the machine's cores.
+        num_threads: threads of this process; None: its share of the cores.
     """
     keep_freed_memory()
     import torch
@@ -38,10 +38,10 @@ def set_up_worker(num_workers: int, num_threads: int | None) -> None:
 
 
 def work(arguments: dict[str, Any]) -> None:
-    """Train as one Ray Train worker; one of an earlier training leaves at once.
+    """Train as one Ray Train worker; return at once if it belongs to an earlier training.
 
     Args:
-        arguments: the path of the run, the resolved config, and the name of the training (``take_over`` gives it).
+        arguments: ``run``, path of the run; ``config``, the resolved config; ``training``, the name from ``take_over``.
     """
     path = Path(arguments["run"]) / WORKERS_LOCK_NAME
     with lock(path, f"{path} is held", shared=True, patience=LOCK_SECONDS) as owner:
@@ -81,7 +81,7 @@ def _fit(arguments: dict[str, Any]) -> None:
 
 
 def _final_word(error: Exception, run_path: Path) -> str | None:
-    """Say what is wrong where a restart of the workers would only meet it again; None where it may mend it."""
+    """Describe an error that a restart of the workers cannot cure; None: a restart may cure it."""
     if isinstance(error, OSError) and is_full(error):
         return f"{run_path} cannot be written ({error.strerror}): make room, then go on with --resume"
     return str(error) if isinstance(error, ValueError) else None

@@ -1,1 +1,1 @@
-"""HTML that opens without a network: a run's report, and the page on retraining."""
+"""HTML pages that open without a network: reports, plans, leaderboards, retraining, the HTTP interface."""

@@ -1,4 +1,4 @@
-"""Figures of data checks: how far each feature is from the datasets before, which rates changed, what moved in it."""
+"""Figures of data checks: drift distances of features, changes of rates, histograms before and now."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,15 +11,15 @@ from jobs.retraining.shapes import Shape
 
 LEVEL_COLOURS = {"ok": BLUE, "warn": ORANGE, "stop": RED}
 RATES = {"label rate": "label rate", "nulls": "missing", "out of vocabulary": "unknown"}
-"""Rules that are about a rate -> how its line begins."""
+"""Labels of rules on rates: rule -> first words of its line."""
 MAX_LINES = 40
-"""Features in a figure, those that moved most."""
+"""Features in a figure at most; those that moved most are kept."""
 MAP_COLOURS = [[0, "#f5f7f9"], [0.5, "#7fa8d4"], [0.5, "#f2b98f"], [1, RED]]
-"""By distance over limit, from 0 to 2: blue keeps the limit, orange and red do not."""
+"""Colour scale of distance over limit, from 0 to 2: blue is within the limit, orange and red are beyond."""
 
 
 def distances(results: Sequence[Result]) -> go.Figure:
-    """Draw a bar for each feature, its distance to the datasets before, and a stroke for its limit.
+    """Draw a bar for each feature, its distance to the datasets before, and a mark for its limit.
 
     Args:
         results: one a feature, the largest first.
@@ -81,7 +81,7 @@ def shape(found: Shape) -> go.Figure:
 
 
 def drift_map(drift: Mapping[str, Sequence[Result]]) -> go.Figure:
-    """Draw each feature's distance by day over its limit (blue keeps it, orange and red do not), the largest on top."""
+    """Draw each feature's distance by day over its limit (blue: within, orange and red: beyond), the largest on top."""
     values = {(str(r.feature), date): r for date, results in drift.items() for r in results}
     worst: dict[str, float] = {}
     for (feature, _), result in values.items():

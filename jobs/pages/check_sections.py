@@ -13,15 +13,15 @@ from jobs.retraining.shapes import KeptChecks, distances
 from training.judge.gate import RuleResult, Verdict
 
 NUM_UNMOVED = 2
-"""Histograms that are shown where no feature is beyond its limit."""
+"""Histograms shown if no feature is beyond its limit."""
 LEVEL_MARKS = {"ok": Mark("ok", "good"), "warn": Mark("warn", "fair"), "stop": Mark("stop", "bad")}
 
 Figures = dict[str, go.Figure]
-"""Title -> figure, to stand side by side."""
+"""Figures to show side by side: title -> figure."""
 
 
 def checks_section(found: Mapping[str, KeptChecks]) -> dict[str, Any]:
-    """Collect figures and a table of what data checks said of some partitions, most of them on the newest one.
+    """Collect figures and a table of the data checks of some partitions; the newest gets the most.
 
     Args:
         found: partition -> its checks.
@@ -46,7 +46,7 @@ def checks_section(found: Mapping[str, KeptChecks]) -> dict[str, Any]:
 
 
 def _rates_and_distances(kept: KeptChecks) -> Figures:
-    """Draw distances and rates of one partition, as far as they were checked."""
+    """Draw the distances and rates that were checked on one partition."""
     figures: Figures = {}
     moved = distances(kept)
     if moved:
@@ -58,7 +58,7 @@ def _rates_and_distances(kept: KeptChecks) -> Figures:
 
 
 def _shapes(kept: KeptChecks) -> Figures:
-    """Draw histograms of what is beyond its limit, else of what moved most, if they were kept."""
+    """Draw the kept histograms of features beyond their limit, or if there are none, of those that moved most."""
     beyond = [result.feature for result in distances(kept) if result.level != "ok"]
     names = [name for name in kept.shapes if name in beyond] or list(kept.shapes)[:NUM_UNMOVED]
     return {f"{name}: values before and now": check_figures.shape(kept.shapes[name]) for name in names}
@@ -73,7 +73,7 @@ def _row(result: Result) -> tuple[Any, ...]:
 
 
 def _beyond(kept: Checks) -> list[Result]:
-    """Find the results beyond their limit, the gravest first."""
+    """Find the results beyond their limit, the most severe first."""
     return sorted((r for r in kept.results if r.level != "ok"), key=lambda result: -LEVELS.index(result.level))
 
 
@@ -90,8 +90,8 @@ def gate_section(verdict: Verdict, metrics: Mapping[str, Mapping[str, Any]]) -> 
     """Collect each rule with both values, and the metrics of candidate and champion.
 
     Args:
-        verdict: the gate's.
-        metrics: side, such as "candidate" -> metric -> value.
+        verdict: verdict of the gate.
+        metrics: side ("candidate", "champion") -> metric -> value.
 
     Returns:
         What the macro ``gate`` of ``checks.html`` shows.

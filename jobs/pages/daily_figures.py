@@ -1,4 +1,4 @@
-"""Figures of a log by day: how well candidate and champion did on each, and what each day's data looked like."""
+"""Figures by day: metrics of candidate and champion, and statistics of the data."""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,11 @@ from jobs.retraining.status_files import Outcome
 
 LINE_COLOURS = (BLUE, ORANGE, GREEN, GOLD, "#6b4c9a", INK)
 AIMS = {"calibration": 1.0}
-"""Metric -> the value that it should have."""
+"""Ideal values: metric -> value."""
 
 
 def metric_by_day(outcomes: Sequence[Outcome], metric: str) -> go.Figure:
-    """Draw a metric of candidate and champion on each day that neither had seen; a cross is a refused candidate."""
+    """Draw a metric of candidate and champion on each day that neither had seen; a cross: a refused candidate."""
     figure = blank("", metric)
     days = [plain(dashed(outcome.day or "")) for outcome in outcomes]
     for side, colour, dash in (("champion", GREY, "dot"), ("candidate", BLUE, "solid")):
@@ -42,7 +42,7 @@ def metric_by_day(outcomes: Sequence[Outcome], metric: str) -> go.Figure:
 
 
 def rows_by_day(partitions: Sequence[PartitionStatus]) -> go.Figure:
-    """Draw a bar for each partition; red was stopped by data checks."""
+    """Draw a bar for each partition; red: stopped by data checks."""
     figure = blank("", "rows")
     days = [plain(dashed(partition.name)) for partition in partitions]
     colours = [RED if partition.state == "stopped" else BLUE for partition in partitions]
@@ -52,7 +52,7 @@ def rows_by_day(partitions: Sequence[PartitionStatus]) -> go.Figure:
 
 
 def label_rate_by_day(partitions: Sequence[PartitionStatus]) -> go.Figure:
-    """Draw the label rate of each partition; a red cross was stopped by data checks."""
+    """Draw the label rate of each partition; a red cross: stopped by data checks."""
     figure = blank("", "label rate")
     days = [plain(dashed(partition.name)) for partition in partitions]
     is_stopped = [partition.state == "stopped" for partition in partitions]
@@ -72,7 +72,7 @@ def label_rate_by_day(partitions: Sequence[PartitionStatus]) -> go.Figure:
 
 
 def null_rates_by_day(partitions: Sequence[PartitionStatus]) -> go.Figure:
-    """Draw the share of missing values of the features where it changes most."""
+    """Draw the share of missing values by day, for the features where it changes most."""
     rates: dict[str, list[float]] = {}
     for partition in partitions:
         for name, rate in partition.null_rates.items():
@@ -90,7 +90,7 @@ def null_rates_by_day(partitions: Sequence[PartitionStatus]) -> go.Figure:
 
 
 def _by_day(figure: go.Figure, days: Sequence[str]) -> go.Figure:
-    """Set days in their order, at equal distances, even those without a value."""
+    """Set the x axis to all days in order, at equal distances, even those without a value."""
     figure.update_xaxes(type="category", categoryorder="array", categoryarray=list(days))
     figure.update_layout(height=260)
     return figure

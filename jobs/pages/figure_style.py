@@ -1,4 +1,4 @@
-"""Style of all figures: colours, type and margins, and how names are written in them."""
+"""Style of all figures: colours, fonts, margins, and the escaping of names."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -15,14 +15,14 @@ Events = Sequence[Mapping[str, Any]]
 
 
 def blank(x: str, y: str) -> go.Figure:
-    """Make a figure with nothing in it but its axes' titles."""
+    """Make an empty figure with titled axes."""
     figure = go.Figure()
     style(figure, x, y)
     return figure
 
 
 def style(figure: go.Figure, x: str, y: str) -> None:
-    """Set margins, type, legend and axis titles as in every other figure."""
+    """Set the common margins, font and legend, and the axes' titles."""
     figure.update_layout(
         template="plotly_white",
         height=320,
@@ -36,16 +36,16 @@ def style(figure: go.Figure, x: str, y: str) -> None:
 
 
 def column(events: Events, name: str) -> list[Any]:
-    """Collect one value of every event, None where it has none."""
+    """Collect one value of every event; None where an event lacks it."""
     return [event.get(name) for event in events]
 
 
 def list_names(figure: go.Figure, num_names: int) -> None:
-    """Write every name at the left, the first on top; the more names, the taller the figure."""
+    """Show every name on the y axis, the first on top, and set the height by their number."""
     figure.update_yaxes(autorange="reversed", type="category", dtick=1, ticksuffix="  ")
     figure.update_layout(height=max(320, 80 + 20 * num_names))
 
 
 def plain(name: str) -> str:
-    """Escape a name for Plotly's texts, which are HTML of a kind: tags in it are shown, not obeyed."""
+    """Escape a name for Plotly's texts, which interpret some HTML tags."""
     return escape(name, quote=False)

@@ -1,7 +1,4 @@
-"""Figures of reports, plans and leaderboards: numbers in, Plotly figures out.
-
-Kept apart from the page so that each plot can be read, and checked, as the few lines it is.
-"""
+"""Figures of reports, plans and leaderboards: functions from numbers to Plotly figures."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -29,7 +26,7 @@ from jobs.pages.figure_style import (
 SPLIT_COLOURS = {"train": GREEN, "valid": BLUE, "test": ORANGE}
 SERIES_COLOURS = (BLUE, ORANGE, GREEN)
 MAX_POINTS = 1_500
-"""Points of a curve beyond which it is thinned: no screen shows more."""
+"""Points of a curve at most; a longer one is thinned."""
 
 
 def loss_curve(progress: Events, evaluations: Events) -> go.Figure:
@@ -100,7 +97,7 @@ def roc(curves: Mapping[str, Any]) -> go.Figure:
 
 
 def reliability(curves: Mapping[str, Any]) -> go.Figure:
-    """Draw label rate against mean score over bins of equal weight; on the diagonal, scores are probabilities."""
+    """Draw label rate against mean score over bins of equal weight; calibrated scores lie on the diagonal."""
     figure = blank("mean score of the bin", "label rate of the bin")
     top = 0.0
     for split, curve in curves.items():
@@ -250,7 +247,7 @@ def by_rank(parts: Mapping[str, Sequence[float]], title: str) -> go.Figure:
 
 
 def placement(tables: Sequence[str], gibibytes: Sequence[Sequence[float]]) -> go.Figure:
-    """Draw how much of each table (a line, first on top) each rank holds; colours are logarithmic, nothing is white."""
+    """Draw the GiB of each table (a line, first on top) on each rank; colours are logarithmic, no share is white."""
     figure = blank("rank", "")
     powers = [math.floor(math.log10(size)) for line in gibibytes for size in line if size]
     ticks = range(min(powers), max(powers) + 2)
@@ -268,7 +265,7 @@ def placement(tables: Sequence[str], gibibytes: Sequence[Sequence[float]]) -> go
 
 
 def _bars(names: Sequence[str], values: Sequence[float], deviations: Sequence[float] | None, title: str) -> go.Figure:
-    """Draw horizontal bars, the first on top; the more, the taller the figure."""
+    """Draw horizontal bars, the first on top, and set the height by their number."""
     figure = blank(title, "")
     error = None if deviations is None else {"type": "data", "array": deviations, "color": INK, "thickness": 1}
     figure.add_bar(x=values, y=[plain(name) for name in names], orientation="h", marker={"color": BLUE}, error_x=error)

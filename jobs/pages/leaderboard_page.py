@@ -1,4 +1,4 @@
-"""render: the page of a leaderboard; and the words that say how its rows compare."""
+"""render: the page of a leaderboard; verdict and others: texts of its cells."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,10 +10,10 @@ from training.judge.comparison import Difference
 from training.judge.metrics import METRICS
 
 SPLITS = ("valid", "test")
-"""Splits that are reported, the one that decides last."""
+"""Reported splits; models are compared on the last one that exists."""
 
 Row = dict[str, Any]
-"""One model on one dataset: means, deviations and the difference to the reference."""
+"""Row of a leaderboard: means, deviations and the difference to the reference, of one model on one dataset."""
 
 
 def render(datasets: Mapping[str, str], rows: Sequence[Row], reference: str) -> str:
@@ -21,7 +21,7 @@ def render(datasets: Mapping[str, str], rows: Sequence[Row], reference: str) -> 
 
     Args:
         datasets: anchor -> name of each dataset.
-        rows: of all datasets, in order.
+        rows: rows of all datasets, in order.
         reference: model that the others are compared with.
     """
     boards = {key: _board([row for row in rows if row["dataset"] == name]) for key, name in datasets.items()}
@@ -31,7 +31,7 @@ def render(datasets: Mapping[str, str], rows: Sequence[Row], reference: str) -> 
 
 
 def _board(rows: Sequence[Row]) -> dict[str, Any]:
-    """Collect what is shown of one dataset."""
+    """Collect the tables and figures of one dataset."""
     split = last_split(rows[0])
     metrics = [f"{s}_{m}" for s in SPLITS for m in METRICS if any(f"{s}_{m}" in row for row in rows)]
     header = ["model", "seeds", "parameters", *(name.replace("_", " ") for name in metrics), "epochs", "s of training"]
@@ -64,12 +64,12 @@ def _board(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def last_split(row: Row) -> str:
-    """Choose the split that models are judged by: test where there is one."""
+    """Choose the split that models are compared on: test if there is one, else valid."""
     return next(split for split in reversed(SPLITS) if f"{split}_auc" in row)
 
 
 def with_deviation(row: Row, name: str) -> str:
-    """A metric's mean over seeds with its standard deviation; empty where the metric is undefined."""
+    """Write a metric's mean over seeds with its standard deviation; empty if the metric is undefined."""
     if name not in row:  # undefined, or a result is older than the metric
         return ""
     deviation = row.get(f"{name}_std")
@@ -82,7 +82,7 @@ def _interval(row: Row, metric: str) -> str:
 
 
 def verdict(row: Row) -> str:
-    """Whether a model is better or worse than the reference, by AUC and by logloss, as far as that is clear."""
+    """Say for AUC and logloss whether a model is better or worse than the reference, or without a clear difference."""
     words = []
     for metric in ("auc", "logloss"):
         better = METRICS[metric].sign

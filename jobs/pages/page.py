@@ -1,4 +1,4 @@
-"""render_page: a page of sections and figures, one file that holds everything and opens without a network."""
+"""render_page: a page of sections and figures in one self-contained HTML file."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ def render_page(template: str, title: str, subtitle: str, sections: Mapping[str,
         title: name of the page.
         subtitle: sentence below it.
         sections: anchor -> title of each section, in order; the template has a block with the anchor's name.
-        values: what the blocks show.
+        values: variables of the template's blocks.
     """
     library = Markup(get_plotlyjs())  # nosec B704
     return fill(template, title=title, subtitle=subtitle, sections=sections, library=library, **values)

@@ -9,9 +9,9 @@ from jobs.pages.values import Table, percent
 
 GIB = 1 << 30
 MAX_DRAWN = 64
-"""Tables that are drawn; all of them are in plan.json."""
+"""Tables drawn at most; plan.json has all of them."""
 MAX_NAMED = 8
-"""Tables in host memory that are named."""
+"""Tables in host memory that are named at most."""
 
 
 def render(result: Mapping[str, Any], shards: Mapping[tuple[str, int], int]) -> str:
@@ -130,7 +130,7 @@ def _meaning(result: Mapping[str, Any]) -> list[str]:
 
 
 def sentence(result: Mapping[str, Any]) -> str:
-    """Say in one sentence which tables there are, what they take and on what.
+    """Describe a plan in one sentence: tables, their memory, and the cluster.
 
     Args:
         result: what ``plan.json`` holds.

@@ -1,4 +1,4 @@
-"""What a report shows of a run: its files, with a retraining's data checks and verdict in their own types."""
+"""Files of a run for its report, with a retraining's data checks and verdict parsed."""
 
 from dataclasses import field
 from pathlib import Path
@@ -13,13 +13,13 @@ from training.judge.gate import Verdict
 
 @checked(frozen=True)
 class GateFile:
-    """What the gate said of a candidate."""
+    """Verdict of the gate on a candidate, with the metrics of both models."""
 
     verdict: Verdict
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """candidate and champion -> metrics."""
+    """Metrics of each side: candidate, champion -> metric -> value."""
     day: str | None = None
-    """Whose rows both were compared on."""
+    """Day of the rows that both were compared on."""
 
 
 def read_run(path: Path) -> RunFiles:

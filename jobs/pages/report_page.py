@@ -1,4 +1,4 @@
-"""render: the report page of a run, which carries its data and its plotting library and opens without a network."""
+"""render: the report page of a run, self-contained with its data and plotting library."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -77,7 +77,7 @@ def _subtitle(run: RunFiles) -> str:
 
 
 def _numbers(run: RunFiles) -> dict[str, Any]:
-    """Collect the few numbers to see first."""
+    """Collect the headline numbers."""
     found = {name: entry["metrics"] for name, entry in run.evaluations.items()}
     best = "test" if "test" in found else "valid"
     values: dict[str, Any] = {f"{best} {m}": found.get(best, {}).get(m) for m in ("auc", "logloss", "calibration")}

@@ -1,4 +1,4 @@
-"""render: the page that describes a service's HTTP interface; it needs nothing from the internet."""
+"""render: the page that describes a service's HTTP interface; it opens without a network."""
 
 import json
 from collections.abc import Sequence

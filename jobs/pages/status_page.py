@@ -1,4 +1,4 @@
-"""render: the page on retraining, one file that holds everything and opens without a network."""
+"""render: the status page of retraining, one self-contained HTML file."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from jobs.retraining.status_text import age, facts, span
 
 METRICS = ("auc", "logloss", "calibration", "ne")
 MAX_REASONS = 5
-"""Reasons of one retraining in the table; a broken model fails in every segment, and its own report has all reasons."""
+"""Reasons of one retraining shown at most: a bad model fails in every segment, and its report has all reasons."""
 VERDICT_MARKS = {
     "promoted": Mark("promoted", "good"),
     "refused": Mark("refused", "fair"),
@@ -58,7 +58,7 @@ def render(status: RetrainingStatus) -> str:
 
 
 def _numbers(status: RetrainingStatus) -> dict[str, Any]:
-    """Collect the few numbers to see first."""
+    """Collect the headline numbers."""
     champion = status.champion
     values: dict[str, Any] = {}
     if champion is not None:

@@ -1,4 +1,4 @@
-"""The report's section on smaller tables: what ``jobs.compare_tables`` found, float32 and quantised side by side."""
+"""Section of a report on table precisions: results of ``jobs.compare_tables``, float32 and quantised side by side."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from jobs.pages.values import Table, percent
 
 
 def rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """Make a header and a line for each precision.
+    """Make the header and the lines of a table with one line for each precision.
 
     Args:
         found: what ``jobs.compare_tables`` wrote.
@@ -39,12 +39,12 @@ def command(run: str) -> str:
 
 
 def section(found: Mapping[str, Any], run: str, best_step: int | None) -> dict[str, Any] | None:
-    """Collect what the section shows; None where nothing was compared yet.
+    """Collect the content of the section; None: nothing was compared yet.
 
     Args:
-        found: what ``jobs.compare_tables`` wrote; empty: nothing.
+        found: what ``jobs.compare_tables`` wrote; empty if it did not run.
         run: the run's folder, for the command.
-        best_step: step of the checkpoint that is served now, as far as it is known.
+        best_step: step of the checkpoint that is served now, if known.
     """
     if not found:
         return None

@@ -8,23 +8,23 @@ from markupsafe import Markup
 from jobs.pages.values import Mark, shown
 
 LONG = 36
-"""Characters of a table's cell beyond which its text is broken into lines."""
+"""Characters of a table's cell beyond which its text is wrapped."""
 
 
 def fill(template: str, **values: Any) -> str:
     """Render a template.
 
-    Texts from files are escaped by the environment, so a feature called ``<script>`` is a name and nothing else.
+    The environment escapes every text, so that a feature called ``<script>`` is shown as its name.
 
     Args:
         template: file name in ``jobs/pages/templates``.
-        values: what the template names; a name that is missing raises ``jinja2.UndefinedError``.
+        values: variables of the template; a name that is missing raises ``jinja2.UndefinedError``.
     """
     return _ENVIRONMENT.get_template(template).render(values)
 
 
 def _drawn(figure: Any) -> Markup:
-    """Make the element that Plotly draws a figure in; the page must hold Plotly's library."""
+    """Make the HTML element of a figure; the page must hold Plotly's library."""
     config = {"displaylogo": False, "displayModeBar": False, "responsive": True}
     height = f"{figure.to_dict()['layout'].get('height', 320)}px"
     html = figure.to_html(full_html=False, include_plotlyjs=False, config=config, default_height=height)

@@ -1,4 +1,4 @@
-"""Values as pages show them: numbers in words, percentages, marks, and the table that holds them."""
+"""Values of pages: formatted numbers, percentages, marks, and tables of them."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ class Percent(str):
 
 
 class Mark(str):
-    """Word that says how something went, in the colour of its tone.
+    """Word with a tone, which gives it a colour.
 
     Attributes:
         tone: ``good``, ``fair`` or ``bad``; empty: no colour.
