@@ -1,1 +1,1 @@
-"""Versions of models, and which one serves; MLflow keeps them."""
+"""Model registry: versions of models and the champion among them, kept by MLflow."""

@@ -1,4 +1,4 @@
-"""Files of registered artifacts: checked against artifact.json, which has the sha256 of each, or fetched."""
+"""Files of registered artifacts: check them against the sha256 in artifact.json, and download them."""
 
 import shutil
 import tempfile
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def read_artifact(folder: Path) -> tuple[str, list[str]]:
-    """Check an artifact; returns the sha256 of its artifact.json, and its files, artifact.json last.
+    """Check an artifact; return the sha256 of its artifact.json, and its file names, artifact.json last.
 
     Raises:
         RegistryError: it is no artifact, or a file of it is missing or changed.
@@ -29,15 +29,15 @@ def read_artifact(folder: Path) -> tuple[str, list[str]]:
 
 
 def is_artifact(folder: Path, digest: str | None) -> bool:
-    """Tell whether it is the artifact that was registered; its other files are checked by ``Predictor.load``."""
+    """Tell whether a folder holds the artifact with this digest; ``Predictor.load`` checks its other files."""
     return (folder / ARTIFACT_NAME).is_file() and digest_of(folder) == digest
 
 
 def download(client: "MlflowClient", version: ModelVersion, folder: Path, place: str) -> Path:
-    """Fetch an artifact from a server into a folder, each file checked; if it is there already, nothing is fetched.
+    """Download an artifact from a server into a folder and check each file; do nothing if it is there already.
 
     Raises:
-        RegistryError: the server gave other files than were registered.
+        RegistryError: the server sent other files than were registered.
     """
     found = folder / str(version.sha256)
     if is_artifact(found, version.sha256):
@@ -55,7 +55,7 @@ def download(client: "MlflowClient", version: ModelVersion, folder: Path, place:
 
 
 def _download_file(client: "MlflowClient", version: ModelVersion, name: str, folder: Path) -> None:
-    """Fetch one file of an artifact into ``folder``."""
+    """Download one file of an artifact into ``folder``."""
     target = folder / name
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:

@@ -1,4 +1,4 @@
-"""Where an artifact is: the place that was given, or the version that a model's alias names in a registry now."""
+"""FoundArtifact: the place of an artifact, from a path or URL, or from a registry's version or alias."""
 
 import re
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from jobs.registry.registry import Registry
 
 MODELS = "models:/"
 REGISTRY = "runs/registry"
-"""Folder of the registry where none is given, and of what is fetched from a server."""
+"""Folder of the default registry, and of downloads from a server."""
 
 
 @dataclass(frozen=True)
 class FoundArtifact:
-    """An artifact that can be loaded.
+    """Place and identity of an artifact.
 
     Attributes:
         place: folder or URL, for ``Predictor.load``.
-        sha256: of its artifact.json, which has those of all its other files.
-        name: of the model; of an artifact without a registry, its folder's.
-        version: None: it is of no registry.
+        sha256: digest of its artifact.json, which has the digests of its other files.
+        name: name of the model; without a registry, the folder's name.
+        version: number in the registry; None: the artifact comes without a registry.
     """
 
     place: str
@@ -32,22 +32,22 @@ class FoundArtifact:
 
     @property
     def named(self) -> dict[str, Any]:
-        """For a program."""
+        """Model, version and sha256 as JSON values."""
         return {"model": self.name, "version": self.version, "sha256": self.sha256}
 
     @property
     def title(self) -> str:
-        """For a person."""
+        """Model, version and short sha256 as text."""
         version = "" if self.version is None else f" version {self.version}"
         return f"{self.name}{version} ({self.sha256[:12]})"
 
 
 def find_artifact(given: str, registry: str = REGISTRY) -> FoundArtifact:
-    """The artifact that a command line names.
+    """Find the artifact that a command line names.
 
     Args:
         given: a folder, a URL, or ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
-        registry: folder or server's address, for a name.
+        registry: folder or server's address, for ``models:/``.
 
     Raises:
         RegistryError: the registry has no such version, or its files are gone.
@@ -60,7 +60,7 @@ def find_artifact(given: str, registry: str = REGISTRY) -> FoundArtifact:
 
 
 def find_in(registry: Registry, name: str) -> FoundArtifact:
-    """The artifact of a version of a registry; a server's is copied to this machine.
+    """Find the artifact of a registry's version; a server's is downloaded.
 
     Raises:
         RegistryError: as ``find_artifact``.
@@ -72,7 +72,7 @@ def find_in(registry: Registry, name: str) -> FoundArtifact:
 
 
 def open_registry(given: str) -> Registry:
-    """A registry that is there, of a command line's ``--registry``.
+    """Open the existing registry of a command line's ``--registry``.
 
     Raises:
         RegistryError: it is no registry, or cannot be reached.

@@ -1,4 +1,4 @@
-"""The run that a version comes from: MLflow keeps files, metrics and parameters in it, so many of them at a time."""
+"""MLflow run of a version: record its files, metrics and parameters, in batches of MLflow's limits."""
 
 import contextlib
 import time
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 PARAMS_A_CALL, METRICS_A_CALL = 100, 1000
-"""What MLflow takes at a time."""
+"""Batch sizes: parameters and metrics that MLflow accepts in one call."""
 
 
 def open_experiment(client: "MlflowClient", name: str, location: str | None, place: str) -> str:
-    """Where runs of a model are recorded, its id; made if it is new.
+    """Return the id of a model's MLflow experiment, which records its runs; make it if it is new.
 
     Args:
-        client: of the registry.
-        name: of the model.
+        client: client of the registry.
+        name: name of the model.
         location: address of the folder that keeps artifacts; None: a server keeps them.
-        place: of the registry, for errors.
+        place: folder or address of the registry, for error messages.
 
     Raises:
         RegistryError: the server keeps no artifacts, or the folder was moved.
@@ -56,7 +56,7 @@ def log_run(
     metrics: Mapping[str, float | None] | None,
     params: Mapping[str, Any] | None,
 ) -> str:
-    """Record a run with files, by their places in it; its id."""
+    """Record a run with files (path in the run -> local path), metrics and parameters; return its id."""
     run_id = client.create_run(experiment_id, run_name=name).info.run_id
     try:
         _log_values(client, run_id, dict(_flat(params or {})), metrics or {})

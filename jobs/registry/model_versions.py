@@ -1,4 +1,4 @@
-"""Versions of models as MLflow tells of them: looked up by name, number or artifact, with their aliases and tags."""
+"""ModelVersion: versions of models read from MLflow by name, number or artifact, with aliases and tags."""
 
 import json
 import re
@@ -14,46 +14,46 @@ if TYPE_CHECKING:
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 SHA256_TAG = "artifact_sha256"
-"""Of a version: the sha256 of its artifact.json, which has those of all other files."""
+"""Tag of a version: sha256 of its artifact.json, which has the digests of its other files."""
 REFUSED_TAG = "refused"
-"""Of a version: why it must not serve, a JSON list."""
+"""Tag of a version: reasons why it must not serve, a JSON list."""
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """One version of a model."""
+    """Version of a model."""
 
     name: str
     version: int
     aliases: tuple[str, ...]
     tags: dict[str, str]
     created: str
-    """UTC, ISO 8601."""
+    """Time of registration, UTC, ISO 8601."""
     run_id: str
 
     @property
     def sha256(self) -> str | None:
-        """Of its artifact.json; None: this registry did not make the version."""
+        """Digest of its artifact.json; None: another tool made the version."""
         return self.tags.get(SHA256_TAG)
 
     @property
     def refusals(self) -> list[str]:
-        """Why it must not serve; empty if nothing is known against it."""
+        """Reasons why it must not serve; empty if there are none."""
         return json.loads(self.tags.get(REFUSED_TAG, "[]"))
 
 
 def read_names(client: "MlflowClient") -> Sequence[str]:
-    """Of all models."""
+    """Read the names of all models."""
     pages = _pages(lambda token: client.search_registered_models(page_token=token))
     return [model.name for model in pages]
 
 
 def read_model(client: "MlflowClient", name: str, place: str) -> Any:
-    """What MLflow says of a model: its name, aliases and tags.
+    """Read MLflow's entry of a model: name, aliases and tags.
 
     Raises:
-        RegistryError: there is none in this place.
+        RegistryError: the registry has no such model.
     """
     check_name(name)
     if name not in (names := read_names(client)):
@@ -62,27 +62,27 @@ def read_model(client: "MlflowClient", name: str, place: str) -> Any:
 
 
 def read_aliases(model: Any) -> dict[str, int]:
-    """Alias -> version, of a model."""
+    """Map the aliases of a model to version numbers."""
     return {alias: int(version) for alias, version in model.aliases.items()}
 
 
 def read_champion(model: Any) -> int | None:
-    """The version of a model that serves; None: no version does."""
+    """Return the number of a model's champion; None: there is no champion."""
     return read_aliases(model).get(CHAMPION)
 
 
 def read_versions(client: "MlflowClient", model: Any) -> Sequence[ModelVersion]:
-    """All versions of a model, the newest first."""
+    """Read all versions of a model, the newest first."""
     pages = _pages(lambda t: client.search_model_versions(f"name = '{model.name}'", page_token=t))
     found = (_to_version(version, read_aliases(model)) for version in pages)
     return sorted(found, key=lambda version: -version.version)
 
 
 def read_version(client: "MlflowClient", model: Any, number: int) -> ModelVersion:
-    """One version of a model.
+    """Read one version of a model.
 
     Raises:
-        RegistryError: there is none of this number.
+        RegistryError: the model has no such version.
     """
     versions = read_versions(client, model)
     for version in versions:
@@ -92,14 +92,14 @@ def read_version(client: "MlflowClient", model: Any, number: int) -> ModelVersio
 
 
 def find_version(client: "MlflowClient", name: str, digest: str) -> int | None:
-    """The version that an artifact is registered as."""
+    """Find the version number of an artifact by its digest; None: it is not registered."""
     tagged = f"name = '{name}' and tags.`{SHA256_TAG}` = '{digest}'"
     found = client.search_model_versions(tagged)
     return min((int(version.version) for version in found), default=None)
 
 
 def _to_version(found: Any, aliases: Mapping[str, int]) -> ModelVersion:
-    """What MLflow found, with those of its model's aliases that name it."""
+    """Convert MLflow's version, with the aliases that point to it."""
     number = int(found.version)
     named = tuple(sorted(alias for alias, version in aliases.items() if version == number))
     created = to_iso(found.creation_timestamp / 1000)
@@ -107,7 +107,7 @@ def _to_version(found: Any, aliases: Mapping[str, int]) -> ModelVersion:
 
 
 def _pages(search: Any) -> Iterator[Any]:
-    """All that a search finds, page by page."""
+    """Yield all results of a paged search."""
     token = None
     while True:
         page = search(token)
@@ -117,16 +117,19 @@ def _pages(search: Any) -> Iterator[Any]:
 
 
 def check_name(name: str) -> None:
-    """Raises RegistryError where no model may have this name."""
+    """Check the name of a model.
+
+    Raises:
+        RegistryError: no model may have this name."""
     if not MODEL_NAME.fullmatch(name):
         raise RegistryError(f"{name!r:.120} is no name of a model: letters, digits, _ . and - only, 100 at most")
 
 
 def listed(names: Iterable[object]) -> str:
-    """Names for a sentence."""
+    """List names in a sentence; "none" if there are none."""
     return ", ".join(str(name) for name in names) or "none"
 
 
 def to_iso(seconds: float) -> str:
-    """Seconds since the epoch as UTC, ISO 8601."""
+    """Write Unix seconds as UTC, ISO 8601."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,4 +1,4 @@
-"""Promotions: a model's tags that remember which versions were champion; MLflow's alias tells of the last one alone."""
+"""Promotion history of a model, kept in its tags, because MLflow's alias has the current champion alone."""
 
 import json
 import time
@@ -13,23 +13,23 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 PROMOTION_TAG = "promotion."
-"""Of a model, followed by a number: a promotion. Each has a tag of its own, so that none overwrites another."""
+"""Prefix of a tag of a model: one promotion. Each has its own tag, so that none overwrites another."""
 
 
 @dataclass(frozen=True)
 class Promotion:
-    """One time that a version became champion."""
+    """Promotion of a version to champion."""
 
     number: int
     version: int
     at: str
     undone: bool = False
-    """Rolled back, or never carried out."""
+    """Whether it was rolled back, or never carried out."""
     key: str = field(default="", repr=False)
 
 
 def read_promotions(model: Any) -> list[Promotion]:
-    """What a model's tags say, in the order of their keys, which is that of their numbers."""
+    """Read the promotions in a model's tags, in the order of their numbers."""
     found = sorted((key, json.loads(value)) for key, value in model.tags.items() if key.startswith(PROMOTION_TAG))
     return [
         Promotion(int(key.split(".")[1]), value["version"], value["at"], value["undone"], key) for key, value in found
@@ -37,10 +37,10 @@ def read_promotions(model: Any) -> list[Promotion]:
 
 
 def settle(client: "MlflowClient", model: Any) -> Sequence[Promotion]:
-    """The promotions that hold, the oldest first and the champion's last.
+    """Reconcile the promotions with the champion alias; return those in force, the oldest first, the champion's last.
 
-    A promotion that was killed before the alias changed, or a rollback after it did, left newer ones: they end. A
-    champion that another tool made gets a promotion.
+    A promotion killed before it set the alias, and a rollback killed after it, leave promotions newer than the
+    champion's: these are marked undone. A champion that another tool made gets a promotion.
     """
     promotions = [promotion for promotion in read_promotions(model) if not promotion.undone]
     serving = read_champion(model)
@@ -55,7 +55,7 @@ def settle(client: "MlflowClient", model: Any) -> Sequence[Promotion]:
 
 
 def record(client: "MlflowClient", name: str, version: int) -> Promotion:
-    """Remember that a version becomes champion."""
+    """Record the promotion of a version."""
     # Numbers and not times: clocks of several machines differ. The rest of the key keeps two at once apart.
     number = max((promotion.number for promotion in read_promotions(client.get_registered_model(name))), default=0) + 1
     made = Promotion(number, version, to_iso(time.time()), key=f"{PROMOTION_TAG}{number:06d}.{uuid.uuid4().hex[:8]}")
@@ -64,7 +64,7 @@ def record(client: "MlflowClient", name: str, version: int) -> Promotion:
 
 
 def undo(client: "MlflowClient", name: str, promotion: Promotion) -> None:
-    """Remember that a promotion holds no more."""
+    """Mark a promotion as undone."""
     _write(client, name, promotion, undone=True)
 
 

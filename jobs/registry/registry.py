@@ -1,14 +1,14 @@
-"""The model registry: which versions of a model there are, which one serves, and which one did before. MLflow keeps it.
+"""Registry: versions of models, their champion and its predecessors, kept by MLflow.
 
-A version is an artifact that ``training.ship.export`` wrote, with the metrics and parameters of its run. Of a model's
-aliases ``candidate`` names the version that was registered last, ``champion`` the one that serves. A registry is a
-folder, or an MLflow server:
+A version is an artifact that ``training.ship.export`` wrote, with the metrics and parameters of its run. The alias
+``candidate`` names the version that was registered last, ``champion`` the one that serves. A registry is a folder, or
+an MLflow server:
 
-    registry.db     MLflow's tables, SQLite                  registry.lock   held by who changes them
+    registry.db     MLflow's tables, SQLite                  registry.lock   held during changes
     artifacts/      a folder for every run; the artifact is RUN/artifacts/artifact
-    fetched/        of a server: copies of artifacts, by the sha256 of their artifact.json
+    fetched/        downloads of a server's artifacts, by the sha256 of their artifact.json
 
-Files are stored as files: nothing here pickles, and MLflow is asked to load nothing.
+Artifacts are stored as plain files: nothing is pickled, and MLflow loads no model.
 """
 
 import contextlib
@@ -48,11 +48,11 @@ MODEL_URI = re.compile(rf"(?:models:/)?({MODEL_NAME.pattern})(?:@([A-Za-z0-9_-]+
 
 
 class Registry:
-    """Versions of models; make one with ``open``.
+    """Registry of models in a folder or on a server; make one with ``open``.
 
-    Whoever changes a folder's champions takes its lock first. A server has no lock: there each alias changes in one
-    step as well and no promotion is forgotten, but of two rollbacks at once only one may count, and an artifact that
-    two programs register at once may become two versions.
+    Changes to a folder take its lock. A server has no lock: each alias still changes atomically and no promotion is
+    lost, but of two concurrent rollbacks only one may take effect, and an artifact that two programs register
+    concurrently may become two versions.
     """
 
     def __init__(self, client: "MlflowClient", folder: Path, place: str, is_server: bool) -> None:
@@ -60,21 +60,21 @@ class Registry:
         self._folder = folder
         self._is_server = is_server
         self.place = place
-        """The folder or the server's address."""
+        """Folder or server's address."""
 
     @classmethod
     def open(cls, uri: str | None, folder: Path, *, must_exist: bool = False) -> "Registry":
-        """A registry in a folder on this machine's disk, or on a server.
+        """Open a registry in a folder on this machine's disk, or on a server.
 
         Args:
             uri: ``http://`` or ``https://`` address of an MLflow server that keeps artifacts too; None: the folder.
-                Who needs a password sets MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or
+                Credentials come from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or from
                 MLFLOW_TRACKING_TOKEN.
-            folder: of the registry; with a server, where fetched artifacts are kept.
-            must_exist: do not make a new one.
+            folder: folder of the registry; with a server, folder of downloads.
+            must_exist: whether a missing registry is an error instead of being made.
 
         Raises:
-            RegistryError: it cannot be reached, is locked, is no registry, or is of another MLflow.
+            RegistryError: it cannot be reached, is locked, is no registry, or was made by another version of MLflow.
         """
         folder = folder.absolute()
         if uri is not None:
@@ -93,18 +93,18 @@ class Registry:
         tags: Mapping[str, str] | None = None,
         extra: Sequence[Path] = (),
     ) -> int:
-        """Store an artifact as the model's next version, the candidate; registered again, it is the version it was.
+        """Store an artifact as the model's next version and candidate; idempotent, an artifact keeps its version.
 
         Args:
-            name: of the model, which is made if it is new.
+            name: name of the model, which is made if it is new.
             artifact: folder that ``training.ship.export`` wrote.
-            metrics: name -> value, of the run; None for one that is not defined.
-            params: name -> value; what is nested gets names with dots.
-            tags: of the version.
-            extra: more files to keep beside the artifact, such as report.html.
+            metrics: name -> value; None if undefined.
+            params: name -> value; nested ones are flattened to dotted names.
+            tags: tags of the version.
+            extra: further files to keep beside the artifact, such as report.html.
 
         Returns:
-            The version's number. The version is there with all its files or not at all.
+            The version's number. Registration is atomic: the version appears with all its files or not at all.
 
         Raises:
             RegistryError: the artifact is damaged, or the registry cannot be written.
@@ -125,7 +125,7 @@ class Registry:
                 return version
 
     def promote(self, name: str, version: int, *, despite_refusal: bool = False) -> ModelVersion:
-        """Make a version the champion; the alias changes in one step, and who was champion before is remembered.
+        """Make a version the champion; the alias changes atomically, and the promotion is recorded.
 
         Raises:
             RegistryError: there is no such version, or it was refused and ``despite_refusal`` is not set.
@@ -142,7 +142,7 @@ class Registry:
             return read_version(self._client, self._model(name), version)
 
     def rollback(self, name: str) -> ModelVersion:
-        """Make the version champion that was it before; the next rollback goes one further back.
+        """Make the previous champion the champion again; a second rollback goes one further back.
 
         Raises:
             RegistryError: there is no champion, or none before it.
@@ -164,7 +164,7 @@ class Registry:
             return read_version(self._client, self._model(name), before[-1].version)
 
     def refuse(self, name: str, version: int, reasons: Sequence[str]) -> ModelVersion:
-        """Keep a version with the reasons why it must not serve; it is a candidate no more.
+        """Record why a version must not serve, and remove its alias ``candidate``.
 
         Raises:
             RegistryError: there is no such version, it serves, or no reason is given.
@@ -184,7 +184,7 @@ class Registry:
     # -------------------------------------------------------------------------------------------------------- reading
 
     def champion(self, name: str) -> ModelVersion | None:
-        """The version that serves; None: no version does, or there is no such model.
+        """Return the champion; None: there is no champion, or no such model.
 
         Raises:
             RegistryError: the registry cannot be read.
@@ -197,7 +197,7 @@ class Registry:
             return None if serving is None else read_version(self._client, model, serving)
 
     def list(self, name: str) -> tuple[ModelVersion, ...]:
-        """All versions, the newest first.
+        """List all versions, the newest first.
 
         Raises:
             RegistryError: there is no such model.
@@ -206,10 +206,10 @@ class Registry:
             return tuple(read_versions(self._client, self._model(name)))
 
     def find(self, name_or_uri: str) -> ModelVersion:
-        """The version of ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``; of a name alone, the champion.
+        """Find the version of ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``; a name alone stands for its champion.
 
         Raises:
-            RegistryError: there is none; says what there is.
+            RegistryError: there is no such version; the message lists what there is.
         """
         match = MODEL_URI.fullmatch(name_or_uri)
         if match is None:
@@ -225,10 +225,10 @@ class Registry:
             return read_version(self._client, model, aliases[alias or CHAMPION])
 
     def fetch(self, name_or_uri: str) -> Path:
-        """Folder of a version's artifact, for ``Predictor.load``: the registry's own files, or copies of a server's.
+        """Return the folder of a version's artifact, for ``Predictor.load``; a server's artifact is downloaded.
 
         Raises:
-            RegistryError: there is no such version, or its files are gone or others than were registered.
+            RegistryError: there is no such version, or its files are missing or differ from those registered.
         """
         version = self.find(name_or_uri)
         if not re.fullmatch("[0-9a-f]{64}", version.sha256 or ""):
@@ -243,7 +243,7 @@ class Registry:
         return found
 
     def logged(self, version: ModelVersion) -> tuple[dict[str, float], dict[str, str]]:
-        """Metrics and parameters that a version was registered with.
+        """Read the metrics and parameters that a version was registered with.
 
         Raises:
             RegistryError: the registry cannot be read.
@@ -253,7 +253,7 @@ class Registry:
             return dict(data.metrics), dict(data.params)
 
     def history(self, name: str) -> tuple[Promotion, ...]:
-        """Every promotion, the oldest first.
+        """List all promotions, the oldest first.
 
         Raises:
             RegistryError: there is no such model.
@@ -271,7 +271,7 @@ class Registry:
         return explained(self.place)
 
     def _alone(self) -> contextlib.AbstractContextManager[None]:
-        """Nobody else changes this folder's champions meanwhile."""
+        """Lock a folder's registry against concurrent changes; a server has no lock."""
         return contextlib.nullcontext() if self._is_server else locked(self._folder / LOCK_NAME)
 
     def _model(self, name: str) -> Any:
@@ -282,7 +282,7 @@ class Registry:
         return open_experiment(self._client, name, location, self.place)
 
     def _add(self, name: str, run_id: str, tags: dict[str, str]) -> int:
-        """Make a run's artifact the next version."""
+        """Make a run's artifact the model's next version; return its number."""
         if name not in read_names(self._client):
             with contextlib.suppress(Exception):  # another program was faster, or the next call says what is wrong
                 self._client.create_registered_model(name)
@@ -291,7 +291,7 @@ class Registry:
         return int(self._client.create_model_version(name, source, run_id, tags=tags, await_creation_for=0).version)
 
     def _nominate(self, name: str, version: int) -> None:
-        """Make the newest version the candidate, if it is new: an earlier try may have been killed before that."""
+        """Make a version the candidate if it is the newest and new; a killed registration leaves it without alias."""
         newest, *_ = read_versions(self._client, self._model(name))
         if newest.version == version and not newest.aliases and not newest.refusals:
             self._client.set_registered_model_alias(name, CANDIDATE, str(version))

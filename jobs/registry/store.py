@@ -1,6 +1,6 @@
-"""The store of a registry: MLflow's tables in a folder or on a server, opened, locked between processes, and explained.
+"""Store of a registry: MLflow's database in a folder, or its server; locks between processes; one-sentence errors.
 
-MLflow is imported here alone when it is first needed, told to be silent, and what it raises becomes one sentence.
+MLflow is imported lazily here alone, with its telemetry and output switched off.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 DATABASE_NAME, LOCK_NAME = "registry.db", "registry.lock"
 PATIENCE_SECONDS = 30.0
-"""How long another program's change is waited for; a statement that finds the database locked has MLflow's 20 s."""
+"""Seconds to wait for another program's change; a single SQL statement waits for MLflow's 20 s."""
 MAKING_SECONDS = 120.0
-"""How long another program may take to make a registry's tables, which is a few seconds' work."""
+"""Seconds to wait while another program makes a registry's tables, which takes a few seconds."""
 
 
 class RegistryError(ValueError):
@@ -31,10 +31,11 @@ class RegistryError(ValueError):
 
 
 def open_folder(folder: Path, must_exist: bool) -> "MlflowClient":
-    """A client of the registry in a folder, which is made if it is new and need not exist.
+    """Connect to the registry in a folder; make it if it is missing, unless ``must_exist``.
 
     Raises:
-        RegistryError: it is locked, is no registry, is of another MLflow, or its path cannot be an address.
+        RegistryError: it is locked, is no registry, was made by another version of MLflow, or its path has a character
+            that SQLite's address cannot hold.
     """
     database = folder / DATABASE_NAME
     if re.search("[?#%]", str(folder)):
@@ -52,7 +53,7 @@ def open_folder(folder: Path, must_exist: bool) -> "MlflowClient":
 
 
 def reach(uri: str) -> "MlflowClient":
-    """A client of the registry on a server.
+    """Connect to the registry on a server.
 
     Raises:
         RegistryError: it is no server's address, or nobody answers there.
@@ -70,7 +71,7 @@ def reach(uri: str) -> "MlflowClient":
 
 
 def _mlflow() -> ModuleType:
-    """MLflow, which takes 3 s to import, and what it must not do, which it must hear before that."""
+    """Import MLflow, which takes 3 s, after setting the environment variables that switch off telemetry and output."""
     os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # its errors are raised too
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -87,7 +88,7 @@ def _connect(uri: str) -> "MlflowClient":
 
 
 def _create(database: Path) -> None:
-    """Make MLflow's tables; the file has its name when all of them are there, which takes seconds."""
+    """Make MLflow's tables, which takes seconds; the file appears atomically when all of them are there."""
     _mlflow()
     import sqlalchemy
     from mlflow.store.db.utils import _initialize_tables
@@ -99,7 +100,7 @@ def _create(database: Path) -> None:
 
 
 def _wait_for(database: Path) -> None:
-    """Wait until the database can be read; MLflow would open it again and again for minutes.
+    """Wait until the database can be read; MLflow itself would retry for minutes.
 
     Raises:
         RegistryError: another program keeps it locked, or it is no database.
@@ -112,10 +113,10 @@ def _wait_for(database: Path) -> None:
 
 
 def locked(path: Path, patience: float | None = None) -> contextlib.AbstractContextManager[Any]:
-    """Hold a lock between processes of this machine.
+    """Hold a file lock between processes of this machine.
 
     Raises:
-        RegistryError: somebody else holds it for too long.
+        RegistryError: another process holds it for longer than ``patience`` seconds.
     """
     patience = PATIENCE_SECONDS if patience is None else patience
     return lock(path, _reason(str(path.parent), "database is locked"), error=RegistryError, patience=patience)
@@ -123,7 +124,7 @@ def locked(path: Path, patience: float | None = None) -> contextlib.AbstractCont
 
 @contextlib.contextmanager
 def explained(place: str) -> Iterator[None]:
-    """Turn what MLflow raises into one sentence."""
+    """Turn errors of MLflow into a ``RegistryError`` of one sentence."""
     mlflow = _mlflow()
     from requests import RequestException
 

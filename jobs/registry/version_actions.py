@@ -1,4 +1,4 @@
-"""Actions on a model's versions: list, show, promote, roll back; each gives what it found as JSON and as text."""
+"""Actions on a model's versions: list, show, promote, roll back; each returns JSON values and text."""
 
 import dataclasses
 from argparse import Namespace
@@ -9,7 +9,7 @@ from jobs.registry.model_versions import ModelVersion
 from jobs.registry.registry import Registry
 
 Found = tuple[dict[str, Any], str]
-"""What an action found, for programs and for a person."""
+"""Result of an action: JSON values for programs, and text."""
 
 
 def _list(registry: Registry, arguments: Namespace) -> Found:
@@ -70,4 +70,4 @@ def _number(version: ModelVersion | None) -> str:
 
 
 ACTIONS = {"list": _list, "show": _show, "promote": _promote, "rollback": _rollback}
-"""Name -> action."""
+"""Actions by name."""
