@@ -1,1 +1,1 @@
-"""What a retraining has to know and to do; ``jobs.retrain`` does it step by step."""
+"""Retraining: its steps, its folder, data checks, and its status; ``jobs.retrain`` runs it."""

@@ -1,4 +1,4 @@
-"""Alert: a retraining's summary, sent where somebody is told of it; that it cannot be sent stops nothing."""
+"""alert: send a retraining's summary to a webhook; a failure to send is logged and does not stop the retraining."""
 
 import json
 import logging
@@ -10,12 +10,15 @@ from urllib.request import Request, urlopen
 
 _log = logging.getLogger(__name__)
 VARIABLE = "TWINFOCUS_WEBHOOK"
-"""Environment variable with the address: many hold a secret, so it stands in no config and in no message."""
+"""Environment variable with the address, which may hold a secret and so is in no config and no message."""
 TIMEOUT_SECONDS = 10.0
 
 
 def alert(summary: Mapping[str, Any], alert_on: Sequence[str]) -> bool:
-    """POST a summary as JSON to the webhook, if there is one and it wants to know; returns whether it was sent."""
+    """POST a summary as JSON to the webhook, if one is set and the verdict is in ``alert_on``.
+
+    Returns:
+        Whether it was sent."""
     address = os.environ.get(VARIABLE)
     if not address or summary["verdict"] not in alert_on:
         return False

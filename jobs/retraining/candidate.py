@@ -27,11 +27,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Candidate:
-    """What one retraining makes; each step begins with what is there of it already.
+    """Candidate of one retraining; its steps are idempotent and reuse what an earlier try has finished.
 
     Attributes:
-        day: the newest one, on which it is compared.
-        champion: what it is compared with; None: it is the first.
+        place: folder of the retraining.
+        todo: partitions to train on and to compare on.
+        day: newest partition, on which it is compared with the champion.
+        champion: version that it is compared with; None: it is the first candidate.
     """
 
     place: RetrainFolder
@@ -41,14 +43,16 @@ class Candidate:
 
     @property
     def run(self) -> Path:
+        """Folder of the run."""
         return self.place.run(self.day)
 
     @property
     def window(self) -> Path:
+        """Folder of its dataset."""
         return self.place.window(self.day)
 
     def join(self) -> DatasetManifest:
-        """Make one dataset of the partitions; what was begun on others, before one came late, is begun again."""
+        """Join the partitions into one dataset; a run on other partitions, begun before one came late, is deleted."""
         names = {"train": self.todo.train, "valid": (self.todo.valid,), "test": (self.day,)}
         folders = {split: [self.place.partition(n) for n in found if n] for split, found in names.items()}
         try:
@@ -59,7 +63,7 @@ class Candidate:
             return join(folders, self.window)
 
     def train(self) -> None:
-        """Train, or go on with it."""
+        """Train, or resume a training that was killed."""
         if RunFolder(self.run).is_finished:
             return
         training = dataclasses.replace(self.place.config.training, dataset=str(self.window))
@@ -71,10 +75,10 @@ class Candidate:
         run_module("jobs.train", *resolved, "--run", str(self.run), *resume)
 
     def judge(self) -> tuple["Verdict", dict[str, Any]]:
-        """Score the newest partition with both models as they are served.
+        """Compare both models on the newest partition, with tables in their served precision.
 
         Returns:
-            The gate's verdict, and the metrics of "candidate" and, if there is one, "champion".
+            The gate's verdict, and the metrics of "candidate" and, if there is a champion, "champion".
         """
         from training.data.columns import read_columns
         from training.data.opened_dataset import Dataset
@@ -111,12 +115,13 @@ class Candidate:
         return verdict, metrics
 
     def export(self) -> None:
+        """Export the artifact, unless it is there."""
         if not is_artifact(self.run / ARTIFACT_FOLDER):
             output = ("--output", str(self.run / ARTIFACT_FOLDER), "--tables", self.place.rules.tables)
             run_module("jobs.export", "--run", str(self.run), *output)
 
     def report(self) -> None:
-        """Make the run's page; a good model serves without one, too."""
+        """Make the run's report; a failure is logged and does not stop the retraining."""
         used = [*self.todo.train, self.todo.valid, self.day]
         write_json(self.run / CHECKS_NAME, {name: self.place.checks(name) for name in used if name})
         try:
@@ -127,7 +132,7 @@ class Candidate:
             _log.warning("%s: the version has no report", error)
 
     def register(self, metrics: dict[str, Any]) -> int:
-        """Keep the artifact and its report as the model's next version; returns its number."""
+        """Register the artifact and its report as the model's next version; return its number."""
         warm_from = self.champion if self.todo.is_warm else None
         seen = [] if warm_from is None else json.loads(warm_from.tags[TRAINED_TAG])
         root, report = self.place.root, self.run / REPORT_NAME
@@ -149,7 +154,7 @@ class Candidate:
 
 
 def carry_out(place: RetrainFolder, verdict: dict[str, Any]) -> dict[str, Any]:
-    """Promote or refuse as was decided; once, as somebody may roll back later. Returns the verdict that says so."""
+    """Promote or refuse as decided, once, so that a later rollback stays; return the verdict, marked as done."""
     registry, version = place.registry(), verdict["version"]
     if verdict["verdict"] == "promoted":
         registry.promote(place.rules.model, version)

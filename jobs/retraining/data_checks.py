@@ -1,6 +1,6 @@
-"""Data checks: may a new dataset, a day's log say, be trained on? It is held against the ones that were before it.
+"""Data checks: rules that a new dataset must pass to be trained on, compared with earlier datasets.
 
-Rules about rates bite when a limit is clearly passed, not when a few thousand rows may have passed it by luck.
+A rate fails its rule only if it is beyond the limit by more than its sampling error.
 """
 
 import math
@@ -20,7 +20,7 @@ from jobs.cli.data_checks_config import (
 )
 
 STANDARD_ERRORS = 1.96
-"""By which a rate must be beyond its limit: it is with 97.5 % confidence."""
+"""Standard errors by which a rate must be beyond its limit to fail: one-sided confidence of 97.5 %."""
 
 Level = Literal["ok", "warn", "stop"]
 LEVELS: tuple[Level, ...] = ("ok", "warn", "stop")
@@ -30,7 +30,7 @@ LEVELS: tuple[Level, ...] = ("ok", "warn", "stop")
 
 @dataclass(frozen=True)
 class Result:
-    """One rule on one feature, or on the whole dataset."""
+    """Result of one rule on one feature, or on the whole dataset."""
 
     rule: str
     feature: str | None
@@ -40,25 +40,26 @@ class Result:
     level: Level
     reason: str = ""
     limit: float | None = None
-    """The largest value that is ok; None: the rule has no such number, or it depends on the reference."""
+    """Largest value that is ok; None: the rule has no such number, or it depends on the reference."""
 
 
 @dataclass(frozen=True)
 class Checks:
-    """What every rule said."""
+    """Results of all rules on one dataset."""
 
     results: tuple[Result, ...]
 
     @property
     def level(self) -> Level:
-        """The gravest of all results'."""
+        """Most severe level of all results."""
         return LEVELS[max((LEVELS.index(result.level) for result in self.results), default=0)]
 
     def to_json(self) -> dict[str, Any]:
+        """Return level and results as JSON values."""
         return {"level": self.level, "results": [asdict(result) for result in self.results]}
 
     def table(self) -> str:
-        """For a person: what is not ok, gravest first, then of each rule the largest value that is."""
+        """Lay the results out as text: those not ok, the most severe first, then the largest ok value of each rule."""
         rows = [("", "rule", "feature", "value", "reference", "threshold", "")]
         rows += [_cells(result, result.feature or "") for result in self._grave()]
         for of_rule in _by_rule(r for r in self.results if r.level == "ok").values():
@@ -90,13 +91,13 @@ def _by_rule(results: Iterable[Result]) -> dict[str, list[Result]]:
 def check(
     manifest: DatasetManifest, profile: DataProfile, reference: DataProfile | None, config: DataChecksConfig
 ) -> Checks:
-    """Hold a dataset against those before it.
+    """Check a dataset against those before it.
 
     Args:
-        manifest: the dataset's.
-        profile: the dataset's counts (``features.profile.profile.measure``), in the reference's bins if there is one.
-        reference: the same of earlier datasets, added up by ``features.profile.profile.total``; None: there are none,
-            and only what needs no comparison is checked.
+        manifest: manifest of the dataset.
+        profile: profile of the dataset (``features.profile.profile.measure``), in the reference's bins if there is one.
+        reference: sum of the profiles of earlier datasets (``features.profile.profile.total``); None: there are none,
+            and only rules without a comparison are checked.
 
     Raises:
         DriftError: the profile is of another dataset, or cannot be compared with the reference.
@@ -135,7 +136,7 @@ def _rows(profile: DataProfile, reference: DataProfile, limits: RowLimits) -> Re
 
 
 def _labels(profile: DataProfile, reference: DataProfile, limits: LabelLimits) -> Result | None:
-    """Ratios are compared as logarithms, whose errors follow from the counts of positive rows alone."""
+    """Check the ratio of label rates on the log scale, with the standard error of a log risk ratio."""
     if limits.min_ratio is None and limits.max_ratio is None:
         return None
     logs, variance = [], 0.0
@@ -228,41 +229,42 @@ def _limit(general: float | None, own: float | None) -> float | None:
 
 @dataclass(frozen=True)
 class Delivery:
-    """A dataset as it was delivered."""
+    """Delivery: name and file digests of a dataset."""
 
     name: str
-    """Sorts as time does: ``2024-01-05``, say."""
+    """Name that sorts by time, such as ``2024-01-05``."""
     content: tuple[str, ...]
-    """sha256 of each of its files, in any order."""
+    """Digests (sha256) of its files, in any order."""
 
     @classmethod
     def of(cls, name: str, manifest: DatasetManifest) -> "Delivery":
+        """Make the delivery of a dataset from its manifest."""
         return cls(name, tuple(file.sha256 for split in manifest.splits.values() for file in split.files))
 
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be done about each delivery; what is done, and as it was, is in none of them."""
+    """Order: deliveries by what to do with them; those done and unchanged are in no group."""
 
     new: tuple[Delivery, ...]
-    """Oldest first."""
+    """Deliveries to train on, oldest first."""
     late: tuple[Delivery, ...]
-    """Older than the newest that was trained on, and not trained on itself. Oldest first."""
+    """Deliveries not trained on but older than the newest that was; oldest first."""
     duplicates: Mapping[str, str]
-    """Name -> another name with the same files: one that is done, else the oldest."""
+    """Deliveries with the files of another: name -> name of the other, one that is done or else the oldest."""
     changed: tuple[Delivery, ...]
-    """Done, but with other files since."""
+    """Deliveries that are done but have other files now."""
 
 
 def order_partitions(found: Sequence[Delivery], done: Sequence[Delivery]) -> Order:
-    """Sort out what was found.
+    """Group deliveries by what to do with them.
 
     Args:
-        found: what is there, in any order.
-        done: what was trained on.
+        found: existing deliveries, in any order.
+        done: deliveries that were trained on.
 
     Raises:
-        ValueError: a name is there twice.
+        ValueError: a name occurs twice.
     """
     contents = {delivery.name: sorted(delivery.content) for delivery in done}
     if len(contents) < len(done) or len({delivery.name for delivery in found}) < len(found):

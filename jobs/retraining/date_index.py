@@ -1,8 +1,8 @@
-"""DateIndex: which dates the rows of a log are of, where no path says so; every raw file is looked through once.
+"""DateIndex: rows per date of each raw file, for logs without dates in their paths; each file is scanned once.
 
-No row is copied. A partition is built from all files that have rows of its date, by the rows' times.
+No row is copied: a partition is built from all files that have rows of its date, filtered by the rows' times.
 
-    dates/000000.json        what one pass over new files found; it is there whole or not at all
+    dates/000000.json        counts of one pass over new files, written atomically
     dates/000000.undated/    rejected.jsonl: that pass's rows without a readable time
 """
 
@@ -21,42 +21,43 @@ UNDATED = ""
 
 @dataclass(frozen=True)
 class FileDates:
-    """One raw file as it was when it was looked through."""
+    """Rows per date of one raw file, with its state when it was scanned."""
 
     path: str
     num_bytes: int
     modified: int
-    """Nanoseconds."""
+    """Time of the last change, Unix nanoseconds."""
     dates: Mapping[str, int]
-    """Date -> rows; the empty text stands for none."""
+    """Rows per date; the empty date stands for rows without a readable time."""
 
     @property
     def is_current(self) -> bool:
+        """Whether the file has the size and time that it was scanned with."""
         return (self.num_bytes, self.modified) == _state(self.path)
 
 
 class DateIndex:
-    """What is known of a log's files."""
+    """Index of a log's files in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def files(self) -> dict[str, FileDates]:
-        """Path -> what was found in it last."""
+        """Read the latest counts of each file: path -> counts."""
         records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.folder.glob("*.json"))]
         return {entry["path"]: FileDates(**entry) for record in records for entry in record["files"]}
 
     def unknown(self, files: Sequence[str]) -> tuple[str, ...]:
-        """Those of some files that have not been looked through, or have changed since."""
+        """Select the files that were not scanned yet, or have changed since."""
         known = self.files()
         return tuple(file for file in files if file not in known or not known[file].is_current)
 
     def add(self, files: Sequence[str], count: Callable[[Path], Mapping[str, Mapping[str, int]]]) -> list[FileDates]:
-        """Look through files and remember what is in them.
+        """Scan files and write their counts.
 
         Args:
             files: absolute paths.
-            count: is given a folder for rows without a date; returns file -> date -> rows.
+            count: function from a folder for rows without a date to file -> date -> rows.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         name = f"{len(list(self.folder.glob('*.json'))):06d}"
@@ -70,7 +71,7 @@ class DateIndex:
         return found
 
     def partitions(self) -> dict[str, RawPartition]:
-        """Date -> the files that have rows of it, oldest first; a file that is gone has none."""
+        """Map each date, oldest first, to the existing files that have rows of it."""
         rows: dict[str, dict[str, int | None]] = {}
         for file in self.files().values():
             for date, num_rows in file.dates.items():
@@ -79,18 +80,18 @@ class DateIndex:
         return {date: RawPartition(rows[date], times_of(date)) for date in sorted(rows)}
 
     def num_undated(self) -> int:
-        """Rows that belong to no partition."""
+        """Count the rows without a readable time, which belong to no partition."""
         return sum(file.dates.get(UNDATED, 0) for file in self.files().values())
 
 
 def _state(path: str) -> tuple[int, int]:
-    """Bytes and time of the last change."""
+    """Return the size in bytes and the time of the last change in nanoseconds."""
     found = Path(path).stat()
     return found.st_size, found.st_mtime_ns
 
 
 def times_of(date: str) -> tuple[int, int]:
-    """First second of a month, day or hour such as 201410, 20141028 or 2014102807, and the first after it; UTC."""
+    """Return start and end (excluded), Unix seconds, of a UTC month, day or hour: 201410, 20141028 or 2014102807."""
     year, month, day, hour = int(date[:4]), int(date[4:6]), int(date[6:8] or 1), int(date[8:10] or 0)
     start = datetime(year, month, day, hour, tzinfo=UTC)
     if len(date) == 6:

@@ -1,4 +1,4 @@
-"""PartitionStatus: what became of every partition of a log, and what is to be said of its data."""
+"""PartitionStatus: state of each partition of a log, and statistics of its data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -10,35 +10,37 @@ from jobs.retraining.raw_partitions import is_late
 from jobs.retraining.status_files import StatusFiles
 
 State = Literal["not yet seen", "left out", "half built", "not checked", "stopped", "checked", "trained on"]
-"""trained on: by the champion. checked: may be trained on. left out: late rows that the config does not want."""
+"""State of a partition. trained on: by the champion. checked: may be trained on. left out: late rows under
+retrain.late = "ignore"."""
 
 
 @dataclass(frozen=True)
 class PartitionStatus:
-    """One partition; what is not known of it is None or empty."""
+    """State and statistics of one partition; unknown values are None or empty."""
 
     name: str
     state: State
     is_late: bool
-    """It came when the champion, or its date's own partition, was past it."""
+    """Whether it came after its date's own partition was built, or after the champion had seen later ones."""
     level: Level | None = None
     rows: int | None = None
     label_rate: float | None = None
     null_rates: dict[str, float] = field(default_factory=dict)
     reasons: tuple[str, ...] = ()
-    """What data checks have against it."""
+    """Reasons of data checks that are not ok, a sentence each."""
 
 
 def read_partitions(
     files: StatusFiles, there: Sequence[str], left_out: Sequence[str], trained: Sequence[str], goes_back: bool
 ) -> tuple[PartitionStatus, ...]:
-    """Every partition that is there or was begun, oldest first.
+    """Describe every partition that is there or was begun, oldest first.
 
     Args:
-        there: names of those that are there.
-        left_out: names for late rows that are not wanted.
-        trained: names of those that the champion has seen.
-        goes_back: whether the next candidate trains on what is older than all of those, too.
+        files: files of the retraining.
+        there: names of partitions whose raw files are there.
+        left_out: names of late partitions that the config ignores.
+        trained: names of partitions that the champion was trained on.
+        goes_back: whether the next candidate is also trained on partitions older than all of those.
     """
     span = ("" if goes_back else min(trained, default=""), max(trained, default=""))
     names = {*there, *files.partitions, *files.half_built, *files.checks}
@@ -73,7 +75,7 @@ def _state(name: str, files: StatusFiles, level: Level | None, trained: Sequence
 
 
 def reasons_of(checks: Checks, *levels: Level) -> tuple[str, ...]:
-    """A sentence for each result of these levels, in their order."""
+    """Write a sentence for each result of these levels, in the order of the levels."""
     found = [result for level in levels for result in checks.results if result.level == level]
     return tuple(_sentence(result) for result in found)
 

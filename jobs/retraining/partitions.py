@@ -1,4 +1,4 @@
-"""Partitions of a log, made from its raw files and checked: three steps of a retraining."""
+"""Steps of a retraining that make partitions: find the dates of raw files, build, check."""
 
 import dataclasses
 import logging
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 def find_dates(place: RetrainFolder, files: Sequence[str]) -> None:
-    """Look through raw files for the dates of their rows.
+    """Scan raw files for the dates of their rows.
 
     Raises:
         ConfigError: the features name no time.
@@ -48,7 +48,7 @@ def find_dates(place: RetrainFolder, files: Sequence[str]) -> None:
 
 
 def build(place: RetrainFolder, raw: Mapping[str, RawPartition]) -> None:
-    """Preprocess partitions; the vocabularies of each go on with those of the one that was built before it.
+    """Build partitions; the vocabularies of each extend those of the one built before it.
 
     Raises:
         LogError, DatasetError, LearntError: one sentence about what is wrong with a file or the disk.
@@ -77,17 +77,17 @@ def build(place: RetrainFolder, raw: Mapping[str, RawPartition]) -> None:
 
 
 def _pipeline(place: RetrainFolder, partition: RawPartition) -> PipelineConfig:
-    """The config's own pipeline, over one partition."""
+    """Point the config's pipeline at the files of one partition."""
     pipeline = place.config.pipeline
     files = dataclasses.replace(pipeline.input, train=tuple(partition.files), valid=(), test=(), times=partition.times)
     return dataclasses.replace(pipeline, input=files, split=FilesSplit())
 
 
 def check_partition(place: RetrainFolder, name: str) -> None:
-    """Hold a partition against those before it, and keep what came of it.
+    """Check a partition against those before it, and write the results.
 
     Raises:
-        DatasetError, DriftError: it is damaged, or others than it can be compared with.
+        DatasetError, DriftError: it is damaged, or cannot be compared with the earlier ones.
     """
     found, kept = _twin(place, name), {}
     if found is None:
@@ -97,7 +97,7 @@ def check_partition(place: RetrainFolder, name: str) -> None:
 
 
 def _compare(place: RetrainFolder, name: str) -> tuple[Checks, dict[str, Any]]:
-    """The checks, and pictures of what moved most."""
+    """Check a partition against earlier ones; return the checks, and histograms of the features that moved most."""
     manifest, stopped = place.manifest(name), place.stopped()
     measured = [other for other in place.built() if place.profile(other).exists() and other != name]
     before = [other for other in measured if other < name and other not in stopped]
@@ -113,12 +113,12 @@ def _compare(place: RetrainFolder, name: str) -> tuple[Checks, dict[str, Any]]:
 
 
 def _limits(limits: DataChecksConfig, name: str) -> DataChecksConfig:
-    """Late rows are a part of a day: how many they are says nothing."""
+    """Drop the limits on rows for late partitions, which hold only a part of a day."""
     return dataclasses.replace(limits, rows=RowLimits(None, None)) if is_late(name) else limits
 
 
 def _twin(place: RetrainFolder, name: str) -> Checks | None:
-    """What is to be said of a partition that was delivered before under another name."""
+    """Check for a duplicate: a partition with another one's files is stopped; None: it is none."""
     deliveries = [Delivery.of(other, place.manifest(other)) for other in place.built()]
     twin = order_partitions(deliveries, [d for d in deliveries if d.name != name]).duplicates.get(name)
     if twin is None:

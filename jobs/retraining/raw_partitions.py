@@ -1,6 +1,6 @@
-"""Raw partitions: which dates of a log there are, which files have their rows, and which of them came too late.
+"""RawPartition: dates of a log, the raw files of each, and late files.
 
-Nothing of a file is read here but its name; ``jobs.retraining.date_index`` knows more where names do not tell.
+Only the names of files are read here; ``jobs.retraining.date_index`` reads dates from their rows.
 """
 
 import glob
@@ -12,36 +12,38 @@ from pathlib import Path
 from jobs.cli.retrain_config import DATE
 
 LATE = "+"
-"""Between a date and a number: rows that came when the date's partition was built already, as one of their own."""
+"""Separator of a date and a number in the name of a late partition: rows that came after their date's was built."""
 _DATE_PATTERN = r"[0-9](?:[0-9-]*[0-9])?"
 
 
 @dataclass(frozen=True)
 class RawPartition:
-    """One date's part of a raw log."""
+    """Raw files of one date."""
 
     files: Mapping[str, int | None]
-    """Absolute path -> rows of this date in it; None: all that there are."""
+    """Files of the date: absolute path -> rows of this date in it; None: all of its rows."""
     times: tuple[int, int] | None = None
-    """Unix seconds from the first to before the second, where the files have rows of other dates too."""
+    """Time range in Unix seconds, the end excluded; None: the files have rows of this date alone."""
 
     @property
     def num_rows(self) -> int | None:
+        """Rows of the date; None: not known."""
         counts = [rows for rows in self.files.values() if rows is not None]
         return sum(counts) if len(counts) == len(self.files) else None
 
     def without(self, files: Iterable[str]) -> "RawPartition":
+        """Return the partition without some files."""
         gone = set(files)
         return RawPartition({file: rows for file, rows in self.files.items() if file not in gone}, self.times)
 
 
 def date_key(text: str) -> str:
-    """A date without its dashes: 2014-10-28 and 20141028 are one."""
+    """Remove the dashes of a date: 2014-10-28 and 20141028 are the same."""
     return text.replace("-", "")
 
 
 def date_of(name: str) -> str:
-    """The date of a partition, which may be one of late rows."""
+    """Return the date of a partition, also of a late one."""
     return name.partition(LATE)[0]
 
 
@@ -55,11 +57,12 @@ def dashed(name: str) -> str:
 
 
 def is_late(name: str) -> bool:
+    """Tell whether a name is that of a late partition."""
     return LATE in name
 
 
 def find_partitions(pattern: str) -> dict[str, RawPartition]:
-    """Partitions by the dates in their paths, oldest first.
+    """Find partitions by the dates in their paths, oldest first.
 
     Raises:
         ValueError: the dates are of different lengths, so that they do not sort as time does.
@@ -78,20 +81,20 @@ def find_partitions(pattern: str) -> dict[str, RawPartition]:
 
 
 def _translate(part: str) -> str:
-    """A part of a glob as a regular expression; a star matches within a folder's name."""
+    """Translate a part of a glob into a regular expression; a star does not match a slash."""
     tokens = re.split(r"(\*\*/|\*|\?)", part)
     return "".join({"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}.get(token, re.escape(token)) for token in tokens)
 
 
 def find_late(there: Mapping[str, RawPartition], built: Mapping[str, Iterable[str]]) -> dict[str, RawPartition]:
-    """Rows that came too late for their date's partition.
+    """Find the files that came after their date's partition was built.
 
     Args:
-        there: date -> its part of the log as it is now.
-        built: partition, also of late rows -> the files that it was built from.
+        there: date -> its current raw files.
+        built: partition, late ones included -> the files that it was built from.
 
     Returns:
-        The name of a partition of their own -> the files that no partition of their date was built from.
+        Name of a late partition -> the files that no partition of its date was built from.
     """
     late = {}
     for date, partition in there.items():

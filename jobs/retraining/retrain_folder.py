@@ -1,4 +1,4 @@
-"""RetrainFolder: a retraining's files (see ``features.disk.retrain_folder``), its log, its registry and its rules."""
+"""RetrainFolder: a retraining's files (see ``features.disk.retrain_folder``), raw log, registry and rules."""
 
 import json
 import os
@@ -19,13 +19,13 @@ from jobs.retraining.raw_partitions import RawPartition, date_of, find_late, fin
 from jobs.retraining.todo import Todo, plan
 
 TRAINED_TAG, RUN_TAG, TABLES_TAG = "trained_on", "run", "tables"
-"""Of a version: the partitions that it has seen, the folder in the root of its run, which the next candidate begins
-from, and the precision of the tables that it serves."""
+"""Tags of a version: the partitions that it was trained on, the path of its run below the root, and the precision of
+its served tables."""
 
 
 @dataclass(frozen=True)
 class RetrainFolder(RetrainFiles):
-    """One log, one model, one folder."""
+    """Folder of a retraining with its config: one log, one model."""
 
     config: Config
     rules: RetrainConfig
@@ -35,10 +35,11 @@ class RetrainFolder(RetrainFiles):
 
     @property
     def dates(self) -> DateIndex:
+        """Index of the dates of raw files."""
         return DateIndex(self.dates_folder)
 
     def undated_files(self) -> tuple[str, ...]:
-        """Raw files whose rows' dates are still to be found out.
+        """List the raw files to scan for dates, the new and changed ones; none if dates are in paths.
 
         Raises:
             LogError: there is no raw file.
@@ -49,11 +50,13 @@ class RetrainFolder(RetrainFiles):
         return self.dates.unknown([os.path.abspath(file) for file in expand_paths(self.rules.partitions)])  # noqa: PTH100
 
     def raw(self) -> dict[str, RawPartition]:
-        """The log as it is now, oldest first: what was built stays, also when its raw files are gone, and partitions of
-        late rows, if they are wanted, stand behind their date's own.
+        """List the partitions of the log, oldest first.
+
+        A built partition stays in the list when its raw files are gone. With retrain.late = "build", late partitions
+        follow that of their date.
 
         Raises:
-            ValueError: nothing is there, or the folder was begun with dates of another kind.
+            ValueError: the log is empty, or the folder has partitions with dates of another length.
         """
         found, built = self._there(), self._sources()
         if self.rules.late == "build":
@@ -67,11 +70,11 @@ class RetrainFolder(RetrainFiles):
         return dict(sorted(found.items()))
 
     def late(self) -> dict[str, RawPartition]:
-        """What came when its date was built already; no partition has it."""
+        """Find the files that came after their date's partition was built and are in no partition."""
         return find_late(self._there(), self._sources())
 
     def changed(self) -> dict[str, int]:
-        """Partition -> rows that the log has of it now beyond those that were built, where its files are others now."""
+        """Count rows that raw files of built partitions have gained or lost since; unchanged ones are left out."""
         if self.rules.partition_by == "path":
             return {}
         there, changed = self.dates.files(), {}
@@ -88,19 +91,19 @@ class RetrainFolder(RetrainFiles):
         return found
 
     def _sources(self) -> dict[str, list[str]]:
-        """Partition -> the raw files that it was built from."""
+        """Map each built partition to the raw files that it was built from."""
         return {name: self.manifest(name).inputs.get(SOURCE_SPLIT, []) for name in self.built()}
 
     # -------------------------------------------------------------------------------------------------- what was made
 
     def manifest(self, name: str) -> DatasetManifest:
-        """Of a partition; once it is built it stays as it is, so it is read once."""
+        """Read the manifest of a built partition, which never changes and so is cached."""
         if name not in self._manifests:
             self._manifests[name] = DatasetManifest.load(self.partition(name))
         return self._manifests[name]
 
     def last_built(self) -> str | None:
-        """The partition at the end of the chain: no other goes on with it."""
+        """Find the last partition in the chain of builds, which the next build extends; None: none is built."""
         bases = {}
         for name in self.built():
             base = self.manifest(name).config["pipeline"].get("base")
@@ -109,25 +112,28 @@ class RetrainFolder(RetrainFiles):
         return max(ends) if ends else None
 
     def checks(self, name: str) -> dict[str, Any]:
+        """Read the checks of a partition."""
         return self.read(self.checks_file(name))
 
     def stopped(self) -> dict[str, Any]:
-        """Partitions that data checks refused, and why."""
+        """Read the checks of the partitions that data checks stopped."""
         found = {path.stem: self.checks(path.stem) for path in self.checks_files()}
         return {name: checks for name, checks in found.items() if checks["level"] == "stop"}
 
     def registry(self) -> Registry:
+        """Open the registry; make it if it is missing."""
         return Registry.open(self.rules.registry, self.registry_folder)
 
     def champion(self) -> ModelVersion | None:
+        """Return the champion; None: there is none yet."""
         has_one = self.rules.registry is not None or self.registry_folder.is_dir()
         return self.registry().champion(self.rules.model) if has_one else None
 
     def run_of(self, version: ModelVersion) -> Path:
-        """The run that a version was exported from."""
+        """Return the folder of the run that a version was exported from."""
         return self.root / version.tags[RUN_TAG]
 
     def look(self, as_of: str | None, champion: ModelVersion | None) -> Todo:
-        """What is to be done as things are."""
+        """Plan what to do, from the log, the built partitions, their checks and the champion."""
         trained = None if champion is None else json.loads(champion.tags[TRAINED_TAG])
         return plan(list(self.raw()), as_of, self.built(), self.stopped(), trained, self.rules)

@@ -1,4 +1,4 @@
-"""retrain: the steps of one retraining, from what is new to a verdict that is carried out; and its summaries."""
+"""retrain: the steps of one retraining, from raw files to a promotion or refusal; and its summaries."""
 
 import shutil
 import time
@@ -15,16 +15,16 @@ from jobs.retraining.retrain_folder import RetrainFolder
 from jobs.retraining.retry import Steps
 
 Ended = tuple[dict[str, Any], str]
-"""What a retraining came to, for programs and for a person."""
+"""Outcome of a retraining: summary as JSON values, and text."""
 
 
 def retrain(place: RetrainFolder, steps: Steps, as_of: str | None) -> Ended:
-    """Do all steps that are not done; returns what became of the newest day.
+    """Run all steps that are left; return the outcome of the newest day.
 
     Args:
         place: folder of the retraining.
-        steps: does each step, with retries.
-        as_of: date to retrain as if it were; None: all there is.
+        steps: runs each step with retries.
+        as_of: date after which partitions are ignored; None: use all.
     """
     started = time.perf_counter()
     _finish(place, steps)
@@ -74,7 +74,7 @@ def retrain(place: RetrainFolder, steps: Steps, as_of: str | None) -> Ended:
 
 
 def _finish(place: RetrainFolder, steps: Steps) -> None:
-    """Remove what a killed retraining left, and carry out what it had decided."""
+    """Remove temporary folders of a killed retraining, and carry out verdicts that it had written."""
     for leftover in place.leftovers():
         shutil.rmtree(leftover)
     for path in place.verdict_files():
@@ -84,7 +84,7 @@ def _finish(place: RetrainFolder, steps: Steps) -> None:
 
 
 def _done_before(place: RetrainFolder, day: str) -> Ended:
-    """What was said then is said again: the retraining may have been killed before it could tell."""
+    """Return the outcome of a day that is done; its retraining may have been killed before it reported."""
     return place.read(place.verdict_file(day)), f"{day}: done before"
 
 
@@ -118,14 +118,14 @@ def failure(place: RetrainFolder, step: str, error: Exception) -> dict[str, Any]
 
 
 def left_out(place: RetrainFolder) -> dict[str, Any]:
-    """Count rows of the log that are in no partition: those that came late, and those without a readable time."""
+    """Count rows of the log that are in no partition: late ones, changes since a build, and those without a time."""
     late = {name: {"files": len(part.files), "rows": part.num_rows} for name, part in place.late().items()}
     found = {"late": late, "changed": place.changed(), "undated_rows": place.dates.num_undated()}
     return {name: rows for name, rows in found.items() if rows}
 
 
 def warnings(without: dict[str, Any]) -> list[str]:
-    """Say what is left out for a person, a line each."""
+    """Describe what ``left_out`` counted, a line each."""
     lines = []
     for name, late in without.get("late", {}).items():
         rows = "" if late["rows"] is None else f" with {late['rows']:,} rows"
@@ -138,7 +138,7 @@ def warnings(without: dict[str, Any]) -> list[str]:
 
 
 def end(place: RetrainFolder, summary: dict[str, Any]) -> None:
-    """Leave the summary for the scheduler, and tell whoever wants to know, of what was so before only once."""
+    """Write last.json and send the alert; an unchanged summary is not sent again, unless the retraining failed."""
     path = place.last_file
     is_news = not path.exists() or place.read(path) != summary
     try:
@@ -149,7 +149,7 @@ def end(place: RetrainFolder, summary: dict[str, Any]) -> None:
 
 
 def describe(place: RetrainFolder, as_of: str | None) -> str:
-    """Say what would be done, and do nothing."""
+    """Describe what a retraining would do (dry run)."""
     lines = []
     if files := place.undated_files():
         lines.append(f"would look for dates in {len(files)} files first, which will show more than is known now")

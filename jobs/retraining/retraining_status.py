@@ -1,6 +1,6 @@
-"""RetrainingStatus: the champion and what it knows, what became of every day, what its data looked like, what is next.
+"""RetrainingStatus: the champion, the outcome and data of every day, and the next retraining's plan.
 
-Put together from what retraining leaves behind and what the registry says; nothing of either is changed.
+It is read from the files of retraining and from the registry; neither is changed.
 """
 
 import dataclasses
@@ -26,17 +26,17 @@ from jobs.retraining.status_files import Outcome, StatusFiles, one_line
 from jobs.retraining.todo import Todo, plan
 
 NUM_SHOWN = 10
-"""Retrainings that are listed, the newest ones."""
+"""Retrainings listed at most, the newest ones."""
 
 
 @dataclass(frozen=True)
 class Champion:
-    """The version that serves.
+    """Champion: the version that serves.
 
     Attributes:
         registered, promoted: UTC, ISO 8601; promoted is None if the registry does not remember it.
-        trained_on: dates, oldest first; empty if the version does not say.
-        newer: dates that are there and later than all of those.
+        trained_on: dates, oldest first; empty if not known.
+        newer: existing dates later than all of those.
     """
 
     version: int
@@ -48,15 +48,15 @@ class Champion:
 
 @dataclass(frozen=True)
 class RetrainingStatus:
-    """How one model's retraining stands.
+    """Status of one model's retraining.
 
     Attributes:
-        place: of the registry.
-        at: when this was found out, UTC.
-        outcomes: of retrainings and of days that were stopped, oldest first.
-        partitions: oldest first.
-        todo: what the next retraining will do, as far as is known before its checks; None: not known.
-        notes: what could not be found out, a sentence each.
+        place: folder or address of the registry.
+        at: time of reading, UTC.
+        outcomes: outcomes of retrainings and of days that data checks stopped, oldest first.
+        partitions: states of partitions, oldest first.
+        todo: plan of the next retraining, before its data checks; None: not known.
+        notes: problems and omissions, a sentence each.
     """
 
     root: Path
@@ -71,21 +71,21 @@ class RetrainingStatus:
     files: StatusFiles
     notes: tuple[str, ...]
     registry_problem: str | None = None
-    """Why the champion is not known."""
+    """Reason why the champion is not known; None: the registry was read."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to show at all."""
+        """Whether there is nothing to show."""
         return self.files.is_empty and not self.partitions and not self.champion and not self.promotions
 
     @property
     def drift(self) -> dict[str, list[Result]]:
-        """Date -> distances of its features to the dates before, the largest first."""
+        """Drift by date: distances of its features to the dates before, the largest first."""
         found = {date: distances(checks) for date, checks in self.files.checks.items()}
         return {date: results for date, results in found.items() if results}
 
     def reasons(self, outcome: Outcome) -> tuple[str, ...]:
-        """Why a retraining did not promote: the rules that failed, the checks that stopped it, the step that broke."""
+        """List why a retraining did not promote: failed rules of the gate, data checks that stopped it, its error."""
         found: list[str] = []
         if outcome.verdict == "failed":
             found.append(outcome.error or "it does not say why")
@@ -99,7 +99,7 @@ class RetrainingStatus:
         return tuple(found)
 
     def to_json(self) -> dict[str, Any]:
-        """For programs; dates and retrainings oldest first."""
+        """Return the status as JSON values; dates and retrainings oldest first."""
         last = self.files.last
         return {
             "root": str(self.root),
@@ -128,13 +128,13 @@ class RetrainingStatus:
 
 
 def read_status(root: Path, model: str, registry: str | None = None, config: Config | None = None) -> RetrainingStatus:
-    """Look at everything.
+    """Read the status of a retraining.
 
     Args:
-        root: folder of the retraining; it need not be there.
+        root: folder of the retraining; it may be missing.
         model: name in the registry.
         registry: address of an MLflow server; None: the folder in ``root``.
-        config: with ``retrain``; None: only partitions that were begun are known, and not what is next.
+        config: config with ``retrain``; None: partitions that were not begun and the next plan stay unknown.
     """
     files = StatusFiles.load(root)
     notes = list(files.problems)
@@ -167,7 +167,7 @@ def read_status(root: Path, model: str, registry: str | None = None, config: Con
 
 
 def _read_log(place: RetrainFolder, notes: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Partitions whose raw rows are there, and names for late rows that are not wanted."""
+    """List the partitions of the log, and the late ones that the config ignores; add problems to ``notes``."""
     try:
         if new := place.undated_files():
             notes.append(f"{len(new)} raw files are new: the next retraining looks for the dates of their rows")
@@ -216,7 +216,7 @@ def _champion(
 
 
 def _outcomes(files: StatusFiles) -> tuple[Outcome, ...]:
-    """Of every day that was retrained or stopped, by day, and of the last retraining if it failed."""
+    """List the outcomes of retrained and stopped days, by day, then of the last retraining if it failed."""
     stopped = [
         Outcome(date, "stopped", stopped_by="data checks", written=checks.written)
         for date, checks in files.checks.items()

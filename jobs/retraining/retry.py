@@ -19,7 +19,7 @@ LASTING = (ConfigError, LogError, LearntError, DriftError)
 
 
 class Steps:
-    """Runs steps with retries, and knows which it is at.
+    """Runner of named steps with retries.
 
     Attributes:
         current: name of the step that is being run or was run last.

@@ -1,6 +1,6 @@
-"""Shapes: histograms of the features that moved most, small enough to be kept beside the results of their checks.
+"""Shape: histograms of the features that drifted most, small enough to keep beside the results of data checks.
 
-A distance says that a feature moved; which of its values came or went is what a person wants to see next.
+A distance says that a feature drifted; its histograms show which values came or went.
 """
 
 from dataclasses import asdict, field
@@ -17,42 +17,42 @@ DISTANCES = ("psi", "js")
 """Rules of data checks whose value is a distance."""
 NUM_FEATURES = 6
 NUM_IDS = 14
-"""Of a sparse feature, the ids that make up most of either side; the others are one bar."""
+"""Ids of a sparse feature at most, the most frequent of either side; the others are one bar."""
 
 
 @checked(frozen=True)
 class Shape:
-    """A histogram of one feature."""
+    """Shape: histograms of one feature, now and in the reference."""
 
     bins: tuple[str, ...]
-    """Their names."""
+    """Names of the bins."""
     current: tuple[float, ...]
-    """Share of values in each bin."""
+    """Shares of values in each bin, now."""
     reference: tuple[float, ...]
 
 
 @checked(frozen=True)
 class KeptChecks(Checks):
-    """What data checks said of a partition, as it was kept; keys that are not known here are left alone."""
+    """Data checks of a partition, read from its file; unknown keys are ignored."""
 
     shapes: dict[str, Shape] = field(default_factory=dict)
-    """Feature -> what ``shapes`` made of it; of a first dataset there are none."""
+    """Histograms by feature; empty for a first dataset."""
     written: str | None = None
-    """When, UTC, as its file says."""
+    """Time of the file's last change, UTC."""
 
 
 def distances(found: Checks) -> list[Result]:
-    """Results that are distances of features to the datasets before, the largest first."""
+    """Select the results that are distances of features to the datasets before, the largest first."""
     return sorted((r for r in found.results if r.rule in DISTANCES and r.feature), key=lambda result: -result.value)
 
 
 def shapes(found: Checks, current: DataProfile, reference: DataProfile) -> dict[str, Any]:
-    """Feature -> its ``Shape`` as JSON values.
+    """Make the histograms of the features that drifted most: feature -> its ``Shape`` as JSON values.
 
     Args:
-        found: what ``data_checks.check`` said of both; features come in the order of its distances, the largest first.
-        current: of the dataset that was checked.
-        reference: of those before it, over the same bins.
+        found: data checks of both; features come in the order of their distances, the largest first.
+        current: profile of the dataset that was checked.
+        reference: profile of those before it, over the same bins.
     """
     names = [str(result.feature) for result in distances(found)[:NUM_FEATURES]]
     return {name: asdict(_shape(current.features[name], reference.features[name])) for name in names}

@@ -1,7 +1,7 @@
-"""StatusFiles: what retraining left in its folder, read without changing any of it.
+"""StatusFiles: content of a retraining's folder, read without changing it.
 
-A retraining may be at work meanwhile, or have been killed: what is not there is not there, and what is damaged becomes
-a sentence instead of an error.
+A retraining may be running, or may have been killed: missing files are no error, and a damaged one becomes a sentence
+in ``problems``.
 """
 
 from collections.abc import Callable, Iterable
@@ -23,12 +23,12 @@ T = TypeVar("T")
 
 @checked(frozen=True)
 class Outcome:
-    """What one retraining came to."""
+    """Outcome of one retraining."""
 
     day: str | None
-    """Of the partition that both models were compared on, or that was not trained on."""
+    """Day of the partition that both models were compared on, or that data checks stopped."""
     verdict: str
-    """promoted, refused, stopped, nothing or failed."""
+    """Verdict: promoted, refused, stopped, nothing or failed."""
     stopped_by: str | None = None
     version: int | None = None
     champion_version: int | None = None
@@ -38,29 +38,29 @@ class Outcome:
     train_rows: int | None = None
     is_warm: bool | None = None
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """candidate and champion -> metrics on the day."""
+    """Metrics on the day: candidate, champion -> metric -> value."""
     gate: Verdict | None = None
     is_done: bool = True
     seconds: float | None = None
     step: str | None = None
     error: str | None = None
-    """Where and why it failed."""
+    """Error of the step ``step``; None: nothing failed."""
     written: str | None = None
-    """When, UTC, as its file says."""
+    """Time of the file's last change, UTC."""
 
 
 @dataclass(frozen=True)
 class StatusFiles:
-    """What a retraining's folder holds.
+    """Content of a retraining's folder.
 
     Attributes:
-        verdicts: day -> what the retraining of that day came to, oldest first, as the two below.
-        checks: date -> what data checks said.
-        partitions: date -> manifest of its dataset.
+        verdicts: day -> outcome of its retraining, oldest first.
+        checks: date -> its data checks, oldest first.
+        partitions: date -> manifest of its dataset, oldest first.
         half_built: dates whose dataset has no manifest yet.
         undecided: days whose candidate was begun and has no verdict yet.
-        last: what the last retraining came to.
-        is_running: whether a retraining holds the folder; None: this system does not tell.
+        last: outcome of the last retraining; None: there was none.
+        is_running: whether a retraining holds the folder's lock; None: this system cannot tell.
         problems: a sentence for each file that cannot be read.
     """
 
@@ -75,11 +75,12 @@ class StatusFiles:
 
     @property
     def is_empty(self) -> bool:
+        """Whether the folder has no files of a retraining."""
         return not (self.verdicts or self.checks or self.partitions or self.half_built or self.last or self.problems)
 
     @classmethod
     def load(cls, root: Path) -> "StatusFiles":
-        """Read a folder, which need not be there."""
+        """Read a folder, which may be missing."""
         reader, files = _Reader(), RetrainFiles(root)
         reader.read_all([files.version_file] if files.version_file.exists() else [], lambda _: files.check_version())
         return cls(
@@ -95,13 +96,13 @@ class StatusFiles:
 
 
 class _Reader:
-    """Reads files one by one and remembers what is wrong with which."""
+    """Reader of files that collects errors as sentences."""
 
     def __init__(self) -> None:
         self.problems: list[str] = []
 
     def read_all(self, paths: Iterable[Path], read: Callable[[Path], T]) -> dict[str, T]:
-        """Name without its ending -> what was read, in the order of names."""
+        """Read files that are valid: name without suffix -> content, in the order of names."""
         found = {}
         for path in sorted(paths):
             try:
@@ -116,7 +117,7 @@ class _Reader:
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, without the details that some add below."""
+    """Return the first line of an error's message, or its type if the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 

@@ -1,4 +1,4 @@
-"""How retraining stands, in a terminal."""
+"""Text of the status of retraining, for a terminal."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ from jobs.retraining.retraining_status import NUM_SHOWN, RetrainingStatus
 from jobs.retraining.status_files import Outcome
 
 MAX_NAMES = 6
-"""Of partitions in a sentence."""
+"""Names of partitions in a sentence at most."""
 MAX_REASON = 100
-"""Characters of a reason in the table; the page has more of it."""
+"""Characters of a reason in the table at most; the page shows more."""
 
 
 def describe(status: RetrainingStatus) -> str:
-    """Some lines for a person."""
+    """Describe the status in some lines and a table of the last retrainings."""
     lines = [f"{status.model} in {status.root}, {status.at}", ""]
     lines += [f"{name:<11}{value}" for name, value in facts(status).items()]
     lines += [f"{'note':<11}{note}" for note in status.notes]
@@ -26,7 +26,7 @@ def describe(status: RetrainingStatus) -> str:
 
 
 def facts(status: RetrainingStatus) -> dict[str, str]:
-    """What is to be said in a sentence each, by subject."""
+    """Describe the status by subject, a sentence each; subjects without one are left out."""
     found = {
         "champion": _champion(status),
         "trained on": _knowledge(status),
@@ -48,7 +48,7 @@ def _champion(status: RetrainingStatus) -> str:
 
 
 def _knowledge(status: RetrainingStatus) -> str:
-    """What the champion was trained on, and what is there that is newer."""
+    """Describe the champion's training partitions, and how many newer ones there are."""
     champion = status.champion
     if champion is None or not champion.trained_on:
         return ""
@@ -60,14 +60,14 @@ def _knowledge(status: RetrainingStatus) -> str:
 
 
 def _work(status: RetrainingStatus) -> str:
-    """Whether a retraining is at work, and which candidates one has begun."""
+    """Tell whether a retraining is running, and which candidates have no verdict yet."""
     words = {True: "a retraining is at work", False: "no retraining", None: "not known on this system"}
     begun = f"; begun and not decided: {names(status.files.undecided)}" if status.files.undecided else ""
     return words[status.files.is_running] + begun
 
 
 def _next(status: RetrainingStatus) -> str:
-    """What the next retraining does, in a sentence."""
+    """Describe the plan of the next retraining in a sentence."""
     todo = status.todo
     if todo is None:
         return ""
@@ -83,7 +83,7 @@ def _next(status: RetrainingStatus) -> str:
 
 
 def _partitions(status: RetrainingStatus) -> str:
-    """How many partitions are in which state, and which they are where somebody may have to look."""
+    """Count partitions by state; name those in unusual states and late ones."""
     counts = Counter(partition.state for partition in status.partitions)
     parts = []
     for state, count in counts.items():
@@ -95,7 +95,7 @@ def _partitions(status: RetrainingStatus) -> str:
 
 
 def _drift(status: RetrainingStatus) -> str:
-    """The features of the newest day that drifted."""
+    """List the features of the newest day that are beyond their drift limit."""
     if not status.drift:
         return ""
     day = max(status.drift)
@@ -107,20 +107,20 @@ def _drift(status: RetrainingStatus) -> str:
 
 
 def names(dates: Sequence[str]) -> str:
-    """Partitions for a sentence."""
+    """List partitions in a sentence, ``MAX_NAMES`` at most."""
     shown = ", ".join(map(dashed, dates[:MAX_NAMES]))
     return f"{shown} and {len(dates) - MAX_NAMES} more" if len(dates) > MAX_NAMES else shown
 
 
 def span(dates: Sequence[str]) -> str:
-    """Partitions as a stretch of time, and how many they are."""
+    """Write partitions as first to last (number)."""
     if len(dates) == 1:
         return dashed(dates[0])
     return f"{dashed(dates[0])} to {dashed(dates[-1])} ({len(dates)})" if dates else ""
 
 
 def age(since: str, now: str) -> str:
-    """From one UTC time in ISO 8601 to another, in the unit that a person would choose."""
+    """Write the time between two UTC times, ISO 8601, in the largest whole unit: days, hours or minutes."""
     seconds = (datetime.fromisoformat(now) - datetime.fromisoformat(since)).total_seconds()
     for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
         if seconds >= length:

@@ -1,7 +1,4 @@
-"""What a retraining is to do with the partitions that there are.
-
-Nothing is read or written here; ``jobs.retrain`` does the work.
-"""
+"""plan: partitions to build, train on and compare on, as a pure function of the log and the champion."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,14 +9,14 @@ from jobs.retraining.raw_partitions import date_of, is_late
 
 @dataclass(frozen=True)
 class Todo:
-    """What a retraining is to do.
+    """Plan of a retraining.
 
     Attributes:
-        build: partitions to build, in this order; each goes on with the one before.
+        build: partitions to build, in this order; each extends the vocabularies of the one before.
         train: partitions to train on.
-        test: the newest date, which neither model has seen; None: there is nothing to train on before it.
-        is_warm: whether the candidate begins where the champion ended.
-        valid: partition to validate on; None: there is no such split.
+        test: newest date, which neither model has seen; None: there is nothing to train.
+        is_warm: whether the candidate starts from the champion's weights.
+        valid: partition of the validation split; None: there is no such split.
     """
 
     build: tuple[str, ...]
@@ -37,14 +34,15 @@ def plan(
     trained: Sequence[str] | None,
     config: RetrainConfig,
 ) -> Todo:
-    """Decide what to do; a pure function, so that a dry run says what a real one would do.
+    """Plan a retraining; a pure function, so that a dry run shows what a real one would do.
 
     Args:
-        dates: of the partitions that are there, in order; those of late rows stand behind their date's own.
-        as_of: later ones do not exist yet; None: all exist.
+        dates: names of existing partitions, in order; late ones follow that of their date.
+        as_of: date after which partitions are ignored; None: use all.
         built: partitions that have a dataset.
-        stopped: partitions that data checks refused; they are trained on never.
-        trained: what the champion was trained on; None: there is no champion.
+        stopped: partitions that data checks refused; they are never trained on.
+        trained: partitions that the champion was trained on; None: there is no champion.
+        config: rules of retraining.
 
     Raises:
         ValueError: ``as_of`` is no date like those of the partitions.
