@@ -1,1 +1,1 @@
-"""Raw rows to scores, on this machine or on Spark's executors."""
+"""Batch scoring of raw logs, in one process or on Spark's executors."""

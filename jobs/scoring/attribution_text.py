@@ -1,11 +1,11 @@
-"""summary: an attribution in a terminal."""
+"""summary: the text of an attribution for a terminal."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def summary(found: Mapping[str, Any]) -> str:
-    """Lay out what a person wants to see at once.
+    """Lay out the drops of features and branches, the parts of the logit, and the gates.
 
     Args:
         found: what ``training.ship.attribution.attribute`` returns.

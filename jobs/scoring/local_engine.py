@@ -1,4 +1,4 @@
-"""score_here: raw logs -> one file of scores, in this process alone."""
+"""score_here: score raw logs into one CSV file, in this process."""
 
 import json
 from argparse import Namespace
@@ -15,10 +15,10 @@ from training.ship.predict import Predictor
 
 
 def score_here(arguments: Namespace) -> int:
-    """Score in this process; returns the exit code.
+    """Score in this process; return the exit code.
 
     Args:
-        arguments: of ``jobs.score``.
+        arguments: arguments of ``jobs.score``.
     """
     artifact = find_artifact(arguments.artifact, arguments.registry)
     predictor = Predictor.load(artifact.place)

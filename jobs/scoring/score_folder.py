@@ -1,7 +1,7 @@
-"""A folder of raw logs -> a folder of scores on Spark's executors: a file for every raw file, its rows in their order.
+"""score_folder: score raw files on Spark's executors, one CSV file for each raw file, with its rows in order.
 
-Tasks write their parts themselves, under names that no other try has, and the driver takes those that Spark answers
-with. Spark's own writers would name the files, share the rows out between them and leave their order to chance.
+Each attempt of a task writes its part under a unique name, and the driver uses those of the attempts that Spark
+accepts. Spark's own writers choose file names, distribute the rows over files, and do not keep their order.
 """
 
 import os
@@ -33,34 +33,36 @@ if TYPE_CHECKING:
     from training.ship.predict import Predictor
 
 SUMMARY_NAME = "_scores.json"
-"""Counts, and the mark of a folder of scores; readers of partitioned folders skip such a name."""
+"""File of counts, which marks a folder of scores; the underscore makes readers of partitioned folders skip it."""
 _COPY_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class ScoreJob:
-    """What to score, checked before Spark starts."""
+    """Scoring job, checked before Spark starts."""
 
     artifact: FoundArtifact
     predictor: "Predictor"
     input: InputConfig
     files: dict[str, str]
-    """Raw file -> path of its scores in the output."""
+    """Output paths: raw file -> path of its scores below ``output``."""
     output: Path
 
 
 def plan_job(artifact: str, inputs: Sequence[str], output: str, registry: str = REGISTRY) -> ScoreJob:
-    """Check the artifact, replaying its golden rows, and find every file.
+    """Check the artifact, replay its golden rows, and list the files.
 
     Args:
-        artifact: folder or URL that every executor sees, or a version of ``registry``, whose files every executor sees.
+        artifact: folder, URL or version in ``registry``; its files must be readable by every executor.
         inputs: files, folders or globs.
-        output: folder; a folder of scores there is replaced.
+        output: folder; an older folder of scores is replaced.
+        registry: folder or address of the registry, for a version.
 
     Raises:
         ArtifactError: the artifact cannot be used, or does not say what its logs look like.
         LogError: an input is missing.
-        ScoreError: the output is in the input's way, or something else.
+        ScoreError: output and input lie within each other, two files would have one name, or the output is no folder of
+            scores.
     """
     found = find_artifact(artifact, registry)
     predictor = load_predictor(found.place, found.sha256)
@@ -84,7 +86,7 @@ def refuse_foreign(output: Path) -> None:
 
 
 def _check_apart(output: Path, inputs: Sequence[str], files: Sequence[str]) -> None:
-    """An output within the input would be read as a log next time, and one around it would replace it."""
+    """Refuse an output within the input, which the next job would read, or around it, which would replace the input."""
     folders = [Path(pattern).resolve() for pattern in inputs if Path(pattern).is_dir()]
     within = [folder for folder in folders if output.is_relative_to(folder)]
     around = [file for file in files if Path(file).resolve().is_relative_to(output)]
@@ -93,10 +95,13 @@ def _check_apart(output: Path, inputs: Sequence[str], files: Sequence[str]) -> N
 
 
 def name_outputs(inputs: Sequence[str], files: Sequence[str], kind: str) -> dict[str, str]:
-    """Raw file -> path of its scores: its own below what all inputs have in common, ``0.csv`` for ``0.csv.gz``.
+    """Name the scores of each raw file: its path below the inputs' common folder, with ``0.csv`` for ``0.csv.gz``.
+
+    Returns:
+        Raw file -> relative path of its scores.
 
     Raises:
-        ScoreError: two files would have the same one.
+        ScoreError: two files would have the same path, or a file and a folder.
         ValueError: a pattern climbs out of the folder that it begins with.
     """
     root = os.path.commonpath([os.path.normpath(_fixed_folder(pattern).absolute()) for pattern in inputs])
@@ -117,7 +122,7 @@ def name_outputs(inputs: Sequence[str], files: Sequence[str], kind: str) -> dict
 
 
 def _fixed_folder(pattern: str) -> Path:
-    """The folder below which everything is that a pattern stands for."""
+    """Return the fixed leading folder of a path or glob."""
     path = Path(pattern)
     if path.is_dir():
         return path
@@ -125,15 +130,14 @@ def _fixed_folder(pattern: str) -> Path:
 
 
 def score_folder(spark: "SparkSession", job: ScoreJob, portion_bytes: int = PORTION_BYTES) -> dict[str, Any]:
-    """Score every file; the output is there when all of it is.
+    """Score every file; the output appears atomically when all of it is written.
 
     Returns:
         The summary that is also in the output's ``_scores.json``.
 
     Raises:
-        ScoreError: a task has met what another try would not mend, in the words of scoring here; or the rows do not add
-            up.
-        TaskError: Spark has failed.
+        ScoreError: a task failed with an error that a retry cannot cure, or the counts of rows do not agree.
+        TaskError: Spark failed.
         LogError: an input file or a lookup is missing.
         ReplacementError: another job is writing to the output.
     """
@@ -154,7 +158,7 @@ def score_folder(spark: "SparkSession", job: ScoreJob, portion_bytes: int = PORT
 def _score_portions(
     spark: "SparkSession", job: ScoreJob, portions: Sequence[Portion], folder: Path
 ) -> dict[str, list[Part]]:
-    """Raw file -> its parts in order, which the executors have left in ``folder``."""
+    """Score portions on the executors; return raw file -> its parts in order, whose files are in ``folder``."""
     cut = [portion for portion in portions if portion.end is not None]
     counts = dict(zip(cut, run_tasks(spark, count_lines, cut, job.output), strict=True))
     portions = number_lines(portions, [counts.get(portion, 0) for portion in portions])
@@ -168,7 +172,7 @@ def _score_portions(
 
 
 def _lay(parts: Sequence[Part], scratch: Path, to: Path) -> dict[str, int]:
-    """Lay the parts of one raw file end to end below a header line, and check that it is all of them, each once."""
+    """Concatenate the parts of one raw file below a header, and check that no line is repeated and no byte is lost."""
     last = 0
     to.parent.mkdir(parents=True, exist_ok=True)
     with to.open("wb") as file:

@@ -1,4 +1,4 @@
-"""Rows of a raw log -> lines of a file of scores, the same on this machine alone and on Spark's executors."""
+"""score_rows: score rows of a raw log and write them as CSV, alike in one process and on Spark's executors."""
 
 import contextlib
 import csv
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 CHUNK_ROWS = 16_384
 HEADER = b"file,line,probability,error\r\n"
-"""First line of a file of scores."""
+"""Header line of a file of scores."""
 FAILED = "failed"
-"""File with the words of a task that another try cannot help: tasks that have not begun do not begin."""
+"""File with the error of a task that a retry cannot cure; tasks that start later stop at once."""
 
 Scored = tuple[int, float | None, str]
-"""Line number, probability (None for a malformed row), and what is wrong with the row ("" if nothing)."""
+"""Score of a row: line number, probability (None if malformed), and error ("" if none)."""
 
 
 class ScoreError(ValueError):
-    """Scores cannot be given, or do not add up to the rows that were read."""
+    """Scoring failed, or the counts of rows do not agree."""
 
 
 # --------------------------------------------------------------------------------------------------------- both engines
@@ -46,14 +46,16 @@ def write_scores(
 
     Args:
         file: text file, opened without newline translation.
-        name: what the raw file is called in each line.
+        name: name of the raw file in each line.
+        predictor: the model.
+        lines: line number and raw row, or the error of a line that cannot be read.
 
     Returns:
-        Rows, and those of them that are malformed.
+        Number of rows, and of malformed ones among them.
 
     Raises:
-        MissingColumnError: a column is missing, which is no single row's fault.
-        LogError: the raw file cannot be read on.
+        MissingColumnError: the raw file lacks a column.
+        LogError: the rest of the raw file cannot be read.
     """
     writer = csv.writer(file)
     num_rows = num_errors = 0
@@ -66,7 +68,7 @@ def write_scores(
 
 
 def score_rows(predictor: "Predictor", lines: Iterable[tuple[int, RawRow | LogError]]) -> Iterator[list[Scored]]:
-    """Score chunk by chunk; a row that cannot be encoded keeps its place."""
+    """Score rows in chunks of ``CHUNK_ROWS``; a malformed row keeps its place, without a probability."""
     iterator = iter(lines)
     while chunk := list(islice(iterator, CHUNK_ROWS)):
         errors = {number: str(row) for number, row in chunk if isinstance(row, LogError)}
@@ -82,12 +84,12 @@ def score_rows(predictor: "Predictor", lines: Iterable[tuple[int, RawRow | LogEr
 
 
 def describe(num_rows: int, num_errors: int, output: Path) -> str:
-    """The summary for a person."""
+    """Describe the result in one line."""
     return f"scored {num_rows - num_errors:,} of {num_rows:,} rows to {output}; {num_errors:,} malformed"
 
 
 def exceeds_limit(num_rows: int, num_errors: int, predictor: "Predictor") -> bool:
-    """Whether more rows are malformed than the artifact's config allows."""
+    """Tell whether more rows are malformed than the artifact's config allows."""
     return num_errors > predictor.config["pipeline"]["quality"]["max_rejected_fraction"] * num_rows
 
 
@@ -96,36 +98,36 @@ def exceeds_limit(num_rows: int, num_errors: int, predictor: "Predictor") -> boo
 
 @dataclass(frozen=True)
 class Work:
-    """What every task of a job is told."""
+    """Arguments of all tasks of a job."""
 
     artifact: str
     digest: str
-    """What ``digest_of`` said of the artifact when the driver checked it."""
+    """Digest of the artifact (``digest_of``) when the driver checked it."""
     folder: str
-    """Where the tasks write, seen by all executors and the driver."""
+    """Folder of the parts, which all executors and the driver can access."""
     log_format: LogFormat
     lookups: tuple[Lookup, ...]
 
 
 class Part(NamedTuple):
-    """The scores of one portion, without a header line."""
+    """Part: the scores of one portion, a CSV file without a header line."""
 
     name: str
-    """File in the job's folder."""
+    """File name in the job's folder."""
     num_bytes: int
     num_rows: int
     num_errors: int
     first_line: int | None
-    """None: it has no rows."""
+    """First line number; None: the part has no rows."""
     last_line: int | None
 
 
 @cache
 def load_predictor(artifact: str, digest: str) -> "Predictor":
-    """The predictor of a process, loaded once and checked like any: every file's sha256, then the golden rows.
+    """Load the predictor once in a process, and check the sha256 of its files and its golden rows.
 
     Raises:
-        ArtifactError: it cannot be used here, or is no longer the one that ``digest`` was taken of.
+        ArtifactError: it cannot be used here, or has another digest than ``digest``.
     """
     from training.ship.predict import Predictor
 
@@ -136,10 +138,10 @@ def load_predictor(artifact: str, digest: str) -> "Predictor":
 
 
 def score_portion(work: Work, portion: Portion) -> dict[str, Any]:
-    """Score one portion in an executor; may be run twice, each time to a file of its own.
+    """Score one portion in an executor; idempotent, each attempt writes a file of its own.
 
     Returns:
-        The fields of a ``Part``; or ``failure``, this task's or another's, which another try would not mend.
+        The fields of a ``Part``; or ``failure``, an error of this or another task that a retry cannot cure.
     """
     folder = Path(work.folder)
     if not folder.is_dir():
@@ -177,7 +179,7 @@ def _score_portion(work: Work, portion: Portion, folder: Path) -> Part:
 
 
 class Counted(Iterator[T]):
-    """An iterator that knows how many items it has given."""
+    """Iterator that counts the items it has yielded."""
 
     def __init__(self, items: Iterable[T]) -> None:
         self.count = 0
@@ -190,10 +192,10 @@ class Counted(Iterator[T]):
 
 
 def read_back(path: Path) -> Part:
-    """What a file of scores holds, counted from the disk.
+    """Read a file of scores back from disk and count its rows and errors.
 
     Raises:
-        ScoreError: a row has neither a score nor an error, or both, or is not below the one before it.
+        ScoreError: a row has neither a score nor an error, or both, or line numbers do not increase.
     """
     num_rows = num_errors = last = 0
     first = None

@@ -1,4 +1,4 @@
-"""score_with_spark: raw logs -> a folder of scores, on Spark's executors."""
+"""score_with_spark: score raw logs into a folder, on Spark's executors."""
 
 import os
 from argparse import Namespace
@@ -11,10 +11,10 @@ from pipeline.session import stop_spark
 
 
 def score_with_spark(arguments: Namespace) -> int:
-    """Score on Spark's executors; returns the exit code.
+    """Score on Spark's executors; return the exit code.
 
     Args:
-        arguments: of ``jobs.score``.
+        arguments: arguments of ``jobs.score``.
     """
     job = plan_job(arguments.artifact, arguments.input, arguments.output, arguments.registry)
     spark = start_tasks("PYSPARK_GATEWAY_PORT" in os.environ, arguments.verbose)

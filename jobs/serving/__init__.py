@@ -1,1 +1,1 @@
-"""Scores over HTTP: the interface, the replicas of Ray Serve behind it, and what is counted."""
+"""Scoring over HTTP: interface, replicas on Ray Serve, and metrics."""

@@ -1,4 +1,4 @@
-"""The HTTP interface of a service: scores, health, metrics, and what describes them, by FastAPI."""
+"""HTTP interface of a service, with FastAPI: scores, health, metrics, and their documentation."""
 
 import json
 import secrets
@@ -51,7 +51,7 @@ class Problem(BaseModel):
 
 
 class Health(BaseModel):
-    """What serves, and what does not though it should."""
+    """Health of the service: the version that serves, and why another cannot."""
 
     status: str = Field(description="ready, or waiting for a replica")
     model: str
@@ -63,10 +63,12 @@ class Health(BaseModel):
 
 
 def make_api(service: Service, limits: RequestLimits, token: str | None = None) -> FastAPI:
-    """The application that answers for a service.
+    """Make the FastAPI application of a service.
 
     Args:
-        token: None: anybody may ask.
+        service: the running service.
+        limits: limits on each request.
+        token: bearer token that all endpoints but /healthz require; None: no token is required.
     """
     api = FastAPI(
         title="twinfocus", version="1", description=DESCRIPTION, docs_url=None, redoc_url=None, openapi_url=None
@@ -138,7 +140,7 @@ async def _score(service: Service, request: Request, limits: RequestLimits) -> R
 
 
 async def _read(request: Request, limit: int) -> bytes:
-    """The body, no byte more than allowed.
+    """Read the body up to a limit in bytes.
 
     Raises:
         RequestError: it is longer.
@@ -173,7 +175,7 @@ def _unavailable(detail: str) -> Response:
 
 
 def _with_columns(document: dict[str, Any], columns: Sequence[str], limits: RequestLimits) -> dict[str, Any]:
-    """The OpenAPI document, with what a row of the version that serves must look like."""
+    """Add the schema of a row of the served version to an OpenAPI document."""
     text = {"type": "string", "maxLength": limits.value}
     number = {"type": "number", "minimum": -MAX_NUMBER, "maximum": MAX_NUMBER}
     scalar = [text, number, {"type": "boolean"}, {"type": "null"}]

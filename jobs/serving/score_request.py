@@ -1,4 +1,4 @@
-"""ScoreRequest: the rows that a client sends, read from JSON and held to the limits before anything is made of them."""
+"""ScoreRequest: the rows of a request, parsed from JSON and checked against the limits before they are scored."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,13 +10,13 @@ from pydantic_core import from_json
 from features.encoding import RawRow
 
 TOKEN = "TWINFOCUS_TOKEN"  # nosec B105
-"""Environment variable; where it is set, every request but those for health must bear what it holds."""
+"""Environment variable with the bearer token of all requests but those for health; unset: no token is needed."""
 MAX_NUMBER = sys.float_info.max
-"""In size; longer integers have digits without end."""
+"""Largest absolute value of a number; JSON allows integers of any length."""
 
 
 class RequestError(ValueError):
-    """A request is refused as a whole, with a status of HTTP."""
+    """A request is refused as a whole, with an HTTP status."""
 
     def __init__(self, message: str, status: int = 422) -> None:
         super().__init__(message)
@@ -25,12 +25,12 @@ class RequestError(ValueError):
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """Of one request.
+    """Limits of one request.
 
     Attributes:
-        rows: in it.
-        body: its bytes.
-        value: characters of one value; of a list, its items and the characters of each.
+        rows: rows of the request.
+        body: bytes of its body.
+        value: characters of one value; for a list, the number of items and the characters of each.
     """
 
     rows: int = 1000
@@ -40,7 +40,7 @@ class RequestLimits:
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """Rows to be scored."""
+    """Rows of a request, with the limits on their values."""
 
     rows: Sequence[Mapping[str, Any]]
     limits: RequestLimits
@@ -50,7 +50,7 @@ class ScoreRequest:
         """Read ``{"rows": [{column: value, ...}, ...]}``, or the list alone.
 
         Raises:
-            RequestError: it is something else, or has too many rows.
+            RequestError: the body has another form, or too many rows.
         """
         try:
             found = from_json(body, allow_inf_nan=False)
@@ -68,10 +68,10 @@ class ScoreRequest:
         return cls(found, limits)
 
     def rows_of(self, columns: Sequence[str]) -> Sequence[RawRow]:
-        """The rows with those columns alone that a model asks for.
+        """Select a model's columns from the rows, and check their values.
 
         Raises:
-            RequestError: a row lacks one, or its value is beyond the limits.
+            RequestError: a row lacks a column, or a value is beyond the limits.
         """
         try:
             rows = [{column: row[column] for column in columns} for row in self.rows]
@@ -85,7 +85,7 @@ class ScoreRequest:
         return rows
 
     def _problem(self, value: Any) -> str | None:
-        """What is wrong with a value that no model should be asked about; None: nothing."""
+        """Describe what is wrong with a value; None: it is within the limits."""
         limit = self.limits.value
         if isinstance(value, str | list) and len(value) > limit:
             return f"the value is longer than {limit}"

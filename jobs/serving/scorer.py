@@ -1,4 +1,4 @@
-"""Scorer: what one replica of Ray Serve runs. It has one version of a model and scores several requests together."""
+"""Scorer: a replica of Ray Serve, which holds one version of a model and scores several requests in one batch."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,23 +10,23 @@ from jobs.launch.loopback import LOOPBACK
 from jobs.scoring.score_rows import load_predictor, score_rows
 
 BATCH_ROWS = 4096
-"""Rows that are scored at once, of several requests; ``training.ship.predict`` takes as many."""
+"""Rows of a batch over several requests; ``training.ship.predict`` uses the same size."""
 
 
 class Scores(NamedTuple):
-    """What became of one request's rows."""
+    """Scores of one request's rows."""
 
     scores: list[float | None]
-    """None for a malformed row."""
+    """Probabilities in the order of the rows; None for a malformed row."""
     errors: dict[int, str]
-    """Number of a malformed row, from 1 -> what is wrong with it."""
+    """Errors of malformed rows: number of the row, from 1 -> error."""
 
 
 def _keep_to_loopback() -> None:
-    """Let this process's gRPC servers listen on loopback.
+    """Make this process's gRPC servers listen on loopback alone.
 
-    Ray Serve gives each replica one that un-pickles what anybody sends to it, on every interface and without Ray's
-    token, and has no setting for its address. It is opened after the constructor.
+    Ray Serve opens one for each replica, after the constructor: on every interface, without Ray's token, un-pickling
+    its input, and without a setting for its address.
     """
     from grpc.aio._server import Server
 
@@ -35,16 +35,17 @@ def _keep_to_loopback() -> None:
 
 
 class Scorer:
-    """A replica. Requests that arrive while a batch is scored are the next batch: nobody waits for company."""
+    """Replica of one version. Requests that arrive while a batch is scored form the next batch; there is no delay."""
 
     def __init__(self, place: str, digest: str, num_threads: int, batch_rows: int, on_loopback: bool) -> None:
         """Load the artifact.
 
         Args:
-            place, digest: as ``load_predictor``.
-            num_threads: that it scores with.
-            batch_rows: that it scores at once; a request's limit at least.
-            on_loopback: the cluster is this machine alone.
+            place: folder or URL of the artifact.
+            digest: its digest, as for ``load_predictor``.
+            num_threads: threads of scoring.
+            batch_rows: rows of a batch; at least the limit of a request.
+            on_loopback: whether the cluster is this machine alone.
 
         Raises:
             ArtifactError: it cannot be used here.
@@ -63,7 +64,7 @@ class Scorer:
 
     @serve.batch(max_batch_size=BATCH_ROWS, batch_wait_timeout_s=0.0, batch_size_fn=lambda items: sum(map(len, items)))
     async def score(self, requests: list[Sequence[RawRow]]) -> list[Scores]:
-        """Score requests, each a list of rows with every column; one answer for each."""
+        """Score a batch of requests, each a list of rows with all columns; return one ``Scores`` for each."""
         rows = [row for request in requests for row in request]
         scored = [found for chunk in score_rows(self._predictor, enumerate(rows)) for found in chunk]
         answers, start = [], 0

@@ -1,4 +1,4 @@
-"""serve: the service behind an HTTP address, on Ray Serve, until a signal ends it."""
+"""serve: run a service on Ray Serve behind an HTTP address, until a signal ends it."""
 
 import argparse
 import asyncio
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 def serve(arguments: argparse.Namespace) -> int:
-    """Serve what the command line of ``jobs.serve`` asks for; returns the exit code.
+    """Serve as the command line of ``jobs.serve`` says; return the exit code.
 
     Raises:
-        ConfigError: the command line makes no service, or the address cannot be had.
+        ConfigError: an option is wrong, or the address cannot be bound.
         ValueError: the artifact cannot be served.
     """
     check(arguments)
@@ -44,7 +44,7 @@ def serve(arguments: argparse.Namespace) -> int:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Refuse a command line that makes no service.
+    """Check the options of the command line.
 
     Raises:
         ConfigError: names the option.
@@ -68,7 +68,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _finder(arguments: argparse.Namespace) -> Callable[[], FoundArtifact]:
-    """Make a function that finds the artifact to be served now."""
+    """Make a function that finds the artifact to serve now."""
     if arguments.model is None:
         found = find_artifact(arguments.artifact)
         return lambda: found
@@ -78,7 +78,7 @@ def _finder(arguments: argparse.Namespace) -> Callable[[], FoundArtifact]:
 
 @contextmanager
 def bound(host: str, port: int) -> Iterator[socket.socket]:
-    """Bind the address, so that a wrong one is known at once; nobody is let in before the model is there."""
+    """Bind the address, so that a wrong one fails at once; connections are accepted only after the model is loaded."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         # With the protocol's name: only then asyncio sends each part of an answer at once (TCP_NODELAY), and not
@@ -94,7 +94,7 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
 
 @contextmanager
 def _ray(num_replicas: int) -> Iterator[None]:
-    """Run Ray Serve without its own HTTP proxy, on a cluster of our own or the one of RAY_ADDRESS."""
+    """Run Ray Serve without its own HTTP proxy, on a local cluster or the one of RAY_ADDRESS."""
     is_own = "RAY_ADDRESS" not in os.environ
     if is_own:
         os.environ.update(loopback_settings())
@@ -118,7 +118,7 @@ def _ray(num_replicas: int) -> Iterator[None]:
 
 
 def _answer(arguments: argparse.Namespace, find: Callable[[], FoundArtifact], listener: socket.socket) -> int:
-    """Answer until a signal says that it is enough; requests that are on their way are answered first."""
+    """Answer requests until a signal; those in flight are answered first."""
     import uvicorn
     from uvicorn.config import LOGGING_CONFIG
 
@@ -168,7 +168,7 @@ def _service_config(arguments: argparse.Namespace) -> "ServiceConfig":
 
 
 def _follow(service: "Service", stopped: threading.Event) -> None:
-    """Follow the registry, and end the process when that fails: without it nobody would hear of a promotion."""
+    """Follow the registry; end the process if that fails, because promotions would go unnoticed."""
     try:
         service.follow(stopped)
     except BaseException as error:
@@ -178,5 +178,5 @@ def _follow(service: "Service", stopped: threading.Event) -> None:
 
 
 def _stop(*_: Any) -> None:
-    """End in order; it is what was asked for."""
+    """Exit with code 0 on a signal."""
     raise SystemExit(0)

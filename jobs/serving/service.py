@@ -1,11 +1,10 @@
-"""Service: the version of a model that answers now, its replicas on Ray Serve, and how the next version takes over.
+"""Service: the served version of a model, its replicas on Ray Serve, and the switch to the next version.
 
-Each version is an application of Ray Serve of its own. A new one is started beside the old one, checks its artifact as
-any does and replays the golden rows; when all its replicas are ready, every request that begins from then on goes to
-it, and the old one ends when its last request has been answered. So an answer is of one version, and a version that
-cannot be loaded changes nothing.
+Each version is an application of Ray Serve of its own. A new one is started beside the old one, checks its artifact and
+replays the golden rows. When all its replicas are ready, new requests go to it, and the old one ends after its last
+request in flight. So each answer is of one version, and a version that cannot be loaded leaves the old one serving.
 
-Ray Serve gives a request up whose replica dies. Scoring changes nothing, so such a request is sent again.
+Ray Serve fails a request whose replica dies. Scoring is idempotent, so such a request is retried.
 """
 
 import asyncio
@@ -35,9 +34,9 @@ _log = logging.getLogger(__name__)
 MAX_TRIES = 5
 """Upper bound on retries, so that a poisonous request cannot crash replicas in a loop."""
 RETRY_SECONDS = 60.0
-"""After which a version that could not be loaded is tried again; at once, if another one is to serve."""
+"""Seconds until a version that could not be loaded is tried again; another version is tried at once."""
 ONGOING = 64
-"""Requests that a replica has at once; others wait in line, and beyond ``QUEUED`` they are turned away."""
+"""Concurrent requests of a replica; further ones are queued, and beyond ``QUEUED`` they are rejected."""
 QUEUED = 1024
 _REASON = re.compile(r".*\b(?:[\w.]*Error|Exception): (?P<reason>.+)", re.DOTALL)
 
@@ -48,15 +47,15 @@ class ServiceError(ValueError):
 
 @dataclass(frozen=True)
 class ServiceConfig:
-    """Of the service.
+    """Config of a service.
 
     Attributes:
         num_replicas: processes that score.
-        num_threads: of each.
-        batch_rows: that a replica scores at once; not less than one request's.
-        seconds: that a request may take, after a replica has died, too.
-        poll_seconds: between two looks at the registry.
-        on_loopback: Ray's cluster is this machine alone.
+        num_threads: threads of each replica.
+        batch_rows: rows of a batch; at least the limit of a request.
+        seconds: timeout of a request, retries included.
+        poll_seconds: seconds between two looks at the registry.
+        on_loopback: whether Ray's cluster is this machine alone.
     """
 
     num_replicas: int = 1
@@ -69,7 +68,7 @@ class ServiceConfig:
 
 @dataclass
 class Served:
-    """A version whose replicas are ready."""
+    """Version with ready replicas."""
 
     artifact: FoundArtifact
     application: str
@@ -77,16 +76,16 @@ class Served:
     columns: tuple[str, ...]
     """Raw columns that every row must have."""
     num_requests: int = field(default=0)
-    """On their way now."""
+    """Requests in flight."""
 
 
 class Service:
-    """Answers with the version that ``find`` names, and follows when that changes; ``start`` it first.
+    """Service of the version that ``find`` returns, switched when that changes; call ``start`` first.
 
     Attributes:
-        refused: the artifact that should serve and cannot, with the reason; None: the one that should serves.
-        trouble: why nobody knows which one should; None: it is known.
-        num_running: replicas of the version that serves.
+        refused: artifact that should serve but cannot be loaded, with the reason; None: there is none.
+        trouble: error of the last look at the registry or at Ray; None: it succeeded.
+        num_running: running replicas of the served version.
     """
 
     def __init__(
@@ -107,7 +106,7 @@ class Service:
 
     @property
     def served(self) -> Served:
-        """What answers now."""
+        """Version that answers now."""
         assert self._served is not None, "start comes first"
         return self._served
 
@@ -122,13 +121,13 @@ class Service:
         self._set_running(self.config.num_replicas)
 
     async def score(self, request: ScoreRequest) -> tuple[FoundArtifact, Scores]:
-        """The scores of a request's rows and the artifact that all of them are of.
+        """Score a request's rows; return the scores and the artifact, one and the same for all rows.
 
         Raises:
             RequestError: a row lacks a column.
             TimeoutError: no replica has answered in time.
-            RayServeException: too many requests wait already.
-            RayActorError: every replica died of it.
+            RayServeException: the queue is full.
+            RayActorError: the replica died in each of ``MAX_TRIES`` tries.
         """
         async with asyncio.timeout(self.config.seconds):
             for number in itertools.count(1):
@@ -148,7 +147,7 @@ class Service:
 
     @contextlib.contextmanager
     def _taken(self) -> Iterator[Served]:
-        """The version that answers, which does not end meanwhile."""
+        """Hold the served version, so that it is not ended before the request is answered."""
         with self._lock:
             served = self.served
             served.num_requests += 1
@@ -161,7 +160,7 @@ class Service:
     # ------------------------------------------------------------------------------------------------ the next version
 
     def follow(self, stopped: threading.Event) -> None:
-        """Look again and again for what should serve, and after the replicas, until ``stopped``."""
+        """Poll the registry and the number of replicas until ``stopped`` is set."""
         while not stopped.wait(self.config.poll_seconds):
             try:
                 self._count()
@@ -170,7 +169,7 @@ class Service:
                 self._set_trouble(f"Ray: {error}")
 
     def _look(self) -> None:
-        """Let the version that should serve take over, if it is another one."""
+        """Find the version that should serve, and switch to it if it is another one."""
         try:
             found = self._find()
         except (ValueError, OSError) as error:
@@ -197,7 +196,10 @@ class Service:
         self._end(before)
 
     def _deploy(self, artifact: FoundArtifact) -> Served:
-        """Start the replicas of a version, and wait until all of them are ready."""
+        """Start the replicas of a version and wait until all are ready.
+
+        Raises:
+            ServiceError: it cannot be loaded."""
         application = f"{artifact.name}-{next(self._numbers)}"
         config = self.config
         deployment = serve.deployment(Scorer).options(
@@ -222,7 +224,7 @@ class Service:
         return Served(artifact, application, handle, tuple(columns))
 
     def _reason(self, application: str) -> str | None:
-        """Why an application did not start: what its replicas raised, without the traceback."""
+        """Return the error that kept an application's replicas from starting, without traceback; None: not known."""
         found = serve.status().applications.get(application)
         for deployment in found.deployments.values() if found else ():
             if match := _REASON.fullmatch(deployment.message):
@@ -236,19 +238,19 @@ class Service:
         _log.info("serves %s", served.artifact.title, extra=served.artifact.named)
 
     def _end(self, served: Served) -> None:
-        """End a version when its last request has been answered."""
+        """End a version after its last request in flight."""
         deadline = time.monotonic() + 2 * self.config.seconds
         while served.num_requests and time.monotonic() < deadline:
             time.sleep(0.02)
         serve.delete(served.application)
 
     def end(self) -> None:
-        """End the version that serves; its cluster may be another's."""
+        """End the served version; the cluster itself may be shared and stays."""
         with contextlib.suppress(RayError, RayServeException):
             serve.delete(self.served.application, _blocking=False)
 
     def _count(self) -> None:
-        """Find out how many replicas run."""
+        """Count the running replicas."""
         found = serve.status().applications.get(self.served.application)
         deployments = found.deployments.values() if found else ()
         self._set_running(sum(d.replica_states.get(ReplicaState.RUNNING, 0) for d in deployments))

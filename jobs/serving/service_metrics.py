@@ -1,15 +1,15 @@
-"""ServiceMetrics: what Prometheus is told of a service, counted in the one process that all requests pass through."""
+"""ServiceMetrics: Prometheus metrics of a service, counted in the one process that all requests pass through."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from jobs.registry.found_artifact import FoundArtifact
 
 LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-"""Upper bounds of the histogram's buckets, seconds."""
+"""Upper bounds of the latency histogram's buckets, seconds."""
 
 
 class ServiceMetrics:
-    """Counters of one service."""
+    """Counters, gauges and the latency histogram of one service."""
 
     def __init__(self) -> None:
         self._all = CollectorRegistry()
@@ -33,13 +33,13 @@ class ServiceMetrics:
         )
 
     def set_version(self, artifact: FoundArtifact) -> None:
-        """Another version answers from now on."""
+        """Set the version that answers from now on."""
         self._version.clear()
         version = "" if artifact.version is None else str(artifact.version)
         self._version.labels(artifact.name, version, artifact.sha256).set(1)
 
     def text(self) -> bytes:
-        """In Prometheus' format."""
+        """Write all metrics in Prometheus' text format."""
         return generate_latest(self._all)
 
     def _counter(self, name: str, description: str, *labels: str) -> Counter:
