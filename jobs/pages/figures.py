@@ -247,7 +247,7 @@ def by_rank(parts: Mapping[str, Sequence[float]], title: str) -> go.Figure:
 
 
 def placement(tables: Sequence[str], gibibytes: Sequence[Sequence[float]]) -> go.Figure:
-    """Draw the GiB of each table (a line, first on top) on each rank; colours are logarithmic, no share is white."""
+    """Draw the GiB of each table (a line, first on top) on each rank; colours are logarithmic, white: none."""
     figure = blank("rank", "")
     powers = [math.floor(math.log10(size)) for line in gibibytes for size in line if size]
     ticks = range(min(powers), max(powers) + 2)

@@ -82,7 +82,7 @@ def _interval(row: Row, metric: str) -> str:
 
 
 def verdict(row: Row) -> str:
-    """Say for AUC and logloss whether a model is better or worse than the reference, or without a clear difference."""
+    """Say for AUC and logloss whether a model is better or worse than the reference, or not clearly different."""
     words = []
     for metric in ("auc", "logloss"):
         better = METRICS[metric].sign

@@ -11,7 +11,7 @@ GIB = 1 << 30
 MAX_DRAWN = 64
 """Tables drawn at most; plan.json has all of them."""
 MAX_NAMED = 8
-"""Tables in host memory that are named at most."""
+"""Tables in host memory named at most."""
 
 
 def render(result: Mapping[str, Any], shards: Mapping[tuple[str, int], int]) -> str:
