@@ -4,20 +4,19 @@ Everything that decides which id or float a raw value becomes is in this file's 
 the identity of a dataset, of a run and of an artifact.
 """
 
-import hashlib
-import json
 import math
 import re
 import sys
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import field, fields
 from functools import cached_property
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import ConfigDict, Field, FiniteFloat
 from pydantic.dataclasses import dataclass
 
+from features.fingerprint import MODEL_CHOICE, departures, digest, fingerprint_version_1, is_model_choice
 from features.kinds import BAG, DENSE, LENGTH_SUFFIX, SINGLE, Bag, Column, Dense, Single
 
 ENCODING_VERSION = 1
@@ -159,13 +158,13 @@ class SparseFeature:
     separator: str | None = None
     """Separator that splits the text into several values; None: single-valued."""
     max_length: Annotated[int, Field(ge=1, le=4096)] = 16
-    """Number of values kept a row (multi-valued only), the first ones; the statistics count the rest."""
-    pooling: Literal["mean", "sum"] = "mean"
-    """Pooling of a row's embeddings to one vector (multi-valued only)."""
+    """Multi-valued only: values kept a row, the first ones; the rest are dropped and counted in the statistics."""
+    pooling: Literal["mean", "sum"] = field(default="mean", metadata=MODEL_CHOICE)
+    """Multi-valued only: how the value's embeddings become one vector."""
     table: str | None = None
     """Table that the ids are looked up in: features that name one table share its rows, a vocabulary that is learnt
     from the values of all of them, and a hash's default salt. They need one encoding. None: the feature's own name."""
-    embedding_dim: Annotated[int, Field(ge=1)] | None = None
+    embedding_dim: Annotated[int, Field(ge=1)] | None = field(default=None, metadata=MODEL_CHOICE)
     """Width of the table, in proportion for the easy stream; other widths than the model's are projected to it by a
     matrix without bias. None: model.embedding_dim."""
 
@@ -373,14 +372,44 @@ class FeatureSchema:
 
     @property
     def fingerprint(self) -> str:
-        """Hash the encoding rules to 64 hexadecimal digits, which change when any id or float could."""
-        meaning = asdict(self)
-        for feature in meaning["sparse"]:
-            del feature["embedding_dim"]  # a model's choice
-            if feature["table"] is None:  # as in schemas that were written before there was the key
-                del feature["table"]
-        canonical = json.dumps({"encoding_version": ENCODING_VERSION, **meaning}, sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        """64 hexadecimal digits that change when any raw value could become another id or float.
+
+        Two ways to write the same thing have the same one; what a model chooses (pooling, embedding_dim) is not in it.
+        """
+        return digest({"encoding_version": ENCODING_VERSION, **_meaning(self)})
+
+    def fingerprint_of_version(self, version: int) -> str:
+        """The fingerprint by the formula of an earlier version, or of the current one.
+
+        Args:
+            version: as the file says that stores the fingerprint; checked before.
+        """
+        return fingerprint_version_1(self, ENCODING_VERSION) if version == 1 else self.fingerprint
+
+    @property
+    def model_choices(self) -> dict[str, Any]:
+        """Config key -> value of all that a model chooses and no dataset depends on."""
+        choices: dict[str, Any] = {}
+        for group in ("sparse", "dense"):
+            for feature in getattr(self, group):
+                named = {f.name: getattr(feature, f.name) for f in fields(feature) if is_model_choice(f)}
+                choices |= {f"features.{group}.{feature.name}.{name}": value for name, value in named.items()}
+        return choices
+
+
+def _meaning(schema: FeatureSchema) -> dict[str, Any]:
+    """A schema as a tree of what decides ids and floats, in one form for all ways to write it."""
+    sparse = []
+    for feature in schema.sparse:
+        tree = departures(feature)
+        if not feature.kind.takes_lists:
+            tree.pop("max_length", None)
+        if feature.table == feature.name:
+            tree.pop("table", None)
+        if isinstance(feature.encoding, HashEncoding):
+            tree["encoding"]["salt"] = feature.salt
+        sparse.append(tree)
+    return {**departures(schema), "label": departures(schema.label_rule), "sparse": sparse}
 
 
 def _check_table(table: str, features: tuple[SparseFeature, ...]) -> None:

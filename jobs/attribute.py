@@ -12,6 +12,7 @@ from tqdm import tqdm
 from features.disk.run_folder import ATTRIBUTION_NAME
 from jobs.cli.conventions import local, plain_parser, run_program
 from jobs.scoring.attribution_text import summary
+from jobs.scoring.run_data import describe_data
 
 MAX_ROWS = 200_000
 
@@ -47,6 +48,7 @@ def main() -> int:
 
     run = Run(local(arguments.run))
     best = load_best(run, Dataset.open(arguments.dataset) if arguments.dataset else None)
+    data = describe_data(run, best.dataset, arguments.split, is_named=bool(arguments.dataset))
     reader, schema = Reader(best.dataset, arguments.split, best.config), best.dataset.manifest.schema
     columns = read_columns(reader, arguments.max_rows)
     split_rows, rows = reader.num_rows, len(columns["label"])
@@ -68,6 +70,7 @@ def main() -> int:
         **{"step": best.step, "dataset": str(best.dataset.path), "split": arguments.split},
         "split_rows": split_rows,
         "repeats": arguments.repeats,
+        "data": data,
     }
     run.write(ATTRIBUTION_NAME, {**settings, "seed": arguments.seed, **found})
     print(summary(found))

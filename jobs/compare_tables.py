@@ -8,6 +8,7 @@ from jobs.cli.conventions import local, plain_parser, run_program
 from jobs.cli.text_table import text_table
 from jobs.pages.table_section import rows
 from jobs.pages.values import shown
+from jobs.scoring.run_data import describe_data
 
 
 def main() -> int:
@@ -36,6 +37,7 @@ def main() -> int:
         "step": best.step,
         "dataset": str(best.dataset.path),
         "split": arguments.split,
+        "data": describe_data(run, best.dataset, arguments.split, is_named=bool(arguments.dataset)),
         "threads": torch.get_num_threads(),
         "vocabulary_bytes": sum(path.stat().st_size for path in (run.path / LEARNT_NAME).iterdir()),
         "precisions": compare(best, arguments.split, seconds=arguments.seconds),

@@ -4,6 +4,7 @@ import json
 
 from features.disk.run_folder import evaluation_name
 from jobs.cli.conventions import local, plain_parser, run_program
+from jobs.scoring.run_data import describe_data
 
 
 def main() -> int:
@@ -24,10 +25,12 @@ def main() -> int:
     from training.ship.export import load_best
 
     run = Run(local(arguments.run))
-    scores = load_best(run, Dataset.open(arguments.dataset) if arguments.dataset else None).score(arguments.split)
+    best = load_best(run, Dataset.open(arguments.dataset) if arguments.dataset else None)
+    data = describe_data(run, best.dataset, arguments.split, is_named=bool(arguments.dataset))
+    scores = best.score(arguments.split)
     metrics = evaluate(scores)
-    run.write(evaluation_name(arguments.split), {"metrics": metrics, "curves": curves(scores)})
-    print(json.dumps({"split": arguments.split, **metrics}))
+    run.write(evaluation_name(arguments.split), {"metrics": metrics, "curves": curves(scores), "data": data})
+    print(json.dumps({"split": arguments.split, **metrics, "data": data}))
     return 0
 
 

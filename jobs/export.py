@@ -1,6 +1,8 @@
 """Write a run's best checkpoint as an artifact that scores raw rows."""
 
+from features.disk.dataset import DatasetManifest
 from jobs.cli.conventions import local, place, plain_parser, run_program
+from jobs.scoring.run_data import warn_if_other
 
 
 def main() -> int:
@@ -24,7 +26,9 @@ def main() -> int:
     from training.fit.run import Run
     from training.ship.export import NUM_GOLDEN_ROWS, export
 
-    predictor = export(Run(local(arguments.run)), place(arguments.output), arguments.golden_input, arguments.tables)
+    run = Run(local(arguments.run))
+    warn_if_other(run, DatasetManifest.load(run.trained_on().dataset))
+    predictor = export(run, place(arguments.output), arguments.golden_input, arguments.tables)
     print(
         f"exported {len(predictor.model.tables)} {arguments.tables} tables and the network to {arguments.output}; "
         f"up to {NUM_GOLDEN_ROWS} golden rows replayed"

@@ -3,6 +3,7 @@
 A report is read long after the machine of its run is gone, so the page holds its data and its plotting library.
 """
 
+import sys
 from pathlib import Path
 
 from features.disk.run_folder import REPORT_NAME
@@ -26,6 +27,8 @@ def main() -> int:
     files = read_run(run)
     page = render(files)
     output.write_text(page, encoding="utf-8")
+    if files.manifest is not None and "dataset" in files.notes:
+        print(f"warning: {files.notes['dataset']}", file=sys.stderr)
     splits = ", ".join(files.evaluations) or "none"
     print(
         f"{output} ({len(page.encode()) / 1e6:.1f} MB): {len(files.progress)} points of training, curves of: {splits}"

@@ -8,8 +8,45 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 ROOMS = ("features", "pipeline", "training", "jobs")
 RELATIVE = frozenset(
-    "After And As At Because Before Behind Beside Besides Between But By For From How In Not Of On Only Or Over Since "
-    "That Through To Under Until What When Where Which While Who Whose With Without".split()
+    [
+        "After",
+        "And",
+        "As",
+        "At",
+        "Because",
+        "Before",
+        "Behind",
+        "Beside",
+        "Besides",
+        "Between",
+        "But",
+        "By",
+        "For",
+        "From",
+        "How",
+        "In",
+        "Not",
+        "Of",
+        "On",
+        "Only",
+        "Or",
+        "Over",
+        "Since",
+        "That",
+        "Through",
+        "To",
+        "Under",
+        "Until",
+        "What",
+        "When",
+        "Where",
+        "Which",
+        "While",
+        "Who",
+        "Whose",
+        "With",
+        "Without",
+    ]
 )
 """Words that open a fragment: its reader would have to know what stands above it."""
 LEFT = {"features": 0, "pipeline": 0, "training": 0, "jobs": 0}

@@ -19,6 +19,7 @@ from torch import nn
 
 from features.disk.artifact import ArtifactError
 from features.disk.dataset import DatasetError, DatasetManifest
+from features.disk.trained_on import TrainedOn
 from features.rawlog import LogError, LogFormat, read_rows
 from tests.fuzz.targets import CONFIG, digests, make_artifact, make_checkpoint, make_dataset
 from tests.stand_ins.tiny_dataset import describe_file
@@ -354,7 +355,7 @@ def test_a_run_imports_no_module(tmp_path: Path, trap: str, proof: Path) -> None
     run = Run(tmp_path / "run")
     run.write("config.json", config.to_dict())
     dataset = Dataset.open(tmp_path / "dataset")
-    run.write("dataset.json", {"schema_fingerprint": dataset.manifest.schema_fingerprint})
+    run.write_dataset(TrainedOn.of(dataset.path, dataset.manifest).to_json())
     dataset.learnt.save(run.path / "learnt")
     name_plugins(run.path / "config.json", trap)
     saved = run.read("config.json")

@@ -4,7 +4,7 @@
 """
 
 import hashlib
-from dataclasses import asdict, field
+from dataclasses import asdict, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,9 +23,13 @@ MANIFEST_NAME = "manifest.json"
 BUILD_NAME = "build.json"
 """File beside the manifest: what the last build said of itself."""
 LOCK_NAME = ".lock"
-"""Lock file that a writer to the dataset holds."""
-FORMAT = Format("dataset", "update twinfocus here, or build the dataset again with this program")
+"""File that whoever writes to the dataset holds."""
 SPLITS = ("train", "valid", "test")
+FORMAT = Format(
+    "dataset",
+    "update twinfocus here, or build the dataset again with this program",
+    (lambda manifest: manifest,),  # version 1 differs in its schema fingerprint alone, which ``load`` computes anew
+)
 
 
 class DatasetError(ValueError):
@@ -59,7 +63,7 @@ class DataFile:
 
     @property
     def num_rows(self) -> int:
-        """Count the rows of the file."""
+        """Rows of all row groups."""
         return sum(self.row_groups)
 
 
@@ -107,8 +111,13 @@ class Split:
 
     @property
     def num_rows(self) -> int:
-        """Count the rows of the split."""
+        """Rows of all files."""
         return sum(f.num_rows for f in self.files)
+
+    @property
+    def fingerprint(self) -> str:
+        """64 hexadecimal digits over the files' contents, in order: equal if and only if the rows are."""
+        return hashlib.sha256("\n".join(f.sha256 for f in self.files).encode()).hexdigest()
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -119,13 +128,6 @@ class Rejected:
     reasons: dict[str, int]
     path: RelativePath | None
     """Folder of JSON lines {file, line, reason}, relative to the dataset; None when there are none."""
-
-
-@dataclass(frozen=True)
-class _Version:
-    """Version of a manifest, read before the other keys, as a newer version may have unknown ones."""
-
-    version: int = 1
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -149,11 +151,29 @@ class DatasetManifest:
 
     @property
     def fingerprint(self) -> str:
-        """Hash the schema, the learnt state and every file's sha256: equal if and only if the data are."""
+        """Of the schema, of what was learnt and of every file's content: equal if and only if the data are."""
+        return self._fingerprint(self.schema_fingerprint)
+
+    def has_fingerprint(self, fingerprint: str) -> bool:
+        """Whether a stored fingerprint, by the formula of any version, is this dataset's."""
+        return fingerprint in (self.fingerprint, self._fingerprint(self.schema.fingerprint_of_version(1)))
+
+    def _fingerprint(self, schema_fingerprint: str) -> str:
         files = [f.sha256 for _, split in sorted(self.splits.items()) for f in split.files]
-        return hashlib.sha256(
-            "\n".join([self.schema_fingerprint, self.learnt_fingerprint, *files]).encode()
-        ).hexdigest()
+        return hashlib.sha256("\n".join([schema_fingerprint, self.learnt_fingerprint, *files]).encode()).hexdigest()
+
+    def with_choices_of(self, schema: FeatureSchema) -> "DatasetManifest":
+        """The same dataset with a model's choices (pooling) from another schema of the same columns.
+
+        Raises:
+            DatasetError: the schema's columns are others.
+        """
+        if schema.fingerprint != self.schema_fingerprint:
+            raise DatasetError(
+                f"the dataset was built from another feature schema (fingerprint {self.schema_fingerprint[:12]}) than "
+                f"the model's ({schema.fingerprint[:12]}): build it again"
+            )
+        return replace(self, schema=schema)
 
     def write(self, dataset: Path) -> None:
         """Replace ``dataset/manifest.json`` in one step, after everything it names is on disk."""
@@ -161,10 +181,10 @@ class DatasetManifest:
 
     @classmethod
     def load(cls, dataset: Place | str) -> "DatasetManifest":
-        """Read and check a dataset's manifest.
+        """Read and check a dataset's manifest; one of an earlier version has the fingerprints of this one from here on.
 
         Raises:
-            DatasetError: no manifest, not readable, or its schema's fingerprint does not match.
+            DatasetError: no manifest, not readable, made by a newer version, or of another schema than it says.
             StorageError: its store cannot be read.
         """
         path = locate(dataset) / MANIFEST_NAME
@@ -172,13 +192,14 @@ class DatasetManifest:
             raise DatasetError(f"{dataset} is not a dataset: it has no {MANIFEST_NAME}; run jobs.build_dataset first")
         try:
             text = path.read_bytes()
-            FORMAT.version_of({"version": TypeAdapter(_Version).validate_json(text).version}, path, DatasetError)
+            version = FORMAT.version_of(TypeAdapter(dict[str, Any]).validate_json(text), path, DatasetError)
             manifest = TypeAdapter(cls).validate_json(text)
         except (OSError, ValidationError) as error:
             raise DatasetError(f"{path} cannot be read: {error}") from error
-        if manifest.schema.fingerprint != manifest.schema_fingerprint:
+        schema = manifest.schema
+        if schema.fingerprint_of_version(version) != manifest.schema_fingerprint:
             raise DatasetError(f"{path} was written by another version of the encoding rules: build the dataset again")
-        return manifest
+        return replace(manifest, schema_fingerprint=schema.fingerprint, version=FORMAT.version)
 
     def load_learnt(self, dataset: Place | str) -> Learnt:
         """Read the learnt state the manifest refers to.

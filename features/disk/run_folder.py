@@ -21,6 +21,7 @@ from features.disk.atomic import write_json, write_text
 from features.disk.dataset import BUILD_NAME, SPLITS, DatasetError, DatasetManifest
 from features.disk.object_store import StorageError
 from features.disk.place import Place, locate
+from features.disk.trained_on import TrainedOn
 from features.disk.versions import Format
 from features.learnt import Learnt
 from features.schema import FeatureSchema
@@ -112,6 +113,26 @@ class RunFolder:
             RunError: it is absent, damaged, or of a newer version.
         """
         return FORMAT.upgrade(self.read(DATASET_NAME), self.path, RunError)
+
+    def trained_on(self) -> TrainedOn:
+        """Read the identity of the dataset that the run is trained on, with fingerprints of this program's version.
+
+        Raises:
+            RunError: ``dataset.json`` or the config's features are absent or damaged, or a newer version made the run.
+            DatasetError: ``dataset.json`` is not understood, or is of another feature schema than the config.
+        """
+        return TrainedOn.from_json(self.read_dataset(), self.schema())
+
+    def schema(self) -> FeatureSchema:
+        """Read the features section that the run was started with, a model's choices such as pooling included.
+
+        Raises:
+            RunError: it is absent or damaged.
+        """
+        try:
+            return TypeAdapter(FeatureSchema).validate_python(self.read(CONFIG_NAME)["features"])
+        except (KeyError, TypeError, ValidationError) as error:
+            raise RunError(f"{self.path} is not a usable run: {CONFIG_NAME} has no features ({error})") from error
 
     def write_dataset(self, value: Mapping[str, Any]) -> str | None:
         """Write what the run is trained on, and with it the run's version.
@@ -237,7 +258,7 @@ def _best_step(history: list[dict[str, Any]]) -> int | None:
 
 
 def _load_manifest(dataset: Mapping[str, Any]) -> tuple[DatasetManifest | None, str]:
-    """Load the manifest of the run's dataset; None with the reason where it cannot be used."""
+    """The manifest of the run's dataset, or None and why; with a manifest, what it has that the run did not see."""
     if "dataset" not in dataset:
         return None, f"The run names no dataset ({DATASET_NAME} is missing)."
     try:
@@ -246,7 +267,9 @@ def _load_manifest(dataset: Mapping[str, Any]) -> tuple[DatasetManifest | None, 
         return None, f"The dataset cannot be described any more: {error}."
     if manifest.learnt_fingerprint != dataset.get("learnt_fingerprint", manifest.learnt_fingerprint):
         return None, f"{dataset['dataset']} was built anew since this run and is another dataset now."
-    return manifest, ""
+    # Runs of earlier versions do not say which rows they were trained on.
+    difference = TrainedOn.parse(dataset).difference(manifest) if "fingerprint" in dataset else None
+    return manifest, f"{dataset['dataset']} is not what this run was trained on: {difference}." if difference else ""
 
 
 def _read(path: Place, absent: Any) -> Any:

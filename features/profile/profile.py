@@ -43,7 +43,8 @@ class DataProfile:
     oov_rates: dict[str, Fraction]
     """Out-of-vocabulary rate of each feature with a vocabulary."""
     features: dict[str, Annotated[Distribution, Field(discriminator="kind")]]
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 2
+    """1: the fingerprints are of version 1; see ``upgraded``."""
 
     def __post_init__(self) -> None:
         if set(self.null_rates) != set(self.features) or not set(self.oov_rates) <= set(self.features):
@@ -77,6 +78,21 @@ class DataProfile:
             raise DriftError(f"{path} is damaged ({first['msg']} at {first['loc']}): measure again") from error
         except OSError as error:
             raise DriftError(f"{path} cannot be read: {error}") from error
+
+    def upgraded(self, manifest: DatasetManifest) -> "DataProfile":
+        """The profile with fingerprints of the current version, which its dataset's manifest has.
+
+        Raises:
+            DriftError: an earlier version made it, and of another dataset.
+        """
+        if self.version == 2:
+            return self
+        is_own = self.schema_fingerprint == manifest.schema.fingerprint_of_version(1)
+        if not (is_own and len(self.datasets) == 1 and manifest.has_fingerprint(self.datasets[0])):
+            raise DriftError("the profile is not of this dataset: measure again")
+        return replace(
+            self, schema_fingerprint=manifest.schema_fingerprint, datasets=(manifest.fingerprint,), version=2
+        )
 
     def check_comparable(self, other: "DataProfile") -> None:
         """Refuse to compare ids and floats that mean other things.

@@ -64,14 +64,12 @@ def build(dataset: Entry, shared: Texts) -> None:
 
 
 def run(cell: Cell, config: Config) -> dict[str, Any]:
-    """Train and evaluate one cell, or read its result if an earlier call has finished it.
-
-    Raises:
-        ValueError: the kept result is of another config or dataset, or the training failed."""
-    data = DatasetManifest.load(config.training.dataset).fingerprint
+    """Train and evaluate one cell, or read what an earlier call found."""
+    manifest = DatasetManifest.load(config.training.dataset)
     if cell.result.exists():
         result = json.loads(cell.result.read_text(encoding="utf-8"))
-        if result["request"]["data"] != data or not is_saved_config(result["request"]["config"], config):
+        is_data = manifest.has_fingerprint(result["request"]["data"])
+        if not is_data or not is_saved_config(result["request"]["config"], config):
             raise ValueError(
                 f"{cell.result} is of another config or dataset: delete it and {cell.run} to run that cell again, or "
                 "choose another --output"
@@ -85,7 +83,7 @@ def run(cell: Cell, config: Config) -> dict[str, Any]:
         "dataset": cell.dataset.name,
         "model": cell.model.name,
         "seed": cell.seed,
-        "request": {"config": config.to_dict(), "data": data},
+        "request": {"config": config.to_dict(), "data": manifest.fingerprint},
         "versions": {"python": sys.version.split()[0], **_versions()},
         **_evaluate(cell),
     }

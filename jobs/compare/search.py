@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass as checked
 
 from features.disk.dataset import DatasetManifest
 from features.schema import STRICT
-from jobs.cli.config import Config, Entry, Texts, check_names, load_config
+from jobs.cli.config import Config, Entry, Texts, check_names, is_saved_config, load_config
 from jobs.cli.errors import ConfigError
 from training.config import Positive
 
@@ -195,6 +195,13 @@ class Trial:
             "grace_epochs": self.search.grace_epochs,
             "reduction_factor": self.search.reduction_factor,
         }
+
+    def is_answered_by(self, request: dict[str, Any]) -> bool:
+        """Whether a result of an earlier ``request`` is one of this trial: same config, dataset and ASHA setting."""
+        tree, data = request["config"], request["data"]
+        same = {**self.request(), "config": tree, "data": data}
+        is_data = DatasetManifest.load(self.config.training.dataset).has_fingerprint(data)
+        return request == same and is_data and is_saved_config(tree, self.config)
 
 
 def _departures(overrides: Texts, max_epochs: int, values: dict[str, Value]) -> str:

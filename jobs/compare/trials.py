@@ -30,7 +30,7 @@ from ray.tune.schedulers import ASHAScheduler
 
 from features.disk.atomic import write_json
 from features.disk.dataset import DatasetManifest
-from jobs.cli.config import Config, check_manifest, is_saved_config, parse_config
+from jobs.cli.config import Config, check_manifest, parse_config
 from jobs.cli.conventions import place
 from jobs.compare.search import Search, Trial
 from training.judge.metrics import METRICS
@@ -87,8 +87,7 @@ def _kept(trial: Trial) -> Row | None:
     if not trial.result.exists():
         return None
     result = json.loads(trial.result.read_text(encoding="utf-8"))
-    tree, request = result["request"]["config"], trial.request()
-    if result["request"] != {**request, "config": tree} or not is_saved_config(tree, trial.config):
+    if not trial.is_answered_by(result["request"]):
         raise ValueError(
             f"{trial.result} is of another config, dataset or budget: delete it to run that trial again, or choose "
             "another --output"
@@ -180,11 +179,13 @@ def _work(sampled: dict[str, Any], tasks: list[dict[str, Any]]) -> None:
     if task["reports"]:
         return
     started = time.perf_counter()
-    config = dataclasses.replace(parse_config(task["config"]).training, dataset=task["dataset"])
+    resolved = parse_config(task["config"])
+    config = dataclasses.replace(resolved.training, dataset=task["dataset"])
     set_up_worker(task["parallel"], config.threads_per_worker)
     import torch.distributed as dist
 
-    from training.fit.run import Run, fit
+    from pipeline.build.vocabulary import fit
+    from training.fit.run import Run
 
     run = Run(Path(task["folder"]))
     shutil.rmtree(run.path, ignore_errors=True)
@@ -198,7 +199,7 @@ def _work(sampled: dict[str, Any], tasks: list[dict[str, Any]]) -> None:
             tune.report({"epochs": event["epoch"] + 1, "seconds": time.perf_counter() - started, **metrics})
 
     try:
-        fit(run, config, report)
+        fit(run, config, report, resolved.features)
     except DivergedError as error:  # a rate that is too high ends a trial, not the search
         tune.report(_divergence(str(error)))
 

@@ -10,10 +10,13 @@ from pathlib import Path
 from features.disk.lock import lock
 from features.disk.place import Place, locate
 from features.disk.run_folder import CONFIG_NAME, LEARNT_NAME, LOCK_NAME, RESERVE_NAME, WORKERS_LOCK_NAME
+from features.disk.trained_on import TrainedOn
 from jobs.cli.config import Config, check_manifest, parse_config
 from jobs.cli.conventions import absolute, place
 from jobs.cli.errors import ConfigError
 from training.data.opened_dataset import Dataset
+from training.data.row_order import RowOrder
+from training.fit.position import check_position
 from training.fit.run import Run, find_warm_start
 from training.sharding import checkpoint
 
@@ -81,7 +84,7 @@ def take_over(run_path: Path) -> str:
 
 
 def prepare(run_path: Path, config: Config, resume: bool) -> Config:
-    """Check dataset and run folder and write the files of the run, before any worker starts; return the config.
+    """Check dataset and run before any worker starts, and write down what the run is trained with; returns the config.
 
     Raises:
         ValueError: the dataset does not fit the config, or the run folder is used by another run.
@@ -99,21 +102,15 @@ def prepare(run_path: Path, config: Config, resume: bool) -> Config:
             f"{run_path} already holds a run{more}: add --resume to go on with it, or choose another --run"
         )
     if used:
-        _check_same(run, config, manifest.schema_fingerprint, dataset.learnt.fingerprint)
-        checkpoint.newest(checkpoints)
+        for warning in _check_same(run, config, dataset, checkpoint.newest(checkpoints)):
+            print(f"warning: {warning}", file=sys.stderr)
     else:
         run.history.unlink(missing_ok=True)
     run.failure.unlink(missing_ok=True)
     (run_path / RESERVE_NAME).write_bytes(bytes(4096))
     run.write(CONFIG_NAME, config.to_dict())
     dataset.learnt.save(run_path / LEARNT_NAME)
-    note = run.write_dataset(
-        {
-            "dataset": str(dataset.path),
-            "schema_fingerprint": manifest.schema_fingerprint,
-            "learnt_fingerprint": dataset.learnt.fingerprint,
-        }
-    )
+    note = run.write_dataset(TrainedOn.of(dataset.path, manifest).to_json())
     if note is not None:
         print(note, file=sys.stderr)
     return config
@@ -127,15 +124,42 @@ def _places_before(run: Run) -> list[Place]:
     return [] if folder is None else [locate(folder)]
 
 
-def _check_same(run: Run, config: Config, schema_fingerprint: str, learnt_fingerprint: str) -> None:
-    before = parse_config(run.read(CONFIG_NAME), run.path).training
-    changed = [name for name in COMPARED_ON_RESUME if getattr(before, name) != getattr(config.training, name)]
+def _check_same(run: Run, config: Config, dataset: Dataset, last: checkpoint.Checkpoint | None) -> list[str]:
+    """Check that a run may go on with a config and a dataset.
+
+    Args:
+        run: the run, with what it was trained with until now.
+        config: what it would go on with.
+        dataset: the config's.
+        last: the newest checkpoint; None if there is none.
+
+    Returns:
+        Warnings: what is not as it was, or cannot be checked.
+
+    Raises:
+        ConfigError: the config has another value where the weights depend on it.
+        ValueError: the dataset is another one, or the checkpoint is inside an epoch of other rows.
+    """
+    saved = parse_config(run.read(CONFIG_NAME), run.path)
+    before, choices = saved.training, saved.features.model_choices
+    changed = [
+        f"training.{name}" for name in COMPARED_ON_RESUME if getattr(before, name) != getattr(config.training, name)
+    ]
     if before.reader.num_streams != config.training.reader.num_streams:
-        changed.append("reader.num_streams")
+        changed.append("training.reader.num_streams")
     if before.checkpoint.folder != config.training.checkpoint.folder:
-        changed.append("checkpoint.folder")
+        changed.append("training.checkpoint.folder")
+    now = config.features.model_choices
+    changed += [name for name, value in choices.items() if name in now and now[name] != value]
     if changed:
-        raise ConfigError(f"--resume cannot change training.{', training.'.join(changed)}: start a new --run")
-    data = run.read_dataset()
-    if (data["schema_fingerprint"], data["learnt_fingerprint"]) != (schema_fingerprint, learnt_fingerprint):
+        raise ConfigError(f"--resume cannot change {', '.join(changed)}: start a new --run")
+    trained_on, manifest = run.trained_on(), dataset.manifest
+    if (trained_on.schema_fingerprint, trained_on.learnt_fingerprint) != (
+        manifest.schema_fingerprint,
+        dataset.learnt.fingerprint,
+    ):
         raise ValueError(f"{run.path} was trained on another dataset than {config.training.dataset}")
+    position = last and check_position(last, RowOrder.of_training(manifest, config.training))
+    difference = trained_on.difference(manifest)
+    other = difference and f"{config.training.dataset} is not the dataset that {run.path} was trained on: {difference}"
+    return [warning for warning in (other, position) if warning]

@@ -52,14 +52,13 @@ def work(arguments: dict[str, Any]) -> None:
 def _fit(arguments: dict[str, Any]) -> None:
     import ray.train
 
-    from training.fit.run import Run, fit
+    from pipeline.build.vocabulary import fit
+    from training.fit.run import Run
 
-    config = parse_config(arguments["config"]).training
     run = Run(Path(arguments["run"]))
     if run.failure.exists():
         return  # an error that a restart cannot mend: leave quietly, the driver tells it
     context = ray.train.get_context()
-    set_up_worker(context.get_local_world_size(), config.threads_per_worker)
     rank = context.get_world_rank()
 
     def report(event: dict[str, Any]) -> None:
@@ -67,7 +66,9 @@ def _fit(arguments: dict[str, Any]) -> None:
             ray.train.report({k: v for k, v in event.items() if isinstance(v, int | float)})
 
     try:
-        fit(run, config, report)
+        config = parse_config(arguments["config"])  # may find no plugin on this machine
+        set_up_worker(context.get_local_world_size(), config.training.threads_per_worker)
+        fit(run, config.training, report, config.features)
     except Exception as error:
         with suppress(OSError):  # where nothing can be written; the error itself goes to the driver by Ray
             message = _final_word(error, run.path)

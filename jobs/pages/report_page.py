@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from features.disk.dataset import SPLITS, DatasetManifest
+from features.disk.dataset import DatasetManifest
 from features.disk.run_folder import RunFiles
 from jobs.pages import figures
 from jobs.pages.check_sections import Figures, checks_section, gate_section
+from jobs.pages.leaderboard_page import SPLITS
 from jobs.pages.page import render_page
 from jobs.pages.table_section import command
 from jobs.pages.table_section import section as table_section
@@ -42,6 +43,7 @@ def render(run: RunFiles) -> str:
         run=run.path,
         numbers=_numbers(run),
         results=_results(run),
+        other_rows=_other_rows(run),
         platt=run.metrics.get("platt"),
         training_figures=_training_figures(run),
         epochs=_epochs(run),
@@ -53,7 +55,7 @@ def render(run: RunFiles) -> str:
         found_gate=None if run.gate is None else gate_section(run.gate.verdict, run.gate.metrics),
         found_checks=checks_section(run.data_checks) if run.data_checks else None,
         dataset=None if run.manifest is None else _dataset(run.manifest, run.plan),
-        no_dataset=run.notes.get("dataset"),
+        dataset_note=run.notes.get("dataset"),
         sharding=_sharding(run),
         has_ended="seconds" in run.metrics,
         speed_figures=_speed_figures(run),
@@ -103,6 +105,21 @@ def _results(run: RunFiles) -> Table | None:
     if not rows:
         return None
     return Table(("", "rows", *METRICS), ([title, *map(values.get, ("rows", *METRICS))] for title, values in rows))
+
+
+def _other_rows(run: RunFiles) -> list[str]:
+    """Describe the splits that were scored on other rows than those of the dataset that the run was trained on."""
+    notes = []
+    for name, entry in run.evaluations.items():
+        data = entry.get("data") or {}
+        own = data.get("trained_on")
+        if data.get("is_own") is False and (own or {}).get("fingerprint") != data["fingerprint"]:
+            had = f"{own['rows']:,} rows (fingerprint {own['fingerprint'][:12]})" if own else "no such rows"
+            notes.append(
+                f"{name} was scored on another dataset, {data['rows']:,} rows (fingerprint "
+                f"{data['fingerprint'][:12]}), where the dataset that the run was trained on had {had}."
+            )
+    return notes
 
 
 def _training_figures(run: RunFiles) -> Figures | None:

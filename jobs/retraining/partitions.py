@@ -101,7 +101,10 @@ def _compare(place: RetrainFolder, name: str) -> tuple[Checks, dict[str, Any]]:
     manifest, stopped = place.manifest(name), place.stopped()
     measured = [other for other in place.built() if place.profile(other).exists() and other != name]
     before = [other for other in measured if other < name and other not in stopped]
-    profiles = [DataProfile.load(place.profile(other)) for other in before[-place.rules.window :]]
+    profiles = [
+        DataProfile.load(place.profile(other)).upgraded(place.manifest(other))
+        for other in before[-place.rules.window :]
+    ]
     reference = total(profiles) if profiles else None
     # All are counted over the same bins, also a day that came late and has none before it.
     bins = DataProfile.load(place.profile(measured[0])).bins if measured else None

@@ -7,7 +7,7 @@ import struct
 import subprocess
 import sys
 import zipfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,8 @@ from torch import nn
 
 from features.disk.artifact import ArtifactError
 from features.disk.dataset import DatasetError, DatasetManifest
+from features.disk.run_folder import DATASET_NAME
+from features.disk.trained_on import TrainedOn
 from features.encoding import RowEncoder, RowError
 from features.learnt import Learnt, LearntError
 from features.rawlog import LogError, LogFormat, Lookup, read_lines, read_rows
@@ -389,9 +391,10 @@ def test_a_run_that_asks_for_more_memory_than_its_checkpoint_has(tmp_path: Path)
     replace(made, schema=schema, schema_fingerprint=schema.fingerprint).write(dataset)
     make_checkpoint(run / "checkpoints" / "step=000000004")
     (run / "config.toml").write_text(CONFIG)
-    (run / "config.json").write_text(json.dumps(load_config([str(run / "config.toml")]).to_dict()))
-    prints = {"schema_fingerprint": schema.fingerprint, "learnt_fingerprint": made.learnt_fingerprint}
-    (run / "dataset.json").write_text(json.dumps({"dataset": str(dataset), **prints}))
+    tree = load_config([str(run / "config.toml")]).to_dict()
+    (run / "config.json").write_text(json.dumps({**tree, "features": asdict(schema)}))
+    trained_on = TrainedOn.of(dataset, DatasetManifest.load(dataset))
+    (run / DATASET_NAME).write_text(json.dumps(trained_on.to_json()))
     with _limits(), pytest.raises(CheckpointError, match=r"bytes where the run's config and dataset ask for .*,\d{3}"):
         load_best(Run(run))
 

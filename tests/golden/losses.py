@@ -22,12 +22,13 @@ import torch
 import torch.distributed as dist
 
 from jobs.cli.config import Config, load_config
-from jobs.launch.run_guard import prepare
+from pipeline.build.encode import prepare
+from pipeline.build.vocabulary import fit
 from tests.golden.frozen import copy_frozen
 from tests.ranks import on_two_ranks
 from training.data.opened_dataset import Dataset
 from training.fit import loop
-from training.fit.run import Run, build_model, fit
+from training.fit.run import Run, build_model
 from training.sharding import checkpoint
 
 GENERATION = "v1"
@@ -117,7 +118,7 @@ def train(path: Path, config: Config, *, resume: bool = False, folder: Path | No
 
 def _fit(path: Path, config: Config) -> None:
     with patch.object(loop, "PROGRESS_SECONDS", 0.0):
-        fit(Run(path), config.training)
+        fit(Run(path), config.training, schema=config.features)
 
 
 def events(path: Path, kind: str) -> list[dict[str, Any]]:

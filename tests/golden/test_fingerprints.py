@@ -6,7 +6,7 @@ from pathlib import Path
 from features.disk.dataset import DatasetManifest
 from tests.golden.fingerprints import BASES, CONFIGS, FINGERPRINTS, FROZEN, LAYERS, OTHERS, current
 
-VERSION = "version 1"
+VERSION = "version 2"
 """Of today's definition."""
 
 

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
+from features.disk.trained_on import TrainedOn
 from jobs import attribute
 from jobs.pages.report_files import read_run
 from jobs.pages.report_page import render
 from jobs.scoring.attribution_text import summary
+from pipeline.build.vocabulary import fit
 from training.config import MLPEncoder, ModelConfig, MoEFusion, StreamGatesSelection, TrainingConfig
 from training.data.opened_dataset import Dataset
-from training.fit.run import Run, fit
+from training.fit.run import Run
 from training.judge.metrics import auc, logloss
 from training.ship.export import load_best
 
@@ -36,13 +38,8 @@ def run(tmp_path: Path, make_dataset: Callable[..., Any], one_rank: None) -> Run
     )
     config = TrainingConfig(str(dataset.path), model, max_epochs=2, global_batch_size=32, evaluation_batch_size=32)
     made = Run(tmp_path / "run")
-    made.write("config.json", {"training": asdict(config)})
-    manifest = dataset.manifest
-    fingerprints = {
-        "schema_fingerprint": manifest.schema_fingerprint,
-        "learnt_fingerprint": manifest.learnt_fingerprint,
-    }
-    made.write("dataset.json", {"dataset": str(dataset.path), **fingerprints})
+    made.write("config.json", {"training": asdict(config), "features": asdict(dataset.manifest.schema)})
+    made.write_dataset(TrainedOn.of(dataset.path, dataset.manifest).to_json())
     fit(made, config)
     return made
 

@@ -15,9 +15,10 @@ from jobs.cli.config import read_checked, read_resolved
 from jobs.cli.errors import ConfigError
 from jobs.compare import matrix_run
 from jobs.compare.matrix import Leaderboard
-from jobs.launch.run_guard import prepare
+from pipeline.build.encode import prepare
+from pipeline.build.vocabulary import fit
 from tests.jobs.test_train import write_config
-from training.fit.run import Run, fit
+from training.fit.run import Run
 from training.judge.metrics import METRICS
 
 LEADERBOARD = """
@@ -48,7 +49,7 @@ def train_here(module: str, words: Sequence[str], log: Path) -> None:
     parser.add_argument("--resume", action="store_true")
     arguments = parser.parse_args(words)
     config = prepare(arguments.run, read_resolved(arguments.resolved), arguments.resume)
-    fit(Run(arguments.run), config.training)
+    fit(Run(arguments.run), config.training, schema=config.features)
 
 
 def test_leaderboard(make_dataset, tmp_path: Path, run_here, one_rank, monkeypatch: pytest.MonkeyPatch) -> None:

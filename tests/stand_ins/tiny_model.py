@@ -8,12 +8,13 @@ from typing import Any
 import torch.distributed as dist
 from pydantic import TypeAdapter
 
+from features.disk.trained_on import TrainedOn
 from jobs.cli.config import parse_config
 from jobs.registry.registry import Registry
+from pipeline.build.vocabulary import fit
 from tests.stand_ins.tiny_dataset import TINY_FEATURES, write_tiny_dataset
 from training.config import MLPEncoder, ModelConfig, TrainingConfig
-from training.data.opened_dataset import Dataset
-from training.fit.run import Run, fit
+from training.fit.run import Run
 from training.ship.export import export
 
 COLUMNS = ("user", "genres", "device", "age", "row", "price")
@@ -35,9 +36,7 @@ def train_tiny(folder: Path, seed: int) -> Path:
     ).to_dict()
     tree["training"] = TypeAdapter(TrainingConfig).dump_python(config, mode="json")
     run.write("config.json", tree)
-    manifest = Dataset.open(dataset.path).manifest
-    prints = {name: getattr(manifest, name) for name in ("schema_fingerprint", "learnt_fingerprint")}
-    run.write("dataset.json", {"dataset": str(dataset.path), **prints})
+    run.write_dataset(TrainedOn.of(dataset.path, dataset.manifest).to_json())
     golden = folder / "golden.csv"
     golden.write_text(",".join(COLUMNS) + "\n" + "\n".join(",".join(map(str, row.values())) for row in raw_rows(20)))
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)

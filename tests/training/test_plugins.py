@@ -13,14 +13,15 @@ import pytest
 import torch
 
 from features.disk.artifact import ArtifactError
+from features.disk.trained_on import TrainedOn
 from jobs.cli.config import Config, load_config, parse_config
 from jobs.cli.errors import ConfigError
+from pipeline.build.vocabulary import fit
 from tests.stand_ins.plugin import page_files
 from tests.stand_ins.tiny_dataset import TINY_FEATURES, TinyDataset
 from tests.stand_ins.tiny_model import COLUMNS, raw_rows
 from training import plugins
-from training.data.opened_dataset import Dataset
-from training.fit.run import Run, fit
+from training.fit.run import Run
 from training.model.encoders import ENCODERS
 from training.model.objective import OBJECTIVES
 from training.plugins import PluginError
@@ -56,9 +57,7 @@ def write_run(folder: Path, dataset: TinyDataset, config: Config) -> Run:
     """The files of a run that ``jobs.train`` writes before it trains."""
     run = Run(folder / "run")
     run.write("config.json", config.to_dict())
-    manifest = Dataset.open(dataset.path).manifest
-    prints = {name: getattr(manifest, name) for name in ("schema_fingerprint", "learnt_fingerprint")}
-    run.write("dataset.json", {"dataset": str(dataset.path), **prints})
+    run.write_dataset(TrainedOn.of(dataset.path, dataset.manifest).to_json())
     return run
 
 

@@ -7,6 +7,7 @@ from features.disk.dataset import DatasetError, DatasetManifest
 from features.disk.object_store import ObjectPath
 from features.disk.place import Place, locate
 from features.learnt import Learnt
+from features.schema import FeatureSchema
 from training.data.file_cache import ShardCache
 
 
@@ -55,6 +56,14 @@ class Dataset:
                 f"run's ({learnt.fingerprint[:12]}), and does not go on with them: its ids mean something else"
             )
         return replace(self, learnt=learnt, is_ahead=self.learnt.fingerprint != learnt.fingerprint)
+
+    def with_choices_of(self, schema: FeatureSchema) -> "Dataset":
+        """The same rows for a model with choices of its own (pooling), which are not the dataset's to make.
+
+        Raises:
+            DatasetError: the schema's columns are not the dataset's.
+        """
+        return replace(self, manifest=self.manifest.with_choices_of(schema))
 
     def num_embeddings(self) -> dict[str, int]:
         """Count the rows of each sparse feature's table."""

@@ -5,12 +5,99 @@ on on two with the same batches.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
-from features.disk.dataset import DataFile
+from features.disk.dataset import DataFile, DatasetManifest
+from training.config import TrainingConfig
+
+
+@dataclass(frozen=True)
+class RowOrder:
+    """Identity of a row order: a step of an epoch stands for the same rows only where all of this is equal.
+
+    The world size and the number of prefetched batches are not in it, as the batches do not depend on them.
+    """
+
+    split: str
+    num_rows: int
+    """Rows of the split."""
+    rows: str
+    """Fingerprint of the split's files, in order."""
+    num_streams: int
+    shuffle: bool
+    shuffle_row_groups: int | None
+    """Row groups of a stream whose rows are shuffled together; None where nothing is shuffled."""
+    seed: int | None
+    """Seed of the permutations; None where nothing is shuffled."""
+    batch_size: int
+    """Rows of a step over all ranks."""
+
+    @classmethod
+    def of_training(cls, manifest: DatasetManifest, config: TrainingConfig) -> "RowOrder":
+        """The order in which a config's training reads a dataset.
+
+        Raises:
+            DatasetError: the dataset has no training rows.
+        """
+        split, reader = manifest.split("train"), config.reader
+        return cls(
+            split="train",
+            num_rows=split.num_rows,
+            rows=split.fingerprint,
+            num_streams=reader.num_streams,
+            shuffle=reader.shuffle,
+            shuffle_row_groups=reader.shuffle_row_groups if reader.shuffle else None,
+            seed=config.seed if reader.shuffle else None,
+            batch_size=config.global_batch_size,
+        )
+
+    def differences(self, now: "RowOrder") -> list[str]:
+        """What is not the same in a later order, one text for each setting, and one for the rows."""
+        found = []
+        if (self.split, self.num_rows, self.rows) != (now.split, now.num_rows, now.rows):
+            found.append(f"the rows were {self._shown_rows()} and are {now._shown_rows()}")
+        for name, key in _SETTINGS.items():
+            before, after = getattr(self, name), getattr(now, name)
+            # What is of a shuffle alone differs with it, and says nothing more.
+            is_of_shuffle = name in ("shuffle_row_groups", "seed") and self.shuffle != now.shuffle
+            if before != after and not is_of_shuffle:
+                found.append(f"{key} was {_shown(before)} and is {_shown(after)}")
+        return found
+
+    def _shown_rows(self) -> str:
+        return f"{self.num_rows:,} of {self.split} (fingerprint {self.rows[:12]})"
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values for a checkpoint's progress."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Any) -> "RowOrder":
+        """Read what ``to_json`` gave.
+
+        Raises:
+            pydantic.ValidationError: a key is absent or of another type.
+        """
+        return TypeAdapter(cls).validate_python(values)
+
+
+_SETTINGS = {
+    "num_streams": "training.reader.num_streams",
+    "shuffle": "training.reader.shuffle",
+    "shuffle_row_groups": "training.reader.shuffle_row_groups",
+    "seed": "training.seed",
+    "batch_size": "training.global_batch_size",
+}
+"""Field of RowOrder -> the config key that sets it."""
+
+
+def _shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,8 @@ class Progress:
         rows: real rows in all, over every rank.
         loss_sum: sum over the epoch's steps of the step loss.
         seconds: time spent in steps, in evaluation and in checkpoints.
+        order: the row order that ``step_in_epoch`` is a position in (``RowOrder.to_json``); None in checkpoints of
+            earlier versions.
     """
 
     epoch: int = 0
@@ -60,6 +62,7 @@ class Progress:
     schedule: Plateau = field(default_factory=Plateau)
     learning_rates: list[float] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "evaluate": 0.0, "checkpoint": 0.0})
+    order: dict[str, Any] | None = None
 
     def is_over(self, config: TrainingConfig) -> bool:
         """Tell whether this config leaves nothing to train, whatever limit an earlier start had."""

@@ -5,7 +5,7 @@ The caller that starts the ranks (Ray Train, a test) forms the process group fir
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,14 @@ from features.disk.run_folder import (
     RunFolder,
     evaluation_name,
 )
+from features.disk.trained_on import SplitRows
+from features.schema import FeatureSchema
 from training.config import TrainingConfig, read_saved_training
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
+from training.data.row_order import RowOrder
 from training.fit.loop import Event, Progress, Training, make_step, train
+from training.fit.position import check_position
 from training.fit.roofline import measure_limits, shares_of_limits
 from training.fit.scoring import score_all
 from training.judge.calibration import CalibrationError, fit_platt
@@ -80,7 +84,7 @@ def find_warm_start(config: TrainingConfig, dataset: Dataset) -> checkpoint.Chec
     if config.warm_start is None:
         return None
     before = Run(Path(config.warm_start))
-    if before.read_dataset()["schema_fingerprint"] != dataset.manifest.schema_fingerprint:
+    if before.trained_on().schema_fingerprint != dataset.manifest.schema_fingerprint:
         raise RunError(
             f"training.warm_start: {before.path} was trained on another feature schema than {dataset.path} has"
         )
@@ -88,13 +92,19 @@ def find_warm_start(config: TrainingConfig, dataset: Dataset) -> checkpoint.Chec
     return checkpoint.best(before.checkpoints_of(before.config()))
 
 
-def fit(run: Run, config: TrainingConfig, on_event: Callable[[Event], None] = lambda event: None) -> dict[str, Any]:
+def fit(
+    run: Run,
+    config: TrainingConfig,
+    on_event: Callable[[Event], None] = lambda event: None,
+    schema: FeatureSchema | None = None,
+) -> dict[str, Any]:
     """Train this rank to the end, from the newest checkpoint if there is one.
 
     Args:
         run: its folder must be visible to every rank; what is large in it may be elsewhere (``checkpoint.folder``).
         config: the training section.
         on_event: called on every rank, in the same order, with each event of the loop.
+        schema: the config's features section, whose model choices (pooling) are taken; None: the dataset's.
 
     Returns:
         What rank 0 writes to metrics.json.
@@ -107,6 +117,8 @@ def fit(run: Run, config: TrainingConfig, on_event: Callable[[Event], None] = la
     rank, world_size = dist.get_rank(), dist.get_world_size()
     device = torch.device("cuda", torch.cuda.current_device()) if config.device == "cuda" else torch.device("cpu")
     dataset = Dataset.open(config.dataset)
+    if schema is not None:
+        dataset = dataset.with_choices_of(schema)
     parallel = parallelize(build_model(dataset, config, torch.device("meta")), config, device)
     has_valid = dataset.has_split("valid")
     if config.calibration.kind != "none" and not (has_valid and 0 < dataset.manifest.split("valid").label_rate < 1):
@@ -119,15 +131,19 @@ def fit(run: Run, config: TrainingConfig, on_event: Callable[[Event], None] = la
         device,
         run.checkpoints_of(config),
     )
-    progress = Progress()
+    progress, order, warning = Progress(), RowOrder.of_training(dataset.manifest, config), None
     last = checkpoint.newest(training.checkpoints)
     if last is not None:
+        warning = check_position(last, order)
         checkpoint.restore(last, parallel)
         progress = Progress.from_json(last.progress)
     elif (begun := find_warm_start(config, dataset)) is not None:
         checkpoint.begin(begun, parallel)
+    progress.order = order.to_json()
     if rank == 0:
         run.rewind(progress.step)
+        if warning is not None:
+            run.append({"event": "warning", "epoch": progress.epoch, "step": progress.step, "message": warning})
         run.write(PLAN_NAME, parallel.plan)
     step = make_step(training)
     startup = time.perf_counter() - started
@@ -140,7 +156,7 @@ def fit(run: Run, config: TrainingConfig, on_event: Callable[[Event], None] = la
         on_event(event)
     metrics, refusal = _summarise(training, progress, loss, startup), None
     if has_valid:
-        found, refusal = _evaluate_best(run, training)
+        found, refusal = _evaluate_best(run, training, SplitRows.of(dataset.manifest.split("valid")))
         metrics |= found
     if rank == 0:
         run.write(METRICS_NAME, metrics)
@@ -191,8 +207,8 @@ def _shares_of_limits(training: Training, progress: Progress) -> dict[str, float
     }
 
 
-def _evaluate_best(run: Run, training: Training) -> tuple[dict[str, Any], CalibrationError | None]:
-    """Evaluate the best checkpoint on the validation split, as it will be served; rank 0 keeps metrics and curves.
+def _evaluate_best(run: Run, training: Training, rows: SplitRows) -> tuple[dict[str, Any], CalibrationError | None]:
+    """Metrics of the best checkpoint on the validation split, as it will be served; rank 0 keeps them and their curves.
 
     Calibrated metrics are in sample by the two fitted numbers, so the raw ones stand beside them.
 
@@ -218,6 +234,6 @@ def _evaluate_best(run: Run, training: Training) -> tuple[dict[str, Any], Calibr
     summary["valid"] = evaluate(scores)
     if dist.get_rank() == 0:
         if "platt" in summary:
-            run.write(CALIBRATION_NAME, {"step": best.step, **summary["platt"]})
+            run.write(CALIBRATION_NAME, {"step": best.step, **summary["platt"], "fitted_on": asdict(rows)})
         run.write(evaluation_name("valid"), {"metrics": summary["valid"], "curves": curves(scores)})
     return summary, refusal

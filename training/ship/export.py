@@ -15,6 +15,7 @@ from features.disk.artifact import GOLDEN_NAME, WEIGHTS_NAME, check_output, desc
 from features.disk.atomic import write_json
 from features.disk.place import Place
 from features.disk.run_folder import CALIBRATION_NAME, CONFIG_NAME, LEARNT_NAME, METRICS_NAME, RunError
+from features.fingerprint import FINGERPRINT_VERSION
 from features.rawlog import LogError, expand_paths
 from training.config import TablePrecision, TrainingConfig
 from training.data.opened_dataset import Dataset
@@ -64,12 +65,13 @@ def load_best(run: Run, dataset: Dataset | None = None) -> Best:
     Raises:
         ValueError subclasses: the run, its checkpoint or the dataset cannot be used, or they do not belong together.
     """
-    trained_on = run.read_dataset()
+    trained_on = run.trained_on()
     config = run.config()
-    dataset = dataset or Dataset.open(trained_on["dataset"])
-    if dataset.manifest.schema_fingerprint != trained_on["schema_fingerprint"]:
+    dataset = dataset or Dataset.open(trained_on.dataset)
+    if dataset.manifest.schema_fingerprint != trained_on.schema_fingerprint:
         raise RunError(f"{dataset.path} was built with another feature schema than {run.path} was trained with")
-    if dataset.learnt.fingerprint != trained_on["learnt_fingerprint"]:
+    dataset = dataset.with_choices_of(run.schema())
+    if dataset.learnt.fingerprint != trained_on.learnt_fingerprint:
         dataset = dataset.seen_by(run.learnt(dataset.manifest.schema))
     best = checkpoint.best(run.checkpoints_of(config))
     checkpoint.check_size(best, build_model(dataset, config, torch.device("meta")))
@@ -135,12 +137,15 @@ def _write_artifact(run: Run, folder: Path, golden_input: str | None, tables: Ta
     with (folder / GOLDEN_NAME).open("w", encoding="utf-8") as file:
         for row, probability in zip(rows, scores, strict=True):
             file.write(json.dumps({"row": row, "probability": float(probability)}, ensure_ascii=False) + "\n")
-    fingerprints = {
+    trained_on = run.trained_on()
+    identity = {
         "schema_fingerprint": dataset.manifest.schema_fingerprint,
         "learnt_fingerprint": dataset.learnt.fingerprint,
+        "fingerprint_version": FINGERPRINT_VERSION,
+        "trained_on": {"fingerprint": trained_on.fingerprint, "rows": trained_on.to_json()["rows"]},
     }
     num_parameters = sum(p.numel() for p in best.model.parameters())
-    describe(folder, tables, {**fingerprints, "num_parameters": num_parameters})
+    describe(folder, tables, {**identity, "num_parameters": num_parameters})
 
 
 def golden_rows(predictor: Predictor, dataset: Dataset, golden_input: str | None) -> list[dict[str, Any]]:

@@ -29,6 +29,7 @@ import torch.distributed as dist
 from pydantic import TypeAdapter
 
 from features.disk.artifact import ArtifactError, digest_of
+from features.disk.trained_on import TrainedOn
 from features.rawlog import LogError, LogFormat, Lookup, read_lines
 from jobs import score
 from jobs.cli.config import parse_config
@@ -36,14 +37,14 @@ from jobs.scoring import score_folder
 from jobs.scoring import score_rows as scoring
 from jobs.scoring.score_folder import SUMMARY_NAME, name_outputs, plan_job
 from jobs.scoring.score_rows import FAILED, ScoreError, Work, read_back, score_portion
+from pipeline.build.vocabulary import fit
 from pipeline.executors.portions import Portion, count_lines, number_lines, plan_portions, read_portion
 from pipeline.executors.tasks import TaskError, run_tasks
 from tests.fuzz.targets import digests
 from tests.jobs.registry.test_registry import make_registry
 from tests.stand_ins.tiny_dataset import TINY_FEATURES, write_tiny_dataset
 from training.config import MLPEncoder, ModelConfig, TrainingConfig
-from training.data.opened_dataset import Dataset
-from training.fit.run import Run, fit
+from training.fit.run import Run
 from training.ship.export import export
 
 ROOT = Path(__file__).parents[3]
@@ -70,9 +71,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).to_dict()
     tree["training"] = TypeAdapter(TrainingConfig).dump_python(config, mode="json")
     run.write("config.json", tree)
-    manifest = Dataset.open(dataset.path).manifest
-    fingerprints = {name: getattr(manifest, name) for name in ("schema_fingerprint", "learnt_fingerprint")}
-    run.write("dataset.json", {"dataset": str(dataset.path), **fingerprints})
+    run.write_dataset(TrainedOn.of(dataset.path, dataset.manifest).to_json())
     (folder / "golden.csv").write_text(",".join(COLUMNS) + "\n1,g|h,mobile,20,0.5,1\n2,,tablet,40,0.1,-2\n")
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
     try:

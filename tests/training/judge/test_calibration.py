@@ -1,6 +1,7 @@
 """Platt's fit by value, and a run that calibrates: what is stored, what is scored, and what stays as it was."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import torch
 from pydantic import TypeAdapter
 
 from features.disk.run_folder import RunError
+from features.disk.trained_on import SplitRows, TrainedOn
+from pipeline.build.vocabulary import fit
 from tests.training.fit.test_run import make_config
 from training.config import FMEncoder, MLPEncoder, ModelConfig, PlattCalibration, TrainingConfig
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
-from training.fit.run import Run, fit
+from training.fit.run import Run
 from training.fit.scoring import score
 from training.judge.calibration import Calibration, CalibrationError, fit_platt
 from training.judge.metrics import auc, ece, evaluate, gauc, logloss
@@ -128,9 +131,9 @@ def train(run: Run, dataset: Path, **changes: Any) -> tuple[TrainingConfig, dict
     """``fit`` after what ``jobs.train`` leaves in a run first."""
     config = make_config(dataset, model=MODEL, global_batch_size=128, max_epochs=3, **changes)
     manifest = Dataset.open(dataset).manifest
-    fingerprints = {name: getattr(manifest, name) for name in ("schema_fingerprint", "learnt_fingerprint")}
-    run.write("config.json", {"training": TypeAdapter(TrainingConfig).dump_python(config, mode="json")})
-    run.write("dataset.json", {"dataset": str(dataset), **fingerprints})
+    tree = {"training": TypeAdapter(TrainingConfig).dump_python(config, mode="json")}
+    run.write("config.json", {**tree, "features": asdict(manifest.schema)})
+    run.write_dataset(TrainedOn.of(dataset, manifest).to_json())
     return config, fit(run, config)
 
 
@@ -154,7 +157,8 @@ def test_a_calibrated_run(make_dataset, tmp_path: Path, one_rank) -> None:
     assert all(torch.equal(weights[k], v) for k, v in uncalibrated.model.state_dict().items())
     assert metrics["valid_uncalibrated"] == raw["valid"]
     stored = run.read("calibration.json")
-    assert stored == {"step": metrics["best_step"], **metrics["platt"]}
+    fitted_on = asdict(SplitRows.of(Dataset.open(dataset).manifest.split("valid")))
+    assert stored == {"step": metrics["best_step"], **metrics["platt"], "fitted_on": fitted_on}
     scale, offset = stored["scale"], stored["offset"]
     assert (best.calibration.scale, best.calibration.offset) == (scale, offset) != (1.0, 0.0)
     for split in ("valid", "test"):
