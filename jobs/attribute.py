@@ -66,12 +66,8 @@ def main() -> int:
             batch_size=best.config.evaluation_batch_size,
             on_pass=bar.update,
         )
-    settings = {
-        **{"step": best.step, "dataset": str(best.dataset.path), "split": arguments.split},
-        "split_rows": split_rows,
-        "repeats": arguments.repeats,
-        "data": data,
-    }
+    settings = {"step": best.step, "dataset": str(best.dataset.path), "split": arguments.split}
+    settings |= {"split_rows": split_rows, "repeats": arguments.repeats, "data": data}
     run.write(ATTRIBUTION_NAME, {**settings, "seed": arguments.seed, **found})
     print(summary(found))
     drops = {kind: {e["name"]: e["auc_drop"] for e in found[kind]} for kind in ("features", "branches")}

@@ -151,7 +151,7 @@ class DatasetManifest:
 
     @property
     def fingerprint(self) -> str:
-        """Of the schema, of what was learnt and of every file's content: equal if and only if the data are."""
+        """Hash of the schema, of what was learnt and of every file's content: equal if and only if the data are."""
         return self._fingerprint(self.schema_fingerprint)
 
     def has_fingerprint(self, fingerprint: str) -> bool:

@@ -197,7 +197,7 @@ class Trial:
         }
 
     def is_answered_by(self, request: dict[str, Any]) -> bool:
-        """Whether a result of an earlier ``request`` is one of this trial: same config, dataset and ASHA setting."""
+        """Tell whether a result of an earlier ``request`` is of this trial: same config, dataset and ASHA setting."""
         tree, data = request["config"], request["data"]
         same = {**self.request(), "config": tree, "data": data}
         is_data = DatasetManifest.load(self.config.training.dataset).has_fingerprint(data)

@@ -57,7 +57,7 @@ class RowOrder:
         )
 
     def differences(self, now: "RowOrder") -> list[str]:
-        """What is not the same in a later order, one text for each setting, and one for the rows."""
+        """List what is not the same in a later order: a text for each setting, and one for the rows."""
         found = []
         if (self.split, self.num_rows, self.rows) != (now.split, now.num_rows, now.rows):
             found.append(f"the rows were {self._shown_rows()} and are {now._shown_rows()}")
