@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from jobs.cli.config import Config, load_config
+from jobs.launch.run_guard import prepare
 from pipeline.build.encode import prepare
 from pipeline.build.vocabulary import fit
 from tests.golden.frozen import copy_frozen

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from features.disk.artifact import ArtifactError
 from features.disk.dataset import DatasetManifest
 from jobs import evaluate
 from jobs.cli.config import load_config
@@ -28,7 +29,7 @@ from training.fit.run import Run, find_warm_start, fit
 from training.model.embedding import FieldEmbedding
 from training.sharding import checkpoint
 from training.ship.export import load_best
-from training.ship.predict import ArtifactError, Predictor
+from training.ship.predict import Predictor
 
 ROOT = Path(__file__).parents[3]
 SETTINGS = """
