@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -61,11 +62,10 @@ def docstrings(tree: ast.Module) -> Iterator[tuple[int, str]]:
             if text:
                 yield node.body[0].lineno, text
         body = getattr(node, "body", None)
-        for first, second in zip(body, body[1:], strict=False) if isinstance(body, list) else ():
-            is_attribute = isinstance(first, ast.Assign | ast.AnnAssign)
-            if is_attribute and isinstance(second, ast.Expr) and isinstance(second.value, ast.Constant):
-                if isinstance(second.value.value, str):
-                    yield second.lineno, second.value.value
+        for first, second in pairwise(body if isinstance(body, list) else ()):
+            match first, second:
+                case ast.Assign() | ast.AnnAssign(), ast.Expr(value=ast.Constant(value=str(text))):
+                    yield second.lineno, text
 
 
 def fragments(package: str) -> list[str]:

@@ -26,9 +26,9 @@ from training.fit.step import Step, matmul_precision, step_seed
 from training.fit.step_times import StepTimes
 from training.judge.metrics import evaluate
 from training.judge.scores import DivergedError
-from training.model.embedding import FieldEmbedding
 from training.sharding import checkpoint
 from training.sharding.parallelize import ParallelModel
+from training.sharding.tables import embedding_of
 
 PROGRESS_SECONDS = 1.0
 """Least time between two progress events."""
@@ -123,9 +123,8 @@ def make_step(training: Training) -> Step:
     parallel, optimizer = training.parallel, training.config.optimizer
     looked_up_l2 = None
     if isinstance(optimizer, FusedOptimizer) and optimizer.embedding_l2:
-        (embedding,) = (part for part in parallel.model.modules() if isinstance(part, FieldEmbedding))
         batches = (batch.to(training.device) for batch in training.train_reader.batches(epoch=0))
-        looked_up_l2 = EmbeddingL2(embedding, batches, optimizer.embedding_l2)
+        looked_up_l2 = EmbeddingL2(embedding_of(parallel.model), batches, optimizer.embedding_l2)
     return Step(parallel, training.config, training.device, training.times, looked_up_l2)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from training.config import DenseOptimizer, TrainingConfig
@@ -20,9 +20,9 @@ from training.data.batch import Batch
 from training.data.prefetch import prefetch
 from training.fit.regularization import EmbeddingL2
 from training.fit.step_times import StepTimes
-from training.model.embedding import FieldEmbedding
 from training.model.objective import OBJECTIVES
 from training.sharding.parallelize import ParallelModel
+from training.sharding.tables import LookUp
 
 PINNED_BATCHES = 2
 """Number of batches that wait in page-locked memory for their copy to a GPU."""
@@ -94,7 +94,7 @@ class Step:
 
     def _run_pipelined(self, batches: Iterator[Batch], seeds: Iterator[int]) -> Iterator[Result]:
         pipeline = TrainPipelineSparseDist(
-            _LookUp(self.parallel.model),
+            LookUp(self.parallel.model),
             _Optimizer(self.parallel.optimizer.zero_grad, self._update),  # pyright: ignore[reportArgumentType]
             self.device,
             custom_model_fwd=lambda batch: self._forward(batch, next(seeds)),  # pyright: ignore[reportArgumentType]
@@ -164,21 +164,6 @@ def matmul_precision(config: TrainingConfig) -> Iterator[None]:
     finally:
         for setting, value in zip(settings, before, strict=True):
             setting.fp32_precision = value
-
-
-class _LookUp(nn.Module):
-    """All that the pipeline has to see of the model: which sharded module gets which part of a batch.
-
-    It traces what it is given, and the rest of the model has nothing to pipeline and does not trace.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        (embedding,) = (part for part in model.modules() if isinstance(part, FieldEmbedding))
-        self.bags = embedding.bags
-
-    def forward(self, batch: Batch) -> Any:
-        return self.bags(batch.sparse_features)
 
 
 @dataclass

@@ -10,11 +10,9 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torchrec.distributed.batched_embedding_kernel import BaseBatchedEmbeddingBag
-from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 
-from training.model.embedding import FieldEmbedding
 from training.model.normalization import GlobalBatchNorm
+from training.sharding.tables import embedding_of, kernels_of, lookups_of
 
 COMMUNICATION = ("exchange", "reduction")
 PARTS = (
@@ -48,18 +46,17 @@ class StepTimes:
         self.interval = CUDA_INTERVAL if self._cuda else 1
         self._step = 0
         self._last: float | None = None
+        embedding = embedding_of(model)
+        embedding.register_forward_pre_hook(self._before_embedding)
+        embedding.register_forward_hook(self._after_embedding)
         for module in model.modules():
-            if isinstance(module, FieldEmbedding):
-                module.register_forward_pre_hook(self._before_embedding)
-                module.register_forward_hook(self._after_embedding)
             if isinstance(module, GlobalBatchNorm):
                 module.on_wait = self._around_wait
-            if isinstance(module, ShardedEmbeddingBagCollection):
-                for lookup in module._lookups:
-                    lookup.register_forward_pre_hook(lambda *_: self.mark("exchange"))
-                    lookup.register_forward_hook(lambda *_: self.mark("lookup"))
-            if isinstance(module, BaseBatchedEmbeddingBag):
-                module.register_forward_hook(self._watch_update)
+        for lookup in lookups_of(model):
+            lookup.register_forward_pre_hook(lambda *_: self.mark("exchange"))
+            lookup.register_forward_hook(lambda *_: self.mark("lookup"))
+        for kernel in kernels_of(model):
+            kernel.register_forward_hook(self._watch_update)
 
     def start(self) -> None:
         """Begin a step: the time up to the first mark is its wait for a batch."""

@@ -7,6 +7,7 @@ Shapes: B rows, F fields (sparse features, then dense ones), D width of a field,
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
@@ -33,6 +34,7 @@ PAD_MULTIPLE = 4
 """Divisor of the table widths that FBGEMM's fused kernels accept."""
 
 _CHUNK_ROWS = 1 << 16
+_TENSOR_OF_TABLE = re.compile(r"(?:^|\.)embedding_bags\.([^.]+)\.")
 
 
 class ModelError(ValueError):
@@ -75,6 +77,10 @@ class EmbeddingTable:
         """Return the table's name in the schema, which a feature's tables of all streams share."""
         return self.name.removesuffix(f"__{self.stream}")
 
+    def tensor_name(self, part: str = "weight") -> str:
+        """Name one of the table's tensors as the ``state_dict`` of its ``FieldEmbedding`` does."""
+        return f"bags.embedding_bags.{self.name}.{part}"
+
     def initialize(self, weight_VD: Tensor, row_offset: int = 0, column_offset: int = 0) -> None:
         """Fill a table, or the shard of it whose first element is at the offsets: N(0, init_std), row 0 and pad 0.
 
@@ -98,6 +104,17 @@ class EmbeddingTable:
 
     def _generator(self, part: str) -> torch.Generator:
         return torch.Generator().manual_seed(stable_seed(self.seed, self.name, part))
+
+
+def table_of(tensor: str) -> str | None:
+    """Name the table that a tensor belongs to, or its optimizer's state; None for any other tensor.
+
+    Args:
+        tensor: its name in a ``state_dict`` of a model or an optimizer, or in a checkpoint, under whatever wraps the
+            model.
+    """
+    match = _TENSOR_OF_TABLE.search(tensor)
+    return match[1] if match else None
 
 
 def stable_seed(seed: int, *names: str) -> int:

@@ -37,6 +37,7 @@ from features.disk.relative_path import check_relative
 from training.sharding.checkpoint_reader import CheckpointError, CheckpointPlanner, CheckpointReader, GrownPlanner
 from training.sharding.checkpoint_store import StoreReader, StoreWriter, delete_checkpoint
 from training.sharding.parallelize import ParallelModel
+from training.sharding.tables import without_empty_state
 
 AVERAGE = "average"
 """Key of the averaged weights beside "model" and "optimizer"; absent where nothing is averaged."""
@@ -270,14 +271,8 @@ def _state(parallel: ParallelModel) -> dict[str, Any]:
 
 
 def _without_empty(state: dict[str, Any]) -> dict[str, Any]:
-    """The same tensors without the parameters that have no optimizer state (SGD's).
-
-    The checkpoint library keeps what is not a tensor from the first rank alone, an empty dictionary too, and would then
-    miss those of tables that other ranks own.
-    """
-    optimizer = state["optimizer"]
-    kept = {name: values for name, values in optimizer["state"].items() if values}
-    return {**state, "optimizer": {**optimizer, "state": kept}}
+    """Leave out what the checkpoint library would not find again."""
+    return {**state, "optimizer": without_empty_state(state["optimizer"])}
 
 
 def _load(checkpoint: Checkpoint, state: dict[str, Any], planner: CheckpointPlanner | None = None) -> None:

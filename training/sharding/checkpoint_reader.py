@@ -31,6 +31,8 @@ from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.utils import _ReaderView
 from torch.serialization import _get_layout
 
+from training.model.embedding import table_of
+
 
 class CheckpointError(ValueError):
     """A checkpoint is missing, damaged, or of another run."""
@@ -91,7 +93,7 @@ class GrownPlanner(CheckpointPlanner):
         # Not of self.state_dict: it leaves out tables that lie on other ranks alone, and is then replaced by this one.
         for name, value in flatten_state_dict(self.original_state_dict)[0].items():
             entry = saved.get(name)
-            if ".embedding_bags." in name and isinstance(entry, TensorStorageMetadata):
+            if table_of(name) and isinstance(entry, TensorStorageMetadata):
                 before, now = entry.size, value.size()
                 if before[:1] < now[:1] and before[1:] == now[1:]:
                     saved[name] = replace(entry, size=now)

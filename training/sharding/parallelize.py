@@ -1,4 +1,4 @@
-"""CTRModel -> DistributedModelParallel and its optimizers: the only file that knows where tables live.
+"""CTRModel -> DistributedModelParallel and its optimizers.
 
 The model is built on the meta device, TorchRec's planner places its tables, and what the planner leaves out (the dense
 net) is replicated. The same function serves one CPU rank and many CUDA ones.
@@ -15,19 +15,23 @@ import torch
 import torch.distributed as dist
 import torchrec.optim
 from torch import nn
-from torch.distributed._shard.sharded_tensor import ShardedTensor
-from torch.distributed.optim import _apply_optimizer_in_backward
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.comm import get_local_size
-from torchrec.distributed.types import EmbeddingModuleShardingPlan
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
-from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad as ReplicatedRowWiseAdagrad
 
 from training.config import DenseOptimizer, FusedOptimizer, TrainingConfig
 from training.model.ctr_model import CTRModel
-from training.model.embedding import EmbeddingTable
+from training.model.embedding import table_of
 from training.sharding.table_planner import DATA_PARALLEL, Cluster, Sharder, describe, make_planner
+from training.sharding.tables import (
+    fuse_optimizer,
+    fused_optimizer_of,
+    initialize_tables,
+    placements_of,
+    replicated_tensors,
+    trained_parameters,
+)
 from training.sharding.weight_average import WeightAverage
 
 FUSED, DENSE = "fused", "dense"
@@ -139,24 +143,22 @@ def parallelize(model: CTRModel, config: TrainingConfig, device: torch.device) -
     planner = make_planner(model, config, _cluster(device))
     plan: Any = planner.collective_plan(model, [sharder], dist.group.WORLD)  # pyright: ignore[reportArgumentType]
     tables = {table.name: table for table in model.tables}
-    modules = {path: part for path, part in plan.plan.items() if isinstance(part, EmbeddingModuleShardingPlan)}
-    placements = {name: shard for part in modules.values() for name, shard in part.items()}
+    placements = placements_of(plan)
     if isinstance(lane, FusedOptimizer):
         kwargs = _embedding_optimizer_kwargs(lane)
-        fused = [p for n, p in model.named_parameters() if _is_model_parallel(_table_of(n, tables), placements)]
-        if fused:
-            _apply_optimizer_in_backward(FUSED_OPTIMIZERS[lane.embedding_optimizer], fused, kwargs)
+        sharded = {name for name, place in placements.items() if place.sharding_type != DATA_PARALLEL}
+        fuse_optimizer(model, sharded, FUSED_OPTIMIZERS[lane.embedding_optimizer], kwargs)
     wrapped = DistributedModelParallel(model, device=device, plan=plan, sharders=[sharder])  # pyright: ignore
 
-    _initialize_tables(wrapped, tables)
-    parameters = {n: p for n, p in in_backward_optimizer_filter(wrapped.named_parameters()) if p.requires_grad}
-    table_parameters = {n: p for n, p in parameters.items() if _table_of(n, tables)}
+    initialize_tables(wrapped, tables)
+    parameters = trained_parameters(wrapped)
+    table_parameters = {n: p for n, p in parameters.items() if table_of(n)}
     is_dense_lane = isinstance(lane, DenseOptimizer)
     embedding_names = set(model.embedding_parameter_names())
     return ParallelModel(
         model=wrapped,
         optimizer=_make_optimizer(wrapped, parameters, table_parameters, lane),
-        average=WeightAverage(_replicated(wrapped), config.ema_decay) if config.ema_decay else None,
+        average=WeightAverage(replicated_tensors(wrapped), config.ema_decay) if config.ema_decay else None,
         plan=[describe(tables[name], placement) for name, placement in placements.items()],
         _embedding_parameters=[p for n, p in parameters.items() if n in embedding_names],
         _clipped_parameters=[p for n, p in parameters.items() if is_dense_lane or n not in table_parameters],
@@ -177,24 +179,6 @@ def gather(values: torch.Tensor) -> torch.Tensor:
     everyone = [torch.zeros_like(mine) for _ in sizes]
     dist.all_gather(everyone, mine)
     return torch.cat([part[: int(s)] for part, s in zip(everyone, sizes, strict=True)])
-
-
-def _initialize_tables(wrapped: DistributedModelParallel, tables: dict[str, EmbeddingTable]) -> None:
-    """Give every shard its place's numbers, so that any sharding starts from the same tables."""
-    for name, value in wrapped.state_dict().items():
-        table = _table_of(name, tables)
-        if table is None:
-            continue
-        if isinstance(value, ShardedTensor):
-            for shard in value.local_shards():
-                tables[table].initialize(shard.tensor, *shard.metadata.shard_offsets)
-        else:
-            tables[table].initialize(value)
-
-
-def _replicated(wrapped: DistributedModelParallel) -> dict[str, torch.Tensor]:
-    """Every parameter and buffer that each rank holds whole, sharing its memory."""
-    return {n: v for n, v in wrapped.state_dict().items() if not isinstance(v, ShardedTensor)}
 
 
 def _cluster(device: torch.device) -> Cluster:
@@ -224,8 +208,8 @@ def _make_optimizer(
     """Combine the fused optimizer (if any), that of the fused lane's replicated tables (if any), and Adam."""
     optimizers: list[tuple[str, KeyedOptimizer]] = []
     if isinstance(lane, FusedOptimizer):
-        if wrapped.fused_optimizer.params:
-            optimizers.append((FUSED, wrapped.fused_optimizer))
+        if (fused := fused_optimizer_of(wrapped)) is not None:
+            optimizers.append((FUSED, fused))
         if table_parameters:
             kind = REPLICATED_OPTIMIZERS[lane.embedding_optimizer]
             kwargs = _embedding_optimizer_kwargs(lane)
@@ -235,13 +219,3 @@ def _make_optimizer(
         parameters, lambda p: torch.optim.Adam(p, lr=lane.learning_rate, eps=lane.epsilon, foreach=True)
     )
     return CombinedOptimizer([*optimizers, (DENSE, adam)])
-
-
-def _table_of(parameter_name: str, tables: dict[str, EmbeddingTable]) -> str | None:
-    """Table that ``...embedding_bags.TABLE.weight`` belongs to; None for any other parameter."""
-    parts = parameter_name.split(".")
-    return parts[-2] if len(parts) >= 3 and parts[-3] == "embedding_bags" and parts[-2] in tables else None
-
-
-def _is_model_parallel(table: str | None, placements: dict[str, Any]) -> bool:
-    return table is not None and placements[table].sharding_type != DATA_PARALLEL

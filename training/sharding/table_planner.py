@@ -19,7 +19,7 @@ from torchrec.distributed.types import CacheParams, ShardingType
 
 from training.config import DenseOptimizer, FusedOptimizer, ShardingConfig, TrainingConfig
 from training.model.ctr_model import CTRModel
-from training.model.embedding import EmbeddingTable
+from training.model.embedding import EmbeddingTable, table_of
 
 DATA_PARALLEL = ShardingType.DATA_PARALLEL.value
 MODEL_PARALLEL = tuple(
@@ -260,8 +260,7 @@ def sharding_of(table: EmbeddingTable, sharding: ShardingConfig) -> str:
 
 def make_reservation(model: CTRModel, margin: float) -> HeuristicalStorageReservation:
     """Reserve a rank's memory beside tables: a share of a GPU, the dense net and its copies, the ids of two batches."""
-    tables = {id(parameter) for parameter in model.embedding.bags.parameters()}
-    dense = sum(p.numel() * p.element_size() for p in model.parameters() if id(p) not in tables)
+    dense = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if table_of(name) is None)
     return HeuristicalStorageReservation(margin, dense_tensor_estimate=DENSE_COPIES * dense)
 
 

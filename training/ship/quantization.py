@@ -17,14 +17,13 @@ from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig
 from torchrec.quant.embedding_modules import EmbeddingBagCollection as QuantEmbeddingBagCollection
 
 from training.config import TablePrecision
-from training.model.ctr_model import CTRModel
-from training.model.embedding import EmbeddingTable
+from training.model.ctr_model import EMBEDDING, CTRModel
+from training.model.embedding import EmbeddingTable, table_of
 
 SCALE_OFFSET_BYTES = 4
 """Bytes that int8 adds to a row: scale and offset in float16, as FBGEMM reads them."""
 MAX_LEVEL = 255
 
-_BAGS = "embedding.bags.embedding_bags."
 _CHUNK_ROWS = 1 << 20
 
 
@@ -77,13 +76,19 @@ def to_tensors(model: CTRModel, tables: TablePrecision) -> dict[str, Tensor]:
     """
     tensors = dict(model.state_dict())
     for table in model.tables if tables != "float32" else ():
-        name = f"{_BAGS}{table.name}"
-        weight_VD = tensors[f"{name}.weight"][:, : table.width]
+        weight, scale_offset = _names(table)
+        weight_VD = tensors[weight][:, : table.width]
         if stored_type(table, tables) == torch.uint8:
-            tensors[f"{name}.weight"], tensors[f"{name}.scale_offset"] = quantize_rows(weight_VD)
+            tensors[weight], tensors[scale_offset] = quantize_rows(weight_VD)
         else:
-            tensors[f"{name}.weight"] = weight_VD.half()
+            tensors[weight] = weight_VD.half()
     return tensors
+
+
+def _names(table: EmbeddingTable) -> tuple[str, str]:
+    """Of the table's tensors in an artifact: its numbers, its scales and offsets."""
+    weight, scale_offset = (f"{EMBEDDING}.{table.tensor_name(part)}" for part in ("weight", "scale_offset"))
+    return weight, scale_offset
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
@@ -101,7 +106,7 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
 
 def table_bytes(model: CTRModel, tensors: Mapping[str, Tensor]) -> int:
     """Bytes of the tables among a model's stored tensors."""
-    names = {f"{_BAGS}{table.name}.{part}" for table in model.tables for part in ("weight", "scale_offset")}
+    names = {name for table in model.tables for name in _names(table)}
     return sum(tensor.nbytes for name, tensor in tensors.items() if name in names)
 
 
@@ -113,10 +118,10 @@ def check_layout(outline: CTRModel, tensors: Mapping[str, Tensor], tables: Table
     """
     expected = {name: (tuple(t.shape), t.dtype) for name, t in outline.state_dict().items()}
     for table in outline.tables if tables != "float32" else ():
-        name, dtype = f"{_BAGS}{table.name}", stored_type(table, tables)
-        expected[f"{name}.weight"] = (table.num_embeddings, table.width), dtype
+        (weight, scale_offset), dtype = _names(table), stored_type(table, tables)
+        expected[weight] = (table.num_embeddings, table.width), dtype
         if dtype == torch.uint8:
-            expected[f"{name}.scale_offset"] = (table.num_embeddings, 2), torch.float16
+            expected[scale_offset] = (table.num_embeddings, 2), torch.float16
     found = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
@@ -142,7 +147,7 @@ def restore(model: CTRModel, tensors: Mapping[str, Tensor], tables: TablePrecisi
     if tables == "float32":
         model.load_state_dict(tensors)
         return
-    model.load_state_dict({name: t for name, t in tensors.items() if not name.startswith(_BAGS)}, strict=False)
+    model.load_state_dict({name: t for name, t in tensors.items() if table_of(name) is None}, strict=False)
     model.embedding.register_module("bags", _make_bags(model, tensors, tables))
 
 
@@ -150,8 +155,8 @@ def _make_bags(model: CTRModel, tensors: Mapping[str, Tensor], tables: TablePrec
     """Make the lookup of quantised tables, with copies of their tensors."""
     weights = {}
     for table in model.tables:
-        numbers = tensors[f"{_BAGS}{table.name}.weight"]
-        scale_offset = tensors.get(f"{_BAGS}{table.name}.scale_offset")
+        numbers, scale_offset = map(tensors.get, _names(table))
+        assert numbers is not None
         # FBGEMM takes and keeps bytes: a row's scale and offset, then its numbers.
         pair = (numbers.view(torch.uint8), None if scale_offset is None else scale_offset.view(torch.uint8))
         weights[table.name] = pair
