@@ -57,8 +57,12 @@ def lookups_of(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def kernels_of(model: nn.Module) -> Iterator[nn.Module]:
-    """List FBGEMM's kernels: the ``grad_fn`` of a kernel's output computes gradients of rows and updates them."""
-    return (module for module in model.modules() if isinstance(module, BaseBatchedEmbeddingBag))
+    """List FBGEMM's kernels: the ``grad_fn`` of a kernel's output computes gradients of rows and updates them.
+
+    They are part of the look-ups, which TorchRec keeps in a plain list: ``model.modules()`` has none of them.
+    """
+    for lookup in lookups_of(model):
+        yield from (part for part in lookup.modules() if isinstance(part, BaseBatchedEmbeddingBag))
 
 
 def placements_of(plan: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from training.fit.loop import Progress, Training, make_step, train
 from training.fit.run import build_model
 from training.fit.step_times import PARTS
 from training.sharding.parallelize import parallelize
+from training.sharding.tables import embedding_of
 
 CPU = torch.device("cpu")
 
@@ -88,6 +89,29 @@ def lag_behind(path: Path, folder: Path) -> None:
         summary = training.times.summary()
         assert summary["communication"] == summary["shares"]["exchange"] + summary["shares"]["reduction"]
         (folder / f"{lane}-{dist.get_rank()}.json").write_text(json.dumps(training.times.seconds))
+
+
+def lag_behind_in_backward(path: Path, folder: Path) -> None:
+    """Rank 1 is slow to send its vectors' gradients, and rank 0 waits for them."""
+    run(start(path, folder / "warm"))
+    training = start(path, folder / "run", **SHARDED, pipelined=False)
+    if dist.get_rank() == 1:
+        embedding = embedding_of(training.parallel.model)
+        embedding.register_forward_hook(lambda _module, _inputs, streams: _slow_down(streams["hard"]))
+    run(training)
+    (folder / f"{dist.get_rank()}.json").write_text(json.dumps(training.times.seconds))
+
+
+def _slow_down(vectors: torch.Tensor) -> None:
+    if vectors.requires_grad:
+        vectors.register_hook(lambda _: time.sleep(LAG))
+
+
+def test_waiting_for_gradients_of_vectors_is_no_work_of_the_tables(make_dataset, tmp_path: Path) -> None:
+    on_two_ranks(tmp_path, lag_behind_in_backward, make_dataset().path, tmp_path)
+    first = json.loads((tmp_path / "0.json").read_text())
+    assert first["exchange"] > 0.5 * 6 * LAG
+    assert first["table backward"] < LAG
 
 
 def test_waiting_for_another_rank_is_communication(make_dataset, tmp_path: Path) -> None:
