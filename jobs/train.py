@@ -24,9 +24,8 @@ def main() -> int:
     arguments, config = parse_config_arguments(parser)
     started = time.perf_counter()
 
-    from jobs.launch.run_guard import take_over, with_places
+    from jobs.launch.run_guard import prepare, take_over, with_places
     from jobs.registry.store import locked
-    from pipeline.build.encode import prepare
 
     config = with_places(config)
     run_path = absolute(arguments.run)

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
+from features.disk.dataset import SPLITS
 from features.rawlog import LogFormat, Lookup
 from features.schema import STRICT
-from jobs.pages.leaderboard_page import SPLITS
 
 
 def _as_tuple(value: Any) -> Any:

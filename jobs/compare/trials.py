@@ -184,8 +184,7 @@ def _work(sampled: dict[str, Any], tasks: list[dict[str, Any]]) -> None:
     set_up_worker(task["parallel"], config.threads_per_worker)
     import torch.distributed as dist
 
-    from pipeline.build.vocabulary import fit
-    from training.fit.run import Run
+    from training.fit.run import Run, fit
 
     run = Run(Path(task["folder"]))
     shutil.rmtree(run.path, ignore_errors=True)

@@ -52,8 +52,7 @@ def work(arguments: dict[str, Any]) -> None:
 def _fit(arguments: dict[str, Any]) -> None:
     import ray.train
 
-    from pipeline.build.vocabulary import fit
-    from training.fit.run import Run
+    from training.fit.run import Run, fit
 
     run = Run(Path(arguments["run"]))
     if run.failure.exists():

@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from features.disk.dataset import DatasetManifest
+from features.disk.dataset import SPLITS, DatasetManifest
 from features.disk.run_folder import RunFiles
 from jobs.pages import figures
 from jobs.pages.check_sections import Figures, checks_section, gate_section
-from jobs.pages.leaderboard_page import SPLITS
 from jobs.pages.page import render_page
 from jobs.pages.table_section import command
 from jobs.pages.table_section import section as table_section

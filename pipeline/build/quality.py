@@ -9,11 +9,10 @@ import pyarrow
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from features.disk.dataset import DatasetError, DenseStatistics, FeatureStatistics
+from features.disk.dataset import SPLITS, DatasetError, DenseStatistics, FeatureStatistics
 from features.learnt import Learnt
 from features.rawlog import LogFormat
 from features.schema import VOCABULARY_KINDS, FeatureSchema, HashEncoding
-from jobs.pages.leaderboard_page import SPLITS
 from pipeline.build.encode import DUPLICATE, dense, dropped
 from pipeline.build.ingest import FILE, LINE, REASON, ROW_ID, SPLIT
 from pipeline.build.sources import find_line

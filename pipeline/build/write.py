@@ -18,13 +18,12 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from features.disk.atomic import leftover_pattern, sync, sync_tree
-from features.disk.dataset import BUILD_NAME, MANIFEST_NAME, DataFile, DatasetError, DatasetManifest
+from features.disk.dataset import BUILD_NAME, LOCK_NAME, MANIFEST_NAME, DataFile, DatasetError, DatasetManifest
 from features.disk.lock import lock
 from features.disk.object_store import VERSION, ObjectPath, StorageError, clean, new_version_name, publish
 from features.disk.place import scratch
 from features.kinds import TABLE
 from features.schema import FeatureSchema
-from jobs.registry.store import LOCK_NAME
 from pipeline.build.footer import sort_encodings
 from pipeline.build.ingest import ROW_ID, SPLIT
 from pipeline.config import WriteConfig

@@ -47,7 +47,7 @@ from training.judge.scores import Scores
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.fit.run import Run
-from pipeline.build.vocabulary import fit
+from training.fit.run import fit
 
 CONFIG = "jobs/configs/bench.toml"
 NUM_BUCKETS = 100_000

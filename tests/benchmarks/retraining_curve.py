@@ -37,7 +37,7 @@ from jobs.cli.config import Config, load_config
 from jobs.demos.generated_logs import generate
 from jobs.retraining.partitions import build
 from jobs.retraining.retrain_folder import RetrainFolder
-from pipeline.build.encode import prepare
+from jobs.launch.run_guard import prepare
 from pipeline.synthetic.generate import LogSpec
 from tests.benchmarks.retraining_summary import summarise
 from training.ship.export import load_best
@@ -45,7 +45,7 @@ from training.judge.metrics import evaluate
 from training.judge.scores import Scores
 from training.data.opened_dataset import Dataset
 from training.fit.run import Run
-from pipeline.build.vocabulary import fit
+from training.fit.run import fit
 
 CONFIGS = ["jobs/configs/demo.toml", "jobs/configs/retrain/demo.toml"]
 DAYS_A_SESSION = 8

@@ -23,13 +23,11 @@ import torch.distributed as dist
 
 from jobs.cli.config import Config, load_config
 from jobs.launch.run_guard import prepare
-from pipeline.build.encode import prepare
-from pipeline.build.vocabulary import fit
 from tests.golden.frozen import copy_frozen
 from tests.ranks import on_two_ranks
 from training.data.opened_dataset import Dataset
 from training.fit import loop
-from training.fit.run import Run, build_model
+from training.fit.run import Run, build_model, fit
 from training.sharding import checkpoint
 
 GENERATION = "v1"

@@ -14,10 +14,9 @@ from jobs import attribute
 from jobs.pages.report_files import read_run
 from jobs.pages.report_page import render
 from jobs.scoring.attribution_text import summary
-from pipeline.build.vocabulary import fit
 from training.config import MLPEncoder, ModelConfig, MoEFusion, StreamGatesSelection, TrainingConfig
 from training.data.opened_dataset import Dataset
-from training.fit.run import Run
+from training.fit.run import Run, fit
 from training.judge.metrics import auc, logloss
 from training.ship.export import load_best
 

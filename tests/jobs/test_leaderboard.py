@@ -15,10 +15,9 @@ from jobs.cli.config import read_checked, read_resolved
 from jobs.cli.errors import ConfigError
 from jobs.compare import matrix_run
 from jobs.compare.matrix import Leaderboard
-from pipeline.build.encode import prepare
-from pipeline.build.vocabulary import fit
+from jobs.launch.run_guard import prepare
 from tests.jobs.test_train import write_config
-from training.fit.run import Run
+from training.fit.run import Run, fit
 from training.judge.metrics import METRICS
 
 LEADERBOARD = """

@@ -18,10 +18,9 @@ from features.disk.run_folder import WORKERS_LOCK_NAME
 from jobs import train
 from jobs.cli.config import load_config
 from jobs.launch import run_guard, worker
-from pipeline.build.vocabulary import fit
 from tests.ranks import on_two_ranks
 from tests.stand_ins.tiny_dataset import TINY_FEATURES
-from training.fit.run import Run
+from training.fit.run import Run, fit
 from training.sharding import checkpoint
 from training.ship.export import load_best
 

@@ -11,10 +11,9 @@ from pydantic import TypeAdapter
 from features.disk.trained_on import TrainedOn
 from jobs.cli.config import parse_config
 from jobs.registry.registry import Registry
-from pipeline.build.vocabulary import fit
 from tests.stand_ins.tiny_dataset import TINY_FEATURES, write_tiny_dataset
 from training.config import MLPEncoder, ModelConfig, TrainingConfig
-from training.fit.run import Run
+from training.fit.run import Run, fit
 from training.ship.export import export
 
 COLUMNS = ("user", "genres", "device", "age", "row", "price")

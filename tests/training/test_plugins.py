@@ -16,12 +16,11 @@ from features.disk.artifact import ArtifactError
 from features.disk.trained_on import TrainedOn
 from jobs.cli.config import Config, load_config, parse_config
 from jobs.cli.errors import ConfigError
-from pipeline.build.vocabulary import fit
 from tests.stand_ins.plugin import page_files
 from tests.stand_ins.tiny_dataset import TINY_FEATURES, TinyDataset
 from tests.stand_ins.tiny_model import COLUMNS, raw_rows
 from training import plugins
-from training.fit.run import Run
+from training.fit.run import Run, fit
 from training.model.encoders import ENCODERS
 from training.model.objective import OBJECTIVES
 from training.plugins import PluginError

@@ -12,12 +12,12 @@ from typing import Any
 from torchrec.distributed.planner.types import Enumerator, PlannerError, Shard, ShardingOption, Stats, Topology
 from torchrec.distributed.types import ShardingType
 
-from jobs.pages.plan_page import GIB
 from training.config import DenseOptimizer, FusedOptimizer, ShardingConfig, ShardingKind, TrainingConfig
 from training.model.ctr_model import CTRModel
 from training.sharding.table_planner import (
     CACHED,
     DATA_PARALLEL,
+    GIB,
     HOST,
     MARGIN,
     PARTS,

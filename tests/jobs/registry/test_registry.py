@@ -577,11 +577,10 @@ def test_a_real_model_scores_the_same_when_it_is_fetched(
     registry: Registry, tmp_path: Path, make_dataset, one_rank
 ) -> None:
     from jobs.cli.config import parse_config
-    from pipeline.build.encode import prepare
-    from pipeline.build.vocabulary import fit
+    from jobs.launch.run_guard import prepare
     from tests.training.fit.test_run import make_config
     from training.data.opened_dataset import Dataset
-    from training.fit.run import Run
+    from training.fit.run import Run, fit
     from training.ship.export import export
     from training.ship.predict import Predictor
 

@@ -37,14 +37,13 @@ from jobs.scoring import score_folder
 from jobs.scoring import score_rows as scoring
 from jobs.scoring.score_folder import SUMMARY_NAME, name_outputs, plan_job
 from jobs.scoring.score_rows import FAILED, ScoreError, Work, read_back, score_portion
-from pipeline.build.vocabulary import fit
 from pipeline.executors.portions import Portion, count_lines, number_lines, plan_portions, read_portion
 from pipeline.executors.tasks import TaskError, run_tasks
 from tests.fuzz.targets import digests
 from tests.jobs.registry.test_registry import make_registry
 from tests.stand_ins.tiny_dataset import TINY_FEATURES, write_tiny_dataset
 from training.config import MLPEncoder, ModelConfig, TrainingConfig
-from training.fit.run import Run
+from training.fit.run import Run, fit
 from training.ship.export import export
 
 ROOT = Path(__file__).parents[3]

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFeature
-from pipeline.build.vocabulary import fit
 from tests.ranks import on_two_ranks
 from training.config import FMEncoder, FusedOptimizer, MLPEncoder, ModelConfig, ReaderConfig, ShardingConfig
 from training.config import TrainingConfig as Config
@@ -20,7 +19,7 @@ from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.fit.loop import Training, make_step
 from training.fit.regularization import EmbeddingL2
-from training.fit.run import Run, build_model
+from training.fit.run import Run, build_model, fit
 from training.model.embedding import FieldEmbedding
 from training.sharding import checkpoint
 from training.sharding.parallelize import parallelize

@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from pipeline.build.vocabulary import fit
 from tests.ranks import on_two_ranks
 from training.config import (
     AutoIntEncoder,
@@ -44,7 +43,7 @@ from training.config import (
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.fit.loop import Event, Progress, Training, make_step, train
-from training.fit.run import Run, build_model
+from training.fit.run import Run, build_model, fit
 from training.fit.scoring import score
 from training.judge.metrics import evaluate
 from training.model.ctr_model import CTRModel

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.build.vocabulary import fit
 from tests.ranks import on_two_ranks
 from tests.training.fit.test_run import LOWERED, MODEL, STEPS_PER_EPOCH, final_model, fit_until, make_config
 from training.config import CrossNetEncoder, DenseOptimizer, FusedOptimizer, MLPEncoder, ShardingConfig, TrainingConfig
@@ -18,7 +17,7 @@ from training.data.batch import Batch
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.fit.loop import Progress, Training, make_step, train
-from training.fit.run import Run, build_model
+from training.fit.run import Run, build_model, fit
 from training.fit.step import matmul_precision
 from training.judge.scores import DivergedError
 from training.sharding.parallelize import parallelize

@@ -13,15 +13,14 @@ from features.disk.dataset import DatasetError
 from features.disk.run_folder import RunError
 from features.disk.window import join
 from jobs.cli.config import parse_config
-from pipeline.build.encode import prepare
-from pipeline.build.vocabulary import fit
+from jobs.launch.run_guard import prepare
 from tests.ranks import on_two_ranks
 from tests.training.fit.test_run import LANES, make_config
 from training.config import FMEncoder, MLPEncoder, ModelConfig, ShardingConfig, TrainingConfig
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.fit.loop import Progress, Training, make_step, train
-from training.fit.run import Run, build_model
+from training.fit.run import Run, build_model, fit
 from training.sharding import checkpoint
 from training.sharding.checkpoint_reader import CheckpointError
 from training.sharding.parallelize import ParallelModel, parallelize

@@ -14,7 +14,6 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 
 from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFeature
-from jobs.pages.plan_page import GIB
 from tests.ranks import on_two_ranks
 from training.config import (
     DenseOptimizer,
@@ -28,7 +27,7 @@ from training.config import (
 from training.forecast.dry_run import Change, Plan, PlanError, _smallest, find_changes, plan_tables
 from training.model.ctr_model import CTRModel
 from training.sharding.parallelize import parallelize
-from training.sharding.table_planner import CACHED, PARTS, Cluster, Sharder, batch_size_per_rank, held_bytes
+from training.sharding.table_planner import CACHED, GIB, PARTS, Cluster, Sharder, batch_size_per_rank, held_bytes
 
 MIB = 1 << 20
 ROWS = {"user": 50_001, "item": 7_000, "shop": 300, "hour": 25}

@@ -12,12 +12,11 @@ from pydantic import TypeAdapter
 
 from features.disk.run_folder import RunError
 from features.disk.trained_on import SplitRows, TrainedOn
-from pipeline.build.vocabulary import fit
 from tests.training.fit.test_run import make_config
 from training.config import FMEncoder, MLPEncoder, ModelConfig, PlattCalibration, TrainingConfig
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
-from training.fit.run import Run
+from training.fit.run import Run, fit
 from training.fit.scoring import score
 from training.judge.calibration import Calibration, CalibrationError, fit_platt
 from training.judge.metrics import auc, ece, evaluate, gauc, logloss

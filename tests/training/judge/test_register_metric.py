@@ -13,10 +13,9 @@ from jobs.cli.config import parse_config
 from jobs.cli.errors import ConfigError
 from jobs.pages.report_files import read_run
 from jobs.pages.report_page import render
-from pipeline.build.vocabulary import fit
 from tests.stand_ins.tiny_model import train_tiny
 from tests.training.fit.test_run import make_config
-from training.fit.run import Run
+from training.fit.run import Run, fit
 from training.judge.metrics import METRICS, Metric, evaluate, register_metric, text_of
 from training.judge.scores import Scores, to_probs
 

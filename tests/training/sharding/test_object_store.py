@@ -16,7 +16,6 @@ from features.disk.dataset import DatasetManifest
 from features.disk.object_store import ObjectPath, StorageError
 from features.disk.place import locate
 from jobs.cli.config import load_config
-from pipeline.build.vocabulary import fit
 from tests.ranks import on_two_ranks
 from tests.stand_ins.object_store import KEY, SECRET, Bucket
 from tests.stand_ins.tiny_dataset import TinyDataset
@@ -27,7 +26,7 @@ from training.data.batch import Batch
 from training.data.file_cache import ShardCache
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
-from training.fit.run import Run
+from training.fit.run import Run, fit
 from training.sharding import checkpoint
 from training.sharding.checkpoint_reader import CheckpointError
 from training.ship.export import load_best
@@ -118,7 +117,7 @@ def test_the_whole_road(
 
 def prepare(run: Run, config: Any) -> None:
     """What ``jobs.train`` does before it starts workers."""
-    from pipeline.build.encode import prepare
+    from jobs.launch.run_guard import prepare
 
     run.path.mkdir(parents=True)
     prepare(run.path, config, resume=False)
@@ -269,7 +268,7 @@ def test_a_checkpoint_that_fails_leaves_the_one_before(
 def test_a_run_keeps_its_place_of_checkpoints(
     make_dataset: Any, bucket: Bucket, tmp_path: Path, one_rank: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.build.encode import prepare
+    from jobs.launch.run_guard import prepare
     from tests.jobs.test_train import write_config
 
     path = str(write_config(tmp_path, make_dataset().path))

@@ -11,14 +11,13 @@ import torch
 import tests.stand_ins.tiny_dataset as tiny_dataset
 from features.encoding import RowEncoder
 from features.schema import FeatureSchema, HashEncoding, SparseFeature
-from pipeline.build.vocabulary import fit
 from tests.ranks import on_two_ranks
 from tests.training.fit.test_run import assert_same_weights, losses, make_config
 from training.config import DenseOptimizer, FusedOptimizer, ShardingConfig
 from training.data.batch import to_batch
 from training.data.opened_dataset import Dataset
 from training.fit.regularization import EmbeddingL2
-from training.fit.run import Run, build_model
+from training.fit.run import Run, build_model, fit
 from training.model.embedding import FieldEmbedding, ModelError
 from training.sharding import checkpoint
 from training.ship.quantization import quantize
