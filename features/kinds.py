@@ -48,7 +48,7 @@ class Column:
         return self.name + ".list.element" * len(self.shape)
 
 
-class Single:
+class SingleValued:
     """One id a row; a missing value has an id of its own (0, or the out-of-vocabulary one)."""
 
     has_one_id = True
@@ -81,7 +81,7 @@ class Single:
         return {feature.name: ids}
 
 
-class Bag(Single):
+class Bag(SingleValued):
     """Up to ``max_length`` ids a row, padded with 0, and how many there are; a missing value is a row without ids."""
 
     has_one_id = False
@@ -116,7 +116,7 @@ class Dense:
         return (Column(feature.name, np.float32),)
 
 
-SINGLE, BAG, DENSE = Single(), Bag(), Dense()
+SINGLE_KIND, BAG_KIND, DENSE_KIND = SingleValued(), Bag(), Dense()
 
 
 def row_columns(schema: "FeatureSchema") -> dict[str, Column]:

@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, FiniteFloat
 from pydantic.dataclasses import dataclass
 
 from features.fingerprint import MODEL_CHOICE, departures, digest, fingerprint_version_1, is_model_choice
-from features.kinds import BAG, DENSE, LENGTH_SUFFIX, SINGLE, Bag, Column, Dense, Single
+from features.kinds import BAG_KIND, DENSE_KIND, LENGTH_SUFFIX, SINGLE_KIND, Bag, Column, Dense, SingleValued
 
 ENCODING_VERSION = 1
 """Version of the encodings' meaning; a new one makes old datasets be refused instead of misread."""
@@ -184,9 +184,9 @@ class SparseFeature:
         return " x ".join(self.columns) + (f" split at {self.separator!r}" if self.separator else "")
 
     @property
-    def kind(self) -> Single | Bag:
+    def kind(self) -> SingleValued | Bag:
         """Return the feature's kind: its form in files, batches and tables."""
-        return SINGLE if self.separator is None else BAG
+        return SINGLE_KIND if self.separator is None else BAG_KIND
 
     @property
     def salt(self) -> str:
@@ -243,7 +243,7 @@ class DenseFeature:
     @property
     def kind(self) -> Dense:
         """Return the feature's kind: its form in files and batches."""
-        return DENSE
+        return DENSE_KIND
 
 
 @dataclass(frozen=True, config=STRICT)

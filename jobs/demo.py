@@ -21,12 +21,13 @@ def main() -> int:
     arguments = parser.parse_args()
     started = time.perf_counter()
 
+    from features.disk.run_folder import ARTIFACT_FOLDER, REPORT_NAME
     from jobs.demos.pipeline_demo import Demo, describe
 
     demo = Demo(Path(arguments.run), arguments.config, arguments.rows)
     print(describe(demo.run()))
     seconds = time.perf_counter() - started
-    print(f"{seconds:.0f} s in all; open {demo.folder / 'report.html'}, model in {demo.folder / 'artifact'}")
+    print(f"{seconds:.0f} s in all; open {demo.folder / REPORT_NAME}, model in {demo.folder / ARTIFACT_FOLDER}")
     return 0
 
 

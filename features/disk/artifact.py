@@ -41,7 +41,7 @@ GOLDEN_NAME = "golden.jsonl"
 
 FLOAT32 = "float32"
 """Precision of the tables of version 1, which does not say it."""
-FORMAT = Format(
+ARTIFACT_FORMAT = Format(
     "artifact",
     "update twinfocus here, or export the model with this program",
     (lambda description: {**description, "tables": FLOAT32},),
@@ -102,7 +102,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         ArtifactError: it is absent, damaged, or of a newer version.
     """
     description = _read_json(folder / ARTIFACT_NAME)
-    version, tables = FORMAT.version_of(description, folder, ArtifactError), description.get("tables", FLOAT32)
+    version, tables = ARTIFACT_FORMAT.version_of(description, folder, ArtifactError), description.get("tables", FLOAT32)
     if (version == 1) != (tables == FLOAT32):
         raise ArtifactError(f"{folder} has tables of {tables!r:.80}, which version {version} has not")
     if not isinstance(description.get("files"), dict):
@@ -112,7 +112,7 @@ def read_description(folder: Path) -> dict[str, Any]:
             check_relative(name)
         except ValueError as error:
             raise ArtifactError(f"{folder} is not opened: {error}") from error
-    return FORMAT.upgrade(description, folder, ArtifactError)
+    return ARTIFACT_FORMAT.upgrade(description, folder, ArtifactError)
 
 
 def check_files(folder: Path, description: dict[str, Any]) -> Path:
@@ -247,7 +247,7 @@ def describe(folder: Path, tables: str, more: dict[str, Any]) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     description = {
         # Version 1 is float32, and whoever reads it needs to know of no other.
-        **({"version": 1} if tables == FLOAT32 else {"version": FORMAT.version, "tables": tables}),
+        **({"version": 1} if tables == FLOAT32 else {"version": ARTIFACT_FORMAT.version, "tables": tables}),
         **more,
         "files": {path.relative_to(folder).as_posix(): _sha256(path) for path in files},
         **({"folder": folder.name} if VERSION.fullmatch(folder.name) else {}),

@@ -17,7 +17,7 @@ UNCOMMITTED_NAME = ".uncommitted"
 """File of a store's checkpoint that is copied to ``checkpoint.json`` once every other file is there."""
 LEFTOVERS = ".step=*.tmp"
 """Pattern of the folders of unfinished checkpoints."""
-FORMAT = Format(
+CHECKPOINT_FORMAT = Format(
     "checkpoint",
     "go on with the program that wrote it, or delete the folder to go on from the one before it",
 )

@@ -25,7 +25,7 @@ BUILD_NAME = "build.json"
 LOCK_NAME = ".lock"
 """File that whoever writes to the dataset holds."""
 SPLITS = ("train", "valid", "test")
-FORMAT = Format(
+DATASET_FORMAT = Format(
     "dataset",
     "update twinfocus here, or build the dataset again with this program",
     (lambda manifest: manifest,),  # version 1 differs in its schema fingerprint alone, which ``load`` computes anew
@@ -147,7 +147,7 @@ class DatasetManifest:
     """Split or lookup -> the input files it was read from."""
     config: dict[str, Any]
     """The resolved config tree of the job that wrote the dataset."""
-    version: int = FORMAT.version
+    version: int = DATASET_FORMAT.version
 
     @property
     def fingerprint(self) -> str:
@@ -192,14 +192,14 @@ class DatasetManifest:
             raise DatasetError(f"{dataset} is not a dataset: it has no {MANIFEST_NAME}; run jobs.build_dataset first")
         try:
             text = path.read_bytes()
-            version = FORMAT.version_of(TypeAdapter(dict[str, Any]).validate_json(text), path, DatasetError)
+            version = DATASET_FORMAT.version_of(TypeAdapter(dict[str, Any]).validate_json(text), path, DatasetError)
             manifest = TypeAdapter(cls).validate_json(text)
         except (OSError, ValidationError) as error:
             raise DatasetError(f"{path} cannot be read: {error}") from error
         schema = manifest.schema
         if schema.fingerprint_of_version(version) != manifest.schema_fingerprint:
             raise DatasetError(f"{path} was written by another version of the encoding rules: build the dataset again")
-        return replace(manifest, schema_fingerprint=schema.fingerprint, version=FORMAT.version)
+        return replace(manifest, schema_fingerprint=schema.fingerprint, version=DATASET_FORMAT.version)
 
     def load_learnt(self, dataset: Place | str) -> Learnt:
         """Read the learnt state the manifest refers to.

@@ -22,7 +22,7 @@ from features.disk.lock import is_held, lock
 from features.disk.run_folder import ARTIFACT_FOLDER
 from features.disk.versions import Format
 
-FORMAT = Format("retraining folder", "update twinfocus here, or begin again in another retrain.root")
+RETRAIN_FORMAT = Format("retraining folder", "update twinfocus here, or begin again in another retrain.root")
 _VERSION_NAME, _LAST_NAME, _LOCK_NAME = "retrain.json", "last.json", ".lock"
 
 
@@ -144,7 +144,7 @@ class RetrainFiles:
         Raises:
             ValueError: it is of a newer version.
         """
-        return FORMAT.upgrade_note(self._version(), self.root)
+        return RETRAIN_FORMAT.upgrade_note(self._version(), self.root)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[str | None]:
@@ -159,8 +159,8 @@ class RetrainFiles:
         message = f"another retraining is at work in {self.root}: wait for it to end"
         with lock(self.root / _LOCK_NAME, message):
             note = self.check_version()
-            if self._version() != {"version": FORMAT.version}:
-                self.write(self.version_file, {"version": FORMAT.version})
+            if self._version() != {"version": RETRAIN_FORMAT.version}:
+                self.write(self.version_file, {"version": RETRAIN_FORMAT.version})
             yield note
 
     def is_held(self) -> bool | None:

@@ -38,7 +38,7 @@ WORKERS_LOCK_NAME = ".workers"
 RESERVE_NAME = ".reserve"
 """Spare file, deleted when the disk is full to make room for the reason of the failure."""
 
-FORMAT = Format("run", "update twinfocus here, or train the model again with this program")
+RUN_FORMAT = Format("run", "update twinfocus here, or train the model again with this program")
 
 
 class RunError(ValueError):
@@ -112,7 +112,7 @@ class RunFolder:
         Raises:
             RunError: it is absent, damaged, or of a newer version.
         """
-        return FORMAT.upgrade(self.read(DATASET_NAME), self.path, RunError)
+        return RUN_FORMAT.upgrade(self.read(DATASET_NAME), self.path, RunError)
 
     def trained_on(self) -> TrainedOn:
         """Read the identity of the dataset that the run is trained on, with fingerprints of this program's version.
@@ -145,8 +145,8 @@ class RunFolder:
             OSError: it cannot be written.
         """
         has_one = (self.path / DATASET_NAME).exists()
-        note = FORMAT.upgrade_note(self.read(DATASET_NAME), self.path, RunError) if has_one else None
-        self.write(DATASET_NAME, {**value, "version": FORMAT.version})
+        note = RUN_FORMAT.upgrade_note(self.read(DATASET_NAME), self.path, RunError) if has_one else None
+        self.write(DATASET_NAME, {**value, "version": RUN_FORMAT.version})
         return note
 
     def learnt(self, schema: FeatureSchema) -> Learnt:
@@ -226,7 +226,7 @@ class RunFiles:
         if not (path / CONFIG_NAME).is_file():
             raise ValueError(f"{path} is not a run: it has no {CONFIG_NAME}; jobs.train makes one")
         history = list(_read_lines(path / HISTORY_NAME))
-        dataset = FORMAT.upgrade(_read(path / DATASET_NAME, {}), path)
+        dataset = RUN_FORMAT.upgrade(_read(path / DATASET_NAME, {}), path)
         manifest, note = _load_manifest(dataset)
         folder = dataset.get("dataset")
         splits = [name for name in SPLITS if (path / evaluation_name(name)).is_file()]

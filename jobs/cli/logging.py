@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
-LEVELS = ("debug", "info", "warning", "error")
+LOG_LEVELS = ("debug", "info", "warning", "error")
 SECRETS = (
     "TWINFOCUS_TOKEN",
     "TWINFOCUS_WEBHOOK",
@@ -29,7 +29,7 @@ _OWN_ATTRIBUTES = {*vars(logging.makeLogRecord({})), "message", "asctime", "task
 
 def add_log_options(parser: argparse.ArgumentParser) -> None:
     """Add ``--log-level`` and ``--log-json`` to a parser."""
-    parser.add_argument("--log-level", choices=LEVELS, default="info", help="of the log on stderr (default: info)")
+    parser.add_argument("--log-level", choices=LOG_LEVELS, default="info", help="of the log on stderr (default: info)")
     parser.add_argument("--log-json", action="store_true", help="log JSON lines: time, level, logger, message, fields")
 
 

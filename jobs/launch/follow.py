@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from features.disk.run_folder import METRICS_NAME
-from training.judge.metrics import text_of
+from training.judge.metrics import metric_texts
 
 
 def follow(history: Path, max_epochs: int, finished: threading.Event) -> None:
@@ -42,7 +42,7 @@ def _show(bar: Any, event: dict[str, Any], max_epochs: int) -> None:
         bar.update(event["step_in_epoch"] - bar.n)
     elif event["event"] == "evaluation":
         mark = " best" if event["best"] else ""
-        found = " ".join(text_of(event, "auc", "logloss"))
+        found = " ".join(metric_texts(event, "auc", "logloss"))
         bar.write(f"epoch {event['epoch'] + 1}: valid {found}{mark}")
         bar.reset()
 
@@ -67,7 +67,7 @@ def describe(run_path: Path, seconds: float) -> str:
     if "valid" in metrics:
         valid = metrics["valid"]
         best = f"valid (best, step {metrics['best_step']:,})"
-        lines.append(f"{best}: {'  '.join(text_of(valid, 'auc', 'logloss'))}")
+        lines.append(f"{best}: {'  '.join(metric_texts(valid, 'auc', 'logloss'))}")
     return "\n".join([*lines, f"run: {run_path}"])
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from features.disk.dataset import SPLITS, DatasetManifest
-from features.disk.run_folder import RunFiles
+from features.disk.run_folder import REPORT_NAME, RunFiles
 from jobs.pages import figures
 from jobs.pages.check_sections import Figures, checks_section, gate_section
 from jobs.pages.page import render_page
@@ -35,7 +35,7 @@ def render(run: RunFiles) -> str:
     }
     gate_day = None if run.gate is None or run.gate.day is None else dashed(run.gate.day)
     return render_page(
-        "report.html",
+        REPORT_NAME,
         f"Run {run.path.resolve().name}",
         _subtitle(run),
         sections,

@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import DataType
 
 from features.hashing import MISSING_ID, hash_text
-from features.kinds import BAG, SINGLE
+from features.kinds import BAG_KIND, SINGLE_KIND
 from features.learnt import Learnt
 from features.schema import BUCKET_KINDS, DenseFeature, FeatureSchema, HashEncoding, SparseFeature
 from pipeline.build.ingest import FILE, LINE, REASON, ROW_ID, SPLIT, listed, plain_path, raw
@@ -213,7 +213,7 @@ def _prepare_single(
     return [F.when(F.coalesce(*texts).isNotNull(), known).alias(sparse(feature.name))]
 
 
-_PREPARE = {SINGLE: _prepare_single, BAG: _prepare_bag}
+_PREPARE = {SINGLE_KIND: _prepare_single, BAG_KIND: _prepare_bag}
 
 
 def _mark_duplicates(rows: DataFrame, has_time: bool) -> DataFrame:
@@ -313,7 +313,7 @@ def _encode_bag(feature: SparseFeature, learnt: Learnt) -> list[Column]:
     return [F.concat(ids, padding), F.size(sparse(feature.name))]
 
 
-_ENCODE = {SINGLE: _encode_single, BAG: _encode_bag}
+_ENCODE = {SINGLE_KIND: _encode_single, BAG_KIND: _encode_bag}
 """Kind -> its columns in the files; with ``_PREPARE`` what Spark knows of kinds."""
 
 

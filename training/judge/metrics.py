@@ -73,7 +73,7 @@ def register_metric(name: str, metric: Metric) -> None:
     METRICS[name] = metric
 
 
-def text_of(metrics: Mapping[str, Any], *names: str) -> list[str]:
+def metric_texts(metrics: Mapping[str, Any], *names: str) -> list[str]:
     """Name and value of some metrics, for people."""
     return [f"{name} {METRICS[name].text(metrics[name])}" for name in names]
 

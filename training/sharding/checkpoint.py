@@ -23,7 +23,7 @@ from torch.distributed.checkpoint import FileSystemWriter
 
 from features.disk.atomic import put_folder, write_json
 from features.disk.checkpoint import (
-    FORMAT,
+    CHECKPOINT_FORMAT,
     LEFTOVERS,
     META_NAME,
     checkpoint_name,
@@ -74,7 +74,7 @@ def save(folder: Place, step: int, parallel: ParallelModel, progress: dict[str, 
         StorageError: on every rank, if the store did not take some rank's part.
     """
     final = folder / checkpoint_name(step)
-    meta = {"version": FORMAT.version, "step": step, "progress": progress}
+    meta = {"version": CHECKPOINT_FORMAT.version, "step": step, "progress": progress}
     if isinstance(final, ObjectPath):
         _save_to_store(final, parallel, meta)
     else:
@@ -221,7 +221,7 @@ def open_checkpoint(folder: Place, step: int) -> Checkpoint:
     try:
         meta = {**json.loads((path / META_NAME).read_bytes().decode())}
         # The version first: another one may have none of what follows.
-        meta = FORMAT.upgrade(meta, f"checkpoint {path}", CheckpointError)
+        meta = CHECKPOINT_FORMAT.upgrade(meta, f"checkpoint {path}", CheckpointError)
         sizes, progress = {**meta["files"]}, {**meta["progress"]}
     except (StorageError, CheckpointError):
         raise

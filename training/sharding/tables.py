@@ -1,4 +1,4 @@
-"""Where TorchRec keeps a model's tables once they are sharded: the one module that knows.
+"""Adapter to sharded tables: the one module that knows where TorchRec keeps them.
 
 A table's name inside its collection is ``training.model.embedding``'s. What sharding adds is here: wrapped modules,
 shards of a table, optimizers that run inside a kernel's backward, and the modules that a look-up goes through.

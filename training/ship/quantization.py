@@ -86,7 +86,7 @@ def to_tensors(model: CTRModel, tables: TablePrecision) -> dict[str, Tensor]:
 
 
 def _names(table: EmbeddingTable) -> tuple[str, str]:
-    """Of the table's tensors in an artifact: its numbers, its scales and offsets."""
+    """Name the table's tensors in an artifact: its numbers, its scales and offsets."""
     weight, scale_offset = (f"{EMBEDDING}.{table.tensor_name(part)}" for part in ("weight", "scale_offset"))
     return weight, scale_offset
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from features.disk.artifact import (
+    ARTIFACT_FORMAT,
     ARTIFACT_NAME,
-    FORMAT,
     GOLDEN_NAME,
     WEIGHTS_NAME,
     ArtifactError,
@@ -116,7 +116,7 @@ def test_versions(tmp_path: Path) -> None:
     del stored[0]["version"]
     write_json(tmp_path / "one" / ARTIFACT_NAME, stored[0])
     assert read_description(tmp_path / "one") == opened[0]
-    write_json(tmp_path / "one" / ARTIFACT_NAME, {"version": FORMAT.version + 1})
+    write_json(tmp_path / "one" / ARTIFACT_NAME, {"version": ARTIFACT_FORMAT.version + 1})
     with pytest.raises(
         ArtifactError, match=r"one was made by a newer version of twinfocus \(artifact version 3; this "
     ):

@@ -51,7 +51,13 @@ def test_what_is_no_version_is_damage(version: Any) -> None:
 
 
 def test_every_format_says_what_to_do() -> None:
-    formats = [module.FORMAT for module in (artifact, checkpoint, dataset, retrain_folder, run_folder)]
+    formats = [
+        artifact.ARTIFACT_FORMAT,
+        checkpoint.CHECKPOINT_FORMAT,
+        dataset.DATASET_FORMAT,
+        retrain_folder.RETRAIN_FORMAT,
+        run_folder.RUN_FORMAT,
+    ]
     assert [found.name for found in formats] == ["artifact", "checkpoint", "dataset", "retraining folder", "run"]
     assert all(found.cure for found in formats)
 
@@ -62,8 +68,8 @@ def test_a_dataset(tmp_path: Path) -> None:
     first = {key: manifest[key] for key in manifest if key != "version"}
     first["schema_fingerprint"] = DatasetManifest.load(path).schema.fingerprint_of_version(1)
     (path / MANIFEST_NAME).write_text(json.dumps(first))
-    assert DatasetManifest.load(path).version == dataset.FORMAT.version
-    newer = {**manifest, "version": dataset.FORMAT.version + 5, "a key of tomorrow": 1}
+    assert DatasetManifest.load(path).version == dataset.DATASET_FORMAT.version
+    newer = {**manifest, "version": dataset.DATASET_FORMAT.version + 5, "a key of tomorrow": 1}
     (path / MANIFEST_NAME).write_text(json.dumps(newer))
     with pytest.raises(DatasetError, match=r"was made by a newer version of twinfocus \(dataset version"):
         DatasetManifest.load(path)
@@ -77,7 +83,7 @@ def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run.write(DATASET_NAME, {"dataset": "d"})
     assert run.read_dataset() == {"dataset": "d", "version": 1}
     two = Format("run", "train again", (lambda old: {**old, "place": old["dataset"]},))
-    monkeypatch.setattr(run_folder, "FORMAT", two)
+    monkeypatch.setattr(run_folder, "RUN_FORMAT", two)
     assert run.read_dataset() == {"dataset": "d", "place": "d", "version": 2}
     assert run.write_dataset({"place": "d"}) == f"{tmp_path}: run upgraded from version 1 to 2"
     assert run.write_dataset({"place": "d"}) is None
@@ -96,7 +102,9 @@ def test_a_retraining_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with files.alone() as note:
         assert note is None
     assert files.read(files.version_file) == {"version": 1}
-    monkeypatch.setattr(retrain_folder, "FORMAT", Format("retraining folder", "begin again", (lambda old: old,)))
+    monkeypatch.setattr(
+        retrain_folder, "RETRAIN_FORMAT", Format("retraining folder", "begin again", (lambda old: old,))
+    )
     with files.alone() as note:
         assert note == f"{files.root}: retraining folder upgraded from version 1 to 2"
     with files.alone() as note:

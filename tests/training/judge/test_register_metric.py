@@ -16,7 +16,7 @@ from jobs.pages.report_page import render
 from tests.stand_ins.tiny_model import train_tiny
 from tests.training.fit.test_run import make_config
 from training.fit.run import Run, fit
-from training.judge.metrics import METRICS, Metric, evaluate, register_metric, text_of
+from training.judge.metrics import METRICS, Metric, evaluate, metric_texts, register_metric
 from training.judge.scores import Scores, to_probs
 
 
@@ -37,8 +37,8 @@ def test_it_is_computed_and_printed(brier: Metric):
     metrics = evaluate(Scores.of([0.0, 0.0], [0, 1]))
     assert list(metrics) == ["rows", "auc", "logloss", "ne", "calibration", "ece", "gauc", "brier"]
     assert metrics["brier"] == pytest.approx(0.25)
-    assert text_of(metrics, "brier", "gauc") == ["brier 0.250", "gauc undefined"]
-    assert text_of(evaluate(Scores.of([], [])), "brier") == ["brier undefined"]
+    assert metric_texts(metrics, "brier", "gauc") == ["brier 0.250", "gauc undefined"]
+    assert metric_texts(evaluate(Scores.of([], [])), "brier") == ["brier undefined"]
     assert brier.sign == -1
 
 
