@@ -35,7 +35,7 @@ class FingerprintError(ValueError):
 
 
 def departures(part: Any) -> Any:
-    """A dataclass as a tree of JSON values without fields at their default and without model choices.
+    """Convert a dataclass to a tree of JSON values without fields at their default and without model choices.
 
     ``kind`` stays: it says which class the other fields belong to.
     """
@@ -50,7 +50,7 @@ def departures(part: Any) -> Any:
 
 
 def is_model_choice(field: Field) -> bool:
-    """Whether a field of a schema's dataclasses is marked as ``MODEL_CHOICE``."""
+    """Tell whether a field of a schema's dataclasses is marked as ``MODEL_CHOICE``."""
     return bool(field.metadata.get("model_choice"))
 
 

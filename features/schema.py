@@ -158,9 +158,9 @@ class SparseFeature:
     separator: str | None = None
     """Separator that splits the text into several values; None: single-valued."""
     max_length: Annotated[int, Field(ge=1, le=4096)] = 16
-    """Multi-valued only: values kept a row, the first ones; the rest are dropped and counted in the statistics."""
+    """Number of values kept a row (multi-valued only), the first ones; the statistics count the rest."""
     pooling: Literal["mean", "sum"] = field(default="mean", metadata=MODEL_CHOICE)
-    """Multi-valued only: how the value's embeddings become one vector."""
+    """Pooling of a row's embeddings to one vector (multi-valued only)."""
     table: str | None = None
     """Table that the ids are looked up in: features that name one table share its rows, a vocabulary that is learnt
     from the values of all of them, and a hash's default salt. They need one encoding. None: the feature's own name."""
@@ -372,14 +372,14 @@ class FeatureSchema:
 
     @property
     def fingerprint(self) -> str:
-        """64 hexadecimal digits that change when any raw value could become another id or float.
+        """Hash to 64 hexadecimal digits that change when any raw value could become another id or float.
 
         Two ways to write the same thing have the same one; what a model chooses (pooling, embedding_dim) is not in it.
         """
         return digest({"encoding_version": ENCODING_VERSION, **_meaning(self)})
 
     def fingerprint_of_version(self, version: int) -> str:
-        """The fingerprint by the formula of an earlier version, or of the current one.
+        """Compute the fingerprint by the formula of an earlier version, or of the current one.
 
         Args:
             version: as the file says that stores the fingerprint; checked before.
@@ -398,7 +398,7 @@ class FeatureSchema:
 
 
 def _meaning(schema: FeatureSchema) -> dict[str, Any]:
-    """A schema as a tree of what decides ids and floats, in one form for all ways to write it."""
+    """Convert a schema to a tree of what decides ids and floats, in one form for all ways to write it."""
     sparse = []
     for feature in schema.sparse:
         tree = departures(feature)

@@ -23,7 +23,7 @@ MANIFEST_NAME = "manifest.json"
 BUILD_NAME = "build.json"
 """File beside the manifest: what the last build said of itself."""
 LOCK_NAME = ".lock"
-"""File that whoever writes to the dataset holds."""
+"""Lock file that a writer to the dataset holds."""
 SPLITS = ("train", "valid", "test")
 DATASET_FORMAT = Format(
     "dataset",
@@ -63,7 +63,7 @@ class DataFile:
 
     @property
     def num_rows(self) -> int:
-        """Rows of all row groups."""
+        """Count the rows of all row groups."""
         return sum(self.row_groups)
 
 
@@ -111,7 +111,7 @@ class Split:
 
     @property
     def num_rows(self) -> int:
-        """Rows of all files."""
+        """Count the rows of all files."""
         return sum(f.num_rows for f in self.files)
 
     @property
@@ -155,7 +155,7 @@ class DatasetManifest:
         return self._fingerprint(self.schema_fingerprint)
 
     def has_fingerprint(self, fingerprint: str) -> bool:
-        """Whether a stored fingerprint, by the formula of any version, is this dataset's."""
+        """Tell whether a stored fingerprint, by the formula of any version, is this dataset's."""
         return fingerprint in (self.fingerprint, self._fingerprint(self.schema.fingerprint_of_version(1)))
 
     def _fingerprint(self, schema_fingerprint: str) -> str:
@@ -163,7 +163,7 @@ class DatasetManifest:
         return hashlib.sha256("\n".join([schema_fingerprint, self.learnt_fingerprint, *files]).encode()).hexdigest()
 
     def with_choices_of(self, schema: FeatureSchema) -> "DatasetManifest":
-        """The same dataset with a model's choices (pooling) from another schema of the same columns.
+        """Take a model's choices (pooling) from another schema of the same columns.
 
         Raises:
             DatasetError: the schema's columns are others.

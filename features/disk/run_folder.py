@@ -258,7 +258,7 @@ def _best_step(history: list[dict[str, Any]]) -> int | None:
 
 
 def _load_manifest(dataset: Mapping[str, Any]) -> tuple[DatasetManifest | None, str]:
-    """The manifest of the run's dataset, or None and why; with a manifest, what it has that the run did not see."""
+    """Load the manifest of the run's dataset, or None; the note says why, or what differs from the run's rows."""
     if "dataset" not in dataset:
         return None, f"The run names no dataset ({DATASET_NAME} is missing)."
     try:

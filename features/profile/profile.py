@@ -80,7 +80,7 @@ class DataProfile:
             raise DriftError(f"{path} cannot be read: {error}") from error
 
     def upgraded(self, manifest: DatasetManifest) -> "DataProfile":
-        """The profile with fingerprints of the current version, which its dataset's manifest has.
+        """Replace the fingerprints by those of the current version, which its dataset's manifest has.
 
         Raises:
             DriftError: an earlier version made it, and of another dataset.

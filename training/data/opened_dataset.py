@@ -58,7 +58,7 @@ class Dataset:
         return replace(self, learnt=learnt, is_ahead=self.learnt.fingerprint != learnt.fingerprint)
 
     def with_choices_of(self, schema: FeatureSchema) -> "Dataset":
-        """The same rows for a model with choices of its own (pooling), which are not the dataset's to make.
+        """Take a model's own choices (pooling), which are not part of the dataset.
 
         Raises:
             DatasetError: the schema's columns are not the dataset's.

@@ -39,7 +39,7 @@ class RowOrder:
 
     @classmethod
     def of_training(cls, manifest: DatasetManifest, config: TrainingConfig) -> "RowOrder":
-        """The order in which a config's training reads a dataset.
+        """Describe the order in which a config's training reads a dataset.
 
         Raises:
             DatasetError: the dataset has no training rows.

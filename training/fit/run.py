@@ -208,7 +208,7 @@ def _shares_of_limits(training: Training, progress: Progress) -> dict[str, float
 
 
 def _evaluate_best(run: Run, training: Training, rows: SplitRows) -> tuple[dict[str, Any], CalibrationError | None]:
-    """Metrics of the best checkpoint on the validation split, as it will be served; rank 0 keeps them and their curves.
+    """Evaluate the best checkpoint on the validation split, as it will be served; rank 0 keeps metrics and curves.
 
     Calibrated metrics are in sample by the two fitted numbers, so the raw ones stand beside them.
 

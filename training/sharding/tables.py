@@ -1,4 +1,4 @@
-"""Adapter to sharded tables: the one module that knows where TorchRec keeps them.
+"""Tables of a sharded model: the one module that knows where TorchRec keeps them.
 
 A table's name inside its collection is ``training.model.embedding``'s. What sharding adds is here: wrapped modules,
 shards of a table, optimizers that run inside a kernel's backward, and the modules that a look-up goes through.
@@ -98,7 +98,7 @@ def trained_parameters(model: DistributedModelParallel) -> dict[str, nn.Paramete
 
 
 def initialize_tables(model: DistributedModelParallel, tables: Mapping[str, EmbeddingTable]) -> None:
-    """Give every shard its place's numbers, so that any sharding starts from the same tables.
+    """Initialise every shard by its place in the table, so that any sharding starts from the same tables.
 
     Args:
         model: sharded.

@@ -86,7 +86,7 @@ def to_tensors(model: CTRModel, tables: TablePrecision) -> dict[str, Tensor]:
 
 
 def _names(table: EmbeddingTable) -> tuple[str, str]:
-    """Name the table's tensors in an artifact: its numbers, its scales and offsets."""
+    """Return the names of a table's tensors in an artifact: its numbers, its scales and offsets."""
     weight, scale_offset = (f"{EMBEDDING}.{table.tensor_name(part)}" for part in ("weight", "scale_offset"))
     return weight, scale_offset
 
@@ -105,7 +105,7 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
 
 
 def table_bytes(model: CTRModel, tensors: Mapping[str, Tensor]) -> int:
-    """Bytes of the tables among a model's stored tensors."""
+    """Add up the bytes of the tables among a model's stored tensors."""
     names = {name for table in model.tables for name in _names(table)}
     return sum(tensor.nbytes for name, tensor in tensors.items() if name in names)
 
