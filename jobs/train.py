@@ -24,8 +24,7 @@ def main() -> int:
     arguments, config = parse_config_arguments(parser)
     started = time.perf_counter()
 
-    from jobs.launch.run_guard import prepare, take_over, with_places
-    from jobs.registry.store import locked
+    from jobs.launch.run_guard import locked, prepare, take_over, with_places
 
     config = with_places(config)
     run_path = absolute(arguments.run)

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from features.disk.atomic import write_json
-from features.disk.dataset import MANIFEST_NAME, SPLITS, DatasetManifest
+from features.disk.dataset import MANIFEST_NAME, DatasetManifest
 from features.disk.object_store import ObjectPath
 from features.disk.place import locate, scratch
 from features.disk.run_folder import METRICS_NAME
@@ -22,6 +22,7 @@ from jobs.cli.config import Config, Entry, Texts, is_saved_config, load_config
 from jobs.cli.config_arguments import hand_on
 from jobs.compare.matrix import Cell
 from jobs.doctoring.installed import installed_versions
+from jobs.pages.leaderboard_page import SPLITS
 from training.fit.run import Run
 from training.judge.metrics import evaluate
 from training.ship.export import load_best

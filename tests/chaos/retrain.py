@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from jobs import retrain
 from jobs.cli.conventions import run_program
 from jobs.registry import store
-from jobs.retraining.retraining import retrain
 from jobs.retraining.retry import Steps
 
 STAND = "TWINFOCUS_CHAOS_STAND"

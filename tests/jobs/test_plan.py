@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from features.disk.dataset import DatasetManifest
+from jobs import plan
 from jobs.cli.argument_types import num_bytes
-from jobs.retraining.todo import plan
 from tests.stand_ins.tiny_dataset import TINY_FEATURES
 
 ROOT = Path(__file__).parents[2]

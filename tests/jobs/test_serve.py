@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from features.disk.artifact import ArtifactError, digest_of
+from jobs import serve
 from jobs.registry.found_artifact import find_artifact, find_in, open_registry
 from jobs.registry.store import RegistryError
 from jobs.serving import server
 from jobs.serving.score_request import TOKEN, RequestError, RequestLimits, ScoreRequest
-from jobs.serving.server import serve
 from tests.jobs.registry.test_registry import make_artifact, make_registry
 
 LIMITS = RequestLimits(rows=2, value=5)
