@@ -268,7 +268,7 @@ def test_a_checkpoint_that_fails_leaves_the_one_before(
 def test_a_run_keeps_its_place_of_checkpoints(
     make_dataset: Any, bucket: Bucket, tmp_path: Path, one_rank: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jobs.launch.run_guard import prepare
+    from jobs.launch.run_guard import prepare as guard
     from tests.jobs.test_train import write_config
 
     path = str(write_config(tmp_path, make_dataset().path))
@@ -277,10 +277,10 @@ def test_a_run_keeps_its_place_of_checkpoints(
     prepare(run := Run(tmp_path / "run"), there)
     fit_until(run, there.training, step=20)
     with pytest.raises(ValueError, match=r"already holds a run, in s3://.*/checkpoints,: add --resume"):
-        prepare(run.path, there, resume=False)
+        guard(run.path, there, resume=False)
     with pytest.raises(ValueError, match=r"cannot change training.checkpoint.folder"):
-        prepare(run.path, here, resume=True)
-    prepare(run.path, there, resume=True)
+        guard(run.path, here, resume=True)
+    guard(run.path, there, resume=True)
     monkeypatch.setattr(sys, "argv", ["train", "--config", path, "--run", f"{bucket.url}/run"])
     with pytest.raises(ValueError, match=r"s3://.*/run must be on disk here"):
         __import__("jobs.train", fromlist=["main"]).main()
