@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jobs.cli.logging import HIDDEN, LEVELS, SECRETS
+from jobs.cli.logging import HIDDEN, LOG_LEVELS, SECRETS
 
 ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = """
@@ -78,10 +78,10 @@ def test_lines_for_a_program() -> None:
     assert (done.stdout, done.returncode) == ("the summary\n", 1)
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", LOG_LEVELS)
 def test_levels(level: str) -> None:
     said = [line["step"] for line in as_json(say("--log-json", "--log-level", level).stderr) if "step" in line]
-    assert said == list(LEVELS[LEVELS.index(level) :])
+    assert said == list(LOG_LEVELS[LOG_LEVELS.index(level) :])
 
 
 @pytest.mark.parametrize("flags", [(), ("--log-json",)])
