@@ -190,8 +190,9 @@ def evaluated(run_here: Callable[..., tuple[int, str, str]], run: Path, split: s
 def test_evaluate_prints_one_json_object_last(spine, run_here) -> None:
     folder = spine.folder
     result = evaluated(run_here, folder / "run", "test")
-    assert set(result) == {"split", "rows", "auc", "logloss", "ne", "calibration", "ece", "gauc"}
+    assert set(result) == {"split", "rows", "auc", "logloss", "ne", "calibration", "ece", "gauc", "data"}
     assert result["split"] == "test" and result["rows"] == 198
+    assert result["data"]["is_own"] and result["data"]["rows"] == 198
     valid = evaluated(run_here, folder / "run", "valid")
     trained = Run(folder / "run").read("metrics.json")["valid"]
     assert valid["auc"] == pytest.approx(trained["auc"], abs=1e-6)
@@ -226,6 +227,7 @@ def test_calibrated_served_equals_calibrated_trained(spine, tmp_path: Path, run_
     np.testing.assert_allclose([g["probability"] for g in golden], predictor.predict([g["row"] for g in golden]))
 
     result = evaluated(run_here, run.path, "test")
+    assert result.pop("data")["is_own"]
     raw = load_best(Run(folder / "run")).score("test")
     expected = evaluate(replace(raw, logits=0.3 * raw.logits - 1.7))
     assert result == {"split": "test", **expected}
