@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import logging
 import os
 import re
 import sys
@@ -18,6 +19,9 @@ from pyspark.sql import SparkSession
 from features.rawlog import LogError
 from pipeline.config import SparkConfig
 from pipeline.java import JAVA_OPTIONS
+
+# Py4J logs a traceback when Java's process dies under a command; ``explain`` tells of it in one sentence.
+logging.getLogger("py4j.clientserver").setLevel(logging.CRITICAL)
 
 SPARK_ERRORS = (Py4JError, PySparkException, ConnectionError)
 """Errors of a failed Spark action in Python, and of any action after Spark's process has ended."""
