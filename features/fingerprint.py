@@ -79,9 +79,8 @@ def fingerprint_version_1(schema: Any, encoding_version: int) -> str:
             "sparse": [
                 {
                     **keys(f, "sparse"),
-                    **(
-                        {} if f.table is None else {"table": f.table}
-                    ),  # which came before version 2, but only where set
+                    # It came before version 2, but only where set.
+                    **({} if f.table is None else {"table": f.table}),
                     "encoding": keys(f.encoding, f.encoding.kind),
                 }
                 for f in schema.sparse

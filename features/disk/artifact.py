@@ -29,10 +29,7 @@ from features.disk.object_store import (
 )
 from features.disk.place import Place, locate, temporary_folder
 from features.disk.relative_path import check_relative, is_inside
-from features.disk.run_folder import CALIBRATION_NAME as CALIBRATION_NAME
 from features.disk.run_folder import CONFIG_NAME
-from features.disk.run_folder import LEARNT_NAME as LEARNT_NAME
-from features.disk.run_folder import METRICS_NAME as METRICS_NAME
 from features.disk.versions import Format
 
 ARTIFACT_NAME = "artifact.json"
@@ -138,18 +135,19 @@ def digest_of(artifact: Place | str) -> str:
         ArtifactError: there is no artifact.
         StorageError: its store cannot be read.
     """
-    place = locate(artifact)
-    place = standing(place) if isinstance(place, Path) else place
     try:
-        return hashlib.sha256((place / ARTIFACT_NAME).read_bytes()).hexdigest()
+        return hashlib.sha256((_standing(locate(artifact)) / ARTIFACT_NAME).read_bytes()).hexdigest()
     except OSError as error:
         raise ArtifactError(f"{artifact} is not a usable artifact: {error}") from error
 
 
 def is_artifact(place: Place) -> bool:
     """Tell whether there is an artifact; its files are checked when it is opened."""
-    place = standing(place) if isinstance(place, Path) else place
-    return (place / ARTIFACT_NAME).is_file()
+    return (_standing(place) / ARTIFACT_NAME).is_file()
+
+
+def _standing(place: Place) -> Place:
+    return standing(place) if isinstance(place, Path) else place
 
 
 def _open(artifact: Path) -> Artifact:

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from features.disk.atomic import write_json as write_json
 from features.disk.object_store import ObjectPath
 from features.disk.place import Place, locate
 from jobs.cli.errors import ConfigError
