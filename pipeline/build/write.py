@@ -7,15 +7,17 @@ that finds the other's commit gives up.
 """
 
 import hashlib
+import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 
 from features.disk.atomic import leftover_pattern, sync, sync_tree
 from features.disk.dataset import BUILD_NAME, LOCK_NAME, MANIFEST_NAME, DataFile, DatasetError, DatasetManifest
@@ -24,8 +26,6 @@ from features.disk.object_store import VERSION, ObjectPath, StorageError, clean,
 from features.disk.place import scratch
 from features.kinds import TABLE
 from features.schema import FeatureSchema
-from pipeline.build.footer import sort_encodings
-from pipeline.build.ingest import ROW_ID, SPLIT
 from pipeline.config import WriteConfig
 
 _NAMES = (MANIFEST_NAME, BUILD_NAME)
@@ -135,80 +135,54 @@ def num_files(num_rows: int, config: WriteConfig) -> int:
     return max(min(config.min_files, num_rows), -(-num_rows // config.rows_per_file))
 
 
-def write_files(
-    spark: SparkSession, rows: DataFrame, num_rows: dict[str, int], config: WriteConfig, version: Path
-) -> dict[str, tuple[DataFile, ...]]:
-    """Write encoded rows: each file holds a random share of its split, in random order, the same in every run.
+@dataclass(frozen=True)
+class FileTask:
+    """A file to write: number ``number`` of the ``count`` files of a split."""
+
+    split: str
+    number: int
+    count: int
+
+
+def plan_files(num_rows: dict[str, int], config: WriteConfig) -> list[FileTask]:
+    """List the files to write.
 
     Args:
-        rows: what ``encode`` returns.
-        num_rows: split -> its rows, as counted before.
-        version: folder to write to; paths in the result are relative to its parent.
-
-    Raises:
-        DatasetError: the files do not hold exactly the counted rows.
+        num_rows: split -> its rows.
+        config: how many rows a file has, and how many files a split.
     """
-    counts = {split: num_files(rows_of, config) for split, rows_of in num_rows.items()}
-    total = sum(counts.values())
-    first_file, offset = {}, 0
-    number = F.lit(None).cast("bigint")
-    for split, count in counts.items():
-        first_file[split] = offset
-        within = F.pmod(F.xxhash64(F.lit("file"), F.col(ROW_ID)), F.lit(count))
-        number = F.when(F.col(SPLIT) == split, within + offset).otherwise(number)
-        offset += count
-    keys = F.array(*(F.lit(key) for key in _partition_keys(spark, total)))
-    shuffled = rows.withColumn("file:key", F.get(keys, number.cast("int"))).repartition(total, "file:key")
-    ordered = shuffled.sortWithinPartitions(F.xxhash64(F.lit("order"), F.col(ROW_ID)), ROW_ID)
-    folder = version / "unsorted"
-    options = {
-        "compression": {"lz4": "lz4_raw"}.get(config.compression, config.compression),
-        # Parquet-mr ends a row group by its bytes alone, and looks at them every so many rows: with one byte allowed,
-        # each look ends the group.
-        "parquet.block.size": "1",
-        "parquet.page.size.row.check.min": str(config.row_group_rows),
-        "parquet.page.size.row.check.max": str(config.row_group_rows),
-    }
-    ordered.drop(ROW_ID, SPLIT, "file:key").write.options(**options).parquet(f"file://{folder}")
-    written = {int(p.name.split("-")[1]): p for p in folder.glob("part-*.parquet")}
-    files = {}
-    for split, count in counts.items():
-        paths = [written[n] for n in range(first_file[split], first_file[split] + count) if n in written]
-        files[split] = _place(paths, version, split)
-        found = sum(file.num_rows for file in files[split])
-        if found != num_rows[split]:
-            raise DatasetError(f"split {split!r} has {found} rows in its files where {num_rows[split]} were counted")
-    shutil.rmtree(folder)
-    return files
+    counts = {split: num_files(rows, config) for split, rows in num_rows.items()}
+    return [FileTask(split, number, count) for split, count in counts.items() for number in range(count)]
 
 
-def _partition_keys(spark: SparkSession, total: int) -> list[int]:
-    """Find an integer key for each partition of ``repartition(total, key)``."""
-    keys: dict[int, int] = {}
-    candidates = 64 * total
-    while len(keys) < total:
-        key = F.col("id").cast("int")
-        found = spark.range(0, candidates, 1, 1).groupBy(F.pmod(F.hash(key), F.lit(total)).alias("partition"))
-        keys = {row["partition"]: row["key"] for row in found.agg(F.min(key).alias("key")).collect()}
-        candidates *= 4
-    return [keys[partition] for partition in range(total)]
+def write_table(table: pa.Table, path: Path, config: WriteConfig) -> tuple[int, ...]:
+    """Write one Parquet file, complete or not at all; equal rows make equal bytes.
+
+    Returns:
+        Rows of each row group.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        pyarrow.parquet.write_table(
+            table,
+            temporary,
+            row_group_size=config.row_group_rows,
+            compression=config.compression,
+            write_statistics=True,
+            store_schema=False,  # padded lists are lists, as every reader takes them
+        )
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    rows, step = len(table), config.row_group_rows
+    return tuple(min(step, rows - start) for start in range(0, rows, step))
 
 
-def _place(paths: list[Path], version: Path, split: str) -> tuple[DataFile, ...]:
-    folder = version / split
-    folder.mkdir()
-    files = []
-    for number, path in enumerate(paths):
-        target = folder / f"part-{number:05d}.parquet"
-        path.rename(target)
-        sort_encodings(target)
-        metadata = pyarrow.parquet.read_metadata(target)
-        groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
-        with target.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        relative = f"{version.name}/{split}/{target.name}"
-        files.append(DataFile(relative, target.stat().st_size, groups, digest))
-    return tuple(files)
+def describe_file(path: Path, version: Path, row_groups: tuple[int, ...]) -> DataFile:
+    """Describe a written file, with the sha256 of its bytes; its path is relative to the dataset."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return DataFile(path.relative_to(version.parent).as_posix(), path.stat().st_size, row_groups, digest)
 
 
 def max_ids(dataset: Path, files: tuple[DataFile, ...], schema: FeatureSchema) -> dict[str, int]:

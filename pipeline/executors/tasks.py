@@ -3,19 +3,29 @@
 What a task leaves on disk is its own affair: Spark may run it twice, at once even, and takes one answer of it.
 """
 
-import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import pyarrow
+from pyspark import SparkContext
 from pyspark.sql import SparkSession
+from tqdm import tqdm
 
+from features.disk.atomic import is_full
+from features.disk.dataset import DatasetError
+from features.rawlog import LogError
 from pipeline.config import SparkConfig
 from pipeline.session import SPARK_ERRORS, explain, start_spark
 
 T = TypeVar("T")
+A = TypeVar("A")
+
+_REFRESH_SECONDS = 0.5
 
 LOCAL_MASTER = "local[*,4]"
 """Master of a local session: all cores, four tries as on a cluster; local[*] fails with the first dead worker."""
@@ -31,38 +41,81 @@ def start_tasks(under_spark_submit: bool, verbose: bool = False) -> SparkSession
     return start_spark(SparkConfig(master=master, driver_memory="1g"), verbose)
 
 
-def run_tasks(spark: SparkSession, act: Callable[[T], Any], items: Sequence[T], output: Path) -> list[Any]:
+def run_tasks(
+    spark: SparkSession, act: Callable[[T], A], items: Sequence[T], output: Path, title: str | None = None
+) -> list[A]:
     """Compute ``[act(item) for item in items]`` with a task for each item.
 
     Args:
         spark: a session.
-        act: what executors can import, or a ``functools.partial`` of it; returns what JSON can hold.
-        items: each is pickled for the executors.
+        act: what executors can import, or a ``functools.partial`` of it. Its answers are pickled by Spark, as its tasks
+            are.
+        items: each goes to the executor that runs its task, and to no other.
         output: where the tasks write, for the words about a full disk.
+        title: title of a progress bar; None: there is none.
 
     Raises:
         TaskError: a task has failed as often as Spark tries, or Spark itself has; in one sentence.
-        LogError: an input file cannot be read.
+        LogError, DatasetError: raised by ``act``; the one of the first item that has any.
+        OSError: raised by ``act`` on a full disk.
     """
     if not items:
         return []
-    if str(spark.sparkContext.master).startswith("local"):
-        spark.sparkContext.pythonExec = sys.executable  # and not the first python3 of PATH
-
-    def run(batches: Iterable[pyarrow.RecordBatch]) -> Iterator[pyarrow.RecordBatch]:
-        for batch in batches:
-            numbers = batch.column(0).to_pylist()
-            answers = [json.dumps(act(items[number])) for number in numbers]
-            yield pyarrow.RecordBatch.from_arrays(
-                [pyarrow.array(numbers, pyarrow.int64()), pyarrow.array(answers, pyarrow.string())], ["task", "answer"]
-            )
-
+    context = spark.sparkContext
+    if str(context.master).startswith("local"):
+        context.pythonExec = sys.executable  # and not the first python3 of PATH
     try:
-        numbers = spark.range(0, len(items), 1, len(items))  # a partition, and so a task, for each
-        answers = numbers.mapInArrow(run, "task bigint, answer string").collect()
+        tasks = context.parallelize(list(items), len(items)).map(partial(_attempt, act))  # a partition for each
+        with _progress(context, title, len(items)):
+            answers = tasks.collect()
     except SPARK_ERRORS as error:
         raise TaskError(explain(error, output)) from error
-    found = {row["task"]: json.loads(row["answer"]) for row in answers}
-    if len(answers) != len(items) or sorted(found) != list(range(len(items))):
-        raise TaskError(f"{len(items)} tasks gave {len(answers)} answers, of {len(found)} tasks")
-    return [found[number] for number in range(len(items))]
+    if len(answers) != len(items):
+        raise TaskError(f"{len(items)} tasks gave {len(answers)} answers")
+    for answer in answers:
+        if isinstance(answer, _Failure):
+            raise answer.error
+    return answers
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An error that another try would meet again."""
+
+    error: Exception
+
+
+def _attempt(act: Callable[[T], A], item: T) -> A | _Failure:
+    try:
+        return act(item)
+    except (LogError, DatasetError) as error:
+        return _Failure(type(error)(str(error)))
+    except OSError as error:
+        if is_full(error):
+            return _Failure(OSError(error.errno, error.strerror))
+        raise
+
+
+@contextmanager
+def _progress(context: SparkContext, title: str | None, total: int) -> Iterator[None]:
+    """Show how many tasks have ended, on a terminal alone."""
+    with tqdm(total=total, desc=title, unit="task", disable=True if title is None else None, leave=False) as bar:
+        if bar.disable:
+            yield
+            return
+        tracker, ended = context.statusTracker(), threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(_REFRESH_SECONDS):
+                stages = map(tracker.getStageInfo, tracker.getActiveStageIds())
+                bar.n = sum(stage.numCompletedTasks for stage in stages if stage is not None)
+                bar.refresh()
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            bar.n = total
