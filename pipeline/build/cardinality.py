@@ -58,9 +58,14 @@ class ValueSketch:
         )
 
     @property
+    def is_exact(self) -> bool:
+        """Tell whether the sample holds all values."""
+        return int(self.counts.sum()) == self.num_values
+
+    @property
     def cardinality(self) -> int:
         """Estimate the distinct values of all rows; exact where the sample holds all values."""
-        if int(self.counts.sum()) == self.num_values:
+        if self.is_exact:
             return len(self.sample)
         return round(_estimate(self.registers))
 

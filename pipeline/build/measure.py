@@ -7,7 +7,7 @@ import numpy as np
 
 from features.disk.dataset import SPLITS, DenseStatistics, FeatureStatistics
 from features.learnt import Learnt
-from features.schema import VOCABULARY_KINDS, FeatureSchema, HashEncoding
+from features.schema import FeatureSchema, HashEncoding
 from pipeline.build.cardinality import ValueSketch
 from pipeline.build.counts import ValueCounts
 from pipeline.build.learn import rounded
@@ -92,39 +92,38 @@ def sparse_statistics(
     """
     rows, found = total.rows[split], {}
     for number, feature in enumerate(schema.sparse):
-        truncated = total.truncated.get((split, feature.name), 0)
-        if feature.encoding.kind in VOCABULARY_KINDS:
-            values = counts.get((split, number), ValueCounts())
-            unknown = values.total - known.get((split, number), 0)
+        values = counts.get((split, number), ValueCounts())
+        unknown = values.total - known.get((split, number), 0)
+        common = {
+            "oov_rate": unknown / values.total if values.total else 0.0,
+            "max_id": 0,
+            "num_truncated": total.truncated.get((split, feature.name), 0),
+        }
+        if feature.encoding.kind == "vocabulary":
             found[feature.name] = FeatureStatistics(
                 cardinality=values.cardinality,
                 null_rate=total.missing.get((split, feature.name), 0) / rows,
-                oov_rate=unknown / values.total if values.total else 0.0,
                 head_share=values.head / values.total if values.total else 0.0,
-                max_id=0,
-                num_truncated=truncated,
+                **common,
             )
             continue
-        sketch = total.sketches[split, feature.name]
-        is_exact = int(sketch.counts.sum()) == sketch.num_values
+        sketch, encoding = total.sketches[split, feature.name], feature.encoding
         found[feature.name] = FeatureStatistics(
             cardinality=sketch.cardinality,
             null_rate=sketch.num_missing / rows,
-            oov_rate=0.0,
             head_share=sketch.head_share,
-            max_id=0,
-            collision_rate=_collision_rate(sketch, feature.encoding.num_buckets - 1, is_exact)
-            if isinstance(feature.encoding, HashEncoding)
+            collision_rate=_collision_rate(sketch, encoding.num_buckets - 1)
+            if isinstance(encoding, HashEncoding)
             else None,
-            num_truncated=truncated,
-            is_estimated=not is_exact,
+            is_estimated=not sketch.is_exact,
+            **common,
         )
     return found
 
 
-def _collision_rate(sketch: ValueSketch, num_ids: int, is_exact: bool) -> float:
+def _collision_rate(sketch: ValueSketch, num_ids: int) -> float:
     """Share of distinct values whose id is shared: counted where all are known, else as uniform hashes would give."""
-    if not is_exact:
+    if not sketch.is_exact:
         return expected_collision_rate(sketch.cardinality, num_ids)
     _, sharers = np.unique(sketch.sample.view(np.int64) % num_ids, return_counts=True)
     return float(sharers[sharers > 1].sum()) / max(len(sketch.sample), 1)
