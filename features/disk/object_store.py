@@ -5,6 +5,7 @@ happens or does not. Everything that this object names is there before, checked 
 """
 
 import hashlib
+import io
 import os
 import re
 import time
@@ -14,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 from urllib.parse import urlsplit
 
 from features.disk.atomic import replacing
@@ -31,6 +32,8 @@ CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 5.0
 """Time-outs of connecting and of an answer; the library ends a silent connection after two to three of the latter."""
 NUM_TRANSFERS = 8
 """Number of concurrent transfers."""
+READ_BYTES = 2**20
+"""Bytes that an open file asks for at least."""
 CHUNK_BYTES = 10 * 2**20
 """Bytes of a file in memory at a time: the size of pyarrow's upload parts, so that pyarrow buffers nothing more."""
 VERSION = re.compile(r"version-[0-9a-f]{32}")
@@ -50,13 +53,13 @@ class ObjectPath:
 
     bucket: str
     key: str
-    """Key of the file or folder in the bucket, without slashes at its ends."""
+    """Key of the file or folder in the bucket, without slashes at its ends; empty: the whole bucket."""
 
     def __str__(self) -> str:
         return f"s3://{self.bucket}/{self.key}"
 
     def __truediv__(self, name: str) -> "ObjectPath":
-        return ObjectPath(self.bucket, f"{self.key}/{check_relative(name)}")
+        return ObjectPath(self.bucket, f"{self.key}/{check_relative(name)}".removeprefix("/"))
 
     @property
     def name(self) -> str:
@@ -65,7 +68,7 @@ class ObjectPath:
 
     @property
     def _path(self) -> str:
-        return f"{self.bucket}/{self.key}"
+        return f"{self.bucket}/{self.key}".removesuffix("/")
 
     def sizes(self) -> dict[str, int]:
         """List the files below this folder: relative path -> bytes; empty where there is no such folder.
@@ -95,6 +98,25 @@ class ObjectPath:
             return True
         self.sizes()  # a bucket that is not there looks like a file that is not, until it is listed
         return False
+
+    def state(self) -> tuple[int, int]:
+        """Ask for the size of this file in bytes and the time of its last change in Unix nanoseconds.
+
+        Raises:
+            StorageError: it is not there or cannot be read.
+        """
+        info = self._insist(lambda: _store().get_file_info(self._path))
+        if not info.is_file:
+            raise StorageError(f"{self} is not there")
+        return info.size, info.mtime_ns
+
+    def open(self) -> BinaryIO:
+        """Open this file for reading; it is seekable, and a read that fails is repeated as every transfer is.
+
+        Raises:
+            StorageError: it is not there; while it is read: it cannot be reached, or was replaced by a shorter one.
+        """
+        return cast(BinaryIO, io.BufferedReader(_ReadFile(self), READ_BYTES))
 
     def read_bytes(self) -> bytes:
         """Read the whole file.
@@ -206,6 +228,54 @@ class ObjectPath:
                     raise StorageError(f"{self}: {why}") from error
             time.sleep(pause)
             pause *= 2
+
+
+class _ReadFile(io.RawIOBase):
+    """Bytes of a file in a store, each read a request of its own."""
+
+    def __init__(self, place: ObjectPath) -> None:
+        self._place, self._position = place, 0
+        self._num_bytes = place.state()[0]
+        self._file: Any = None
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._num_bytes}[whence]
+        if start + offset < 0:
+            raise ValueError(f"{self._place}: a position of {start + offset} bytes is before its start")
+        self._position = start + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        num_bytes = min(len(buffer), max(0, self._num_bytes - self._position))
+        if num_bytes:
+            try:
+                buffer[:num_bytes] = self._place._insist(lambda: self._read(num_bytes))
+            except StorageError as error:
+                if self._place.state()[0] < self._num_bytes:
+                    raise StorageError(f"{self._place} has become shorter while it was read") from error
+                raise
+            self._position += num_bytes
+        return num_bytes
+
+    def _read(self, num_bytes: int) -> bytes:
+        try:
+            self._file = self._file or _store().open_input_file(self._place._path)
+            found = self._file.read_at(num_bytes, self._position)
+            if len(found) != num_bytes:
+                raise OSError(f"{len(found)} of {num_bytes} bytes came")
+        except OSError:
+            self._file = None
+            raise
+        return found
 
 
 def new_version_name() -> str:
