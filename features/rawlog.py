@@ -1,4 +1,4 @@
-"""LogFormat: what a raw log looks like; and a reader of small logs in Python, the twin of ``pipeline.build.ingest``."""
+"""Reader of small raw logs in Python, the twin of ``pipeline.build.ingest``."""
 
 import bz2
 import csv
@@ -8,64 +8,12 @@ import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TextIO
-
-from pydantic.dataclasses import dataclass
+from typing import Any, TextIO
 
 from features.encoding import RowError, to_text
-from features.schema import STRICT, expand_names
+from features.log_format import MAX_LINE, TOO_LONG, LogError, LogFormat, Lookup
 
 csv.field_size_limit(2**31 - 1)  # Spark has no limit of its own either
-
-
-class LogError(ValueError):
-    """A raw log cannot be read; the message names the file and, where it can, the line."""
-
-
-@dataclass(frozen=True, config=STRICT)
-class LogFormat:
-    """Layout of raw log files. Compression is told from the name (.gz, .bz2)."""
-
-    kind: Literal["csv", "tsv", "jsonl", "parquet"] = "csv"
-    separator: str | None = None
-    """Separator of columns (csv and tsv), one or more characters. None: a comma or a tab."""
-    header: bool = True
-    """Whether the first line of every file names the columns (csv and tsv)."""
-    columns: tuple[str, ...] = ()
-    """Columns in file order (csv and tsv without a header); ``"C{1..26}"`` stands for C1 to C26."""
-    quote: str | None = None
-    """Quote character (csv and tsv); None: a double quote for csv and none for tsv; "": none."""
-    encoding: Literal["UTF-8", "ISO-8859-1"] = "UTF-8"
-    null_values: tuple[str, ...] = ()
-    """Texts that mean missing, besides the empty text."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "columns", expand_names(self.columns))
-        if self.kind in ("csv", "tsv") and self.header == bool(self.columns):
-            raise ValueError("a csv or tsv log has either header = true or a list of columns")
-
-    @property
-    def delimiter(self) -> str:
-        """Text between columns of a csv or tsv file."""
-        return self.separator or ("\t" if self.kind == "tsv" else ",")
-
-    @property
-    def quote_character(self) -> str:
-        """One quote character, or the empty text for none."""
-        if self.quote is not None:
-            return self.quote
-        return '"' if self.kind == "csv" else ""
-
-
-@dataclass(frozen=True, config=STRICT)
-class Lookup:
-    """A small side table joined to every raw row (users.dat onto ratings.dat, say)."""
-
-    path: str
-    """Path of the side table, looked for as given, then beside the log file that is being read."""
-    key: str
-    """Column that both the log and the side table have; unique in the side table."""
-    format: LogFormat
 
 
 def expand_paths(patterns: str | tuple[str, ...]) -> list[str]:
@@ -106,11 +54,6 @@ def open_text(path: str, encoding: str, errors: str = "strict"):
     # A byte order mark is no part of the first column's name.
     codec = "utf-8-sig" if encoding == "UTF-8" else encoding
     return opener(path, "rt", encoding=codec, errors=errors, newline=None)
-
-
-MAX_LINE = 1 << 24
-"""Longest line in characters: an endless one, which a gzip file of a few kilobytes may hold, would fill the memory."""
-TOO_LONG = f"longer than {MAX_LINE} characters"
 
 
 def bounded_lines(file: TextIO) -> Iterator[str]:

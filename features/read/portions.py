@@ -1,0 +1,158 @@
+"""Portion: the part of a raw log that one task reads, and how a file is cut into them and read.
+
+Results do not depend on the cuts. A portion takes its first byte for a row's beginning and reads on behind its end up
+to the end of its last row; where the next one began too early, inside that row, ``misplaced`` says so, and it is read
+again from where it should have begun. Lines are numbered from 1 in every portion: each says how many it had.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from features.log_format import LogError, LogFormat
+from features.raw_block import RawBlock, Wanted
+from features.read.delimited import DelimitedReader, read_header
+from features.read.lines import STEP_BYTES, LineReader, has_plain_line_ends
+from features.read.streams import STREAM_ERRORS, compression_of, open_stream
+
+PORTION_BYTES = 64 << 20
+"""Bytes of a portion: a constant, so that the cluster's size changes no result."""
+_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Portion: the lines, or row groups, that one task reads.
+
+    Attributes:
+        file: path of the raw file.
+        start: first byte (Parquet and ORC: first row group or stripe), where a line begins.
+        end: byte behind the last line, where another begins; None: the file's end.
+    """
+
+    file: str
+    start: int = 0
+    end: int | None = None
+
+
+@dataclass(frozen=True)
+class PortionEnd:
+    """Where the reading of a portion began and ended.
+
+    Attributes:
+        begin: its first byte (Parquet and ORC: row group or stripe).
+        end: where the next portion of the file has to begin.
+        num_lines: lines (rows) in between, rows or not; the numbers of the next portion's lines begin behind them.
+    """
+
+    begin: int
+    end: int
+    num_lines: int
+
+
+class Reading(Iterator[RawBlock]):
+    """Reading: blocks of a portion's rows, one after the other; ``end`` is there when the last one has been taken."""
+
+    def __init__(self, blocks: Generator[RawBlock, None, PortionEnd]) -> None:
+        self._blocks = blocks
+        self._end: PortionEnd | None = None
+
+    def __next__(self) -> RawBlock:
+        try:
+            return next(self._blocks)
+        except StopIteration as stop:
+            if stop.value is not None:
+                self._end = stop.value
+            raise
+
+    @property
+    def end(self) -> PortionEnd:
+        """Where the reading ended."""
+        if self._end is None:
+            raise ValueError("a portion's end is known when all of its blocks have been read")
+        return self._end
+
+
+def plan_portions(file: str, size: int, log_format: LogFormat, num_bytes: int = PORTION_BYTES) -> list[Portion]:
+    """Cut a raw file into portions of about ``num_bytes``.
+
+    What is compressed, or in an encoding whose ends of lines cannot be told from bytes alone, is one portion.
+
+    Args:
+        file: its path.
+        size: its bytes.
+        log_format: its format.
+        num_bytes: bytes of a portion.
+
+    Raises:
+        LogError: the file cannot be read or is no text; names it.
+    """
+    try:
+        if compression_of(file) is not None or not has_plain_line_ends(log_format.encoding):
+            return [Portion(file)]
+        with Path(file).open("rb") as stream:
+            starts = [0]
+            for target in range(num_bytes, size, num_bytes):
+                if target > starts[-1] and (start := _next_line(stream, target)) < size:
+                    starts.append(start)
+    except OSError as error:
+        raise LogError(f"{file} cannot be read: {error}") from error
+    return [Portion(file, start, end) for start, end in zip(starts, [*starts[1:], size], strict=True)]
+
+
+def _next_line(stream: BinaryIO, target: int) -> int:
+    """Find the start of the first line whose preceding line feed is at ``target`` or after; else the end of the file.
+
+    A line feed always ends a line, and a carriage return before it is then no end of its own.
+    """
+    position = stream.seek(target)
+    while block := stream.read(_BLOCK_BYTES):
+        found = block.find(b"\n")
+        if found >= 0:
+            return position + found + 1
+        position += len(block)
+    return position
+
+
+def misplaced(portions: Sequence[Portion], ends: Sequence[PortionEnd]) -> dict[int, Portion]:
+    """Find portions that began inside a row of the one before.
+
+    Call it again with the new ends, until it finds none.
+
+    Args:
+        portions: all portions of one file, in order, as they were read last.
+        ends: what each reading ended with.
+
+    Returns:
+        Index -> the portion as it has to be read instead; its earlier rows and lines do not count.
+    """
+    found = {}
+    for index in range(1, len(portions)):
+        begin = ends[index - 1].end
+        if begin != ends[index].begin:
+            found[index] = replace(portions[index], start=begin)
+    return found
+
+
+def read_portion(portion: Portion, log_format: LogFormat, wanted: Wanted, step: int = STEP_BYTES) -> Reading:
+    """Read a portion in steps of ``step`` bytes of text.
+
+    Raises:
+        LogError: the file is damaged, or lacks a wanted column; names it. Raised while blocks are taken.
+    """
+    return Reading(_read_text(portion, log_format, wanted, step))
+
+
+def _read_text(
+    portion: Portion, log_format: LogFormat, wanted: Wanted, step: int
+) -> Generator[RawBlock, None, PortionEnd]:
+    file = portion.file
+    try:
+        rows = DelimitedReader(file, read_header(file, log_format), log_format, wanted)
+        with open_stream(file, portion.start) as source:
+            reader = LineReader(source, file, log_format.encoding, portion.start, portion.end, step)
+            yield from rows.read(reader)
+            return PortionEnd(portion.start, reader.position, reader.number - 1)
+    except STREAM_ERRORS as error:
+        raise LogError(f"{file} cannot be read: {error}") from error
