@@ -70,13 +70,16 @@ class SingleValued:
         """Count the ids of each row, (n,)."""
         return np.ones(len(columns[feature.name]), np.int64)
 
-    def to_columns(self, ids: NDArray[Any], lengths: NDArray[Any], feature: "SparseFeature") -> dict[str, NDArray[Any]]:
+    def to_columns(
+        self, ids: NDArray[Any], lengths: NDArray[Any], feature: "SparseFeature", padding: int = MISSING_ID
+    ) -> dict[str, NDArray[Any]]:
         """Lay rows out as columns.
 
         Args:
             ids: (V,) row by row.
             lengths: (n,) how many of them each row has.
             feature: feature that the ids belong to.
+            padding: what fills a row behind its last id.
         """
         return {feature.name: ids}
 
@@ -101,9 +104,11 @@ class Bag(SingleValued):
         """Count the ids of each row, (n,)."""
         return columns[feature.name + LENGTH_SUFFIX]
 
-    def to_columns(self, ids: NDArray[Any], lengths: NDArray[Any], feature: "SparseFeature") -> dict[str, NDArray[Any]]:
+    def to_columns(
+        self, ids: NDArray[Any], lengths: NDArray[Any], feature: "SparseFeature", padding: int = MISSING_ID
+    ) -> dict[str, NDArray[Any]]:
         """Lay rows out as columns: padded ids and their number."""
-        padded = np.zeros((len(lengths), feature.max_length), ids.dtype)
+        padded = np.full((len(lengths), feature.max_length), padding, ids.dtype)
         padded[np.arange(feature.max_length) < lengths[:, None]] = ids
         return {feature.name: padded, feature.name + LENGTH_SUFFIX: lengths}
 

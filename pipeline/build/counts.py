@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from features.disk.dataset import SPLITS
-from features.hashing import hash_array, mix
+from features.hashing import SPARK_SEED, hash_array, mixed
 
 NUM_HASH_RANGES = 256
 """Number of ranges that hashes of values are cut into; as many tasks can merge counts at the same time."""
@@ -51,7 +51,7 @@ def token_counts(features: Mapping[int, Codes]) -> pa.Table:
         present = values.codes >= 0
         flat = values.codes[present].astype(np.int64) * len(SPLITS) + values.splits[present]
         times = np.bincount(flat, minlength=size * len(SPLITS)).reshape(size, len(SPLITS))
-        parts.append(_table(number, TOKEN, values.tokens, hash_array(values.tokens, 0), times))
+        parts.append(_table(number, TOKEN, values.tokens, hash_array(values.tokens, SPARK_SEED), times))
     return _sorted(parts, TOKEN, pa.string())
 
 
@@ -67,7 +67,7 @@ def number_counts(features: Mapping[int, tuple[NDArray[np.float64], NDArray[np.u
         found, places = np.unique(values[present] + 0.0, return_inverse=True)  # -0.0 is the same number as 0.0
         flat = places * len(SPLITS) + splits[present]
         times = np.bincount(flat, minlength=len(found) * len(SPLITS)).reshape(len(found), len(SPLITS))
-        parts.append(_table(number, NUMBER, pa.array(found), mix(found.view(np.uint64)), times))
+        parts.append(_table(number, NUMBER, pa.array(found), mixed(found.view(np.uint64), SPARK_SEED), times))
     return _sorted(parts, NUMBER, pa.float64())
 
 

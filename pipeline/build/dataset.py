@@ -1,13 +1,21 @@
-"""Build a dataset, step by step: read, prepare, fit, encode, write, commit."""
+"""Build a dataset, step by step: read, learn, write, commit.
 
-import contextlib
+Spark hands out the work, and tries it again where an executor dies. What a task does to rows is in
+``pipeline.build.encode_rows`` and ``pipeline.build.write_rows``; what follows from their answers is here.
+"""
+
 import dataclasses
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pyspark import StorageLevel
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
+import numpy as np
+import pyarrow as pa
+from pyspark.sql import SparkSession
 from tqdm import tqdm
 
 from features.disk.atomic import is_full
@@ -15,25 +23,40 @@ from features.disk.dataset import DataFile, DatasetError, DatasetManifest, Featu
 from features.disk.object_store import ObjectPath
 from features.disk.place import locate
 from features.learnt import Learnt
-from features.schema import FeatureSchema
-from pipeline.build.encode import DUPLICATE, encode, prepare
-from pipeline.build.estimate import estimate_statistics, features_to_estimate
-from pipeline.build.ingest import REASON, read_logs
-from pipeline.build.quality import Profile, check_rejected, enforce_limits, profile, sparse_statistics, write_rejected
-from pipeline.build.sources import Plan
-from pipeline.build.vocabulary import count_values, fit
-from pipeline.build.write import commit, commit_to_store, max_ids, new_version, staging, write_files
+from features.schema import FeatureSchema, QuantilesEncoding
+from pipeline.build.counts import NUM_HASH_RANGES, NUMBER, TOKEN, ValueCounts
+from pipeline.build.encode_rows import EncodeWork, PortionResult, encode_portion, find_duplicates, read_keys
+from pipeline.build.exchange import read_block
+from pipeline.build.learn import fit, known_tokens, least_counts, table_owners
+from pipeline.build.measure import Sums, add_up, dense_statistics, rounded, sparse_statistics, splits_of
+from pipeline.build.quality import check_rejected, enforce_limits
+from pipeline.build.sources import InputPlan, PortionTask
+from pipeline.build.write import commit, commit_to_store, max_ids, new_version, plan_files, staging
+from pipeline.build.write_rows import MergeWork, WriteWork, merge_numbers, merge_tokens, number_codes, write_file
 from pipeline.config import PipelineConfig, TimeSplit, WriteConfig
-from pipeline.session import SPARK_ERRORS, configure, explain, size_shuffles
+from pipeline.executors.tasks import TaskError, run_tasks
+from pipeline.session import SPARK_ERRORS, explain
+
+T = TypeVar("T")
+A = TypeVar("A")
+
+_TOKENS_A_TASK = 2_000_000
+"""Distinct tokens of all blocks that one task adds up."""
+EXCHANGE_NAME = "exchange"
+"""Folder of the exchange inside a version, gone before the commit."""
+LEARNT_NAME, REJECTED_NAME = "learnt", "rejected"
+"""Folders inside a version: what was learnt, and the lines that are no rows."""
+_KEYS_A_TASK = 5_000_000
+"""Keys that one task compares, about."""
 
 
 def build_dataset(
-    spark: SparkSession, schema: FeatureSchema, pipeline: PipelineConfig, resolved: dict[str, Any], plan: Plan
+    spark: SparkSession, schema: FeatureSchema, pipeline: PipelineConfig, resolved: dict[str, Any], plan: InputPlan
 ) -> tuple[DatasetManifest, list[str]]:
     """Build one dataset and commit it; until then the old one stays as it is.
 
     Args:
-        spark: a session; settings that the result depends on are pinned here.
+        spark: a session.
         schema: what to make of the raw columns.
         pipeline: everything else.
         resolved: the whole config tree, for the manifest.
@@ -46,18 +69,17 @@ def build_dataset(
         LogError, DatasetError, LearntError, StorageError: one sentence about what is wrong with the input, the base or
             the output.
     """
-    configure(spark, pipeline.spark)
-    size_shuffles(spark, plan.num_bytes())
     output = locate(pipeline.output)
     folder = _staging(spark, output, pipeline.write) if isinstance(output, ObjectPath) else output.absolute()
     try:
-        with new_version(folder) as version, tqdm(total=5, disable=None, unit="step") as bar:
-            manifest, warnings = _build(spark, schema, pipeline, resolved, plan, version, bar)
+        with new_version(folder) as version:
+            manifest, warnings = _Build(spark, schema, pipeline, resolved, plan, version).run()
             if isinstance(output, ObjectPath):
-                bar.set_description("upload")
                 warnings += commit_to_store(output, version, manifest)
             else:
                 commit(output, version, manifest)
+    except TaskError as error:
+        raise DatasetError(str(error)) from error
     except SPARK_ERRORS as error:
         raise DatasetError(explain(error, folder)) from error
     except OSError as error:
@@ -75,49 +97,181 @@ def _staging(spark: SparkSession, output: ObjectPath, config: WriteConfig) -> Pa
     return staging(output, config.staging)
 
 
-def _build(
-    spark: SparkSession,
-    schema: FeatureSchema,
-    pipeline: PipelineConfig,
-    resolved: dict[str, Any],
-    plan: Plan,
-    version: Path,
-    bar: tqdm,
-) -> tuple[DatasetManifest, list[str]]:
-    bar.set_description("read")
-    base = load_base(pipeline.base, schema)  # under the output's lock: it may be the output
-    prepared = prepare(read_logs(spark, pipeline, schema, plan), schema, pipeline).persist(StorageLevel.MEMORY_AND_DISK)
-    counts: DataFrame | None = None
-    try:
-        seen = profile(prepared, schema)
-        check_rejected(prepared, seen, pipeline.quality, pipeline.input.format)
-        _step(bar, "fit")
-        rows = prepared.filter(F.col(REASON).isNull() & ~F.col(DUPLICATE))
-        estimated = features_to_estimate(schema, seen)
-        counted = [name for name in schema.sparse_names if name not in estimated]
-        counts = count_values(rows, schema, counted).persist(StorageLevel.MEMORY_AND_DISK)
-        learnt = fit(rows, counts, schema, base)
-        learnt.save(version / "learnt")
-        _step(bar, "profile")
-        statistics = sparse_statistics(spark, counts, schema, learnt, seen)
-        for split, found in estimate_statistics(rows, schema, estimated, seen).items():
-            statistics[split] |= found
-        warnings = enforce_limits(statistics["train"], pipeline.quality)
-        _step(bar, "write")
-        files = write_files(spark, encode(spark, rows, schema, learnt), seen.rows, pipeline.write, version)
-        if seen.num_rejected:
-            write_rejected(prepared, version / "rejected")
-        _step(bar, "check")
-    finally:
-        with contextlib.suppress(*SPARK_ERRORS):  # if Spark is gone, what failed first is to be told
-            if counts is not None:
-                counts.unpersist()
-            prepared.unpersist()
-    manifest = _describe(schema, resolved, plan, seen, learnt, statistics, files, version)
-    _account(manifest, seen, version)
-    manifest.check_ids(learnt)
-    _step(bar, "done")
-    return manifest, warnings + _missing_splits(pipeline, manifest)
+class _Build:
+    """One build, whose methods are its steps."""
+
+    def __init__(
+        self,
+        spark: SparkSession,
+        schema: FeatureSchema,
+        pipeline: PipelineConfig,
+        resolved: dict[str, Any],
+        plan: InputPlan,
+        version: Path,
+    ) -> None:
+        self.spark, self.schema, self.pipeline, self.resolved = spark, schema, pipeline, resolved
+        self.plan, self.version = plan, version
+        self.exchange = version / EXCHANGE_NAME
+        self.warnings = plan.notes()
+
+    def run(self) -> tuple[DatasetManifest, list[str]]:
+        """Take all steps; return the manifest, and warnings for a person."""
+        self.exchange.mkdir()
+        base = load_base(self.pipeline.base, self.schema)  # under the output's lock: it may be the output
+        tasks = plan_tasks(self.plan, self.pipeline.input.format)
+        work = EncodeWork(
+            self.schema,
+            self.pipeline,
+            wanted_columns(self.pipeline, self.schema),
+            str(self.exchange),
+            sample_step(self.plan, self.pipeline.input.format),
+        )
+        if self.pipeline.dedupe:
+            tasks = self._mark_duplicates(work, tasks)
+        results = self._read(work, tasks)
+        total = add_up(result.sums for result in results)
+        num_rejected = check_rejected(tasks, results, total, self.pipeline.quality)
+        blocks = tuple(name for result in results for name in result.blocks)
+        learnt, counts, known = self._learn(base, blocks, results, total)
+        statistics = {
+            split: sparse_statistics(total, counts, known, self.schema, learnt, split) for split in splits_of(total)
+        }
+        self.warnings += enforce_limits(statistics["train"], self.pipeline.quality)
+        files = self._write(blocks, total)
+        if num_rejected:
+            self._write_rejected(tasks, results)
+        shutil.rmtree(self.exchange)
+        manifest = self._describe(results, total, learnt, statistics, files)
+        self._account(manifest)
+        manifest.check_ids(learnt)
+        return manifest, self.warnings + self._missing_splits(manifest)
+
+    def _tasks(self, act: Callable[[T], A], items: Sequence[T], title: str) -> list[A]:
+        return run_tasks(self.spark, act, items, self.version, title)
+
+    def _mark_duplicates(self, work: EncodeWork, tasks: list[PortionTask]) -> list[PortionTask]:
+        """Find the rows whose key an earlier row has; the tasks will leave them out."""
+        found = read_all(tasks, lambda todo: self._tasks(partial(read_keys, work), todo, "compare"))
+        names = [name for keys in found for name in keys.tables]
+        size = max(sum(read_block(self.exchange, name).num_rows for name in names) // _KEYS_A_TASK, 1)
+        merge = partial(merge_keys, work.folder, names)
+        rows = self._tasks(merge, hash_ranges(size, 1 << 64), "compare")
+        duplicates = duplicates_of(np.concatenate(rows))
+        incomplete = sum(keys.num_incomplete for keys in found)
+        if incomplete:
+            columns = ", ".join(self.pipeline.dedupe)
+            self.warnings.append(
+                f"{incomplete:,} rows lack a part of their key (pipeline.dedupe = {columns}): they could not be compared "
+                "and are kept"
+            )
+        for name in names:
+            (self.exchange / f"{name}.arrow").unlink()
+        tasks = [dataclasses.replace(task, portion=keys.end.portion_of(task.portion)) for task, keys in zip(tasks, found, strict=True)]
+        return [dataclasses.replace(task, duplicates=_within(duplicates.get(task.file_number), task)) for task in tasks]
+
+    def _read(self, work: EncodeWork, tasks: list[PortionTask]) -> list[PortionResult]:
+        return read_all(tasks, lambda todo: self._tasks(partial(encode_portion, work), todo, "read"))
+
+    def _learn(
+        self, base: Learnt | None, blocks: tuple[str, ...], results: Sequence[PortionResult], total: Sums
+    ) -> tuple[Learnt, Counts, dict[tuple[str, int], int]]:
+        """Learn from the counts of the blocks, and save it.
+
+        Returns:
+            What was learnt, the sums over tokens, and how many values of each split and feature have a known token.
+        """
+        work = MergeWork(self.schema, base, str(self.exchange), blocks)
+        kinds = set(late_features(self.schema).values())
+        tokens, numbers, counts = None, None, {}
+        if blocks and kinds & set(VOCABULARY_KINDS):
+            ranges = hash_ranges(sum(r.num_tokens for r in results) // _TOKENS_A_TASK + 1, NUM_HASH_RANGES)
+            merged = self._tasks(partial(merge_tokens, work), ranges, "count")
+            tokens = pa.concat_tables([read_block(self.exchange, name) for name, _ in merged])
+            for _, sums in merged:
+                for key, values in sums.items():
+                    counts[key] = counts.get(key, ValueCounts()) + values
+        if blocks and "quantiles" in kinds:
+            ranges = hash_ranges(total.rows.get("train", 0) // _TOKENS_A_TASK + 1, NUM_HASH_RANGES)
+            merged_names = self._tasks(partial(merge_numbers, work), ranges, "count")
+            numbers = pa.concat_tables([read_block(self.exchange, name) for name in merged_names])
+        learnt = fit(self.schema, tokens, numbers, total.transformed, base)
+        learnt.save(self.version / LEARNT_NAME)
+        return learnt, counts, {} if tokens is None else count_known(self.schema, tokens, learnt)
+
+    def _write(self, blocks: tuple[str, ...], total: Sums) -> dict[str, tuple[DataFile, ...]]:
+        learnt = self.version / LEARNT_NAME
+        work = FinishWork(self.schema, str(learnt), str(self.exchange), str(self.version), blocks, self.pipeline.write)
+        if work.coded:
+            write_vocabularies(self.exchange, self.schema, Learnt.load(learnt, self.schema))
+            self._tasks(partial(number_codes, work), blocks, "look up")
+        tasks = plan_files({split: total.rows[split] for split in splits_of(total)}, self.pipeline.write)
+        files: dict[str, list[DataFile]] = {split: [] for split in splits_of(total)}
+        for split, file in self._tasks(partial(write_file, work), tasks, "write"):
+            files[split].append(file)
+        for split, rows in total.rows.items():
+            found = sum(file.num_rows for file in files[split])
+            if found != rows:
+                raise DatasetError(f"split {split!r} has {found} rows in its files where {rows} were counted")
+        return {split: tuple(found) for split, found in files.items()}
+
+    def _write_rejected(self, tasks: Sequence[PortionTask], results: Sequence[PortionResult]) -> None:
+        folder = self.version / REJECTED_NAME
+        folder.mkdir()
+        with (folder / "rejected.jsonl").open("w", encoding="utf-8") as file:
+            for line in rejected_lines(self.exchange, tasks, results):
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def _describe(
+        self,
+        results: Sequence[PortionResult],
+        total: Sums,
+        learnt: Learnt,
+        statistics: dict[str, dict[str, FeatureStatistics]],
+        files: dict[str, tuple[DataFile, ...]],
+    ) -> DatasetManifest:
+        splits = {}
+        for name, of_split in files.items():
+            largest = max_ids(self.version.parent, of_split, self.schema)
+            sparse = {n: dataclasses.replace(s, max_id=largest[n]) for n, s in statistics[name].items()}
+            rate = rounded(total.labels[name] / total.rows[name])
+            splits[name] = Split(of_split, rate, sparse, dense_statistics(total, self.schema, name))
+        reasons = sum((result.reasons for result in results), Counter())
+        num_rejected, num_duplicates = sum(reasons.values()), sum(result.num_duplicates for result in results)
+        return DatasetManifest(
+            schema=self.schema,
+            schema_fingerprint=self.schema.fingerprint,
+            learnt_fingerprint=learnt.fingerprint,
+            learnt_path=f"{self.version.name}/{LEARNT_NAME}",
+            splits=splits,
+            rejected=Rejected(
+                num_rejected, dict(sorted(reasons.items())), f"{self.version.name}/{REJECTED_NAME}" if num_rejected else None
+            ),
+            num_input_rows=sum(total.rows.values()) + num_rejected + num_duplicates,
+            num_duplicates=num_duplicates,
+            inputs=self.plan.inputs(),
+            config=self.resolved,
+        )
+
+    def _account(self, manifest: DatasetManifest) -> None:
+        """Check that every input row is in a file, rejected or a duplicate, counted from what is on disk."""
+        written = sum(split.num_rows for split in manifest.splits.values())
+        rejected = 0
+        if manifest.rejected.path is not None:
+            with (self.version / REJECTED_NAME / "rejected.jsonl").open("rb") as lines:
+                rejected = sum(1 for _ in lines)
+        if written + rejected + manifest.num_duplicates != manifest.num_input_rows:
+            raise DatasetError(
+                f"{manifest.num_input_rows} input rows, but {written} written + {rejected} rejected + "
+                f"{manifest.num_duplicates} duplicates: rows were lost; build again"
+            )
+
+    def _missing_splits(self, manifest: DatasetManifest) -> list[str]:
+        rule, expected = self.pipeline.split, set(self.pipeline.inputs())
+        if rule.kind != "files":
+            expected |= {name for name, key in (("valid", "valid"), ("test", "test")) if getattr(rule, key, None)}
+        if isinstance(rule, TimeSplit):
+            expected |= {"valid"} | ({"test"} if rule.test_from else set())
+        return [f"split {name!r} has no rows" for name in sorted(expected - set(manifest.splits))]
 
 
 def load_base(folder: str | None, schema: FeatureSchema) -> Learnt | None:
@@ -137,62 +291,3 @@ def load_base(folder: str | None, schema: FeatureSchema) -> Learnt | None:
             "something else; build without a base, or with the base's features"
         )
     return manifest.load_learnt(folder)
-
-
-def _describe(
-    schema: FeatureSchema,
-    resolved: dict[str, Any],
-    plan: Plan,
-    seen: Profile,
-    learnt: Learnt,
-    statistics: dict[str, dict[str, FeatureStatistics]],
-    files: dict[str, tuple[DataFile, ...]],
-    version: Path,
-) -> DatasetManifest:
-    splits = {}
-    for name, split_files in files.items():
-        largest = max_ids(version.parent, split_files, schema)
-        sparse = {n: dataclasses.replace(s, max_id=largest[n]) for n, s in statistics[name].items()}
-        ordered = {n: sparse[n] for n in schema.sparse_names}
-        splits[name] = Split(split_files, seen.label_rates[name], ordered, seen.dense[name])
-    return DatasetManifest(
-        schema=schema,
-        schema_fingerprint=schema.fingerprint,
-        learnt_fingerprint=learnt.fingerprint,
-        learnt_path=f"{version.name}/learnt",
-        splits=splits,
-        rejected=Rejected(seen.num_rejected, seen.reasons, f"{version.name}/rejected" if seen.num_rejected else None),
-        num_input_rows=seen.num_input_rows,
-        num_duplicates=seen.num_duplicates,
-        inputs=plan.inputs(),
-        config=resolved,
-    )
-
-
-def _step(bar: tqdm, name: str) -> None:
-    bar.update()
-    bar.set_description(name)
-
-
-def _account(manifest: DatasetManifest, seen: Profile, version: Path) -> None:
-    """Check that every input row is in a file, rejected or a duplicate, counted from what is on disk."""
-    written = sum(split.num_rows for split in manifest.splits.values())
-    rejected = 0
-    if manifest.rejected.path is not None:
-        with (version / "rejected" / "rejected.jsonl").open("rb") as lines:
-            rejected = sum(1 for _ in lines)
-    if written + rejected + manifest.num_duplicates != seen.num_input_rows:
-        raise DatasetError(
-            f"{seen.num_input_rows} input rows, but {written} written + {rejected} rejected + "
-            f"{manifest.num_duplicates} duplicates: rows were lost; build again"
-        )
-
-
-def _missing_splits(pipeline: PipelineConfig, manifest: DatasetManifest) -> list[str]:
-    expected = set(pipeline.inputs())
-    rule = pipeline.split
-    if rule.kind != "files":
-        expected |= {name for name, key in (("valid", "valid"), ("test", "test")) if getattr(rule, key, None)}
-    if isinstance(rule, TimeSplit):
-        expected |= {"valid"} | ({"test"} if rule.test_from else set())
-    return [f"split {name!r} has no rows" for name in sorted(expected - set(manifest.splits))]

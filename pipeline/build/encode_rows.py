@@ -1,15 +1,15 @@
 """Encode the rows of a log as far as one block of them allows, measure them, and hand them to the exchange.
 
 Ids that need no learnt state are final here. A value with a vocabulary becomes a code, its place among the block's
-tokens; a number with quantiles and one that is standardised stay numbers until everything is learnt.
+tokens; a number with quantiles, or one that is standardised, stays a number until everything is learnt.
 """
 
 import json
 import os
 import uuid
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,364 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from features.disk.dataset import SPLITS
-from features.encode import Prepared, prepare
-from features.hashing import hash_array, hash_slices, mix, salt_seed
+from features.encode import Coded, Finisher, Hashed, Prepared, prepare, squared_tokens, transformed
+from features.hashing import SPARK_SEED, hash_slices, mixed, salt_seed
+from features.learnt import Learnt
 from features.raw_block import RawBlock, RejectedLine, Wanted
-from features.read.portions import Portion, read_portion
-from features.schema import VOCABULARY_KINDS, FeatureSchema
+from features.read.portions import Portion, PortionEnd, read_portion
+from features.schema import FeatureSchema, QuantilesEncoding, SparseFeature
+from features.values import loose_texts
 from pipeline.build.cardinality import ValueSketch
 from pipeline.build.counts import Codes, number_counts, token_counts
-from pipeline.build.exchange import KEY, SPLIT, row_keys, sort_rows, write_block
+from pipeline.build.duplicates import key_table
+from pipeline.build.exchange import KEY, SPLIT, row_keys, row_numbers, sort_rows, split_row_numbers, write_block
 from pipeline.build.measure import Sums, add_up
 from pipeline.build.moments import Moments
-from pipeline.build.split import draws, split_of
+from pipeline.build.split import draws_of, split_of
 from pipeline.config import HashSplit, PipelineConfig
+
+MISSING_CODE = -1
+"""Code of a missing value, and of padding."""
+NUM_SHOWN = 3
+"""Rejected lines of a portion that a message may show."""
+
+
+@dataclass(frozen=True)
+class EncodeWork:
+    """Arguments of all tasks that read.
+
+    Attributes:
+        schema: the features.
+        config: the build's config.
+        wanted: raw columns to read.
+        folder: folder of the exchange.
+        one_in: of so many rows one is in the sample that head shares come from.
+    """
+
+    schema: FeatureSchema
+    config: PipelineConfig
+    wanted: Wanted
+    folder: str
+    one_in: int
+
+
+@dataclass(frozen=True)
+class PortionTask:
+    """One portion of one file to read.
+
+    Attributes:
+        number: its place among all portions of the build.
+        file_number: place of its file among all files.
+        split: split that the file was given for.
+        file: path to name in messages.
+        portion: what to read.
+        duplicates: offsets of rows in the file that are duplicates of earlier ones, rising.
+    """
+
+    number: int
+    file_number: int
+    split: str
+    file: str
+    portion: Portion
+    duplicates: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+
+
+@dataclass
+class PortionResult:
+    """What a task says of the rows that it read.
+
+    Attributes:
+        end: where the reading began and ended.
+        blocks: names of its blocks in the exchange.
+        sums: sums over its good rows.
+        num_duplicates: duplicates left out.
+        reasons: why lines were rejected -> how many.
+        first: the first rejected lines.
+        rejected: file of all rejected lines in the exchange; None: there are none.
+        num_tokens: distinct tokens of all blocks, counted in each of them.
+        absent: columns that the file lacks, though the config allows it.
+    """
+
+    end: PortionEnd
+    blocks: list[str] = field(default_factory=list)
+    sums: Sums = field(default_factory=Sums)
+    num_duplicates: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    first: list[RejectedLine] = field(default_factory=list)
+    rejected: str | None = None
+    num_tokens: int = 0
+    absent: tuple[str, ...] = ()
+
+
+def late_features(schema: FeatureSchema) -> dict[str, str]:
+    """Map each sparse feature whose ids need learnt state to its encoding's kind."""
+    kinds = ("vocabulary", "log_squared", "quantiles")
+    return {f.name: f.encoding.kind for f in schema.sparse if f.encoding.kind in kinds}
+
+
+# ----------------------------------------------------------------------------------------------------------------- read
+
+
+def _blocks(work: EncodeWork, task: PortionTask) -> Iterator[tuple[RawBlock, Prepared] | PortionEnd]:
+    """Read and check a portion: blocks of good rows, with their rejected lines; the portion's end comes last."""
+    reading = read_portion(task.portion, work.config.input.format, work.wanted)
+    for raw in reading:
+        prepared = prepare(work.schema, raw.columns, raw.lists, with_own=True)
+        if work.config.input.times is not None:
+            raw, prepared = _in_times(raw, prepared, work.config.input.times)
+        if prepared.reason is not None and (prepared.reason >= 0).any():
+            bad = np.flatnonzero(prepared.reason >= 0)
+            rejected = [
+                RejectedLine(
+                    int(raw.numbers[row]), int(raw.offsets[row]), raw.lines.text(row), prepared.reasons[prepared.reason[row]]
+                )
+                for row in bad.tolist()
+            ]
+            raw, prepared = raw.take(prepared.is_good, rejected), prepared.take(prepared.is_good)
+        yield raw, prepared
+    yield reading.end
+
+
+def _in_times(raw: RawBlock, prepared: Prepared, times: tuple[int, int]) -> tuple[RawBlock, Prepared]:
+    """Keep the rows between two times; all others, and lines that are no rows, count nowhere."""
+    first, end = times
+    seconds = prepared.own["timestamp"]
+    keep = (seconds >= first) & (seconds < end)
+    reason = None if prepared.reason is None else prepared.reason[keep]
+    kept = replace(prepared.take(keep), reasons=prepared.reasons, reason=reason)
+    return replace(raw.take(keep), rejected=[]), kept
+
+
+def read_keys(work: EncodeWork, task: PortionTask) -> tuple[list[str], int, PortionEnd]:
+    """Read what tells duplicates in a portion, into the exchange.
+
+    Returns:
+        Names of its tables, the number of rows that cannot be compared because a part of their key is missing, and
+        where the reading ended.
+    """
+    names, incomplete = [], 0
+    for found in _blocks(work, task):
+        if isinstance(found, PortionEnd):
+            return names, incomplete, found
+        raw, prepared = found
+        table, missing = key_table(
+            [loose_texts(raw.columns[name], work.schema.values) for name in work.config.dedupe],
+            prepared.own.get("timestamp"),
+            _line_hashes(raw, SPARK_SEED),
+            row_numbers(task.file_number, raw.offsets),
+        )
+        names.append(f"keys-{task.number}-{len(names)}")
+        write_block(Path(work.folder), names[-1], table)
+        incomplete += missing
+    raise AssertionError("a reading has an end")
+
+
+def _line_hashes(raw: RawBlock, seed: int) -> NDArray[np.uint64]:
+    return hash_slices(raw.lines.data, raw.lines.starts, raw.lines.lengths, seed)
+
+
+# --------------------------------------------------------------------------------------------------------------- encode
+
+
+def encode_portion(work: EncodeWork, task: PortionTask) -> PortionResult:
+    """Read, encode and measure a portion; its rows go to the exchange.
+
+    Raises:
+        LogError: the file cannot be read.
+    """
+    folder = Path(work.folder)
+    result = PortionResult(PortionEnd(0, 0, 0))
+    sums = []
+    rejected = _RejectedFile(folder, f"rejected-{task.number}", task.file)
+    with rejected:
+        for found in _blocks(work, task):
+            if isinstance(found, PortionEnd):
+                result.end = found
+                break
+            raw, prepared = found
+            result.absent = raw.absent
+            for line in raw.rejected:
+                rejected.add(line)
+                result.reasons[line.reason] += 1
+            result.first += raw.rejected[: NUM_SHOWN - len(result.first)]
+            if len(task.duplicates):
+                keep = ~np.isin(raw.offsets, task.duplicates)
+                result.num_duplicates += int((~keep).sum())
+                raw, prepared = raw.take(keep), prepared.take(keep)
+            if len(raw):
+                name = f"{task.number}-{len(result.blocks)}"
+                block = _Block(work, task, raw, prepared)
+                result.num_tokens += block.write(folder, name)
+                result.blocks.append(name)
+                sums.append(block.measure())
+    result.rejected = rejected.name
+    result.sums = add_up(sums)
+    return result
+
+
+class _RejectedFile:
+    """File of rejected lines in the exchange, made with the first of them; complete or not there."""
+
+    def __init__(self, folder: Path, name: str, log: str) -> None:
+        self._path, self._log = folder / name, log
+        self._temporary = folder / f".{name}.{uuid.uuid4().hex}"
+        self._file: Any = None
+        self.name: str | None = None
+
+    def __enter__(self) -> "_RejectedFile":
+        return self
+
+    def add(self, line: RejectedLine) -> None:
+        """Write one line."""
+        if self._file is None:
+            self._file = self._temporary.open("w", encoding="utf-8")
+            self.name = self._path.name
+        entry = {"file": self._log, "number": line.number, "line": line.text, "reason": line.reason}
+        self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if self._file is not None:
+            self._file.close()
+            if error is None:
+                os.replace(self._temporary, self._path)
+            else:
+                self._temporary.unlink(missing_ok=True)
+
+
+class _Block:
+    """One block of good rows on its way to the exchange."""
+
+    def __init__(self, work: EncodeWork, task: PortionTask, raw: RawBlock, prepared: Prepared) -> None:
+        self._schema, self._work, self._prepared = work.schema, work, prepared
+        self._keys = row_keys(task.file_number, raw.offsets)
+        self._splits = self._split(task, raw)
+        self._coded = {**prepared.coded, **{name: _squares(prepared.numbers[name]) for name in self._named("log_squared")}}
+
+    def _named(self, kind: str) -> list[str]:
+        return [f.name for f in self._schema.sparse if f.encoding.kind == kind]
+
+    def _split(self, task: PortionTask, raw: RawBlock) -> NDArray[np.uint8]:
+        rule = self._work.config.split
+        share = None
+        if isinstance(rule, HashSplit):
+            own = _line_hashes(raw, salt_seed(rule.salt))
+            values = None if rule.column is None else loose_texts(raw.columns[rule.column], self._schema.values)
+            share = draws_of(rule.salt, values, own)
+        return split_of(self._work.config, task.split, self._prepared.own.get("timestamp"), share, len(raw))
+
+    def write(self, folder: Path, name: str) -> int:
+        """Write the block's rows, and counts of its tokens and numbers; return the number of distinct tokens."""
+        write_block(folder, name, sort_rows(self._table()))
+        num_tokens = 0
+        numbers = {f.name: n for n, f in enumerate(self._schema.sparse)}
+        if self._coded:
+            tokens = token_counts(
+                {
+                    numbers[feature]: Codes(part.codes, part.tokens, self._splits_of_values(part.lengths))
+                    for feature, part in self._coded.items()
+                }
+            )
+            write_block(folder, f"tokens-{name}", tokens)
+            num_tokens = len(tokens)
+        if quantiles := self._named("quantiles"):
+            values = {numbers[feature]: (self._prepared.numbers[feature], self._splits) for feature in quantiles}
+            write_block(folder, f"numbers-{name}", number_counts(values))
+        return num_tokens
+
+    def _splits_of_values(self, lengths: NDArray[np.int64] | None) -> NDArray[np.uint8]:
+        return self._splits if lengths is None else np.repeat(self._splits, lengths)
+
+    def _table(self) -> pa.Table:
+        prepared, schema = self._prepared, self._schema
+        early = Finisher(schema, Learnt(), [f.name for f in schema.sparse if f.name not in late_features(schema)])
+        columns: dict[str, Any] = {KEY: self._keys, SPLIT: self._splits}
+        for feature in schema.sparse:
+            if feature.name in self._coded:
+                part = self._coded[feature.name]
+                lengths = np.ones(prepared.num_rows, np.int32) if part.lengths is None else part.lengths.astype(np.int32)
+                columns |= feature.kind.to_columns(part.codes, lengths, feature, padding=MISSING_CODE)
+            elif isinstance(feature.encoding, QuantilesEncoding):
+                columns[feature.name] = prepared.numbers[feature.name]
+            else:
+                columns |= feature.kind.to_columns(*early.ids(feature, prepared), feature)
+        for dense in schema.dense:
+            values = transformed(dense, prepared.numbers[dense.name])
+            columns[dense.name] = values if dense.standardise else values.astype(np.float32)
+        columns |= prepared.own
+        arrays = {name: as_column(values) for name, values in columns.items()}
+        return pa.table({**arrays, **prepared.carried})
+
+    def measure(self) -> Sums:
+        """Sum the block's rows up."""
+        sums, prepared = Sums(), self._prepared
+        sampled = self._keys < np.uint64((1 << 64) // self._work.one_in) if self._work.one_in > 1 else None
+        for code in np.unique(self._splits).tolist():
+            split, own = SPLITS[code], self._splits == code
+            part = prepared if own.all() else prepared.take(own)
+            in_sample = np.ones(part.num_rows, bool) if sampled is None else sampled[own]
+            sums.rows[split] = part.num_rows
+            sums.labels[split] = float(part.own["label"].sum(dtype=np.float64))
+            for feature in self._schema.sparse:
+                self._measure_sparse(sums, split, feature, part, in_sample)
+            for dense in self._schema.dense:
+                values = part.numbers[dense.name]
+                sums.dense[split, dense.name] = Moments.of(values[~np.isnan(values)])
+                if split == "train" and dense.standardise:
+                    sums.transformed[dense.name] = Moments.of(transformed(dense, values))
+        return sums
+
+    def _measure_sparse(
+        self, sums: Sums, split: str, feature: SparseFeature, part: Prepared, sampled: NDArray[np.bool_]
+    ) -> None:
+        name = feature.name
+        if feature.encoding.kind == "vocabulary":
+            coded = part.coded[name]
+            is_missing = coded.codes < 0 if coded.lengths is None else coded.lengths == 0
+            sums.missing[split, name] = int(is_missing.sum())
+        else:
+            hashes, lengths, is_missing = _hashes(part, name)
+            if lengths is None:
+                hashes, sampled = (hashes[~is_missing], sampled[~is_missing]) if is_missing.any() else (hashes, sampled)
+            else:
+                sampled = np.repeat(sampled, lengths)
+            sums.sketches[split, name] = ValueSketch.of(hashes, sampled, int(is_missing.sum()))
+        dropped = _dropped(part, name)
+        if dropped is not None:
+            sums.truncated[split, name] = int(dropped.sum())
+
+
+def _hashes(part: Prepared, name: str) -> tuple[NDArray[np.uint64], NDArray[np.int64] | None, NDArray[np.bool_]]:
+    """Hashes of a feature's values, their number in each row (None: one), and the rows without a value."""
+    if name in part.hashed:
+        found = part.hashed[name]
+        missing = found.is_missing if found.lengths is None else found.lengths == 0
+        return found.hashes, found.lengths, np.zeros(part.num_rows, bool) if missing is None else missing
+    values = part.numbers[name]
+    return mixed((values + 0.0).view(np.uint64), SPARK_SEED), None, np.isnan(values)
+
+
+def _dropped(part: Prepared, name: str) -> NDArray[np.int64] | None:
+    found: Hashed | Coded | None = part.hashed.get(name) or part.coded.get(name)
+    return None if found is None else found.dropped
+
+
+def _squares(values: NDArray[np.float64]) -> Coded:
+    """Tokens of the Criteo rule; a missing number has code -1."""
+    present = ~np.isnan(values)
+    tokens, places = np.unique(squared_tokens(values[present]), return_inverse=True)
+    codes = np.full(len(values), -1, np.int32)
+    codes[present] = places
+    return Coded(codes, pa.array(tokens).cast(pa.string()))
+
+
+def as_column(values: NDArray[Any]) -> pa.Array:
+    """Convert (n,) values, or (n, width) as lists of one length, to an Arrow array."""
+    if values.ndim == 1:
+        return pa.array(values)
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])
+
+
+def duplicates_of(rows: NDArray[np.uint64]) -> Mapping[int, NDArray[np.int64]]:
+    """Group the numbers of duplicate rows by file: number of the file -> offsets, rising."""
+    files, offsets = split_row_numbers(np.sort(rows))
+    return {int(number): offsets[files == number] for number in np.unique(files)}

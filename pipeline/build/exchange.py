@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from features.disk.dataset import SPLITS
-from features.hashing import mix
+from features.hashing import SPARK_SEED, mixed
 
 KEY, SPLIT = "row:key", "row:split"
 """Columns of every block beside the dataset's own; the colon keeps them apart from feature names."""
@@ -25,14 +25,25 @@ _OFFSET_BITS = 40
 """Bits of a row's offset in its file below the file's number: files of a terabyte, sixteen million of them."""
 
 
-def row_keys(file_number: int, offsets: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Compute each row's random key from its place in the input, whatever the portions are.
+def row_numbers(file_number: int, offsets: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Number rows by their place in the whole input, whatever the portions are.
 
     Args:
         file_number: place of the file among all files of the build.
         offsets: (n,) offset of each row in its file.
     """
-    return mix((np.uint64(file_number) << np.uint64(_OFFSET_BITS)) | offsets.astype(np.uint64))
+    return (np.uint64(file_number) << np.uint64(_OFFSET_BITS)) | offsets.astype(np.uint64)
+
+
+def split_row_numbers(numbers: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Compute the file's number and the offset from the numbers of rows."""
+    files = (numbers >> np.uint64(_OFFSET_BITS)).astype(np.int64)
+    return files, (numbers & np.uint64((1 << _OFFSET_BITS) - 1)).astype(np.int64)
+
+
+def row_keys(file_number: int, offsets: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Compute each row's random key from its number (``row_numbers``)."""
+    return mixed(row_numbers(file_number, offsets), SPARK_SEED)
 
 
 def write_block(folder: Path, name: str, table: pa.Table) -> None:

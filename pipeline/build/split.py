@@ -2,9 +2,12 @@
 
 from datetime import UTC, datetime
 
-from pyspark.sql import Column
-from pyspark.sql import functions as F
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
+from features.disk.dataset import SPLITS
+from features.hashing import hash_array, salt_seed
 from pipeline.config import FilesSplit, HashSplit, PipelineConfig, TimeSplit
 
 _DRAWS = float(1 << 53)
@@ -20,31 +23,52 @@ def parse_time(text: str) -> int:
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
 
-def split_of(config: PipelineConfig, given: Column, seconds: Column, value: Column) -> Column:
-    """Compute the split of each row.
+def draws_of(salt: str, values: pa.Array, row_hashes: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Draw a number in [0, 1) for each row from its value; a row without one draws by itself.
+
+    Args:
+        salt: text hashed before the value.
+        values: (n,) texts, null where missing.
+        row_hashes: (n,) hash of each whole raw row, seeded with the salt.
+    """
+    hashes = hash_array(values, salt_seed(salt))
+    if values.null_count:
+        hashes = np.where(values.is_null().to_numpy(zero_copy_only=False), row_hashes, hashes)
+    return draws(hashes)
+
+
+def draws(hashes: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Map hashes to numbers in [0, 1), of 53 bits."""
+    return (hashes >> np.uint64(11)).astype(np.float64) / _DRAWS
+
+
+def split_of(
+    config: PipelineConfig, given: str, seconds: NDArray[np.int64] | None, share: NDArray[np.float64] | None, size: int
+) -> NDArray[np.uint8]:
+    """Compute the split of each row, as its place in ``SPLITS``.
 
     Args:
         config: the rule, and which splits have files of their own: it cuts ``train`` only into the others.
-        given: split the row's file was given for.
-        seconds: the row's Unix time (time rule).
-        value: text of the hash rule's column, or the whole raw row.
+        given: split the rows' file was given for.
+        seconds: (n,) Unix times of the rows (time rule).
+        share: (n,) draw of each row (hash rule).
+        size: number of rows.
     """
     rule = config.split
-    own_files = config.inputs()
-    if isinstance(rule, FilesSplit):
-        return given
-    cuts: list[tuple[str, Column]] = []
+    split = np.full(size, SPLITS.index(given), np.uint8)
+    if isinstance(rule, FilesSplit) or given != "train":
+        return split
     if isinstance(rule, TimeSplit):
+        assert seconds is not None
+        cuts = {"valid": seconds >= parse_time(rule.valid_from)}
         if rule.test_from is not None:
-            cuts.append(("test", seconds >= parse_time(rule.test_from)))
-        cuts.append(("valid", seconds >= parse_time(rule.valid_from)))
+            cuts["test"] = seconds >= parse_time(rule.test_from)
     else:
         assert isinstance(rule, HashSplit)
-        draw = F.xxhash64(F.lit(rule.salt), F.coalesce(value, F.lit("")))
-        share = F.shiftrightunsigned(draw, 11) / F.lit(_DRAWS)  # uniform in [0, 1), 53 bits
-        cuts.append(("test", share < rule.test))
-        cuts.append(("valid", (share >= rule.test) & (share < rule.test + rule.valid)))
-    split = F.lit("train")
-    for name, condition in reversed([cut for cut in cuts if cut[0] not in own_files]):
-        split = F.when(condition, name).otherwise(split)
-    return F.when(given == "train", split).otherwise(given)
+        assert share is not None
+        cuts = {"valid": (share >= rule.test) & (share < rule.test + rule.valid), "test": share < rule.test}
+    own_files = config.inputs()
+    for name, is_in in cuts.items():  # a later cut wins
+        if name not in own_files:
+            split[is_in] = SPLITS.index(name)
+    return split

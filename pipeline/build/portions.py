@@ -1,0 +1,94 @@
+"""Portions of a build: which there are, reading them all, and putting their answers together in the order of the input."""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from features.log_format import LogFormat
+from features.read.portions import PortionEnd, misplaced, plan_portions
+from pipeline.build.encode_rows import PortionResult, PortionTask
+from pipeline.build.sources import InputPlan
+
+
+class _Result(Protocol):
+    @property
+    def end(self) -> PortionEnd: ...
+
+
+R = TypeVar("R", bound=_Result)
+
+
+def plan_tasks(plan: InputPlan, log_format: LogFormat) -> list[PortionTask]:
+    """Cut every file of a build into portions, a task each.
+
+    Raises:
+        LogError: a file cannot be read or is no text.
+    """
+    tasks: list[PortionTask] = []
+    for source in plan.files:
+        for portion in plan_portions(source.file.real, source.num_bytes, log_format):
+            tasks.append(PortionTask(len(tasks), source.number, source.split, source.file.absolute, portion))
+    return tasks
+
+
+def read_all(tasks: list[PortionTask], read: Callable[[list[PortionTask]], list[R]]) -> list[R]:
+    """Read every portion, and once more those that began inside a row of the one before.
+
+    Args:
+        tasks: all tasks in order; a portion that began too early is replaced in this list.
+        read: reads some of them, an answer each.
+    """
+    results = read(tasks)
+    while wrong := _misplaced(tasks, results):
+        for place, task in wrong.items():
+            tasks[place] = task
+        for place, result in zip(wrong, read(list(wrong.values())), strict=True):
+            results[place] = result
+    return results
+
+
+def _misplaced(tasks: Sequence[PortionTask], results: Sequence[_Result]) -> dict[int, PortionTask]:
+    places: dict[int, list[int]] = defaultdict(list)
+    for place, task in enumerate(tasks):
+        places[task.file_number].append(place)
+    found = {}
+    for of_file in places.values():
+        wrong = misplaced([tasks[place].portion for place in of_file], [results[place].end for place in of_file])
+        found |= {of_file[i]: replace(tasks[of_file[i]], portion=portion) for i, portion in wrong.items()}
+    return found
+
+
+def rejected_lines(
+    folder: Path, tasks: Sequence[PortionTask], results: Sequence[PortionResult]
+) -> Iterator[dict[str, Any]]:
+    """Yield all rejected lines in the order of the input, numbered as in their files."""
+    before: dict[int, int] = defaultdict(int)
+    for task, result in zip(tasks, results, strict=True):
+        if result.rejected is not None:
+            with (folder / result.rejected).open(encoding="utf-8") as file:
+                for text in file:
+                    line = json.loads(text)
+                    yield {**line, "number": line["number"] + before[task.file_number]}
+        before[task.file_number] += result.end.num_lines
+
+
+def first_rejected(tasks: Sequence[PortionTask], results: Sequence[PortionResult], limit: int) -> list[str]:
+    """Describe the first rejected lines by file, number, reason and text."""
+    before: dict[int, int] = defaultdict(int)
+    found: list[str] = []
+    for task, result in zip(tasks, results, strict=True):
+        for line in result.first[: limit - len(found)]:
+            number = line.number + before[task.file_number]
+            found.append(f"{task.file} line {number}: {line.reason}: {line.text[:120]!r}")
+        before[task.file_number] += result.end.num_lines
+    return found
+
+
+def hash_ranges(count: int, end: int) -> list[tuple[int, int]]:
+    """Cut 0 to before ``end`` into ``count`` near-equal ranges, ``end`` at most."""
+    count = min(count, end)
+    borders = [number * end // count for number in range(count + 1)]
+    return list(zip(borders, borders[1:], strict=False))
