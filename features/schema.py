@@ -32,7 +32,6 @@ MAX_NAMES = 10_000
 """Largest number of names that one pair of braces may stand for."""
 
 _BRACES = re.compile(r"^(.*)\{(\d{1,9})\.\.(\d{1,9})\}(.*)$")
-_LABEL_RULE = re.compile(r"^\s*(?P<column>[^\s<>=!]+)\s*(?:(?P<op>>=|<=|==|!=|>|<)\s*(?P<value>[-+0-9.eE]+)\s*)?$")
 
 
 def expand_names(names: Iterable[str]) -> tuple[str, ...]:
@@ -257,29 +256,75 @@ class SequenceFeature:
     separator: str = " "
 
 
-LabelOperator = Literal[">=", "<=", "==", "!=", ">", "<"]
+LabelOperator = Literal[">=", "<=", "==", "!=", ">", "<", "in", "not in"]
 
 
 @dataclass(frozen=True, config=STRICT)
 class Label:
-    """``column`` alone must hold 0 or 1; with an operator, the label is whether ``column op value`` holds."""
+    """``column`` alone must hold 0 or 1; with an operator, the label is whether ``column op value`` holds.
+
+    The operators ``in`` and ``not in`` compare with ``texts``, or with ``numbers`` where all of the list are numbers.
+    """
 
     column: str
     op: LabelOperator | None = None
     value: float = 0.0
+    texts: tuple[str, ...] = ()
+    numbers: tuple[float, ...] = ()
 
     @classmethod
     def parse(cls, rule: str) -> "Label":
-        """Read ``"click"`` or ``"rating >= 4"``.
+        """Read ``"click"``, ``"rating >= 4"``, ``"behavior == buy"`` or ``"behavior in buy, cart"``.
 
         Raises:
-            ValueError: the rule is neither.
+            ValueError: the rule is none of these.
         """
         match = _LABEL_RULE.match(rule)
         if match is None:
-            raise ValueError(f'label must be a column or "column >= number", got {rule!r}')
-        op = cast(LabelOperator | None, match["op"])
-        return cls(match["column"], op, float(match["value"]) if op else 0.0)
+            raise ValueError(_LABEL_HELP.format(rule))
+        column, op, value = match["column"], match["op"], match["value"]
+        if op is None:
+            return cls(column)
+        op = " ".join(op.split())
+        if op not in ("in", "not in"):
+            if (number := _number_in(value)) is not None:
+                return cls(column, cast(LabelOperator, op), number)
+            if op not in ("==", "!="):
+                raise ValueError(_LABEL_HELP.format(rule))
+        items = _LABEL_ITEM.findall(value)
+        if not _LABEL_LIST.match(value) or (op in ("==", "!=") and len(items) > 1):
+            raise ValueError(_LABEL_HELP.format(rule))
+        numbers = [_number_in(item) for item in items]
+        op = cast(LabelOperator, {"==": "in", "!=": "not in"}.get(op, op))
+        if None not in numbers:
+            return cls(column, op, numbers=tuple(sorted({n for n in numbers if n is not None})))
+        return cls(column, op, texts=tuple(sorted({_unquoted(item) for item in items})))
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the column is compared as text."""
+        return bool(self.texts)
+
+
+_LABEL_RULE = re.compile(
+    r"^\s*(?P<column>[^\s<>=!]+)\s*(?:(?P<op>>=|<=|==|!=|>|<|(?<=\s)in(?=\s)|(?<=\s)not\s+in(?=\s))\s*(?P<value>\S.*?)\s*)?$"
+)
+_LABEL_ITEM = re.compile(r"""\s*("[^"]*"|'[^']*'|[^,"'\s][^,"']*?)\s*(?:,|$)""")
+_LABEL_LIST = re.compile(r"""^(?:\s*(?:"[^"]*"|'[^']*'|[^,"'\s<>=!][^,"'<>=!]*?)\s*(?:,(?!\s*$)|$))+$""")
+_LABEL_HELP = (
+    'label must be "click" (0 or 1), "rating >= 4", "behavior == buy" or "behavior in buy, cart", got {0!r:.80}'
+)
+
+
+def _number_in(text: str) -> float | None:
+    """Read a decimal number; None for any other text."""
+    if not re.fullmatch(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", text):
+        return None
+    return float(text)
+
+
+def _unquoted(item: str) -> str:
+    return item[1:-1] if item[0] in "\"'" else item
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -289,6 +334,20 @@ class Timestamp:
     column: str
     format: str = "unix"
     """Format of the column: ``unix`` (seconds), ``unix_ms``, or a Spark date pattern like ``yyMMddHH``, read as UTC."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class Values:
+    """Reading of raw values, the same in every column. All is off: a text is what it is."""
+
+    null_tokens: tuple[str, ...] = ()
+    """Texts that mean missing, besides the empty one."""
+    strip: bool = False
+    """Whether spaces and tabs around a text are cut off before anything else."""
+    whole_floats: bool = False
+    """Whether "3.0" is the category "3": a decimal number with only zeros behind the point is written without them."""
+    list_literals: bool = False
+    """Whether a cell like "[3, 7]" or "['a', 'b']" of a multi-valued feature is a printed list, whose items count."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -306,6 +365,8 @@ class FeatureSchema:
     timestamp: Timestamp | None = None
     carry: tuple[str, ...] = ()
     """Raw columns carried through as text, untouched."""
+    values: Values = Values()
+    """Reading of raw values: what means missing, and which spellings are one value."""
 
     def __post_init__(self) -> None:
         if not self.sparse:
@@ -409,7 +470,12 @@ def _meaning(schema: FeatureSchema) -> dict[str, Any]:
         if isinstance(feature.encoding, HashEncoding):
             tree["encoding"]["salt"] = feature.salt
         sparse.append(tree)
-    return {**departures(schema), "label": departures(schema.label_rule), "sparse": sparse}
+    tree = {**departures(schema), "label": departures(schema.label_rule), "sparse": sparse}
+    values = departures(schema.values)
+    if tokens := sorted({*values.pop("null_tokens", ())} - {""}):
+        values["null_tokens"] = tokens
+    tree.pop("values", None)
+    return {**tree, "values": values} if values else tree
 
 
 def _check_table(table: str, features: tuple[SparseFeature, ...]) -> None:

@@ -1,0 +1,524 @@
+"""Raw rows -> ids and floats, many at a time: the one rule of builds, folder scoring and single requests.
+
+It goes in two steps, because vocabularies lie between them in a build: ``prepare`` checks rows and reduces each value
+to what its encoding looks at (a hash, a token, a number); ``finish`` turns that into ids and floats once everything is
+learnt. The columns that come out are exactly those of the Parquet files.
+
+Shapes: n rows, V tokens of a multi-valued feature in all rows together.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from features.hashing import MISSING_ID, SPARK_SEED, Hashes, hash_array, hashed_ids, salt_seed
+from features.learnt import Learnt
+from features.schema import BUCKET_KINDS, DenseFeature, FeatureSchema, HashEncoding, Label, SparseFeature
+from features.values import (
+    ColumnError,
+    Mask,
+    as_mask,
+    loose_texts,
+    numbers,
+    seconds,
+    texts,
+    tokens,
+)
+
+RawRow = Mapping[str, Any]
+Columns = dict[str, NDArray[Any]]
+"""Feature -> (n,) int32 ids, or (n, max_length) int32 with a ``NAME__length`` (n,) int32, or (n,) float32."""
+
+_FEW_VALUES = 64
+"""Values up to which a call of xxhash each is faster than an Arrow array of them."""
+_STACKED_VALUES = 1 << 15
+"""Values up to which the columns of a batch are hashed in one call; more fill NumPy's loops by themselves."""
+_MAX_SHOWN = 80
+
+
+class RowError(ValueError):
+    """A raw row cannot be encoded: a column is missing or a value is malformed."""
+
+
+class MissingColumnError(RowError):
+    """A raw row lacks a column that a feature needs."""
+
+
+@dataclass(frozen=True)
+class Hashed:
+    """Values of a hashed feature.
+
+    Attributes:
+        hashes: (n,) or (V,) uint64, salt included; any number where the value is missing.
+        is_missing: (n,) rows without a value; None for a multi-valued feature.
+        lengths: (n,) how many of the V hashes each row has; None for a single-valued feature.
+        dropped: (n,) how many values a row lost to max_length; None for a single-valued feature.
+    """
+
+    hashes: Hashes
+    is_missing: Mask | None = None
+    lengths: NDArray[np.int64] | None = None
+    dropped: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Values of a feature with a vocabulary of texts.
+
+    Attributes:
+        codes: (n,) or (V,) int32 places in ``tokens``; -1: missing.
+        tokens: the distinct texts.
+        lengths: (n,) how many of the V codes each row has; None for a single-valued feature.
+        dropped: (n,) how many values a row lost to max_length; None for a single-valued feature.
+    """
+
+    codes: NDArray[np.int32]
+    tokens: pa.StringArray
+    lengths: NDArray[np.int64] | None = None
+    dropped: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Checked rows, each value reduced to what its encoding looks at.
+
+    Attributes:
+        num_rows: n, bad rows included.
+        hashed: feature -> its hashes (encoding ``hash``).
+        coded: feature -> its tokens (encoding ``vocabulary``).
+        numbers: feature -> (n,) float64, NaN where missing (the other encodings, and dense features).
+        reasons: distinct reasons why rows are bad.
+        reason: (n,) int32 index of a row's first reason, -1 for a good row; None: all rows are good.
+        own: column of the row itself (``label``, ``weight``, ``group_id``, ``timestamp``) -> (n,) values as in the
+            files.
+        carried: carried column -> (n,) texts.
+    """
+
+    num_rows: int
+    hashed: dict[str, Hashed] = field(default_factory=dict)
+    coded: dict[str, Coded] = field(default_factory=dict)
+    numbers: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)
+    reason: NDArray[np.int32] | None = None
+    own: dict[str, NDArray[Any]] = field(default_factory=dict)
+    carried: dict[str, pa.StringArray] = field(default_factory=dict)
+
+    @property
+    def is_good(self) -> Mask:
+        """Mask of the rows without a reason, (n,)."""
+        return np.ones(self.num_rows, np.bool_) if self.reason is None else self.reason < 0
+
+    def take(self, keep: Mask) -> "Prepared":
+        """Keep the rows of a mask; their reasons go."""
+        rows = pa.array(keep)
+
+        def kept(part: Any) -> Any:
+            """Filter a feature's values, which are one a row or as many as lengths says."""
+            changes = {name: getattr(part, name)[keep] for name in ("lengths", "dropped") if part.lengths is not None}
+            values = keep if part.lengths is None else np.repeat(keep, part.lengths)
+            name = "hashes" if isinstance(part, Hashed) else "codes"
+            if isinstance(part, Hashed) and part.is_missing is not None:
+                changes["is_missing"] = part.is_missing[keep]
+            return replace(part, **{name: getattr(part, name)[values]}, **changes)
+
+        return Prepared(
+            num_rows=int(np.count_nonzero(keep)),
+            hashed={name: kept(part) for name, part in self.hashed.items()},
+            coded={name: kept(part) for name, part in self.coded.items()},
+            numbers={name: values[keep] for name, values in self.numbers.items()},
+            own={name: values[keep] for name, values in self.own.items()},
+            carried={name: values.filter(rows) for name, values in self.carried.items()},
+        )
+
+
+# -------------------------------------------------------------------------------------------------------------- prepare
+
+
+def prepare(
+    schema: FeatureSchema,
+    columns: Mapping[str, pa.Array],
+    lists: Mapping[str, pa.Array] | None = None,
+    needed: Collection[str] | None = None,
+    with_own: bool = False,
+) -> Prepared:
+    """Check rows and reduce each value to what its encoding looks at.
+
+    Args:
+        schema: schema of the features.
+        columns: raw column -> (n,) values, of any type that a reader returns.
+        lists: raw column -> (n,) lists of text, null where a row's value was none (``RawBlock.lists``).
+        needed: features whose values are returned; all are checked. None: all.
+        with_own: whether the row's own and carried columns are needed too, as in a build.
+
+    Raises:
+        MissingColumnError: a column is missing; names it.
+        ColumnError: a column has a type that its use has no reading for; names both.
+        TimePatternError: the timestamp's format is no pattern that can be read.
+    """
+    return _Preparation(schema, columns, lists or {}, needed, with_own).run()
+
+
+class _Preparation:
+    """One call of ``prepare``."""
+
+    def __init__(
+        self,
+        schema: FeatureSchema,
+        columns: Mapping[str, pa.Array],
+        lists: Mapping[str, pa.Array],
+        needed: Collection[str] | None,
+        with_own: bool,
+    ) -> None:
+        self.schema, self.columns, self.lists = schema, columns, lists
+        self.needed, self.with_own = needed, with_own
+        self.num_rows = next((len(array) for array in columns.values()), 0)
+        self.reasons: list[str] = []
+        self.reason: NDArray[np.int32] | None = None
+        self._texts: dict[str, pa.StringArray] = {}
+
+    def is_needed(self, feature: SparseFeature | DenseFeature) -> bool:
+        return self.needed is None or feature.name in self.needed
+
+    def column(self, name: str) -> pa.Array:
+        try:
+            return self.columns[name]
+        except KeyError:
+            raise MissingColumnError(f"column {name!r} is missing; there are: {', '.join(self.columns)}") from None
+
+    def reject(self, mask: Mask | None, reason: str) -> None:
+        """Give the rows of a mask a reason, unless they have one."""
+        if mask is None or not mask.any():
+            return
+        if self.reason is None:
+            self.reason = np.full(self.num_rows, -1, np.int32)
+        self.reason[mask & (self.reason < 0)] = len(self.reasons)
+        self.reasons.append(reason)
+
+    def run(self) -> Prepared:
+        schema, label = self.schema, self.schema.label_rule
+        found = self._numbers(label)
+        bags = {f.columns[0]: f for f in schema.sparse if f.kind.takes_lists}
+        names = {c for f in schema.sparse if f.encoding.kind in ("hash", "vocabulary") for c in f.columns}
+        if self.with_own:
+            names |= {schema.group_id} if schema.group_id else set()
+            names |= {label.column} if label.is_text else set()
+        singles = {c for f in schema.sparse if not f.kind.takes_lists for c in f.columns} | {schema.group_id}
+        bagged: dict[str, Hashed | Coded] = {}
+        for name in sorted(names):
+            if name in bags:
+                bagged |= self._bags(name)
+            if name not in bags or name in singles or (self.with_own and name == label.column):
+                self._read_texts(name)
+        own, carried = self._own(found, label) if self.with_own else ({}, {})
+        sparse = [f for f in schema.sparse if self.is_needed(f)]
+        hashed = self._hash_singles([f for f in sparse if f.encoding.kind == "hash" and not f.kind.takes_lists])
+        coded = {
+            f.name: _coded(self._texts[f.columns[0]])
+            for f in sparse
+            if f.encoding.kind == "vocabulary" and not f.kind.takes_lists
+        }
+        bagged = {f.name: bagged[f.name] for f in sparse if f.name in bagged}
+        values = {f.name: found[f.columns[0]] for f in sparse if f.encoding.kind not in ("hash", "vocabulary")}
+        values |= {f.name: found[f.source] for f in schema.dense if self.is_needed(f)}
+        return Prepared(
+            self.num_rows,
+            hashed | {name: part for name, part in bagged.items() if isinstance(part, Hashed)},
+            coded | {name: part for name, part in bagged.items() if isinstance(part, Coded)},
+            values,
+            self.reasons,
+            self.reason,
+            own,
+            carried,
+        )
+
+    def _numbers(self, label: Label) -> dict[str, NDArray[np.float64]]:
+        """Read every column that is used as numbers."""
+        schema = self.schema
+        names = [f.columns[0] for f in schema.sparse if f.encoding.kind not in ("hash", "vocabulary")]
+        names += [f.source for f in schema.dense]
+        if self.with_own:
+            names += [] if label.is_text else [label.column]
+            names += [schema.weight] if schema.weight else []
+        found = {}
+        for name in dict.fromkeys(names):
+            try:
+                found[name], bad = numbers(self.column(name), schema.values)
+            except ColumnError as error:
+                raise ColumnError(f"column {name!r}: {error}") from None
+            self.reject(bad, f"column {name!r} is not a number")
+        return found
+
+    def _read_texts(self, name: str) -> None:
+        array = self.column(name)
+        try:
+            self._texts[name], bad = texts(array, self.schema.values)
+        except ColumnError as error:
+            raise ColumnError(f"column {name!r}: {error}") from None
+        if bad is not None:
+            self.reject(bad, text_fault(name, array.type))
+
+    def _bags(self, name: str) -> dict[str, Hashed | Coded]:
+        """Read the multi-valued features of one column."""
+        found: dict[str, Hashed | Coded] = {}
+        array = self.column(name)
+        for feature in self.schema.sparse:
+            if not feature.kind.takes_lists or feature.columns[0] != name:
+                continue
+            try:
+                part = tokens(array, self.lists.get(name), feature, self.schema.values)
+            except ColumnError as error:
+                raise ColumnError(f"column {name!r}: {error}") from None
+            if part.bad is not None:
+                self.reject(part.bad, text_fault(name, array.type))
+            if isinstance(feature.encoding, HashEncoding):
+                hashes = hash_array(part.texts, salt_seed(feature.salt))
+                found[feature.name] = Hashed(hashes, None, part.lengths, part.dropped)
+            else:
+                coded = _coded(part.texts)
+                found[feature.name] = replace(coded, lengths=part.lengths, dropped=part.dropped)
+        return found
+
+    def _hash_singles(self, features: list[SparseFeature]) -> dict[str, Hashed]:
+        if not features:
+            return {}
+        parts = [[self._texts[name] for name in f.columns] for f in features]
+        seeds = [salt_seed(f.salt) for f in features]
+        hashes, is_missing = hash_columns(parts, seeds)
+        return {f.name: Hashed(hashes[k], is_missing[k]) for k, f in enumerate(features)}
+
+    def _own(
+        self, found: dict[str, NDArray[np.float64]], label: Label
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, pa.StringArray]]:
+        schema = self.schema
+        own: dict[str, NDArray[Any]] = {}
+        if label.is_text:
+            text = self._texts[label.column]
+            self.reject(as_mask(text.is_null()), f"label {label.column!r} is missing")
+            own["label"] = _text_labels(label, text)
+        else:
+            number = found[label.column]
+            self.reject(np.isnan(number), f"label {label.column!r} is missing")
+            if label.op is None:
+                self.reject((number != 0) & (number != 1), f"label {label.column!r} is not 0 or 1")
+            own["label"] = _number_labels(label, number)
+        if schema.weight:
+            weight = found[schema.weight]
+            self.reject(np.isnan(weight), f"weight {schema.weight!r} is missing")
+            self.reject(weight < 0, f"weight {schema.weight!r} is negative")
+            own["weight"] = weight.astype(np.float32)
+        if schema.group_id:
+            group = self._texts[schema.group_id]
+            hashes = hash_array(group, SPARK_SEED).view(np.int64)
+            own["group_id"] = np.where(as_mask(group.is_valid()), hashes, 0)
+        if schema.timestamp:
+            name = schema.timestamp.column
+            try:
+                own["timestamp"], is_time = seconds(self.column(name), schema.timestamp.format, schema.values)
+            except ColumnError as error:
+                raise ColumnError(f"timestamp {name!r}: {error}") from None
+            self.reject(~is_time, f"timestamp {name!r} is missing or unreadable")
+        return own, {name: loose_texts(self.column(name)) for name in schema.carry}
+
+
+_COMPARE: dict[str, Callable[..., NDArray[np.bool_]]] = {
+    ">=": np.greater_equal,
+    "<=": np.less_equal,
+    "==": np.equal,
+    "!=": np.not_equal,
+    ">": np.greater,
+    "<": np.less,
+}
+
+
+def _text_labels(label: Label, column: pa.StringArray) -> NDArray[np.float32]:
+    is_in = as_mask(pc.is_in(column, value_set=pa.array(label.texts, pa.string())))
+    return (is_in == (label.op == "in")).astype(np.float32)
+
+
+def _number_labels(label: Label, column: NDArray[np.float64]) -> NDArray[np.float32]:
+    if label.op is None:
+        return column.astype(np.float32)
+    if label.op in ("in", "not in"):
+        return (np.isin(column, label.numbers) == (label.op == "in")).astype(np.float32)
+    return _COMPARE[label.op](column, label.value).astype(np.float32)
+
+
+def text_fault(name: str, type_: pa.DataType) -> str:
+    """Say why a value of a column is no category; the type decides."""
+    if pa.types.is_binary(type_) or pa.types.is_large_binary(type_) or pa.types.is_fixed_size_binary(type_):
+        return f"column {name!r} is not UTF-8 text"
+    return f"column {name!r} has a fraction: it cannot be a category"
+
+
+def _coded(found: pa.StringArray) -> Coded:
+    encoded = found.dictionary_encode()
+    codes = encoded.indices.fill_null(-1) if encoded.indices.null_count else encoded.indices
+    return Coded(codes.to_numpy(zero_copy_only=False), encoded.dictionary)
+
+
+def hash_columns(parts: Sequence[Sequence[pa.StringArray]], seeds: Sequence[int]) -> tuple[Hashes, NDArray[np.bool_]]:
+    """Hash features of one or more columns; a small batch in one call for all of them.
+
+    Args:
+        parts: a feature's columns, (n,) texts each, null where missing.
+        seeds: hash of each feature's salt.
+
+    Returns:
+        (features, n) hashes, and a mask of the values of which all columns are missing.
+    """
+    n = len(parts[0][0])
+    is_missing = np.ones((len(parts), n), np.bool_)
+    hashes = np.empty((len(parts), n), np.uint64)
+    hashes[:] = np.array(seeds, np.uint64)[:, None]
+    for place in range(max(map(len, parts))):
+        rows = [k for k, columns in enumerate(parts) if len(columns) > place]
+        columns = [parts[k][place] for k in rows]
+        for k, column in zip(rows, columns, strict=True):
+            is_missing[k] &= as_mask(column.is_null()) if column.null_count else False
+        if n * len(rows) <= _STACKED_VALUES:
+            stacked = columns[0] if len(columns) == 1 else pa.concat_arrays(columns)
+            hashes[rows] = hash_array(stacked, hashes[rows].ravel()).reshape(len(rows), n)
+        elif place == 0:
+            for k, column in zip(rows, columns, strict=True):
+                hashes[k] = hash_array(column, seeds[k])
+        else:
+            for k, column in zip(rows, columns, strict=True):
+                hashes[k] = hash_array(column, hashes[k])
+    return hashes, is_missing
+
+
+# --------------------------------------------------------------------------------------------------------------- finish
+
+
+def squared_tokens(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Compute the tokens of the Criteo rule: floor(ln(v)^2) for v > 2, else v truncated; 0 for a missing value.
+
+    Args:
+        values: (n,), NaN where missing.
+
+    Returns:
+        (n,) whole numbers; below -2^62 all are that one, which no vocabulary holds.
+    """
+    is_large = values > 2
+    # Arrow calls the C library's logarithm, whose last bit NumPy's vector loops do not always have.
+    logarithm = pc.ln(pa.array(np.where(is_large, values, 1.0))).to_numpy(zero_copy_only=False)
+    small = np.where(np.isnan(values), 0.0, np.maximum(values, -(2.0**62)))
+    return np.where(is_large, np.floor(logarithm * logarithm), np.trunc(small)).astype(np.int64)
+
+
+def transformed(feature: DenseFeature, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Apply fill, clip and log1p to a dense feature's numbers; standardising comes later.
+
+    Args:
+        feature: dense feature.
+        values: (n,), NaN where missing.
+    """
+    found = np.where(np.isnan(values), feature.fill, values)
+    if feature.clip is not None:
+        low, high = feature.clip
+        found = np.where(found < low, low, found)
+        found = np.where(found > high, high, found)
+    if feature.log1p:
+        found = np.copysign(_log1p(np.abs(found)), found)
+    return found
+
+
+def _log1p(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return pc.log1p(pa.array(values)).to_numpy(zero_copy_only=False)
+
+
+class Finisher:
+    """Turns prepared rows into the columns of the Parquet files, for one schema and what was learnt with it."""
+
+    def __init__(self, schema: FeatureSchema, learnt: Learnt) -> None:
+        learnt.check(schema)
+        self.schema, self.learnt = schema, learnt
+        by_table: dict[str, dict[str, int]] = {}  # features that share a table have equal vocabularies
+        self._ids: dict[str, dict[str, int]] = {}
+        self._squares: dict[str, tuple[NDArray[np.int64], NDArray[np.int32]]] = {}
+        self._boundaries = {
+            f.name: np.array(learnt.boundaries_of(f)) for f in schema.sparse if f.encoding.kind in BUCKET_KINDS
+        }
+        for f in schema.sparse:
+            if f.encoding.kind == "vocabulary":
+                self._ids[f.name] = by_table.setdefault(f.table_name, learnt.ids_of(f.name))
+            elif f.encoding.kind == "log_squared":
+                known = sorted((int(t), i) for t, i in learnt.ids_of(f.name).items() if _is_whole(t))
+                self._squares[f.name] = (
+                    np.array([token for token, _ in known], np.int64),
+                    np.array([i for _, i in known], np.int32),
+                )
+
+    def columns(self, prepared: Prepared) -> Columns:
+        """Encode prepared rows, all of them; ids of a bad row are of no meaning."""
+        columns: Columns = {}
+        for feature in self.schema.sparse:
+            ids, lengths = self.ids(feature, prepared)
+            columns |= feature.kind.to_columns(ids, lengths, feature)
+        for dense in self.schema.dense:
+            columns[dense.name] = self.dense_values(dense, prepared.numbers[dense.name]).astype(np.float32)
+        return columns
+
+    def ids(self, feature: SparseFeature, prepared: Prepared) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Encode one sparse feature: its ids row by row, and how many each row has."""
+        kind, name = feature.encoding.kind, feature.name
+        lengths = None
+        if isinstance(feature.encoding, HashEncoding):
+            hashed = prepared.hashed[name]
+            ids, lengths = hashed_ids(hashed.hashes, feature.encoding.num_buckets), hashed.lengths
+            if hashed.is_missing is not None and hashed.is_missing.any():
+                ids[hashed.is_missing] = MISSING_ID
+        elif kind == "vocabulary":
+            coded = prepared.coded[name]
+            ids, lengths = self.lookup(feature, coded.tokens)[coded.codes], coded.lengths
+        elif kind == "log_squared":
+            ids = self._square_ids(feature, prepared.numbers[name])
+        else:
+            values = prepared.numbers[name]
+            ids = np.searchsorted(self._boundaries[name], values, side="right").astype(np.int32) + np.int32(1)
+            ids[np.isnan(values)] = MISSING_ID
+        lengths = np.ones(prepared.num_rows, np.int32) if lengths is None else lengths.astype(np.int32)
+        return ids, lengths
+
+    def lookup(self, feature: SparseFeature, known: pa.StringArray) -> NDArray[np.int32]:
+        """Look distinct tokens up in the feature's vocabulary; one more id at the end is that of code -1."""
+        ids, unknown = self._ids[feature.name], self.learnt.oov_id(feature.name)
+        found = [ids.get(token, unknown) for token in known.to_numpy(zero_copy_only=False).tolist()]
+        return np.array([*found, unknown], np.int32)
+
+    def _square_ids(self, feature: SparseFeature, values: NDArray[np.float64]) -> NDArray[np.int32]:
+        known, ids = self._squares[feature.name]
+        unknown = np.int32(self.learnt.oov_id(feature.name))
+        if not len(known):
+            return np.full(len(values), unknown)
+        squares = squared_tokens(values)
+        place = np.minimum(np.searchsorted(known, squares), len(known) - 1)
+        return np.where(known[place] == squares, ids[place], unknown)
+
+    def dense_values(self, feature: DenseFeature, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Compute the floats of one dense feature, (n,) float64."""
+        found = transformed(feature, values)
+        if not feature.standardise:
+            return found
+        mean, deviation = self.learnt.moments[feature.name]
+        return (found - mean) / deviation if deviation > 0 else np.zeros(len(found))
+
+
+def _is_whole(token: str) -> bool:
+    try:
+        return str(int(token)) == token
+    except ValueError:
+        return False
+
+
+def finish(schema: FeatureSchema, learnt: Learnt, prepared: Prepared) -> Columns:
+    """Turn prepared rows into the columns of the Parquet files (features only).
+
+    A caller with many blocks keeps a ``Finisher``: it builds the tables of ids once.
+    """
+    return Finisher(schema, learnt).columns(prepared)
