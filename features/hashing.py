@@ -31,7 +31,7 @@ _MIN_GROUP, _MIN_GROUP_PER_BYTE = 128, 6
 """Texts of one length from which on NumPy is faster than a call of xxhash each, and how many more a byte of them."""
 _COUNTED_LENGTHS, _FEW_LENGTHS = 4096, 6
 """Texts shorter than the first number are grouped without sorting, where they have no more lengths than the second."""
-_CHUNK = 1 << 14
+_CHUNK = 1 << 15
 """Texts of one length that are hashed at a time, so that what lies between two steps stays in the cache."""
 
 
@@ -113,7 +113,7 @@ def hash_array(texts: pa.Array, seeds: int | Hashes) -> Hashes:
     data = np.frombuffer(values, np.uint8) if values else np.empty(0, np.uint8)
     lengths = offsets[1:] - offsets[:-1]
     if texts.null_count:  # a null may have bytes of its own
-        lengths[texts.is_null().to_numpy(zero_copy_only=False)] = 0
+        lengths *= texts.is_valid().to_numpy(zero_copy_only=False)
     return hash_slices(data, offsets[:-1], lengths, seeds)
 
 
