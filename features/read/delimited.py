@@ -240,7 +240,9 @@ class DelimitedReader:
         nulls = {text.encode() for text in self._nulls}
         is_wrong = np.zeros(len(starts), np.bool_)
         good: list[list[bytes | None]] = []
-        for row, (first, start, length) in enumerate(zip(rows.first.tolist(), starts.tolist(), lengths.tolist(), strict=True)):
+        for row, (first, start, length) in enumerate(
+            zip(rows.first.tolist(), starts.tolist(), lengths.tolist(), strict=True)
+        ):
             values = rows.rewritten.get(first)
             if values is None:
                 values = scan_row(lines.data, start, start + length, self._dialect).fields

@@ -24,8 +24,24 @@ _LOOK_AHEAD = 1 << 16
 """First bytes that are read beyond a portion's end, for a row that goes on there; then twice as many, and so on."""
 _BYTE_ORDER_MARK = codecs.BOM_UTF8
 _MULTIBYTE = frozenset(
-    "gb2312 gbk gb18030 big5 big5hkscs cp949 cp950 cp932 shift_jis shift_jis_2004 shift_jisx0213 euc_jp "
-    "euc_jis_2004 euc_jisx0213 euc_kr johab".split()
+    [
+        "gb2312",
+        "gbk",
+        "gb18030",
+        "big5",
+        "big5hkscs",
+        "cp949",
+        "cp950",
+        "cp932",
+        "shift_jis",
+        "shift_jis_2004",
+        "shift_jisx0213",
+        "euc_jp",
+        "euc_jis_2004",
+        "euc_jisx0213",
+        "euc_kr",
+        "johab",
+    ]
 )
 """Encodings of several bytes a character, of which none but the end of a line is the byte of one."""
 

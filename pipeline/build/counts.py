@@ -123,9 +123,7 @@ class ValueCounts:
 
     def __add__(self, other: "ValueCounts") -> "ValueCounts":
         """Join the sums over two sets of values without a common one."""
-        return ValueCounts(
-            self.cardinality + other.cardinality, self.total + other.total, max(self.head, other.head)
-        )
+        return ValueCounts(self.cardinality + other.cardinality, self.total + other.total, max(self.head, other.head))
 
 
 def sum_counts(merged: pa.Table) -> dict[tuple[str, int], ValueCounts]:
@@ -141,7 +139,9 @@ def sum_counts(merged: pa.Table) -> dict[tuple[str, int], ValueCounts]:
     return found
 
 
-def tokens_to_keep(merged: pa.Table, owners: Mapping[int, int], least: Mapping[int, int], known: Mapping[int, pa.Array]) -> pa.Table:
+def tokens_to_keep(
+    merged: pa.Table, owners: Mapping[int, int], least: Mapping[int, int], known: Mapping[int, pa.Array]
+) -> pa.Table:
     """Select the tokens that may have an id.
 
     Args:

@@ -5,7 +5,6 @@ Spark hands out the work, and tries it again where an executor dies. What a task
 """
 
 import dataclasses
-import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,23 +15,40 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 from pyspark.sql import SparkSession
-from tqdm import tqdm
 
 from features.disk.atomic import is_full
 from features.disk.dataset import DataFile, DatasetError, DatasetManifest, FeatureStatistics, Rejected, Split
 from features.disk.object_store import ObjectPath
 from features.disk.place import locate
 from features.learnt import Learnt
-from features.schema import FeatureSchema, QuantilesEncoding
-from pipeline.build.counts import NUM_HASH_RANGES, NUMBER, TOKEN, ValueCounts
-from pipeline.build.encode_rows import EncodeWork, PortionResult, encode_portion, find_duplicates, read_keys
+from features.schema import VOCABULARY_KINDS, FeatureSchema
+from pipeline.build.counts import NUM_HASH_RANGES, ValueCounts
+from pipeline.build.encode_rows import (
+    EncodeWork,
+    PortionResult,
+    PortionTask,
+    duplicates_of,
+    encode_portion,
+    late_features,
+    read_keys,
+)
 from pipeline.build.exchange import read_block
-from pipeline.build.learn import fit, known_tokens, least_counts, table_owners
-from pipeline.build.measure import Sums, add_up, dense_statistics, rounded, sparse_statistics, splits_of
+from pipeline.build.learn import count_known, fit, rounded
+from pipeline.build.measure import Sums, add_up, dense_statistics, sparse_statistics, splits_of
+from pipeline.build.portions import REJECTED_LINES, hash_ranges, plan_tasks, read_all, write_rejected
 from pipeline.build.quality import check_rejected, enforce_limits
-from pipeline.build.sources import InputPlan, PortionTask
+from pipeline.build.sources import InputPlan, sample_step, wanted_columns
 from pipeline.build.write import commit, commit_to_store, max_ids, new_version, plan_files, staging
-from pipeline.build.write_rows import MergeWork, WriteWork, merge_numbers, merge_tokens, number_codes, write_file
+from pipeline.build.write_rows import (
+    FinishWork,
+    MergeWork,
+    merge_keys,
+    merge_numbers,
+    merge_tokens,
+    number_codes,
+    write_file,
+    write_vocabularies,
+)
 from pipeline.config import PipelineConfig, TimeSplit, WriteConfig
 from pipeline.executors.tasks import TaskError, run_tasks
 from pipeline.session import SPARK_ERRORS, explain
@@ -139,7 +155,7 @@ class _Build:
         self.warnings += enforce_limits(statistics["train"], self.pipeline.quality)
         files = self._write(blocks, total)
         if num_rejected:
-            self._write_rejected(tasks, results)
+            write_rejected(self.exchange, self.version / REJECTED_NAME, tasks, results)
         shutil.rmtree(self.exchange)
         manifest = self._describe(results, total, learnt, statistics, files)
         self._account(manifest)
@@ -166,15 +182,15 @@ class _Build:
             )
         for name in names:
             (self.exchange / f"{name}.arrow").unlink()
-        tasks = [dataclasses.replace(task, portion=keys.end.portion_of(task.portion)) for task, keys in zip(tasks, found, strict=True)]
-        return [dataclasses.replace(task, duplicates=_within(duplicates.get(task.file_number), task)) for task in tasks]
+        none = np.empty(0, np.int64)
+        return [dataclasses.replace(task, duplicates=duplicates.get(task.file_number, none)) for task in tasks]
 
     def _read(self, work: EncodeWork, tasks: list[PortionTask]) -> list[PortionResult]:
         return read_all(tasks, lambda todo: self._tasks(partial(encode_portion, work), todo, "read"))
 
     def _learn(
         self, base: Learnt | None, blocks: tuple[str, ...], results: Sequence[PortionResult], total: Sums
-    ) -> tuple[Learnt, Counts, dict[tuple[str, int], int]]:
+    ) -> tuple[Learnt, dict[tuple[str, int], ValueCounts], dict[tuple[str, int], int]]:
         """Learn from the counts of the blocks, and save it.
 
         Returns:
@@ -214,13 +230,6 @@ class _Build:
                 raise DatasetError(f"split {split!r} has {found} rows in its files where {rows} were counted")
         return {split: tuple(found) for split, found in files.items()}
 
-    def _write_rejected(self, tasks: Sequence[PortionTask], results: Sequence[PortionResult]) -> None:
-        folder = self.version / REJECTED_NAME
-        folder.mkdir()
-        with (folder / "rejected.jsonl").open("w", encoding="utf-8") as file:
-            for line in rejected_lines(self.exchange, tasks, results):
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
     def _describe(
         self,
         results: Sequence[PortionResult],
@@ -244,7 +253,9 @@ class _Build:
             learnt_path=f"{self.version.name}/{LEARNT_NAME}",
             splits=splits,
             rejected=Rejected(
-                num_rejected, dict(sorted(reasons.items())), f"{self.version.name}/{REJECTED_NAME}" if num_rejected else None
+                num_rejected,
+                dict(sorted(reasons.items())),
+                f"{self.version.name}/{REJECTED_NAME}" if num_rejected else None,
             ),
             num_input_rows=sum(total.rows.values()) + num_rejected + num_duplicates,
             num_duplicates=num_duplicates,
@@ -257,7 +268,7 @@ class _Build:
         written = sum(split.num_rows for split in manifest.splits.values())
         rejected = 0
         if manifest.rejected.path is not None:
-            with (self.version / REJECTED_NAME / "rejected.jsonl").open("rb") as lines:
+            with (self.version / REJECTED_NAME / REJECTED_LINES).open("rb") as lines:
                 rejected = sum(1 for _ in lines)
         if written + rejected + manifest.num_duplicates != manifest.num_input_rows:
             raise DatasetError(

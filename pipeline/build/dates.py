@@ -3,36 +3,66 @@
 Rows that have no readable time belong to no date; they are written aside with their file, line and reason.
 """
 
-from collections import defaultdict
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
+import numpy as np
+from pyspark.sql import SparkSession
 
 from features.disk.dataset import DatasetError
-from features.schema import FeatureSchema
-from pipeline.build.ingest import FILE, LINE, REASON, ROW_ID, plain_path, raw, read_logs
-from pipeline.build.quality import write_rejected
-from pipeline.build.sources import Plan
-from pipeline.build.values import seconds_of
+from features.disk.place import temporary_folder
+from features.raw_block import RejectedLine, Wanted
+from features.read.portions import PortionEnd, read_portion
+from features.schema import FeatureSchema, Timestamp
+from features.values import seconds
+from pipeline.build.encode_rows import PortionTask, RejectedFile
+from pipeline.build.portions import plan_tasks, read_all, write_rejected
+from pipeline.build.sources import InputPlan
 from pipeline.config import PipelineConfig
-from pipeline.session import SPARK_ERRORS, configure, explain, size_shuffles
+from pipeline.executors.tasks import TaskError, run_tasks
 
 Span = Literal["hour", "day", "month"]
-PATTERNS: dict[Span, str] = {"hour": "yyyyMMddHH", "day": "yyyyMMdd", "month": "yyyyMM"}
 UNDATED = ""
 """Key of the rows that have no date."""
+_UNITS: dict[Span, str] = {"hour": "h", "day": "D", "month": "M"}
 _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_370_764_799
 """First and last second of the years 1 to 9998, which Python's calendar can exceed by a month."""
 
 
+@dataclass(frozen=True)
+class DateWork:
+    """Arguments of all tasks: where the time is, what a date is, and the folder for rows without one."""
+
+    time: Timestamp
+    config: PipelineConfig
+    schema: FeatureSchema
+    span: Span
+    folder: str
+
+
+@dataclass
+class DateResult:
+    """What a task says of a portion: rows of each date, and the file of the rows without one."""
+
+    end: PortionEnd
+    dates: Counter[str] = field(default_factory=Counter)
+    rejected: str | None = None
+
+
 def count_dates(
-    spark: SparkSession, schema: FeatureSchema, pipeline: PipelineConfig, plan: Plan, span: Span, undated: Path
+    spark: SparkSession, schema: FeatureSchema, pipeline: PipelineConfig, plan: InputPlan, span: Span, undated: Path
 ) -> dict[str, dict[str, int]]:
     """Count the rows of each date, in one pass over the raw files.
 
     Args:
+        spark: a session.
+        schema: the features; it has a timestamp.
+        pipeline: what the logs look like.
+        plan: the raw files.
         span: what a date is: 2014102807, 20141028 or 201410, in UTC.
         undated: folder to write the rows without a readable time to; it is not made where there are none.
 
@@ -43,32 +73,48 @@ def count_dates(
         LogError, DatasetError: one sentence about what is wrong with the input or the disk.
     """
     assert schema.timestamp is not None
-    configure(spark, pipeline.spark)
-    size_shuffles(spark, plan.num_bytes())
-    try:
-        rows = _dated(read_logs(spark, pipeline, schema, plan), schema, span)
-        counts: dict[str, dict[str, int]] = defaultdict(dict)
-        for group in rows.groupBy(FILE, "date").count().collect():
-            counts[group[FILE]][group["date"]] = group["count"]
-        if any(UNDATED in dates for dates in counts.values()):
-            write_rejected(rows, undated)
-    except SPARK_ERRORS as error:
-        raise DatasetError(explain(error, undated)) from error
-    return dict(counts)
+    tasks = plan_tasks(plan, pipeline.input.format)
+    with temporary_folder() as folder:
+        work = DateWork(schema.timestamp, pipeline, schema, span, str(folder))
+        try:
+            results = read_all(tasks, lambda todo: run_tasks(spark, partial(_count, work), todo, undated, "read"))
+        except TaskError as error:
+            raise DatasetError(str(error)) from error
+        counts: dict[str, Counter[str]] = {}
+        for task, result in zip(tasks, results, strict=True):
+            counts.setdefault(task.file, Counter()).update(result.dates)
+        if any(result.rejected for result in results):
+            write_rejected(folder, undated, tasks, results)
+    return {file: dict(dates) for file, dates in counts.items() if dates}
 
 
-def _dated(frames: list[DataFrame], schema: FeatureSchema, span: Span) -> DataFrame:
-    """``row:id``, ``row:file``, ``row:line``, ``row:reason`` (why a row has no date, else null) and ``date``."""
-    time = schema.timestamp
-    assert time is not None
-    dated = None
-    for frame in frames:
-        seconds = seconds_of(F.col(raw(time.column)), frame.schema[raw(time.column)].dataType, time.format)
-        rows = frame.select(ROW_ID, plain_path(F.col(FILE)).alias(FILE), LINE, REASON, seconds.alias("seconds"))
-        dated = rows if dated is None else dated.unionByName(rows)
-    assert dated is not None
-    known = F.col("seconds").between(_FIRST_SECOND, _LAST_SECOND) & F.col(REASON).isNull()
-    unreadable = F.lit(f"timestamp {time.column!r} is missing or unreadable")
-    date = F.date_format(F.timestamp_seconds(F.when(known, F.col("seconds"))), PATTERNS[span])
-    dated = dated.withColumn("date", F.coalesce(date, F.lit(UNDATED)))
-    return dated.withColumn(REASON, F.when(F.col("date") == UNDATED, F.coalesce(F.col(REASON), unreadable)))
+def _count(work: DateWork, task: PortionTask) -> DateResult:
+    result = DateResult(PortionEnd(0, 0, 0))
+    name = work.time.column
+    wanted = Wanted((name,), frozenset({name}), frozenset(), frozenset(work.config.input.format.optional))
+    reading = read_portion(task.portion, work.config.input.format, wanted)
+    with RejectedFile(Path(work.folder), f"rejected-{task.number}", task.file) as rejected:
+        for raw in reading:
+            found, is_time = seconds(raw.columns[name], work.time.format, work.schema.values)
+            known = is_time & (found >= _FIRST_SECOND) & (found <= _LAST_SECOND)
+            for date, count in _by_date(found[known], work.span):
+                result.dates[date] += count
+            reason = f"timestamp {name!r} is missing or unreadable"
+            undated = [
+                RejectedLine(int(raw.numbers[row]), int(raw.offsets[row]), raw.lines.text(row), reason)
+                for row in np.flatnonzero(~known).tolist()
+            ]
+            for line in raw.take(known, undated).rejected:
+                rejected.add(line)
+                result.dates[UNDATED] += 1
+        result.end = reading.end
+    result.rejected = rejected.name
+    return result
+
+
+def _by_date(moments: "np.ndarray[tuple[int], np.dtype[np.int64]]", span: Span) -> Sequence[tuple[str, int]]:
+    dates, counts = np.unique(moments.astype("datetime64[s]").astype(f"datetime64[{_UNITS[span]}]"), return_counts=True)
+    return [(str(date).translate(_NO_MARKS), int(count)) for date, count in zip(dates, counts, strict=True)]
+
+
+_NO_MARKS = {ord(mark): None for mark in "-T:"}

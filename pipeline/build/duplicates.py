@@ -16,7 +16,10 @@ FIRST_HASH, SECOND_HASH, SECONDS, TIE, ROW = "first", "second", "seconds", "tie"
 
 
 def key_table(
-    keys: Sequence[pa.Array], seconds: NDArray[np.int64] | None, line_hashes: NDArray[np.uint64], rows: NDArray[np.uint64]
+    keys: Sequence[pa.Array],
+    seconds: NDArray[np.int64] | None,
+    line_hashes: NDArray[np.uint64],
+    rows: NDArray[np.uint64],
 ) -> tuple[pa.Table, int]:
     """Describe the keys of some good rows.
 
@@ -63,7 +66,9 @@ def later_rows(tables: Iterable[pa.Table], first: int, end: int) -> NDArray[np.u
     parts = []
     for table in tables:
         hashes = table[FIRST_HASH].to_numpy()
-        start, stop = (len(hashes) if bound >> 64 else int(np.searchsorted(hashes, np.uint64(bound))) for bound in (first, end))
+        start, stop = (
+            len(hashes) if bound >> 64 else int(np.searchsorted(hashes, np.uint64(bound))) for bound in (first, end)
+        )
         parts.append(table.slice(start, stop - start))
     keys = pa.concat_tables(parts)
     columns = {name: keys[name].to_numpy() for name in keys.column_names}

@@ -107,6 +107,21 @@ class PortionResult:
     absent: tuple[str, ...] = ()
 
 
+@dataclass
+class KeyResult:
+    """What a task says of the keys that it read.
+
+    Attributes:
+        end: where the reading began and ended.
+        tables: names of its tables in the exchange.
+        num_incomplete: rows that cannot be compared, because a part of their key is missing.
+    """
+
+    end: PortionEnd
+    tables: list[str] = field(default_factory=list)
+    num_incomplete: int = 0
+
+
 def late_features(schema: FeatureSchema) -> dict[str, str]:
     """Map each sparse feature whose ids need learnt state to its encoding's kind."""
     kinds = ("vocabulary", "log_squared", "quantiles")
@@ -127,7 +142,10 @@ def _blocks(work: EncodeWork, task: PortionTask) -> Iterator[tuple[RawBlock, Pre
             bad = np.flatnonzero(prepared.reason >= 0)
             rejected = [
                 RejectedLine(
-                    int(raw.numbers[row]), int(raw.offsets[row]), raw.lines.text(row), prepared.reasons[prepared.reason[row]]
+                    int(raw.numbers[row]),
+                    int(raw.offsets[row]),
+                    raw.lines.text(row),
+                    prepared.reasons[prepared.reason[row]],
                 )
                 for row in bad.tolist()
             ]
@@ -146,28 +164,28 @@ def _in_times(raw: RawBlock, prepared: Prepared, times: tuple[int, int]) -> tupl
     return replace(raw.take(keep), rejected=[]), kept
 
 
-def read_keys(work: EncodeWork, task: PortionTask) -> tuple[list[str], int, PortionEnd]:
+def read_keys(work: EncodeWork, task: PortionTask) -> KeyResult:
     """Read what tells duplicates in a portion, into the exchange.
 
-    Returns:
-        Names of its tables, the number of rows that cannot be compared because a part of their key is missing, and
-        where the reading ended.
+    Raises:
+        LogError: the file cannot be read.
     """
-    names, incomplete = [], 0
+    result = KeyResult(PortionEnd(0, 0, 0))
     for found in _blocks(work, task):
         if isinstance(found, PortionEnd):
-            return names, incomplete, found
+            result.end = found
+            break
         raw, prepared = found
-        table, missing = key_table(
+        table, incomplete = key_table(
             [loose_texts(raw.columns[name], work.schema.values) for name in work.config.dedupe],
             prepared.own.get("timestamp"),
             _line_hashes(raw, SPARK_SEED),
             row_numbers(task.file_number, raw.offsets),
         )
-        names.append(f"keys-{task.number}-{len(names)}")
-        write_block(Path(work.folder), names[-1], table)
-        incomplete += missing
-    raise AssertionError("a reading has an end")
+        result.tables.append(f"keys-{task.number}-{len(result.tables)}")
+        write_block(Path(work.folder), result.tables[-1], table)
+        result.num_incomplete += incomplete
+    return result
 
 
 def _line_hashes(raw: RawBlock, seed: int) -> NDArray[np.uint64]:
@@ -186,7 +204,7 @@ def encode_portion(work: EncodeWork, task: PortionTask) -> PortionResult:
     folder = Path(work.folder)
     result = PortionResult(PortionEnd(0, 0, 0))
     sums = []
-    rejected = _RejectedFile(folder, f"rejected-{task.number}", task.file)
+    rejected = RejectedFile(folder, f"rejected-{task.number}", task.file)
     with rejected:
         for found in _blocks(work, task):
             if isinstance(found, PortionEnd):
@@ -213,7 +231,7 @@ def encode_portion(work: EncodeWork, task: PortionTask) -> PortionResult:
     return result
 
 
-class _RejectedFile:
+class RejectedFile:
     """File of rejected lines in the exchange, made with the first of them; complete or not there."""
 
     def __init__(self, folder: Path, name: str, log: str) -> None:
@@ -222,7 +240,7 @@ class _RejectedFile:
         self._file: Any = None
         self.name: str | None = None
 
-    def __enter__(self) -> "_RejectedFile":
+    def __enter__(self) -> "RejectedFile":
         return self
 
     def add(self, line: RejectedLine) -> None:
@@ -249,7 +267,10 @@ class _Block:
         self._schema, self._work, self._prepared = work.schema, work, prepared
         self._keys = row_keys(task.file_number, raw.offsets)
         self._splits = self._split(task, raw)
-        self._coded = {**prepared.coded, **{name: _squares(prepared.numbers[name]) for name in self._named("log_squared")}}
+        self._coded = {
+            **prepared.coded,
+            **{name: _squares(prepared.numbers[name]) for name in self._named("log_squared")},
+        }
 
     def _named(self, kind: str) -> list[str]:
         return [f.name for f in self._schema.sparse if f.encoding.kind == kind]
@@ -292,7 +313,9 @@ class _Block:
         for feature in schema.sparse:
             if feature.name in self._coded:
                 part = self._coded[feature.name]
-                lengths = np.ones(prepared.num_rows, np.int32) if part.lengths is None else part.lengths.astype(np.int32)
+                lengths = (
+                    np.ones(prepared.num_rows, np.int32) if part.lengths is None else part.lengths.astype(np.int32)
+                )
                 columns |= feature.kind.to_columns(part.codes, lengths, feature, padding=MISSING_CODE)
             elif isinstance(feature.encoding, QuantilesEncoding):
                 columns[feature.name] = prepared.numbers[feature.name]

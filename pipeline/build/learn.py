@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from features.disk.dataset import SPLITS
 from features.learnt import Learnt
 from features.schema import VOCABULARY_KINDS, FeatureSchema, LogSquaredEncoding, QuantilesEncoding, VocabularyEncoding
 from pipeline.build.counts import FEATURE, NUMBER, TOKEN
@@ -49,7 +50,9 @@ def known_tokens(schema: FeatureSchema, base: Learnt | None) -> dict[int, pa.Arr
     """Map each first feature of a table with a vocabulary to the tokens of the base dataset."""
     if base is None:
         return {}
-    return {owner: pa.array(base.vocabularies[schema.sparse[owner].name], pa.string()) for owner in least_counts(schema)}
+    return {
+        owner: pa.array(base.vocabularies[schema.sparse[owner].name], pa.string()) for owner in least_counts(schema)
+    }
 
 
 def fit(
@@ -134,3 +137,20 @@ def _fit_quantiles(schema: FeatureSchema, numbers: pa.Table) -> dict[str, list[f
         places = np.searchsorted(until, steps * int(until[-1]) // feature.encoding.num_buckets, side="right")
         boundaries[feature.name] = values[own][order][np.unique(places)].tolist()
     return boundaries
+
+
+def count_known(schema: FeatureSchema, tokens: pa.Table, learnt: Learnt) -> dict[tuple[str, int], int]:
+    """Count the values that have an id of their own: (split, number of the feature) -> values.
+
+    Args:
+        schema: the features.
+        tokens: counts of at least all tokens that have an id.
+        learnt: the vocabularies.
+    """
+    features, found = tokens[FEATURE].to_numpy(), {}
+    for number in table_owners(schema):
+        own = tokens.filter(pa.array(features == number))
+        vocabulary = pa.array(learnt.vocabularies[schema.sparse[number].name], pa.string())
+        own = own.filter(pc.is_in(own[TOKEN], value_set=vocabulary))
+        found |= {(split, number): int(own[split].to_numpy().sum()) for split in SPLITS}
+    return found

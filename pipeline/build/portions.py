@@ -2,10 +2,10 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from features.log_format import LogFormat
 from features.read.portions import PortionEnd, misplaced, plan_portions
@@ -18,7 +18,15 @@ class _Result(Protocol):
     def end(self) -> PortionEnd: ...
 
 
+class _RejectingResult(_Result, Protocol):
+    @property
+    def rejected(self) -> str | None: ...
+
+
 R = TypeVar("R", bound=_Result)
+
+REJECTED_LINES = "rejected.jsonl"
+"""File of the lines that are no rows: JSON lines of file, number, line and reason."""
 
 
 def plan_tasks(plan: InputPlan, log_format: LogFormat) -> list[PortionTask]:
@@ -61,18 +69,28 @@ def _misplaced(tasks: Sequence[PortionTask], results: Sequence[_Result]) -> dict
     return found
 
 
-def rejected_lines(
-    folder: Path, tasks: Sequence[PortionTask], results: Sequence[PortionResult]
-) -> Iterator[dict[str, Any]]:
-    """Yield all rejected lines in the order of the input, numbered as in their files."""
+def write_rejected(
+    exchange: Path, folder: Path, tasks: Sequence[PortionTask], results: Sequence[_RejectingResult]
+) -> None:
+    """Write all rejected lines to ``rejected.jsonl`` in the order of the input, numbered as in their files.
+
+    Args:
+        exchange: folder of the tasks' own files of rejected lines.
+        folder: folder to make.
+        tasks: all tasks.
+        results: their answers.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     before: dict[int, int] = defaultdict(int)
-    for task, result in zip(tasks, results, strict=True):
-        if result.rejected is not None:
-            with (folder / result.rejected).open(encoding="utf-8") as file:
-                for text in file:
-                    line = json.loads(text)
-                    yield {**line, "number": line["number"] + before[task.file_number]}
-        before[task.file_number] += result.end.num_lines
+    with (folder / REJECTED_LINES).open("w", encoding="utf-8") as file:
+        for task, result in zip(tasks, results, strict=True):
+            if result.rejected is not None:
+                with (exchange / result.rejected).open(encoding="utf-8") as lines:
+                    for text in lines:
+                        line = json.loads(text)
+                        line["number"] += before[task.file_number]
+                        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            before[task.file_number] += result.end.num_lines
 
 
 def first_rejected(tasks: Sequence[PortionTask], results: Sequence[PortionResult], limit: int) -> list[str]:

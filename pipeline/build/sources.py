@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from features.log_files import FoundLogs, LogFile, find_splits, identity_of, size_of
+from features.log_format import LogFormat
 from features.raw_block import Wanted
+from features.read.streams import open_stream
 from features.schema import FeatureSchema
 from pipeline.config import HashSplit, PipelineConfig
 
@@ -93,3 +95,26 @@ def wanted_columns(config: PipelineConfig, schema: FeatureSchema) -> Wanted:
     numbers = {c for f in schema.sparse for c in f.columns} | {f.source for f in schema.dense}
     numbers |= {schema.weight} if schema.weight else set()
     return Wanted(columns, frozenset(numbers - texts), lists, optional)
+
+
+EXACT_ROWS = 200_000
+"""Number of rows up to which every value is counted; above it, head shares come from a sample of about that size."""
+_HEAD_BYTES = 1 << 20
+
+
+def sample_step(plan: InputPlan, log_format: LogFormat) -> int:
+    """Compute of how many rows one is in the sample for statistics; it depends on the input alone.
+
+    Raises:
+        LogError: the first file cannot be read.
+    """
+    return max(_guess_rows(plan, log_format) // EXACT_ROWS, 1)
+
+
+def _guess_rows(plan: InputPlan, log_format: LogFormat) -> int:
+    for source in plan.files:
+        if source.num_bytes and log_format.kind in ("csv", "tsv", "jsonl", "libffm"):
+            with open_stream(source.file.real) as stream:
+                head = stream.read(_HEAD_BYTES)
+            return plan.num_bytes() * max(head.count(b"\n"), 1) // max(len(head), 1)
+    return 0

@@ -127,7 +127,9 @@ def number_codes(work: FinishWork, block: str) -> None:
     for feature in work.coded:
         tokens, known = _vocabulary(work.folder, feature.name)
         own = np.flatnonzero(features == numbers[feature.name])
-        places = pc.index_in(counts[TOKEN].take(pa.array(own)).combine_chunks(), value_set=tokens.slice(0, len(tokens) - 1))
+        places = pc.index_in(
+            counts[TOKEN].take(pa.array(own)).combine_chunks(), value_set=tokens.slice(0, len(tokens) - 1)
+        )
         found = np.empty(len(own) + 1, np.int32)
         found[codes[own]] = known[places.fill_null(len(known) - 1).to_numpy(zero_copy_only=False)]
         found[-1] = known[-1]  # code -1, a missing value
