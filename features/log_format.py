@@ -55,7 +55,7 @@ class LogFormat:
         if len(quote) > 1:
             raise ValueError(f"quote is one character, or empty for none, got {quote!r}")
         if quote and quote in self.delimiter:
-            raise ValueError(f"quote and separator must differ, both have {quote!r}: set quote = \"\" for none")
+            raise ValueError(f'quote and separator must differ, both have {quote!r}: set quote = "" for none')
         if self.escape is None:
             return
         if not quote or len(self.delimiter) > 1:
@@ -80,7 +80,9 @@ def _check_encoding(encoding: str) -> None:
     try:
         "a".encode(encoding)
     except (LookupError, ValueError):  # LookupError too for what is no encoding of text (rot13, hex)
-        raise ValueError(f'encoding {encoding!r} is none that Python has: "UTF-8", "GBK", "cp1252", "UTF-16", say') from None
+        raise ValueError(
+            f'encoding {encoding!r} is none that Python has: "UTF-8", "GBK", "cp1252", "UTF-16", say'
+        ) from None
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -38,7 +38,7 @@ class Portion:
 
 @dataclass(frozen=True)
 class PortionEnd:
-    """Where the reading of a portion began and ended.
+    """End of a reading: which part of the file it covered.
 
     Attributes:
         begin: its first byte (Parquet and ORC: row group or stripe).
@@ -68,7 +68,7 @@ class Reading(Iterator[RawBlock]):
 
     @property
     def end(self) -> PortionEnd:
-        """Where the reading ended."""
+        """End of the reading."""
         if self._end is None:
             raise ValueError("a portion's end is known when all of its blocks have been read")
         return self._end
