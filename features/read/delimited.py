@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from features.encoding import MAX_NUMBER
 from features.log_format import LogError, LogFormat
 from features.raw_block import RawBlock, Slices, Wanted
-from features.read.lines import Positions, LineReader, LineBlock
+from features.read.lines import LineBlock, LineReader, Positions
 from features.read.quotes import BADLY_QUOTED, Dialect, LineRows, find_rows, scan_row, write_row
 from features.read.streams import open_stream
 
@@ -159,7 +159,8 @@ class DelimitedReader:
     ) -> "_PlainText | None":
         """Write the rows alone, with a separator and a quote of one byte; None where no byte is free for them."""
         data, dialect = lines.data, self._dialect
-        spare = (bytes([byte]) for byte in _SPARE if byte not in data)
+        taken = dialect.separator + dialect.quote
+        spare = (bytes([byte]) for byte in _SPARE if byte not in data and byte not in taken)
         separator = dialect.separator if _is_byte(dialect.separator) else next(spare, b"")
         quote = dialect.quote if not dialect.has_quotes or _is_byte(dialect.quote) else next(spare, b"")
         if not separator or (dialect.has_quotes and not quote):

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.log_format import MAX_LINE, LogFormat
-from features.read.lines import MAX_BYTES_A_CHARACTER, Positions, LineBlock
+from features.read.lines import MAX_BYTES_A_CHARACTER, LineBlock, Positions
 
 MAX_JOINED_LINES = 10_000
-"""LineBlock of one row at most: a stray quote must not swallow a file."""
+"""Lines of one row at most: a stray quote must not swallow a file."""
 BADLY_QUOTED = "badly quoted"
 _LINE_ENDS = b"\r\n"
 _BLOCK_BYTES = 1 << 20
