@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.csv
 from numpy.typing import NDArray
 
-from features.encoding import MAX_NUMBER
 from features.log_format import LogError, LogFormat
 from features.raw_block import RawBlock, Slices, Wanted
+from features.read.arrays import are_numbers, join_arrays
 from features.read.lines import LineBlock, LineReader, Positions
 from features.read.quotes import BADLY_QUOTED, Dialect, LineRows, find_rows, scan_row, write_row
 from features.read.streams import open_stream
@@ -204,8 +204,9 @@ class DelimitedReader:
             if np.count_nonzero(is_wrong) != len(wrong):
                 return None
             table = table.combine_chunks()
-            columns = {name: _one_chunk(table.column(str(place))) for name, place in self._places.items()}
-            beyond = {name for name in typed if not _are_numbers(columns[name])}
+            columns = {name: table.column(str(place)) for name, place in self._places.items()}
+            columns = {name: join_arrays(values.chunks, values.type) for name, values in columns.items()}
+            beyond = {name for name in typed if not are_numbers(columns[name])}
             if not beyond:
                 return columns, is_wrong
             self._texts |= beyond
@@ -310,15 +311,3 @@ def _equal(data: bytes, starts: Positions, lengths: Positions, text: bytes) -> N
     is_equal = np.zeros(len(starts), np.bool_)
     is_equal[found] = True
     return is_equal
-
-
-def _one_chunk(values: pa.ChunkedArray) -> pa.Array:
-    if values.num_chunks == 1:
-        return values.chunk(0)
-    return pa.concat_arrays(values.chunks) if values.num_chunks else pa.nulls(0, values.type)
-
-
-def _are_numbers(values: pa.Array) -> bool:
-    """Tell whether all floats are numbers that ``features.encoding.to_number`` takes; what is null is 0 here."""
-    numbers = np.frombuffer(values.buffers()[1], np.float64, len(values), 8 * values.offset)
-    return not len(numbers) or bool(numbers.max() <= MAX_NUMBER and numbers.min() >= -MAX_NUMBER)

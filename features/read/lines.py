@@ -169,12 +169,6 @@ class LineReader:
         self._offset = at
         self.number = lines.number + index
 
-    def _fetch(self, size: int) -> bool:
-        chunk = self._source.read(size)
-        self._buffer = self._buffer + chunk if self._buffer else chunk
-        self._read_to += len(chunk)
-        return bool(chunk)
-
     def _fetch_step(self) -> None:
         """Read on into the buffer."""
         if self._end is None:
@@ -184,10 +178,16 @@ class LineReader:
         else:
             size = self._look_ahead
             self._look_ahead = min(2 * self._look_ahead, max(self._step, _LOOK_AHEAD))
-        if not self._fetch(size):
-            if self._end is not None and self._read_to < self._end:
-                raise LogError(f"{self._file} has become shorter while it was read")
-            self._at_end = True
+        parts = [self._buffer] if self._buffer else []
+        while size > 0 and not self._at_end:
+            chunk = self._source.read(size)
+            self._at_end = not chunk
+            parts.append(chunk)
+            size -= len(chunk)
+            self._read_to += len(chunk)
+        self._buffer = parts[0] if len(parts) == 1 else b"".join(parts)
+        if self._at_end and self._end is not None and self._read_to < self._end:
+            raise LogError(f"{self._file} has become shorter while it was read")
 
     def read(self) -> LineBlock | None:
         """Read more lines; None behind the portion's end.
@@ -201,6 +201,10 @@ class LineReader:
         while not self._at_end:
             found = self._last_end(searched)
             if found > self._num_kept:
+                if self._end is not None and self._offset + found < self._end <= self._read_to:
+                    # The portion's last line has no end yet: the file's last line, as a rule.
+                    self._fetch_step()
+                    continue
                 cut = found
                 break
             if len(self._buffer) - self._num_kept > MAX_BYTES_A_CHARACTER * MAX_LINE:
@@ -244,8 +248,8 @@ class LineReader:
         while True:
             if not self._buffer:
                 self._fetch_step()
-                if self._at_end:
-                    break
+            if not self._buffer:
+                break
             chunk = self._buffer
             if ends_in_return:
                 self._drop(int(chunk.startswith(b"\n")))
