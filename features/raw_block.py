@@ -30,7 +30,8 @@ class RejectedLine(NamedTuple):
 
     Attributes:
         number: line number in the file from 1 (Parquet and ORC: row number).
-        offset: byte offset of the line in the file, or in what the file unpacks to (Parquet and ORC: row number from 0).
+        offset: byte offset of the line in the file, or in what the file unpacks to (Parquet and ORC: row number from
+            0).
         text: the line, valid text of at most 2^24 characters.
         reason: reason in a few words, the same for all lines with the same fault.
     """
@@ -97,7 +98,7 @@ class RawBlock:
     def take(self, keep: NDArray[np.bool_], rejected: list[RejectedLine] | None = None) -> "RawBlock":
         """Keep the rows of a mask; ``rejected`` lines join the others, in the order of the file."""
         mask = pa.array(keep)
-        joined = sorted([*self.rejected, *(rejected or [])], key=lambda line: line.offset)
+        joined: list[RejectedLine] = sorted([*self.rejected, *(rejected or [])], key=lambda line: line.offset)
         return RawBlock(
             columns={name: values.filter(mask) for name, values in self.columns.items()},
             numbers=self.numbers[keep],

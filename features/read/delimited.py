@@ -1,7 +1,7 @@
-"""Rows of csv and tsv files: whole lines -> columns, by ``pyarrow.csv``; what it cannot be trusted with is read exactly.
+"""Rows of csv and tsv files: whole lines -> columns, by ``pyarrow.csv``; what that misreads is read row by row.
 
-It is given plain rows alone: lines that are none are taken out before, and rows that ``features.read.quotes`` read one by
-one are written anew. Where its rows then differ in number from those that are there, all of a step goes the exact way.
+It is given plain rows alone: lines that are none are taken out before, and rows that ``features.read.quotes`` read one
+by one are written anew. Where its rows then differ in number from those that are there, a step goes the exact way.
 """
 
 import codecs
@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.csv
 from numpy.typing import NDArray
 
-from features.encoding import MAX_NUMBER
 from features.log_format import LogError, LogFormat
 from features.raw_block import RawBlock, Slices, Wanted
-from features.read.lines import Ints, LineReader, Lines
-from features.read.quotes import BADLY_QUOTED, Dialect, Rows, find_rows, scan_row, write_row
+from features.read.arrays import are_numbers, join_arrays
+from features.read.lines import LineBlock, LineReader, Positions
+from features.read.quotes import BADLY_QUOTED, Dialect, LineRows, find_rows, scan_row, write_row
 from features.read.streams import open_stream
 
 WRONG_COLUMNS = "wrong number of columns"
@@ -26,6 +26,8 @@ _HEADER_STEP = 1 << 16
 _MOST_RETRIES = 3
 """Parses of a step that may fail because one column holds more than numbers, before all columns are read as text."""
 _BAD_NUMBER = re.compile(r"CSV column #(\d+)")
+_BLOCK_BYTES = 1 << 19
+"""Bytes that pyarrow parses at a time: a step at once leaves the cache and takes more than twice as long."""
 _SPARE = bytes([*range(1, 9), *range(14, 32)])
 """Bytes that stand in for a separator or quote that pyarrow cannot take, where a step is free of them."""
 
@@ -114,12 +116,12 @@ class DelimitedReader:
             if len(block) or block.rejected:
                 yield block
 
-    def _to_block(self, lines: Lines, rows: Rows) -> RawBlock:
+    def _to_block(self, lines: LineBlock, rows: LineRows) -> RawBlock:
         starts = lines.starts[rows.first]
         lengths = lines.starts[rows.last] + lines.lengths[rows.last] - starts
         keep = ~_equal(lines.data, starts, lengths, self._header.text)
         if not keep.all():
-            rows = Rows(rows.first[keep], rows.last[keep], rows.rewritten, rows.rejected, rows.num_lines)
+            rows = LineRows(rows.first[keep], rows.last[keep], rows.rewritten, rows.rejected, rows.num_lines)
             starts, lengths = starts[keep], lengths[keep]
         columns, is_wrong = self._parse(lines, rows, starts, lengths)
         rejected = [lines.reject(index, reason) for index, reason in rows.rejected.items()]
@@ -140,7 +142,7 @@ class DelimitedReader:
         )
 
     def _parse(
-        self, lines: Lines, rows: Rows, starts: Ints, lengths: Ints
+        self, lines: LineBlock, rows: LineRows, starts: Positions, lengths: Positions
     ) -> tuple[dict[str, pa.Array], NDArray[np.bool_]]:
         """(columns of the rows of the right width, mask of the others)."""
         if not len(starts):
@@ -152,15 +154,18 @@ class DelimitedReader:
     def _type_of(self, name: str) -> pa.DataType:
         return pa.float64() if name in self._wanted.numbers - self._texts else pa.string()
 
-    def _write_plainly(self, lines: Lines, rows: Rows, starts: Ints, lengths: Ints) -> "_PlainText | None":
+    def _write_plainly(
+        self, lines: LineBlock, rows: LineRows, starts: Positions, lengths: Positions
+    ) -> "_PlainText | None":
         """Write the rows alone, with a separator and a quote of one byte; None where no byte is free for them."""
         data, dialect = lines.data, self._dialect
-        spare = (bytes([byte]) for byte in _SPARE if byte not in data)
+        taken = dialect.separator + dialect.quote
+        spare = (bytes([byte]) for byte in _SPARE if byte not in data and byte not in taken)
         separator = dialect.separator if _is_byte(dialect.separator) else next(spare, b"")
         quote = dialect.quote if not dialect.has_quotes or _is_byte(dialect.quote) else next(spare, b"")
         if not separator or (dialect.has_quotes and not quote):
             return None
-        pieces = []
+        pieces, longest = [], int(lengths.max())
         for first, last in _runs(lines, rows):
             values = rows.rewritten.get(int(rows.first[first]))
             if values is None:
@@ -169,12 +174,14 @@ class DelimitedReader:
                     piece = bytes(piece).replace(dialect.separator, separator)
             else:
                 piece = write_row(values, separator, quote)
+                longest = max(longest, len(piece))
             pieces += [piece, b"\n"]
         if pieces[0][:3] == codecs.BOM_UTF8:  # pyarrow would leave it out, but it is text here
             pieces.insert(0, b"\n")
         text = pieces[0] if len(pieces) == 2 else b"".join(pieces)
         has_breaks = bool((rows.last > rows.first).any())
-        return _PlainText(text, separator.decode(), quote.decode() if dialect.has_quotes else "", has_breaks)
+        shown_quote = quote.decode() if dialect.has_quotes else ""
+        return _PlainText(text, separator.decode(), shown_quote, has_breaks, max(_BLOCK_BYTES, 2 * longest))
 
     def _parse_plain(self, plain: "_PlainText", num_rows: int) -> tuple[dict[str, pa.Array], NDArray[np.bool_]] | None:
         """Parse by pyarrow; None where it does not see the rows that are there."""
@@ -196,8 +203,10 @@ class DelimitedReader:
             is_wrong[np.array(wrong, np.int64) - 1] = True
             if np.count_nonzero(is_wrong) != len(wrong):
                 return None
-            columns = {name: _one_chunk(table.column(str(place))) for name, place in self._places.items()}
-            beyond = {name for name in typed if not _are_numbers(columns[name])}
+            table = table.combine_chunks()
+            columns = {name: table.column(str(place)) for name, place in self._places.items()}
+            columns = {name: join_arrays(values.chunks, values.type) for name, values in columns.items()}
+            beyond = {name for name in typed if not are_numbers(columns[name])}
             if not beyond:
                 return columns, is_wrong
             self._texts |= beyond
@@ -215,7 +224,7 @@ class DelimitedReader:
             pyarrow.csv.ReadOptions(
                 use_threads=False,
                 column_names=[str(place) for place in range(len(self._header.columns))],
-                block_size=max(len(plain.text), 1),
+                block_size=plain.block_bytes,
             ),
             pyarrow.csv.ParseOptions(
                 delimiter=plain.separator,
@@ -234,15 +243,14 @@ class DelimitedReader:
         )
 
     def _parse_exactly(
-        self, lines: Lines, rows: Rows, starts: Ints, lengths: Ints
+        self, lines: LineBlock, rows: LineRows, starts: Positions, lengths: Positions
     ) -> tuple[dict[str, pa.Array], NDArray[np.bool_]]:
         """Parse row by row."""
         nulls = {text.encode() for text in self._nulls}
         is_wrong = np.zeros(len(starts), np.bool_)
         good: list[list[bytes | None]] = []
-        for row, (first, start, length) in enumerate(
-            zip(rows.first.tolist(), starts.tolist(), lengths.tolist(), strict=True)
-        ):
+        places = zip(rows.first.tolist(), starts.tolist(), lengths.tolist(), strict=True)
+        for row, (first, start, length) in enumerate(places):
             values = rows.rewritten.get(first)
             if values is None:
                 values = scan_row(lines.data, start, start + length, self._dialect).fields
@@ -264,13 +272,14 @@ class _PlainText(NamedTuple):
     separator: str
     quote: str
     has_breaks: bool
+    block_bytes: int
 
 
 def _is_byte(text: bytes) -> bool:
     return len(text) == 1 and text != b"\0"
 
 
-def _runs(lines: Lines, rows: Rows) -> list[tuple[int, int]]:
+def _runs(lines: LineBlock, rows: LineRows) -> list[tuple[int, int]]:
     """(first, last) of runs of rows with nothing but empty lines between them; a rewritten row is a run of its own."""
     is_part = np.zeros(len(lines) + 1, np.int64)  # lines that belong to rows, or are empty
     np.add.at(is_part, rows.first, 1)
@@ -288,7 +297,7 @@ def _runs(lines: Lines, rows: Rows) -> list[tuple[int, int]]:
     return list(zip(firsts.tolist(), lasts.tolist(), strict=True))
 
 
-def _equal(data: bytes, starts: Ints, lengths: Ints, text: bytes) -> NDArray[np.bool_]:
+def _equal(data: bytes, starts: Positions, lengths: Positions, text: bytes) -> NDArray[np.bool_]:
     """(n,) whether each piece of ``data`` equals a text that is not empty."""
     values = np.frombuffer(data, np.uint8)
     found = np.flatnonzero(lengths == len(text)) if text else np.zeros(0, np.int64)
@@ -302,15 +311,3 @@ def _equal(data: bytes, starts: Ints, lengths: Ints, text: bytes) -> NDArray[np.
     is_equal = np.zeros(len(starts), np.bool_)
     is_equal[found] = True
     return is_equal
-
-
-def _one_chunk(values: pa.ChunkedArray) -> pa.Array:
-    if values.num_chunks == 1:
-        return values.chunk(0)
-    return pa.concat_arrays(values.chunks) if values.num_chunks else pa.nulls(0, values.type)
-
-
-def _are_numbers(values: pa.Array) -> bool:
-    """Tell whether all floats are numbers that ``features.encoding.to_number`` takes; what is null is 0 here."""
-    numbers = np.frombuffer(values.buffers()[1], np.float64, len(values), 8 * values.offset)
-    return not len(numbers) or bool(numbers.max() <= MAX_NUMBER and numbers.min() >= -MAX_NUMBER)

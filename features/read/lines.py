@@ -23,29 +23,12 @@ MAX_BYTES_A_CHARACTER = 4
 _LOOK_AHEAD = 1 << 16
 """First bytes that are read beyond a portion's end, for a row that goes on there; then twice as many, and so on."""
 _BYTE_ORDER_MARK = codecs.BOM_UTF8
-_MULTIBYTE = frozenset(
-    [
-        "gb2312",
-        "gbk",
-        "gb18030",
-        "big5",
-        "big5hkscs",
-        "cp949",
-        "cp950",
-        "cp932",
-        "shift_jis",
-        "shift_jis_2004",
-        "shift_jisx0213",
-        "euc_jp",
-        "euc_jis_2004",
-        "euc_jisx0213",
-        "euc_kr",
-        "johab",
-    ]
-)
+_CHINESE_AND_KOREAN = ("gb2312", "gbk", "gb18030", "big5", "big5hkscs", "cp950", "cp949", "johab", "euc_kr")
+_JAPANESE = ("cp932", "shift_jis", "shift_jis_2004", "shift_jisx0213", "euc_jp", "euc_jis_2004", "euc_jisx0213")
+_MULTIBYTE = frozenset((*_CHINESE_AND_KOREAN, *_JAPANESE))
 """Encodings of several bytes a character, of which none but the end of a line is the byte of one."""
 
-Ints = NDArray[np.int64]
+Positions = NDArray[np.int64]
 
 
 @lru_cache
@@ -77,7 +60,7 @@ def not_text(encoding: str) -> str:
 
 
 @dataclass(frozen=True)
-class Lines:
+class LineBlock:
     """Consecutive lines of a file.
 
     Attributes:
@@ -93,9 +76,9 @@ class Lines:
     """
 
     data: bytes
-    starts: Ints
-    lengths: Ints
-    offsets: Ints
+    starts: Positions
+    lengths: Positions
+    offsets: Positions
     number: int
     damaged: dict[int, str] = field(default_factory=dict)
     num_own: int = 0
@@ -159,7 +142,7 @@ class LineReader:
         """Bytes at the buffer's start that were returned before, whole lines."""
         self._read_to = start
         self._at_end = False
-        self._last: Lines | None = None
+        self._last: LineBlock | None = None
         self.number = 1
         if start == 0 and _is_utf8(self._encoding):
             self._skip_mark()
@@ -170,11 +153,10 @@ class LineReader:
         return self._offset
 
     def _skip_mark(self) -> None:
-        while len(self._buffer) < len(_BYTE_ORDER_MARK) and self._fetch(len(_BYTE_ORDER_MARK) - len(self._buffer)):
-            pass
-        if self._buffer == _BYTE_ORDER_MARK:
-            self._buffer = b""
-            self._offset = len(_BYTE_ORDER_MARK)
+        while len(self._buffer) < len(_BYTE_ORDER_MARK) and not self._at_end:
+            self._fetch_step()
+        if self._buffer.startswith(_BYTE_ORDER_MARK):
+            self._drop(len(_BYTE_ORDER_MARK))
 
     def keep_from(self, index: int) -> None:
         """Have the lines from one of the last block on returned again, together with those that follow."""
@@ -187,12 +169,6 @@ class LineReader:
         self._offset = at
         self.number = lines.number + index
 
-    def _fetch(self, size: int) -> bool:
-        chunk = self._source.read(size)
-        self._buffer = self._buffer + chunk if self._buffer else chunk
-        self._read_to += len(chunk)
-        return bool(chunk)
-
     def _fetch_step(self) -> None:
         """Read on into the buffer."""
         if self._end is None:
@@ -202,12 +178,18 @@ class LineReader:
         else:
             size = self._look_ahead
             self._look_ahead = min(2 * self._look_ahead, max(self._step, _LOOK_AHEAD))
-        if not self._fetch(size):
-            if self._end is not None and self._read_to < self._end:
-                raise LogError(f"{self._file} has become shorter while it was read")
-            self._at_end = True
+        parts = [self._buffer] if self._buffer else []
+        while size > 0 and not self._at_end:
+            chunk = self._source.read(size)
+            self._at_end = not chunk
+            parts.append(chunk)
+            size -= len(chunk)
+            self._read_to += len(chunk)
+        self._buffer = parts[0] if len(parts) == 1 else b"".join(parts)
+        if self._at_end and self._end is not None and self._read_to < self._end:
+            raise LogError(f"{self._file} has become shorter while it was read")
 
-    def read(self) -> Lines | None:
+    def read(self) -> LineBlock | None:
         """Read more lines; None behind the portion's end.
 
         Raises:
@@ -219,6 +201,10 @@ class LineReader:
         while not self._at_end:
             found = self._last_end(searched)
             if found > self._num_kept:
+                if self._end is not None and self._offset + found < self._end <= self._read_to:
+                    # The portion's last line has no end yet: the file's last line, as a rule.
+                    self._fetch_step()
+                    continue
                 cut = found
                 break
             if len(self._buffer) - self._num_kept > MAX_BYTES_A_CHARACTER * MAX_LINE:
@@ -238,21 +224,21 @@ class LineReader:
         feed = self._buffer.rfind(b"\n", max(searched - 1, 0))
         return max(feed, self._buffer.rfind(b"\r", max(searched - 1, feed, 0), len(self._buffer) - 1)) + 1
 
-    def _take(self, cut: int, is_last: bool) -> Lines:
+    def _take(self, cut: int, is_last: bool) -> LineBlock:
         raw = self._buffer if cut == len(self._buffer) else self._buffer[:cut]
         self._buffer = b"" if cut == len(self._buffer) else self._buffer[cut:]
         starts, ends = find_lines(raw)
         offsets = np.append(starts, len(raw)) + self._offset
         lines = self._decode(raw, starts, ends, offsets)
         num_own = len(starts) if self._end is None else int(np.searchsorted(offsets[:-1], self._end))
-        self._last = Lines(*lines[:3], offsets, self.number, lines[3], num_own, is_last, lines[4])
+        self._last = LineBlock(*lines[:3], offsets, self.number, lines[3], num_own, is_last, lines[4])
         self._kept_bytes = raw
         self._num_kept = 0
         self._offset += cut
         self.number += len(starts)
         return self._last
 
-    def _skip_line(self) -> Lines:
+    def _skip_line(self) -> LineBlock:
         """Read a line without end to its end, and keep its first characters alone."""
         head, start = self._buffer, self._offset
         text = head.decode(self._encoding, "replace")[:MAX_LINE]
@@ -262,8 +248,8 @@ class LineReader:
         while True:
             if not self._buffer:
                 self._fetch_step()
-                if self._at_end:
-                    break
+            if not self._buffer:
+                break
             chunk = self._buffer
             if ends_in_return:
                 self._drop(int(chunk.startswith(b"\n")))
@@ -278,7 +264,7 @@ class LineReader:
                 self._drop(len(chunk))
         zero = np.zeros(1, np.int64)
         offsets = np.array([start, self._offset], np.int64)
-        self._last = Lines(b"", zero, zero, offsets, self.number, {0: TOO_LONG}, 1, True, {0: text})
+        self._last = LineBlock(b"", zero, zero, offsets, self.number, {0: TOO_LONG}, 1, True, {0: text})
         self.number += 1
         return self._last
 
@@ -286,7 +272,7 @@ class LineReader:
         self._buffer = self._buffer[size:]
         self._offset += size
 
-    def _decode(self, raw: bytes, starts: Ints, ends: Ints, offsets: Ints):
+    def _decode(self, raw: bytes, starts: Positions, ends: Positions, offsets: Positions):
         """(UTF-8 text, starts, lengths, damaged, their texts) of raw lines."""
         damaged: dict[int, str] = {}
         texts: dict[int, str] = {}
@@ -309,7 +295,9 @@ class LineReader:
             damaged.setdefault(index, self._reason)
         return raw, starts, lengths, damaged, texts
 
-    def _decode_each(self, raw: bytes, starts: Ints, ends: Ints, damaged: dict[int, str], texts: dict[int, str]):
+    def _decode_each(
+        self, raw: bytes, starts: Positions, ends: Positions, damaged: dict[int, str], texts: dict[int, str]
+    ):
         """Decode line by line, because one of them is damaged."""
         parts, lengths = [], []
         behind = [*starts[1:].tolist(), len(raw)]
@@ -326,7 +314,7 @@ class LineReader:
         return b"".join(parts), borders[:-1:2], borders[1::2]
 
 
-def find_lines(data: bytes) -> tuple[Ints, Ints]:
+def find_lines(data: bytes) -> tuple[Positions, Positions]:
     """Find the lines of some bytes.
 
     Returns:
@@ -361,7 +349,7 @@ def is_utf8_text(data: bytes | memoryview) -> bool:
     return True
 
 
-def _find_damaged(data: bytes, starts: Ints, ends: Ints) -> list[int]:
+def _find_damaged(data: bytes, starts: Positions, ends: Positions) -> list[int]:
     """Find the lines that are no UTF-8 text, by halves: as a rule there are none, else few."""
     if is_utf8_text(data):
         return []

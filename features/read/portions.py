@@ -13,6 +13,7 @@ from typing import BinaryIO
 from features.log_format import LogError, LogFormat
 from features.raw_block import RawBlock, Wanted
 from features.read.delimited import DelimitedReader, read_header
+from features.read.json_lines import JsonReader
 from features.read.lines import STEP_BYTES, LineReader, has_plain_line_ends
 from features.read.streams import STREAM_ERRORS, compression_of, open_stream
 
@@ -38,7 +39,7 @@ class Portion:
 
 @dataclass(frozen=True)
 class PortionEnd:
-    """Where the reading of a portion began and ended.
+    """End of a reading: which part of the file it covered.
 
     Attributes:
         begin: its first byte (Parquet and ORC: row group or stripe).
@@ -68,7 +69,7 @@ class Reading(Iterator[RawBlock]):
 
     @property
     def end(self) -> PortionEnd:
-        """Where the reading ended."""
+        """End of the reading."""
         if self._end is None:
             raise ValueError("a portion's end is known when all of its blocks have been read")
         return self._end
@@ -149,7 +150,10 @@ def _read_text(
 ) -> Generator[RawBlock, None, PortionEnd]:
     file = portion.file
     try:
-        rows = DelimitedReader(file, read_header(file, log_format), log_format, wanted)
+        if log_format.kind == "jsonl":
+            rows = JsonReader(log_format, wanted)
+        else:
+            rows = DelimitedReader(file, read_header(file, log_format), log_format, wanted)
         with open_stream(file, portion.start) as source:
             reader = LineReader(source, file, log_format.encoding, portion.start, portion.end, step)
             yield from rows.read(reader)

@@ -5,25 +5,28 @@ a doubled quote is one, and behind its last quote comes a separator or the row's
 is an ordinary character. A line that ends inside quotes is joined with those that follow, up to ``MAX_LINE`` characters
 and ``MAX_JOINED_LINES``; where that gives no row of the right width, the first line alone is badly quoted.
 
-Nearly all lines are seen to be well quoted by looking at the neighbours of every quote, in NumPy. The others are read one
-by one here and written anew, so that one parser can read them all.
+Nearly all lines are seen to be well quoted by looking at the neighbours of every quote, in NumPy. The others are read
+one by one here and written anew, so that one parser can read them all.
 """
 
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.log_format import MAX_LINE, LogFormat
-from features.read.lines import MAX_BYTES_A_CHARACTER, Ints, Lines
+from features.read.lines import MAX_BYTES_A_CHARACTER, LineBlock, Positions
 
 MAX_JOINED_LINES = 10_000
 """Lines of one row at most: a stray quote must not swallow a file."""
 BADLY_QUOTED = "badly quoted"
 _LINE_ENDS = b"\r\n"
+_BLOCK_BYTES = 1 << 20
+"""Bytes whose quotes are looked at together: all of a step would leave the cache."""
 _CHARACTER = rb"(?:[\x00-\x7f]|[\xc0-\xff][\x80-\xbf]*+)"
 
 
@@ -142,7 +145,7 @@ def scan_row(data: bytes, start: int, limit: int, dialect: Dialect, line_end: in
 
 
 @dataclass(frozen=True)
-class Rows:
+class LineRows:
     """Rows of some lines.
 
     Attributes:
@@ -153,14 +156,14 @@ class Rows:
         num_lines: lines that were looked at; a row begins behind them that goes on behind the last line.
     """
 
-    first: Ints
-    last: Ints
+    first: Positions
+    last: Positions
     rewritten: dict[int, list[bytes]]
     rejected: dict[int, str]
     num_lines: int
 
 
-def find_rows(lines: Lines, dialect: Dialect, num_columns: int) -> Rows:
+def find_rows(lines: LineBlock, dialect: Dialect, num_columns: int) -> LineRows:
     """Find the rows of some lines; empty lines are none."""
     is_row = lines.lengths > 0
     rejected = dict(lines.damaged)
@@ -179,16 +182,16 @@ def find_rows(lines: Lines, dialect: Dialect, num_columns: int) -> Rows:
     if rejected:
         is_row[list(rejected)] = False
     first = np.flatnonzero(is_row[:num_lines])
-    return Rows(first, last[first], rewritten, rejected, num_lines)
+    return LineRows(first, last[first], rewritten, rejected, num_lines)
 
 
 def _read_suspects(
-    lines: Lines,
+    lines: LineBlock,
     dialect: Dialect,
     num_columns: int,
-    suspects: Ints,
+    suspects: Positions,
     is_row: NDArray[np.bool_],
-    last: Ints,
+    last: Positions,
     rewritten: dict[int, list[bytes]],
     rejected: dict[int, str],
 ) -> int:
@@ -238,24 +241,24 @@ def _is_long(data: bytes, start: int, end: int) -> bool:
     return end - start > MAX_BYTES_A_CHARACTER * MAX_LINE or len(data[start:end].decode("utf-8", "replace")) > MAX_LINE
 
 
-def find_suspects(lines: Lines, dialect: Dialect) -> Ints:
+def find_suspects(lines: LineBlock, dialect: Dialect) -> Positions:
     """Find the lines with quotes that are not plainly well quoted, or whose quotes need to be read one by one."""
     if dialect.quote not in lines.data:
         return np.zeros(0, np.int64)
     if len(dialect.quote) > 1 or len(dialect.separator) > 1 or b"\0" in lines.data:
         return _lines_with(lines, dialect.quote)
     values = np.frombuffer(lines.data, np.uint8)
-    quotes = np.flatnonzero(values == dialect.quote[0])
-    suspects = np.zeros(0, np.int64)
-    if not _all_well_quoted(values, quotes, lines, dialect):
-        suspects = _badly_paired(values, quotes, lines, dialect)
+    borders = np.searchsorted(lines.starts, np.arange(0, len(values), _BLOCK_BYTES))
+    borders = np.unique(np.append(borders, len(lines))).tolist()
+    blocks = [_find_badly_quoted(values, lines, dialect, low, high) for low, high in pairwise(borders)]
+    suspects = np.concatenate(blocks)
     if dialect.escape and dialect.escape in lines.data:
         both = np.intersect1d(_lines_with(lines, dialect.escape), _lines_with(lines, dialect.quote))
         suspects = np.union1d(suspects, both)
     return suspects
 
 
-def _lines_with(lines: Lines, text: bytes) -> Ints:
+def _lines_with(lines: LineBlock, text: bytes) -> Positions:
     """Find the lines that hold a text."""
     data = lines.data
     if len(text) == 1:
@@ -272,33 +275,27 @@ def _neighbours(dialect: Dialect) -> NDArray[np.bool_]:
     return table
 
 
-def _all_well_quoted(values: NDArray[np.uint8], quotes: Ints, lines: Lines, dialect: Dialect) -> bool:
-    """Tell whether quotes come in pairs around whole values, each pair within its line."""
-    if len(quotes) % 2:
-        return False
+def _find_badly_quoted(values: NDArray[np.uint8], lines: LineBlock, dialect: Dialect, low: int, high: int) -> Positions:
+    """Find, from line ``low`` to before ``high``, the lines whose own quotes are no pairs around whole values."""
+    starts = lines.starts[low:high]
+    base = int(starts[0])
+    ends = starts + lines.lengths[low:high]
+    # One byte more at either side, the end of a line: every quote has two neighbours then.
+    padded = np.full(int(ends[-1]) - base + 2, 10, np.uint8)
+    padded[1:-1] = values[base : int(ends[-1])]
+    quotes = np.flatnonzero(padded == dialect.quote[0])
+    if not len(quotes):
+        return np.zeros(0, np.int64)
     table = _neighbours(dialect)
-    opening, closing = quotes[0::2], quotes[1::2]
-    before = values[opening[1:] - 1] if opening[0] == 0 else values[opening - 1]
-    after = values[closing[:-1] + 1] if closing[-1] == len(values) - 1 else values[closing + 1]
-    if not (table[before].all() and table[after].all()):
-        return False
-    # An even number of quotes before every end of a line.
-    return not (np.searchsorted(quotes, lines.starts) % 2).any()
-
-
-def _badly_paired(values: NDArray[np.uint8], quotes: Ints, lines: Lines, dialect: Dialect) -> Ints:
-    """Find the lines whose own quotes do not come in pairs around whole values."""
-    table = _neighbours(dialect)
-    line = np.searchsorted(lines.starts, quotes, side="right") - 1
-    first = np.searchsorted(quotes, lines.starts)
+    first = np.searchsorted(quotes, starts - (base - 1))  # the number of quotes before each line
+    in_pairs = not len(quotes) % 2 and not (first % 2).any()
+    if in_pairs and table[padded[quotes[0::2] - 1]].all() and table[padded[quotes[1::2] + 1]].all():
+        return np.zeros(0, np.int64)
+    counts = np.diff(first, append=len(quotes))
+    line = np.repeat(np.arange(len(starts)), counts)
     is_closing = (np.arange(len(quotes)) - first[line]) % 2 == 1
-    at_start = quotes == lines.starts[line]
-    at_end = quotes + 1 == lines.starts[line] + lines.lengths[line]
-    before = at_start | table[values[quotes - 1]]
-    after = at_end | table[values[np.minimum(quotes + 1, len(values) - 1)]]
-    is_bad = np.where(is_closing, ~after, ~before)
-    counts = np.bincount(line, minlength=len(lines))
-    return np.union1d(line[is_bad], np.flatnonzero(counts % 2))
+    is_good = np.where(is_closing, table[padded[quotes + 1]], table[padded[quotes - 1]])
+    return low + np.union1d(line[~is_good], np.flatnonzero(counts % 2))
 
 
 def write_row(fields: list[bytes], separator: bytes, quote: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Byte streams of raw text files, unpacked: gzip, bzip2, zstd and lz4 by their first bytes; what is no text is refused."""
+"""Byte streams of raw text files, unpacked (gzip, bzip2, zstd, lz4); archives and binary formats are refused."""
 
 import bz2
 import codecs
@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -98,7 +98,7 @@ def open_stream(file: str, start: int = 0) -> Iterator[ByteSource]:
         raise LogError(f"{file} cannot be read: {error}") from error
 
 
-def _open(file: str, compression: str | None) -> IO[bytes]:
+def _open(file: str, compression: str | None) -> Any:
     if compression is None:
         return Path(file).open("rb", buffering=0)
     if compression == "gzip":
