@@ -424,11 +424,12 @@ def transformed(feature: DenseFeature, values: NDArray[np.float64]) -> NDArray[n
         found = np.where(found < low, low, found)
         found = np.where(found > high, high, found)
     if feature.log1p:
-        found = np.copysign(_log1p(np.abs(found)), found)
+        found = np.copysign(log1p(np.abs(found)), found)
     return found
 
 
-def _log1p(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def log1p(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Compute ln(1 + v), (n,), with the C library's function: NumPy's vector loops do not always have its last bit."""
     return pc.log1p(pa.array(values)).to_numpy(zero_copy_only=False)
 
 
@@ -439,20 +440,22 @@ class Finisher:
         learnt.check(schema)
         self.schema, self.learnt = schema, learnt
         by_table: dict[str, dict[str, int]] = {}  # features that share a table have equal vocabularies
-        self._ids: dict[str, dict[str, int]] = {}
-        self._squares: dict[str, tuple[NDArray[np.int64], NDArray[np.int32]]] = {}
-        self._boundaries = {
-            f.name: np.array(learnt.boundaries_of(f)) for f in schema.sparse if f.encoding.kind in BUCKET_KINDS
-        }
+        self.ids_of: dict[str, dict[str, int]] = {}
+        """Feature with a vocabulary of texts -> token -> id."""
+        self.square_ids: dict[str, dict[int, int]] = {}
+        """Feature with the Criteo rule -> token -> id."""
+        self.boundaries = {f.name: learnt.boundaries_of(f) for f in schema.sparse if f.encoding.kind in BUCKET_KINDS}
+        """Bucketed feature -> its boundaries, rising."""
+        self._boundaries = {name: np.array(found, np.float64) for name, found in self.boundaries.items()}
         for f in schema.sparse:
             if f.encoding.kind == "vocabulary":
-                self._ids[f.name] = by_table.setdefault(f.table_name, learnt.ids_of(f.name))
+                self.ids_of[f.name] = by_table.setdefault(f.table_name, learnt.ids_of(f.name))
             elif f.encoding.kind == "log_squared":
-                known = sorted((int(t), i) for t, i in learnt.ids_of(f.name).items() if _is_whole(t))
-                self._squares[f.name] = (
-                    np.array([token for token, _ in known], np.int64),
-                    np.array([i for _, i in known], np.int32),
-                )
+                self.square_ids[f.name] = {int(t): i for t, i in learnt.ids_of(f.name).items() if _is_whole(t)}
+        self._squares = {
+            name: (np.array(sorted(ids), np.int64), np.array([ids[token] for token in sorted(ids)], np.int32))
+            for name, ids in self.square_ids.items()
+        }
 
     def columns(self, prepared: Prepared) -> Columns:
         """Encode prepared rows, all of them; ids of a bad row are of no meaning."""
@@ -479,15 +482,20 @@ class Finisher:
         elif kind == "log_squared":
             ids = self._square_ids(feature, prepared.numbers[name])
         else:
-            values = prepared.numbers[name]
-            ids = np.searchsorted(self._boundaries[name], values, side="right").astype(np.int32) + np.int32(1)
-            ids[np.isnan(values)] = MISSING_ID
+            ids = self.bucket_ids(feature, prepared.numbers[name])
         lengths = np.ones(prepared.num_rows, np.int32) if lengths is None else lengths.astype(np.int32)
         return ids, lengths
 
+    def bucket_ids(self, feature: SparseFeature, values: NDArray[np.float64]) -> NDArray[np.int32]:
+        """Count the boundaries at or below numbers, from 1; a missing one is 0."""
+        ids = np.searchsorted(self._boundaries[feature.name], values, side="right").astype(np.int32)
+        ids += 1
+        ids[np.isnan(values)] = MISSING_ID
+        return ids
+
     def lookup(self, feature: SparseFeature, known: pa.StringArray) -> NDArray[np.int32]:
         """Look distinct tokens up in the feature's vocabulary; one more id at the end is that of code -1."""
-        ids, unknown = self._ids[feature.name], self.learnt.oov_id(feature.name)
+        ids, unknown = self.ids_of[feature.name], self.learnt.oov_id(feature.name)
         found = [ids.get(token, unknown) for token in known.to_numpy(zero_copy_only=False).tolist()]
         return np.array([*found, unknown], np.int32)
 

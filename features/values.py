@@ -95,7 +95,7 @@ def texts(array: pa.Array, settings: Values = AS_IT_IS) -> tuple[pa.StringArray,
         ColumnError: the type has no texts: a list, a struct, a duration.
     """
     found, bad = _scalar_texts(array, settings, "text")
-    return _known(found, settings), bad
+    return known_texts(found, settings), bad
 
 
 def loose_texts(array: pa.Array, settings: Values = AS_IT_IS) -> pa.StringArray:
@@ -111,10 +111,10 @@ def loose_texts(array: pa.Array, settings: Values = AS_IT_IS) -> pa.StringArray:
         whole = array.cast(pa.float32()) if array.type == pa.float16() else array
         return pc.if_else(pa.array(bad), whole.cast(pa.string()), found)
     if pa.types.is_decimal(array.type):
-        return _known(array.cast(pa.string()), settings)
+        return known_texts(array.cast(pa.string()), settings)
     if _is_binary(array.type):
         decoded = [None if value is None else value.decode("utf-8", "replace") for value in array.to_pylist()]
-        return _known(pa.array(decoded, pa.string()), settings)
+        return known_texts(pa.array(decoded, pa.string()), settings)
     if pa.types.is_nested(array.type) or pa.types.is_duration(array.type):
         dump = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str).encode
         return pa.array([None if value is None else dump(value) for value in array.to_pylist()], pa.string())
@@ -213,7 +213,7 @@ def _time_texts(array: pa.Array) -> pa.StringArray:
     return pc.replace_substring_regex(pc.replace_substring_regex(found, r"\.0+$", ""), r"(\.[0-9]*[1-9])0+$", r"\1")
 
 
-def _known(found: pa.StringArray, settings: Values) -> pa.StringArray:
+def known_texts(found: pa.StringArray, settings: Values) -> pa.StringArray:
     """Turn what means missing into null, and spellings of one value into one."""
     if settings.strip:
         found = pc.utf8_trim(found, _BLANKS)
@@ -275,7 +275,7 @@ def numbers(array: pa.Array, settings: Values = AS_IT_IS) -> tuple[NDArray[np.fl
         raise ColumnError(f"the type {type_} is no number")
     if settings.null_tokens:
         found = np.where(np.isin(found, _null_numbers(settings, type_)), np.nan, found)
-    return _in_range(found)
+    return in_range(found)
 
 
 def _null_numbers(settings: Values, type_: pa.DataType) -> list[float]:
@@ -285,7 +285,8 @@ def _null_numbers(settings: Values, type_: pa.DataType) -> list[float]:
     return [float(token) for token in settings.null_tokens if re.fullmatch("0|-?[1-9][0-9]*", token)]
 
 
-def _in_range(found: NDArray[np.float64], missing: int | None = None) -> tuple[NDArray[np.float64], Mask | None]:
+def in_range(found: NDArray[np.float64]) -> tuple[NDArray[np.float64], Mask | None]:
+    """Take out the numbers that float32 has no room for; returns the others and the mask of these, None if none."""
     is_bad = np.abs(found) > MAX_NUMBER
     if not is_bad.any():
         return found, None
@@ -294,11 +295,11 @@ def _in_range(found: NDArray[np.float64], missing: int | None = None) -> tuple[N
 
 def _text_numbers(found: pa.StringArray, settings: Values) -> tuple[NDArray[np.float64], Mask | None]:
     if settings != AS_IT_IS:
-        found = _known(found, settings)
+        found = known_texts(found, settings)
     try:  # most columns: every text is a number or null
         values = found.cast(pa.float64()).to_numpy(zero_copy_only=False)
         if np.count_nonzero(np.isnan(values)) == found.null_count:
-            return _in_range(values)
+            return in_range(values)
     except pa.ArrowInvalid:
         pass
     found = pc.utf8_trim(found, _BLANKS)
@@ -309,8 +310,13 @@ def _text_numbers(found: pa.StringArray, settings: Values) -> tuple[NDArray[np.f
         is_spelled = as_mask(pc.is_in(found, value_set=pa.array(spellings)))
         if is_spelled.any():
             values = np.where(is_spelled, value, values)
-    values, bad = _in_range(values)
+    values, bad = in_range(values)
     return values, _either(bad, _any(is_filled & np.isnan(values)))
+
+
+def is_number_text(text: str) -> bool:
+    """Tell whether a text is a decimal number, however large."""
+    return re.match(NUMBER_PATTERN, text.strip(_BLANKS)) is not None
 
 
 def _parsed(decimals: pa.StringArray) -> NDArray[np.float64]:
@@ -340,7 +346,7 @@ def tokens(array: pa.Array, lists: pa.Array | None, feature: SparseFeature, sett
     if _is_list(array.type):
         return _kept(_items(array, settings), feature)
     found, bad = _scalar_texts(array, settings, "text")
-    parts = _split(_known(found, settings), feature, settings)
+    parts = _split(known_texts(found, settings), feature, settings)
     if lists is not None and lists.null_count < len(lists):
         parts = pc.if_else(lists.is_valid(), lists.cast(parts.type), parts)
     return _kept(_Items(parts.flatten(), _lengths(parts), bad), feature, settings)
@@ -387,7 +393,7 @@ def _kept(items: _Items, feature: SparseFeature, settings: Values | None = None)
         feature: feature they belong to.
         settings: settings that have still to be applied to each token.
     """
-    found = items.texts if settings is None else _known(items.texts, settings)
+    found = items.texts if settings is None else known_texts(items.texts, settings)
     lengths = items.lengths
     if found.null_count:
         is_there = found.is_valid()
