@@ -411,7 +411,7 @@ def squared_tokens(values: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.where(is_large, np.floor(logarithm * logarithm), np.trunc(small)).astype(np.int64)
 
 
-def transformed(feature: DenseFeature, values: NDArray[np.float64]) -> NDArray[np.float64]:
+def transformed_numbers(feature: DenseFeature, values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Apply fill, clip and log1p to a dense feature's numbers; standardising comes later.
 
     Args:
@@ -510,7 +510,7 @@ class Finisher:
 
     def dense_values(self, feature: DenseFeature, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Compute the floats of one dense feature, (n,) float64."""
-        found = transformed(feature, values)
+        found = transformed_numbers(feature, values)
         if not feature.standardise:
             return found
         mean, deviation = self.learnt.moments[feature.name]

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from features.schema import SparseFeature, Values
-from features.times import TimePattern, floor_seconds
+from features.times import TimePattern
 
 NUMBER_PATTERN = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 """Pattern of a number after trimming spaces and tabs; any other text that is not missing is malformed."""
@@ -457,7 +457,7 @@ def seconds(array: pa.Array, time_format: str, settings: Values = AS_IT_IS) -> t
     """
     array = _plain(array)
     if pa.types.is_timestamp(array.type) or pa.types.is_date(array.type):
-        return floor_seconds(array)
+        return _floor_seconds(array)
     if time_format not in ("unix", "unix_ms"):
         return TimePattern.parse(time_format).seconds(loose_texts(array, settings))
     per_second = 1000 if time_format == "unix_ms" else 1
@@ -471,3 +471,14 @@ def seconds(array: pa.Array, time_format: str, settings: Values = AS_IT_IS) -> t
             is_readable = np.abs(floats) < _MAX_SECONDS
         whole = np.where(is_readable, floats, 0).astype(np.int64)
     return np.where(is_readable, whole, 0), is_readable
+
+
+def _floor_seconds(times: pa.Array) -> tuple[NDArray[np.int64], Mask]:
+    """Convert Arrow timestamps or dates of any unit to Unix seconds, rounded down; null is 0 and False in the mask."""
+    is_there = as_mask(times.is_valid())
+    if pa.types.is_date32(times.type):
+        days = times.cast(pa.int32()).fill_null(0).to_numpy(zero_copy_only=False)
+        return days.astype(np.int64) * 86_400, is_there
+    unit = "ms" if pa.types.is_date64(times.type) else times.type.unit
+    per_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
+    return times.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False) // per_second, is_there
