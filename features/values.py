@@ -33,7 +33,6 @@ Mask = NDArray[np.bool_]
 
 _BLANKS = " \t"
 _TRUE, _FALSE = ("true", "True", "TRUE"), ("false", "False", "FALSE")
-_NO_TEXT = pa.scalar(None, pa.string())
 _MAX_SECONDS = float(1 << 53)
 
 
@@ -74,8 +73,16 @@ def _either(first: Mask | None, second: Mask | None) -> Mask | None:
     return first | second
 
 
-def _nulled(array: pa.Array, mask: Mask) -> pa.Array:
-    return pc.if_else(pa.array(mask), pa.scalar(None, array.type), array)
+def _nulled(found: pa.StringArray, mask: Mask) -> pa.StringArray:
+    """Make the texts of a mask null; the others are shared.
+
+    ``pc.if_else`` with a null scalar gives wrong texts for a part of an array (PyArrow 14).
+    """
+    is_there = np.zeros(found.offset + len(found), np.bool_)
+    is_there[found.offset :] = as_mask(found.is_valid()) & ~mask
+    _, ends, values = found.buffers()
+    validity = pa.py_buffer(np.packbits(is_there, bitorder="little"))
+    return pa.Array.from_buffers(found.type, len(found), [validity, ends, values], -1, found.offset)
 
 
 # ---------------------------------------------------------------------------------------------------------------- texts
@@ -172,7 +179,8 @@ def _decoded(array: pa.Array) -> tuple[pa.StringArray, Mask | None]:
             _ = value and value.decode()
         except UnicodeDecodeError:
             bad[row] = True
-    return _nulled(array, bad).cast(pa.string()), bad
+    rest = [None if is_bad else value for value, is_bad in zip(array.to_pylist(), bad.tolist(), strict=True)]
+    return pa.array(rest, pa.binary()).cast(pa.string()), bad
 
 
 def _float_texts(array: pa.Array) -> tuple[pa.StringArray, Mask | None]:
@@ -228,9 +236,9 @@ def known_texts(found: pa.StringArray, settings: Values) -> pa.StringArray:
         return found
     offsets = np.frombuffer(ends, np.int32)[found.offset : found.offset + len(found) + 1]
     is_empty = offsets[1:] == offsets[:-1]
-    if np.count_nonzero(is_empty) == found.null_count:
-        return found
-    return _nulled(found, is_empty)
+    if found.null_count:
+        is_empty &= as_mask(found.is_valid())
+    return _nulled(found, is_empty) if is_empty.any() else found
 
 
 def _without_null_tokens(found: pa.StringArray, settings: Values) -> pa.StringArray:
@@ -262,8 +270,8 @@ def numbers(array: pa.Array, settings: Values = AS_IT_IS) -> tuple[NDArray[np.fl
         found, more = _text_numbers(decoded, settings)
         return found, _either(bad, more)
     if pa.types.is_decimal(type_):
-        return _text_numbers(array.cast(pa.string()), settings)
-    if pa.types.is_floating(type_):
+        found, _ = _text_numbers(array.cast(pa.string()), AS_IT_IS)
+    elif pa.types.is_floating(type_):
         found = _floats(array)
     elif pa.types.is_integer(type_) or pa.types.is_boolean(type_):
         if pa.types.is_boolean(type_):
@@ -304,8 +312,8 @@ def _text_numbers(found: pa.StringArray, settings: Values) -> tuple[NDArray[np.f
         pass
     found = pc.utf8_trim(found, _BLANKS)
     is_filled = as_mask(pc.not_equal(found, ""))
-    is_number = pc.fill_null(pc.match_substring_regex(found, NUMBER_PATTERN), False)
-    values = _parsed(pc.if_else(is_number, pc.utf8_ltrim(found, "+"), _NO_TEXT))
+    is_number = as_mask(pc.match_substring_regex(found, NUMBER_PATTERN))
+    values = _parsed(_nulled(pc.utf8_ltrim(found, "+"), ~is_number))
     for spellings, value in ((_TRUE, 1.0), (_FALSE, 0.0)):
         is_spelled = as_mask(pc.is_in(found, value_set=pa.array(spellings)))
         if is_spelled.any():
