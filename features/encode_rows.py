@@ -308,7 +308,7 @@ class _FewRows:
             stacked, bad = _stacked_numbers(values, self.schema)
             if bad is not None:
                 raise RowError("a value is not a number")
-            self._encode_numbers(stacked.reshape(-1, n), found)
+            self._encode_numbers(stacked.reshape(len(self.number_places), n), found)
         for feature, i in self.bags:
             found |= self._encode_bag(feature, columns[i])
         return {name: found[name] for name in self.names}
@@ -329,7 +329,7 @@ class _FewRows:
                 for k, (ids, unknown) in enumerate(self.coded)
                 for token in values[end + k * n : end + (k + 1) * n]
             ]
-            found |= zip(coded_names, np.array(coded, np.int32).reshape(-1, n), strict=True)
+            found |= zip(coded_names, np.array(coded, np.int32).reshape(len(coded_names), n), strict=True)
 
     def _hash_crosses(self, values: list[str | None], n: int) -> list[int | None]:
         """Hash features of one or more columns, the hash of one being the seed of the next."""
@@ -353,7 +353,7 @@ class _FewRows:
                 for k, (known, unknown) in enumerate(self.squared)
                 for square in squares[k * n : (k + 1) * n]
             ]
-            found |= zip(self.single_names[2], np.array(ids, np.int32).reshape(-1, n), strict=True)
+            found |= zip(self.single_names[2], np.array(ids, np.int32).reshape(len(self.squared), n), strict=True)
         for feature, row in zip(self.bucketed, self.bucketed_rows, strict=True):
             if n == 1:
                 value = stacked[row].item()
