@@ -385,7 +385,7 @@ def _items(lists: pa.Array, settings: Values) -> _Items:
 
 def _split(found: pa.StringArray, feature: SparseFeature, settings: Values) -> pa.ListArray:
     if settings.list_literals:
-        is_printed = as_mask(pc.match_substring_regex(found, _PRINTED))
+        is_printed = as_mask(pc.match_substring_regex(found, PRINTED_LIST))
         if is_printed.any():
             printed = _split_printed(_nulled(found, ~is_printed))
             plain = pc.split_pattern(_nulled(found, is_printed), feature.separator)
@@ -416,7 +416,8 @@ def _kept(items: _Items, feature: SparseFeature, settings: Values | None = None)
     return Tokens(found, lengths, dropped, items.bad)
 
 
-_PRINTED = r"(?s)^\s*\[.*\]\s*$"
+PRINTED_LIST = r"(?s)^\s*\[.*\]\s*$"
+"""Pattern of a cell that looks like a printed list."""
 _ITEM = re.compile(r"""\s*(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)"|([^,]*?))\s*(?:,|$)""", re.DOTALL)
 _MISSING_ITEMS = ("", "None", "null", "nan", "NaN")
 
