@@ -1,7 +1,7 @@
 """Raw rows -> ids and floats, many at a time: the one rule of builds, folder scoring and single requests.
 
 It goes in two steps, because vocabularies lie between them in a build: ``prepare`` checks rows and reduces each value
-to what its encoding looks at (a hash, a token, a number); ``finish`` turns that into ids and floats once everything is
+to what its encoding looks at (a hash, a text, a number); ``finish`` turns that into ids and floats once everything is
 learnt. The columns that come out are exactly those of the Parquet files.
 
 Shapes: n rows, V tokens of a multi-valued feature in all rows together.
@@ -9,6 +9,7 @@ Shapes: n rows, V tokens of a multi-valued feature in all rows together.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from features.hashing import MISSING_ID, SPARK_SEED, Hashes, hash_array, hashed_ids, salt_seed
 from features.learnt import Learnt
 from features.schema import BUCKET_KINDS, DenseFeature, FeatureSchema, HashEncoding, Label, SparseFeature
+from features.token_table import TokenTable, hash_tokens
 from features.values import (
     ColumnError,
     Mask,
@@ -71,16 +73,34 @@ class Coded:
     """Values of a feature with a vocabulary of texts.
 
     Attributes:
-        codes: (n,) or (V,) int32 places in ``tokens``; -1: missing.
-        tokens: the distinct texts.
-        lengths: (n,) how many of the V codes each row has; None for a single-valued feature.
+        texts: (n,) or (V,) strings, null where the value is missing.
+        lengths: (n,) how many of the V texts each row has; None for a single-valued feature.
         dropped: (n,) how many values a row lost to max_length; None for a single-valued feature.
     """
 
-    codes: NDArray[np.int32]
-    tokens: pa.StringArray
+    texts: pa.StringArray
     lengths: NDArray[np.int64] | None = None
     dropped: NDArray[np.int64] | None = None
+
+    @cached_property
+    def _encoded(self) -> pa.DictionaryArray:
+        return self.texts.dictionary_encode()
+
+    @cached_property
+    def codes(self) -> NDArray[np.int32]:
+        """Places in ``tokens``, (n,) or (V,); -1: missing."""
+        codes = self._encoded.indices
+        return (codes.fill_null(-1) if codes.null_count else codes).to_numpy(zero_copy_only=False)
+
+    @property
+    def tokens(self) -> pa.StringArray:
+        """The distinct texts, in order of their first place."""
+        return self._encoded.dictionary
+
+    @cached_property
+    def hashes(self) -> Hashes:
+        """Hashes of the texts for a ``TokenTable``, (n,) or (V,)."""
+        return hash_tokens(self.texts)
 
 
 @dataclass(frozen=True)
@@ -121,10 +141,11 @@ class Prepared:
             """Filter a feature's values, which are one a row or as many as lengths says."""
             changes = {name: getattr(part, name)[keep] for name in ("lengths", "dropped") if part.lengths is not None}
             values = keep if part.lengths is None else np.repeat(keep, part.lengths)
-            name = "hashes" if isinstance(part, Hashed) else "codes"
-            if isinstance(part, Hashed) and part.is_missing is not None:
+            if isinstance(part, Coded):
+                return replace(part, texts=part.texts.filter(pa.array(values)), **changes)
+            if part.is_missing is not None:
                 changes["is_missing"] = part.is_missing[keep]
-            return replace(part, **{name: getattr(part, name)[values]}, **changes)
+            return replace(part, hashes=part.hashes[values], **changes)
 
         return Prepared(
             num_rows=int(np.count_nonzero(keep)),
@@ -218,7 +239,7 @@ class _Preparation:
         sparse = [f for f in schema.sparse if self.is_needed(f)]
         hashed = self._hash_singles([f for f in sparse if f.encoding.kind == "hash" and not f.kind.takes_lists])
         coded = {
-            f.name: _coded(self._texts[f.columns[0]])
+            f.name: Coded(self._texts[f.columns[0]])
             for f in sparse
             if f.encoding.kind == "vocabulary" and not f.kind.takes_lists
         }
@@ -279,8 +300,7 @@ class _Preparation:
                 hashes = hash_array(part.texts, salt_seed(feature.salt))
                 found[feature.name] = Hashed(hashes, None, part.lengths, part.dropped)
             else:
-                coded = _coded(part.texts)
-                found[feature.name] = replace(coded, lengths=part.lengths, dropped=part.dropped)
+                found[feature.name] = Coded(part.texts, part.lengths, part.dropped)
         return found
 
     def _hash_singles(self, features: list[SparseFeature]) -> dict[str, Hashed]:
@@ -353,12 +373,6 @@ def text_fault(name: str, type_: pa.DataType) -> str:
     if pa.types.is_binary(type_) or pa.types.is_large_binary(type_) or pa.types.is_fixed_size_binary(type_):
         return f"column {name!r} is not UTF-8 text"
     return f"column {name!r} has a fraction: it cannot be a category"
-
-
-def _coded(found: pa.StringArray) -> Coded:
-    encoded = found.dictionary_encode()
-    codes = encoded.indices.fill_null(-1) if encoded.indices.null_count else encoded.indices
-    return Coded(codes.to_numpy(zero_copy_only=False), encoded.dictionary)
 
 
 def hash_columns(parts: Sequence[Sequence[pa.StringArray]], seeds: Sequence[int]) -> tuple[Hashes, NDArray[np.bool_]]:
@@ -439,17 +453,16 @@ class Finisher:
     def __init__(self, schema: FeatureSchema, learnt: Learnt) -> None:
         learnt.check(schema)
         self.schema, self.learnt = schema, learnt
-        by_table: dict[str, dict[str, int]] = {}  # features that share a table have equal vocabularies
-        self.ids_of: dict[str, dict[str, int]] = {}
-        """Feature with a vocabulary of texts -> token -> id."""
+        # Features that share a table have equal vocabularies.
+        self._tables: dict[str, TokenTable] = {}
         self.square_ids: dict[str, dict[int, int]] = {}
         """Feature with the Criteo rule -> token -> id."""
         self.boundaries = {f.name: learnt.boundaries_of(f) for f in schema.sparse if f.encoding.kind in BUCKET_KINDS}
         """Bucketed feature -> its boundaries, rising."""
         self._boundaries = {name: np.array(found, np.float64) for name, found in self.boundaries.items()}
         for f in schema.sparse:
-            if f.encoding.kind == "vocabulary":
-                self.ids_of[f.name] = by_table.setdefault(f.table_name, learnt.ids_of(f.name))
+            if f.encoding.kind == "vocabulary" and f.table_name not in self._tables:
+                self._tables[f.table_name] = TokenTable(learnt.ids_of(f.name), learnt.oov_id(f.name))
             elif f.encoding.kind == "log_squared":
                 self.square_ids[f.name] = {int(t): i for t, i in learnt.ids_of(f.name).items() if _is_whole(t)}
         self._squares = {
@@ -478,7 +491,9 @@ class Finisher:
                 ids[hashed.is_missing] = MISSING_ID
         elif kind == "vocabulary":
             coded = prepared.coded[name]
-            ids, lengths = self.lookup(feature, coded.tokens)[coded.codes], coded.lengths
+            ids, lengths = self._tables[feature.table_name].lookup(coded.hashes), coded.lengths
+            if coded.texts.null_count:
+                ids[as_mask(coded.texts.is_null())] = self.learnt.oov_id(name)
         elif kind == "log_squared":
             ids = self._square_ids(feature, prepared.numbers[name])
         else:
@@ -492,12 +507,6 @@ class Finisher:
         ids += 1
         ids[np.isnan(values)] = MISSING_ID
         return ids
-
-    def lookup(self, feature: SparseFeature, known: pa.StringArray) -> NDArray[np.int32]:
-        """Look distinct tokens up in the feature's vocabulary; one more id at the end is that of code -1."""
-        ids, unknown = self.ids_of[feature.name], self.learnt.oov_id(feature.name)
-        found = [ids.get(token, unknown) for token in known.to_numpy(zero_copy_only=False).tolist()]
-        return np.array([*found, unknown], np.int32)
 
     def _square_ids(self, feature: SparseFeature, values: NDArray[np.float64]) -> NDArray[np.int32]:
         known, ids = self._squares[feature.name]

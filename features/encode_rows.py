@@ -271,7 +271,10 @@ class _FewRows:
         self.is_plain = all(parts == 1 for _, parts in self.hashed)
         self.seeds = [seed for seed, _ in self.hashed]
         self.num_ids = [f.encoding.num_buckets - 1 for f in hashed if isinstance(f.encoding, HashEncoding)]
-        self.coded = [(finisher.ids_of[f.name], learnt.oov_id(f.name)) for f in coded]
+        # Features that share a table have equal vocabularies.
+        known = {f.table_name: learnt.ids_of(f.name) for f in schema.sparse if f.encoding.kind == "vocabulary"}
+        self.ids_of = {f.name: known[f.table_name] for f in schema.sparse if f.table_name in known}
+        self.coded = [(self.ids_of[f.name], learnt.oov_id(f.name)) for f in coded]
         self.text_places = [place[name] for f in (*hashed, *coded) for name in f.columns]
         self.num_hashed_texts = sum(parts for _, parts in self.hashed)
         # Numbers: the columns of squared, bucketed and dense features.
@@ -378,7 +381,7 @@ class _FewRows:
             hashes = [_digest(token.encode(), seed) for token in flat]
             ids = _ids(hashes, [feature.encoding.num_buckets - 1], len(flat))[0]
         else:
-            known, unknown = self.finisher.ids_of[feature.name], self.learnt.oov_id(feature.name)
+            known, unknown = self.ids_of[feature.name], self.learnt.oov_id(feature.name)
             ids = np.array([known.get(token, unknown) for token in flat], np.int32)
         return feature.kind.to_columns(ids, lengths, feature)
 
