@@ -1,7 +1,7 @@
 """Raw rows -> ids and floats, many at a time: the one rule of builds, folder scoring and single requests.
 
 It goes in two steps, because vocabularies lie between them in a build: ``prepare`` checks rows and reduces each value
-to what its encoding looks at (a hash, a token, a number); ``finish`` turns that into ids and floats once everything is
+to what its encoding looks at (a hash, a text, a number); ``finish`` turns that into ids and floats once everything is
 learnt. The columns that come out are exactly those of the Parquet files.
 
 Shapes: n rows, V tokens of a multi-valued feature in all rows together.
@@ -9,6 +9,7 @@ Shapes: n rows, V tokens of a multi-valued feature in all rows together.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from features.hashing import MISSING_ID, SPARK_SEED, Hashes, hash_array, hashed_ids, salt_seed
 from features.learnt import Learnt
 from features.schema import BUCKET_KINDS, DenseFeature, FeatureSchema, HashEncoding, Label, SparseFeature
+from features.token_table import TokenTable, hash_tokens
 from features.values import (
     ColumnError,
     Mask,
@@ -71,16 +73,34 @@ class Coded:
     """Values of a feature with a vocabulary of texts.
 
     Attributes:
-        codes: (n,) or (V,) int32 places in ``tokens``; -1: missing.
-        tokens: the distinct texts.
-        lengths: (n,) how many of the V codes each row has; None for a single-valued feature.
+        texts: (n,) or (V,) strings, null where the value is missing.
+        lengths: (n,) how many of the V texts each row has; None for a single-valued feature.
         dropped: (n,) how many values a row lost to max_length; None for a single-valued feature.
     """
 
-    codes: NDArray[np.int32]
-    tokens: pa.StringArray
+    texts: pa.StringArray
     lengths: NDArray[np.int64] | None = None
     dropped: NDArray[np.int64] | None = None
+
+    @cached_property
+    def _encoded(self) -> pa.DictionaryArray:
+        return self.texts.dictionary_encode()
+
+    @cached_property
+    def codes(self) -> NDArray[np.int32]:
+        """Places in ``tokens``, (n,) or (V,); -1: missing."""
+        codes = self._encoded.indices
+        return (codes.fill_null(-1) if codes.null_count else codes).to_numpy(zero_copy_only=False)
+
+    @property
+    def tokens(self) -> pa.StringArray:
+        """The distinct texts, in order of their first place."""
+        return self._encoded.dictionary
+
+    @cached_property
+    def hashes(self) -> Hashes:
+        """Hashes of the texts for a ``TokenTable``, (n,) or (V,)."""
+        return hash_tokens(self.texts)
 
 
 @dataclass(frozen=True)
@@ -121,10 +141,11 @@ class Prepared:
             """Filter a feature's values, which are one a row or as many as lengths says."""
             changes = {name: getattr(part, name)[keep] for name in ("lengths", "dropped") if part.lengths is not None}
             values = keep if part.lengths is None else np.repeat(keep, part.lengths)
-            name = "hashes" if isinstance(part, Hashed) else "codes"
-            if isinstance(part, Hashed) and part.is_missing is not None:
+            if isinstance(part, Coded):
+                return replace(part, texts=part.texts.filter(pa.array(values)), **changes)
+            if part.is_missing is not None:
                 changes["is_missing"] = part.is_missing[keep]
-            return replace(part, **{name: getattr(part, name)[values]}, **changes)
+            return replace(part, hashes=part.hashes[values], **changes)
 
         return Prepared(
             num_rows=int(np.count_nonzero(keep)),
@@ -218,7 +239,7 @@ class _Preparation:
         sparse = [f for f in schema.sparse if self.is_needed(f)]
         hashed = self._hash_singles([f for f in sparse if f.encoding.kind == "hash" and not f.kind.takes_lists])
         coded = {
-            f.name: _coded(self._texts[f.columns[0]])
+            f.name: Coded(self._texts[f.columns[0]])
             for f in sparse
             if f.encoding.kind == "vocabulary" and not f.kind.takes_lists
         }
@@ -279,8 +300,7 @@ class _Preparation:
                 hashes = hash_array(part.texts, salt_seed(feature.salt))
                 found[feature.name] = Hashed(hashes, None, part.lengths, part.dropped)
             else:
-                coded = _coded(part.texts)
-                found[feature.name] = replace(coded, lengths=part.lengths, dropped=part.dropped)
+                found[feature.name] = Coded(part.texts, part.lengths, part.dropped)
         return found
 
     def _hash_singles(self, features: list[SparseFeature]) -> dict[str, Hashed]:
@@ -355,12 +375,6 @@ def text_fault(name: str, type_: pa.DataType) -> str:
     return f"column {name!r} has a fraction: it cannot be a category"
 
 
-def _coded(found: pa.StringArray) -> Coded:
-    encoded = found.dictionary_encode()
-    codes = encoded.indices.fill_null(-1) if encoded.indices.null_count else encoded.indices
-    return Coded(codes.to_numpy(zero_copy_only=False), encoded.dictionary)
-
-
 def hash_columns(parts: Sequence[Sequence[pa.StringArray]], seeds: Sequence[int]) -> tuple[Hashes, NDArray[np.bool_]]:
     """Hash features of one or more columns; a small batch in one call for all of them.
 
@@ -411,7 +425,7 @@ def squared_tokens(values: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.where(is_large, np.floor(logarithm * logarithm), np.trunc(small)).astype(np.int64)
 
 
-def transformed(feature: DenseFeature, values: NDArray[np.float64]) -> NDArray[np.float64]:
+def transformed_numbers(feature: DenseFeature, values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Apply fill, clip and log1p to a dense feature's numbers; standardising comes later.
 
     Args:
@@ -424,11 +438,12 @@ def transformed(feature: DenseFeature, values: NDArray[np.float64]) -> NDArray[n
         found = np.where(found < low, low, found)
         found = np.where(found > high, high, found)
     if feature.log1p:
-        found = np.copysign(_log1p(np.abs(found)), found)
+        found = np.copysign(log1p(np.abs(found)), found)
     return found
 
 
-def _log1p(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def log1p(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Compute ln(1 + v), (n,), with the C library's function: NumPy's vector loops do not always have its last bit."""
     return pc.log1p(pa.array(values)).to_numpy(zero_copy_only=False)
 
 
@@ -446,20 +461,23 @@ class Finisher:
         if only is None:
             learnt.check(schema)
         self.schema, self.learnt = schema, learnt
-        by_table: dict[str, dict[str, int]] = {}  # features that share a table have equal vocabularies
-        self._ids: dict[str, dict[str, int]] = {}
-        self._squares: dict[str, tuple[NDArray[np.int64], NDArray[np.int32]]] = {}
         asked = [f for f in schema.sparse if only is None or f.name in only]
-        self._boundaries = {f.name: np.array(learnt.boundaries_of(f)) for f in asked if f.encoding.kind in BUCKET_KINDS}
+        # Features that share a table have equal vocabularies.
+        self._tables: dict[str, TokenTable] = {}
+        self.square_ids: dict[str, dict[int, int]] = {}
+        """Feature with the Criteo rule -> token -> id."""
+        self.boundaries = {f.name: learnt.boundaries_of(f) for f in asked if f.encoding.kind in BUCKET_KINDS}
+        """Bucketed feature -> its boundaries, rising."""
+        self._boundaries = {name: np.array(found, np.float64) for name, found in self.boundaries.items()}
         for f in asked:
-            if f.encoding.kind == "vocabulary":
-                self._ids[f.name] = by_table.setdefault(f.table_name, learnt.ids_of(f.name))
+            if f.encoding.kind == "vocabulary" and f.table_name not in self._tables:
+                self._tables[f.table_name] = TokenTable(learnt.ids_of(f.name), learnt.oov_id(f.name))
             elif f.encoding.kind == "log_squared":
-                known = sorted((int(t), i) for t, i in learnt.ids_of(f.name).items() if _is_whole(t))
-                self._squares[f.name] = (
-                    np.array([token for token, _ in known], np.int64),
-                    np.array([i for _, i in known], np.int32),
-                )
+                self.square_ids[f.name] = {int(t): i for t, i in learnt.ids_of(f.name).items() if _is_whole(t)}
+        self._squares = {
+            name: (np.array(sorted(ids), np.int64), np.array([ids[token] for token in sorted(ids)], np.int32))
+            for name, ids in self.square_ids.items()
+        }
 
     def columns(self, prepared: Prepared) -> Columns:
         """Encode prepared rows, all of them; ids of a bad row are of no meaning."""
@@ -482,21 +500,22 @@ class Finisher:
                 ids[hashed.is_missing] = MISSING_ID
         elif kind == "vocabulary":
             coded = prepared.coded[name]
-            ids, lengths = self.lookup(feature, coded.tokens)[coded.codes], coded.lengths
+            ids, lengths = self._tables[feature.table_name].lookup(coded.hashes), coded.lengths
+            if coded.texts.null_count:
+                ids[as_mask(coded.texts.is_null())] = self.learnt.oov_id(name)
         elif kind == "log_squared":
             ids = self._square_ids(feature, prepared.numbers[name])
         else:
-            values = prepared.numbers[name]
-            ids = np.searchsorted(self._boundaries[name], values, side="right").astype(np.int32) + np.int32(1)
-            ids[np.isnan(values)] = MISSING_ID
+            ids = self.bucket_ids(feature, prepared.numbers[name])
         lengths = np.ones(prepared.num_rows, np.int32) if lengths is None else lengths.astype(np.int32)
         return ids, lengths
 
-    def lookup(self, feature: SparseFeature, known: pa.StringArray) -> NDArray[np.int32]:
-        """Look distinct tokens up in the feature's vocabulary; one more id at the end is that of code -1."""
-        ids, unknown = self._ids[feature.name], self.learnt.oov_id(feature.name)
-        found = [ids.get(token, unknown) for token in known.to_numpy(zero_copy_only=False).tolist()]
-        return np.array([*found, unknown], np.int32)
+    def bucket_ids(self, feature: SparseFeature, values: NDArray[np.float64]) -> NDArray[np.int32]:
+        """Count the boundaries at or below numbers, from 1; a missing one is 0."""
+        ids = np.searchsorted(self._boundaries[feature.name], values, side="right").astype(np.int32)
+        ids += 1
+        ids[np.isnan(values)] = MISSING_ID
+        return ids
 
     def _square_ids(self, feature: SparseFeature, values: NDArray[np.float64]) -> NDArray[np.int32]:
         known, ids = self._squares[feature.name]
@@ -509,7 +528,7 @@ class Finisher:
 
     def dense_values(self, feature: DenseFeature, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Compute the floats of one dense feature, (n,) float64."""
-        found = transformed(feature, values)
+        found = transformed_numbers(feature, values)
         return self.standardised(feature, found) if feature.standardise else found
 
     def standardised(self, feature: DenseFeature, values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -6,43 +6,26 @@ The output columns are exactly those of the Parquet files, so one function turns
 import math
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from itertools import chain
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from features.encode import Columns, MissingColumnError, RawRow, RowError
 from features.hashing import MISSING_ID, hash_to_id
 from features.learnt import Learnt
 from features.schema import BUCKET_KINDS, DenseFeature, FeatureSchema, HashEncoding, SparseFeature
-
-NUMBER_PATTERN = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
-"""Pattern of a number after trimming spaces; any other value that is not missing is malformed."""
+from features.values import MAX_NUMBER, NUMBER_PATTERN
 
 MAX_CATEGORY = 2**63
 """A float as a category must be smaller than this in size: beyond it, whole numbers have no exact text in Spark."""
-
-MAX_NUMBER = float(np.finfo(np.float32).max)
-"""A number must not be larger than this in size: a column of the files is float32, and moments are sums of squares."""
 
 _REMEMBERED_VALUES = 1 << 16
 """Size of a feature's cache of raw values and their ids (least recently used out first)."""
 
 _NUMBER = re.compile(NUMBER_PATTERN)
-
-RawRow = Mapping[str, Any]
-Columns = dict[str, NDArray[Any]]
-"""Feature -> (n,) int32 ids, or (n, max_length) int32 with a ``NAME__length`` (n,) int32, or (n,) float32."""
-
-
-class RowError(ValueError):
-    """A raw row cannot be encoded: a column is missing or a value is malformed."""
-
-
-class MissingColumnError(RowError):
-    """A raw row lacks a column that a feature needs."""
 
 
 def to_text(value: Any) -> str | None:

@@ -1,18 +1,21 @@
-"""Time patterns: texts -> Unix seconds by a date pattern of Java's, as Spark reads it, and Arrow times.
+"""Time patterns: texts -> Unix seconds by a date pattern of Java's, as Spark reads it.
 
 Patterns with fields of fixed widths are read for a whole column at once, the others once a distinct text. The rules are
-those of Spark's ``CORRECTED`` policy: nothing is guessed, a day must exist, the whole text must fit.
+those of Spark's ``CORRECTED`` policy: nothing is guessed, a day must exist, the whole text must fit. Years are 0 to
+9999.
 """
 
 import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Seconds = NDArray[np.int64]
 
@@ -22,7 +25,7 @@ _LONGEST_NUMBER = 9
 
 _MONTHS = "January February March April May June July August September October November December".lower().split()
 _NAMES = {
-    "month": {name: number for number, name in enumerate(_MONTHS, start=1)},
+    "long_month": {name: number for number, name in enumerate(_MONTHS, start=1)},
     "short_month": {name[:3]: number for number, name in enumerate(_MONTHS, start=1)},
     "afternoon": {"am": 0, "pm": 1},
 }
@@ -57,6 +60,12 @@ _OFFSETS = {  # forms beside Z
 
 class TimePatternError(ValueError):
     """A date pattern cannot be read; the message names the letter."""
+
+
+def check_time_format(time_format: str) -> None:
+    """Raise TimePatternError unless a timestamp's format is ``unix``, ``unix_ms`` or a pattern that can be read."""
+    if time_format not in ("unix", "unix_ms"):
+        TimePattern.parse(time_format)
 
 
 class _Literal(NamedTuple):
@@ -111,7 +120,7 @@ class TimePattern:
         """
         return _parse(pattern)
 
-    def seconds(self, texts: pa.StringArray) -> tuple[Seconds, NDArray[np.bool_]]:
+    def seconds(self, texts: "pa.StringArray") -> tuple[Seconds, NDArray[np.bool_]]:
         """Read a column of texts as UTC, or at the offset that they have.
 
         Returns:
@@ -139,17 +148,6 @@ class TimePattern:
                 is_time[rows[is_read]] = True
                 rows = rows[~is_read]
         return found, is_time
-
-
-def floor_seconds(times: pa.Array) -> tuple[Seconds, NDArray[np.bool_]]:
-    """Convert Arrow timestamps or dates of any unit to Unix seconds, rounded down; null is 0 and False in the mask."""
-    is_there = times.is_valid().to_numpy(zero_copy_only=False)
-    if pa.types.is_date32(times.type):
-        days = times.cast(pa.int32()).fill_null(0).to_numpy(zero_copy_only=False)
-        return days.astype(np.int64) * 86_400, is_there
-    unit = "ms" if pa.types.is_date64(times.type) else times.type.unit
-    per_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
-    return times.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False) // per_second, is_there
 
 
 # ---------------------------------------------------------------------------------------------------------------- parse
@@ -200,7 +198,7 @@ def _part(letter: str, count: int, pattern: str) -> _Part:
     if letter == "S" and count <= 9:
         return _Fraction(count)
     if letter in "ML" and count in (3, 4):
-        return _Name("short_month" if count == 3 else "month")
+        return _Name("short_month" if count == 3 else "long_month")
     if letter == "a" and count == 1:
         return _Name("afternoon")
     if letter in "yu" and count <= 6:
@@ -230,7 +228,7 @@ def _check_fields(parts: list[_Part], pattern: str) -> None:
     """Refuse patterns with two readings of one thing that could disagree."""
     groups = {
         "year": {"year", "year_of_century"},
-        "month": {"month", "short_month", "day_of_year"},
+        "month": {"month", "long_month", "short_month", "day_of_year"},
         "day": {"day", "day_of_year"},
         "hour": {"hour", "hour_from_1"},
         "hour of 12": {"hour_of_12", "hour_of_12_from_0"},
@@ -351,7 +349,7 @@ def _read_layout(data: NDArray[np.uint8], starts: Seconds, layout: _Layout) -> t
 # ---------------------------------------------------------------------------------------------------------- any widths
 
 
-def _seconds_of_distinct(pattern: TimePattern, texts: pa.StringArray) -> tuple[Seconds, NDArray[np.bool_]]:
+def _seconds_of_distinct(pattern: TimePattern, texts: "pa.StringArray") -> tuple[Seconds, NDArray[np.bool_]]:
     """Read each distinct text by a regular expression."""
     encoded = texts.dictionary_encode()
     regex = _regex(pattern)
@@ -361,7 +359,7 @@ def _seconds_of_distinct(pattern: TimePattern, texts: pa.StringArray) -> tuple[S
     for name in names:
         kind = name.rstrip("_0123456789") if name.startswith("sign") else re.sub(r"_\d+$", "", name)
         values = np.array([_value(kind, match[name] if match else None) for match in matches], np.int64)
-        kind = "month" if kind == "short_month" else kind
+        kind = "month" if kind in ("short_month", "long_month") else kind
         fields[kind] = np.where(values >= -1, np.maximum(values, fields[kind]), values) if kind in fields else values
     fields.pop("fraction", None)
     read, is_time = _epoch(fields, len(matches))

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from features.schema import SparseFeature, Values
-from features.times import TimePattern, floor_seconds
+from features.times import TimePattern
 
 NUMBER_PATTERN = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 """Pattern of a number after trimming spaces and tabs; any other text that is not missing is malformed."""
@@ -33,7 +33,6 @@ Mask = NDArray[np.bool_]
 
 _BLANKS = " \t"
 _TRUE, _FALSE = ("true", "True", "TRUE"), ("false", "False", "FALSE")
-_NO_TEXT = pa.scalar(None, pa.string())
 _MAX_SECONDS = float(1 << 53)
 
 
@@ -74,8 +73,16 @@ def _either(first: Mask | None, second: Mask | None) -> Mask | None:
     return first | second
 
 
-def _nulled(array: pa.Array, mask: Mask) -> pa.Array:
-    return pc.if_else(pa.array(mask), pa.scalar(None, array.type), array)
+def _nulled(found: pa.StringArray, mask: Mask) -> pa.StringArray:
+    """Make the texts of a mask null; the others are shared.
+
+    ``pc.if_else`` with a null scalar gives wrong texts for a part of an array (PyArrow 14).
+    """
+    is_there = np.zeros(found.offset + len(found), np.bool_)
+    is_there[found.offset :] = as_mask(found.is_valid()) & ~mask
+    _, ends, values = found.buffers()
+    validity = pa.py_buffer(np.packbits(is_there, bitorder="little"))
+    return pa.Array.from_buffers(found.type, len(found), [validity, ends, values], -1, found.offset)
 
 
 # ---------------------------------------------------------------------------------------------------------------- texts
@@ -95,7 +102,7 @@ def texts(array: pa.Array, settings: Values = AS_IT_IS) -> tuple[pa.StringArray,
         ColumnError: the type has no texts: a list, a struct, a duration.
     """
     found, bad = _scalar_texts(array, settings, "text")
-    return _known(found, settings), bad
+    return known_texts(found, settings), bad
 
 
 def loose_texts(array: pa.Array, settings: Values = AS_IT_IS) -> pa.StringArray:
@@ -111,10 +118,10 @@ def loose_texts(array: pa.Array, settings: Values = AS_IT_IS) -> pa.StringArray:
         whole = array.cast(pa.float32()) if array.type == pa.float16() else array
         return pc.if_else(pa.array(bad), whole.cast(pa.string()), found)
     if pa.types.is_decimal(array.type):
-        return _known(array.cast(pa.string()), settings)
+        return known_texts(array.cast(pa.string()), settings)
     if _is_binary(array.type):
         decoded = [None if value is None else value.decode("utf-8", "replace") for value in array.to_pylist()]
-        return _known(pa.array(decoded, pa.string()), settings)
+        return known_texts(pa.array(decoded, pa.string()), settings)
     if pa.types.is_nested(array.type) or pa.types.is_duration(array.type):
         dump = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str).encode
         return pa.array([None if value is None else dump(value) for value in array.to_pylist()], pa.string())
@@ -172,7 +179,8 @@ def _decoded(array: pa.Array) -> tuple[pa.StringArray, Mask | None]:
             _ = value and value.decode()
         except UnicodeDecodeError:
             bad[row] = True
-    return _nulled(array, bad).cast(pa.string()), bad
+    rest = [None if is_bad else value for value, is_bad in zip(array.to_pylist(), bad.tolist(), strict=True)]
+    return pa.array(rest, pa.binary()).cast(pa.string()), bad
 
 
 def _float_texts(array: pa.Array) -> tuple[pa.StringArray, Mask | None]:
@@ -213,7 +221,7 @@ def _time_texts(array: pa.Array) -> pa.StringArray:
     return pc.replace_substring_regex(pc.replace_substring_regex(found, r"\.0+$", ""), r"(\.[0-9]*[1-9])0+$", r"\1")
 
 
-def _known(found: pa.StringArray, settings: Values) -> pa.StringArray:
+def known_texts(found: pa.StringArray, settings: Values) -> pa.StringArray:
     """Turn what means missing into null, and spellings of one value into one."""
     if settings.strip:
         found = pc.utf8_trim(found, _BLANKS)
@@ -228,9 +236,9 @@ def _known(found: pa.StringArray, settings: Values) -> pa.StringArray:
         return found
     offsets = np.frombuffer(ends, np.int32)[found.offset : found.offset + len(found) + 1]
     is_empty = offsets[1:] == offsets[:-1]
-    if np.count_nonzero(is_empty) == found.null_count:
-        return found
-    return _nulled(found, is_empty)
+    if found.null_count:
+        is_empty &= as_mask(found.is_valid())
+    return _nulled(found, is_empty) if is_empty.any() else found
 
 
 def _without_null_tokens(found: pa.StringArray, settings: Values) -> pa.StringArray:
@@ -262,8 +270,8 @@ def numbers(array: pa.Array, settings: Values = AS_IT_IS) -> tuple[NDArray[np.fl
         found, more = _text_numbers(decoded, settings)
         return found, _either(bad, more)
     if pa.types.is_decimal(type_):
-        return _text_numbers(array.cast(pa.string()), settings)
-    if pa.types.is_floating(type_):
+        found, _ = _text_numbers(array.cast(pa.string()), AS_IT_IS)
+    elif pa.types.is_floating(type_):
         found = _floats(array)
     elif pa.types.is_integer(type_) or pa.types.is_boolean(type_):
         if pa.types.is_boolean(type_):
@@ -275,7 +283,7 @@ def numbers(array: pa.Array, settings: Values = AS_IT_IS) -> tuple[NDArray[np.fl
         raise ColumnError(f"the type {type_} is no number")
     if settings.null_tokens:
         found = np.where(np.isin(found, _null_numbers(settings, type_)), np.nan, found)
-    return _in_range(found)
+    return in_range(found)
 
 
 def _null_numbers(settings: Values, type_: pa.DataType) -> list[float]:
@@ -285,7 +293,8 @@ def _null_numbers(settings: Values, type_: pa.DataType) -> list[float]:
     return [float(token) for token in settings.null_tokens if re.fullmatch("0|-?[1-9][0-9]*", token)]
 
 
-def _in_range(found: NDArray[np.float64], missing: int | None = None) -> tuple[NDArray[np.float64], Mask | None]:
+def in_range(found: NDArray[np.float64]) -> tuple[NDArray[np.float64], Mask | None]:
+    """Take out the numbers that float32 has no room for; returns the others and the mask of these, None if none."""
     is_bad = np.abs(found) > MAX_NUMBER
     if not is_bad.any():
         return found, None
@@ -294,23 +303,28 @@ def _in_range(found: NDArray[np.float64], missing: int | None = None) -> tuple[N
 
 def _text_numbers(found: pa.StringArray, settings: Values) -> tuple[NDArray[np.float64], Mask | None]:
     if settings != AS_IT_IS:
-        found = _known(found, settings)
+        found = known_texts(found, settings)
     try:  # most columns: every text is a number or null
         values = found.cast(pa.float64()).to_numpy(zero_copy_only=False)
         if np.count_nonzero(np.isnan(values)) == found.null_count:
-            return _in_range(values)
+            return in_range(values)
     except pa.ArrowInvalid:
         pass
     found = pc.utf8_trim(found, _BLANKS)
     is_filled = as_mask(pc.not_equal(found, ""))
-    is_number = pc.fill_null(pc.match_substring_regex(found, NUMBER_PATTERN), False)
-    values = _parsed(pc.if_else(is_number, pc.utf8_ltrim(found, "+"), _NO_TEXT))
+    is_number = as_mask(pc.match_substring_regex(found, NUMBER_PATTERN))
+    values = _parsed(_nulled(pc.utf8_ltrim(found, "+"), ~is_number))
     for spellings, value in ((_TRUE, 1.0), (_FALSE, 0.0)):
         is_spelled = as_mask(pc.is_in(found, value_set=pa.array(spellings)))
         if is_spelled.any():
             values = np.where(is_spelled, value, values)
-    values, bad = _in_range(values)
+    values, bad = in_range(values)
     return values, _either(bad, _any(is_filled & np.isnan(values)))
+
+
+def is_number_text(text: str) -> bool:
+    """Tell whether a text is a decimal number, however large."""
+    return re.match(NUMBER_PATTERN, text.strip(_BLANKS)) is not None
 
 
 def _parsed(decimals: pa.StringArray) -> NDArray[np.float64]:
@@ -340,7 +354,7 @@ def tokens(array: pa.Array, lists: pa.Array | None, feature: SparseFeature, sett
     if _is_list(array.type):
         return _kept(_items(array, settings), feature)
     found, bad = _scalar_texts(array, settings, "text")
-    parts = _split(_known(found, settings), feature, settings)
+    parts = _split(known_texts(found, settings), feature, settings)
     if lists is not None and lists.null_count < len(lists):
         parts = pc.if_else(lists.is_valid(), lists.cast(parts.type), parts)
     return _kept(_Items(parts.flatten(), _lengths(parts), bad), feature, settings)
@@ -371,7 +385,7 @@ def _items(lists: pa.Array, settings: Values) -> _Items:
 
 def _split(found: pa.StringArray, feature: SparseFeature, settings: Values) -> pa.ListArray:
     if settings.list_literals:
-        is_printed = as_mask(pc.match_substring_regex(found, _PRINTED))
+        is_printed = as_mask(pc.match_substring_regex(found, PRINTED_LIST))
         if is_printed.any():
             printed = _split_printed(_nulled(found, ~is_printed))
             plain = pc.split_pattern(_nulled(found, is_printed), feature.separator)
@@ -387,7 +401,7 @@ def _kept(items: _Items, feature: SparseFeature, settings: Values | None = None)
         feature: feature they belong to.
         settings: settings that have still to be applied to each token.
     """
-    found = items.texts if settings is None else _known(items.texts, settings)
+    found = items.texts if settings is None else known_texts(items.texts, settings)
     lengths = items.lengths
     if found.null_count:
         is_there = found.is_valid()
@@ -402,7 +416,8 @@ def _kept(items: _Items, feature: SparseFeature, settings: Values | None = None)
     return Tokens(found, lengths, dropped, items.bad)
 
 
-_PRINTED = r"(?s)^\s*\[.*\]\s*$"
+PRINTED_LIST = r"(?s)^\s*\[.*\]\s*$"
+"""Pattern of a cell that looks like a printed list."""
 _ITEM = re.compile(r"""\s*(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)"|([^,]*?))\s*(?:,|$)""", re.DOTALL)
 _MISSING_ITEMS = ("", "None", "null", "nan", "NaN")
 
@@ -451,7 +466,7 @@ def seconds(array: pa.Array, time_format: str, settings: Values = AS_IT_IS) -> t
     """
     array = _plain(array)
     if pa.types.is_timestamp(array.type) or pa.types.is_date(array.type):
-        return floor_seconds(array)
+        return _floor_seconds(array)
     if time_format not in ("unix", "unix_ms"):
         return TimePattern.parse(time_format).seconds(loose_texts(array, settings))
     per_second = 1000 if time_format == "unix_ms" else 1
@@ -465,3 +480,14 @@ def seconds(array: pa.Array, time_format: str, settings: Values = AS_IT_IS) -> t
             is_readable = np.abs(floats) < _MAX_SECONDS
         whole = np.where(is_readable, floats, 0).astype(np.int64)
     return np.where(is_readable, whole, 0), is_readable
+
+
+def _floor_seconds(times: pa.Array) -> tuple[NDArray[np.int64], Mask]:
+    """Convert Arrow timestamps or dates of any unit to Unix seconds, rounded down; null is 0 and False in the mask."""
+    is_there = as_mask(times.is_valid())
+    if pa.types.is_date32(times.type):
+        days = times.cast(pa.int32()).fill_null(0).to_numpy(zero_copy_only=False)
+        return days.astype(np.int64) * 86_400, is_there
+    unit = "ms" if pa.types.is_date64(times.type) else times.type.unit
+    per_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
+    return times.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False) // per_second, is_there

@@ -289,9 +289,10 @@ def _explain(error: ValidationError) -> str:
         elif detail["type"] in ("missing", "missing_argument"):
             lines.append(f"config key {key!r} is required")
         else:
-            lines.append(
-                f"config key {key!r}: {detail['msg'].removeprefix('Value error, ')} (got {detail['input']!r:.80})"
-            )
+            message, value = detail["msg"].removeprefix("Value error, "), detail["input"]
+            # A message of our own says what is wrong of a table; the table says nothing more.
+            is_told = message != detail["msg"] and isinstance(value, dict)
+            lines.append(f"config key {key!r}: {message}" + ("" if is_told else f" (got {value!r:.80})"))
     return "; ".join(lines)
 
 

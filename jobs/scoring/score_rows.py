@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from features.disk.artifact import ArtifactError, digest_of
 from features.disk.atomic import is_full, write_text
-from features.encoding import RawRow, RowError
+from features.encode import RawRow, RowError
 from features.rawlog import LogError, LogFormat, Lookup
 from pipeline.executors.portions import Portion, read_portion
 

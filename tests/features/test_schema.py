@@ -73,3 +73,44 @@ def test_raw_columns_come_once_each_in_order():
 
 def test_log_boundaries():
     assert LogEncoding(num_buckets=5, base=2.0).boundaries == (1.0, 2.0, 4.0, 8.0)
+
+
+@pytest.mark.parametrize(
+    ("rule", "parsed"),
+    [
+        ("behavior == buy", Label("behavior", "in", texts=("buy",))),
+        ("behavior==buy", Label("behavior", "in", texts=("buy",))),
+        ("behavior != buy", Label("behavior", "not in", texts=("buy",))),
+        ("behavior in cart, buy,buy", Label("behavior", "in", texts=("buy", "cart"))),
+        ("behavior not in view", Label("behavior", "not in", texts=("view",))),
+        ('a == "add to, cart"', Label("a", "in", texts=("add to, cart",))),
+        ("a in 'b c', d e", Label("a", "in", texts=("b c", "d e"))),
+        ('rating == "4"', Label("rating", "in", texts=("4",))),
+        ("rating == 4", Label("rating", "==", 4.0)),
+        ("rating in 5, 4", Label("rating", "in", numbers=(4.0, 5.0))),
+        ("bought in 1, yes", Label("bought", "in", texts=("1", "yes"))),
+        ("in", Label("in")),
+    ],
+)
+def test_labels_of_texts(rule, parsed):
+    assert Label.parse(rule) == parsed
+    assert parsed.is_text == bool(parsed.texts)
+
+
+@pytest.mark.parametrize(
+    "rule", ["a >= x", "a ==", "a in", "a in b,", "a == b, c", "a = b", "a in b >= 3", "a == 'b", "a in ,b", ""]
+)
+def test_labels_that_are_refused(rule):
+    with pytest.raises(ValueError, match="behavior in buy, cart") as error:
+        Label.parse(rule)
+    assert len(str(error.value)) < 200
+
+
+def test_settings_of_values_are_in_the_fingerprint():
+    plain = schema()
+    assert schema(values={}).fingerprint == schema(values={"null_tokens": [""]}).fingerprint == plain.fingerprint
+    for change in ({"strip": True}, {"null_tokens": ["NA"]}, {"whole_floats": True}, {"list_literals": True}):
+        assert schema(values=change).fingerprint != plain.fingerprint
+    one, other = ({"null_tokens": tokens} for tokens in (["a", "b"], ["b", "a", "a"]))
+    assert schema(values=one).fingerprint == schema(values=other).fingerprint
+    assert schema(label="y == a").fingerprint == schema(label="y in a,a").fingerprint

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.encoding import Columns, RowError
+from features.encode import Columns, RowError
 from features.kinds import BATCH_COLUMNS, Column
 from features.schema import FeatureSchema
 

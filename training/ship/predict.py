@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from features.disk.artifact import GOLDEN_NAME, WEIGHTS_NAME, Artifact, ArtifactError, open_artifact
 from features.disk.place import Place
 from features.disk.run_folder import CALIBRATION_NAME, CONFIG_NAME, LEARNT_NAME
-from features.encoding import MissingColumnError, RawRow, RowEncoder, RowError
+from features.encode import RawRow
+from features.encode_rows import FeatureEncoder
 from features.fingerprint import FingerprintError, check_fingerprint_version
 from features.learnt import Learnt
 from features.rawlog import LogError, LogFormat, Lookup, read_lines
@@ -42,7 +43,7 @@ class Predictor:
         self.schema = schema
         self.config = config
         self.calibration = calibration
-        self._encoder = RowEncoder(schema, learnt)
+        self._encoder = FeatureEncoder(schema, learnt)
 
     @classmethod
     def load(cls, artifact: Place | str) -> "Predictor":
@@ -127,13 +128,7 @@ class Predictor:
         Raises:
             MissingColumnError: a column is missing: an error of the log, not of one row.
         """
-        try:
-            self._encoder.check(row)
-        except MissingColumnError:
-            raise
-        except RowError as error:
-            return str(error)
-        return None
+        return self._encoder.find_error(row)
 
     def _replay(self, golden: Path) -> None:
         try:

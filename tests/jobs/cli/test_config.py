@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli.config import load_config
+from jobs.cli.config import load_config, parse_config
+from jobs.cli.errors import ConfigError
 from training.model.ctr_model import CTRModel
 
 CONFIGS = Path("jobs/configs")
@@ -49,3 +50,11 @@ def test_the_papers_schedule_lies_over_the_dataset(name: str) -> None:
     assert (training.precision, training.ema_decay, training.optimizer.learning_rate) == ("float32", 0.0, 1e-3)
     assert (training.schedule.factor, training.schedule.patience, training.clip_gradient_norm) == (0.1, 2, 10.0)
     assert training.optimizer.kind == "dense" and training.monitor == {"auc": 1.0, "gauc": 1.0}
+
+
+def test_a_message_of_a_table_does_not_print_the_table() -> None:
+    features = {"label": "behavior = buy", "sparse": [{"name": "u", "encoding": {"kind": "vocabulary"}}]}
+    with pytest.raises(ConfigError) as error:
+        parse_config({"features": features, "pipeline": {"output": "x"}, "training": {"dataset": "x"}})
+    assert str(error.value).startswith("config key 'features': label must be")
+    assert str(error.value).endswith("got 'behavior = buy'")
