@@ -414,13 +414,14 @@ class _Search:
             links += [child for child in below if child.linked]
 
     def _leave_out(self, folder: _Entry, name: str, reason: str, only_folders: bool = False) -> None:
-        path = os.path.join(folder.path, name)  # noqa: PTH118
-        real = os.path.join(folder.real, name)  # noqa: PTH118
-        if not real.startswith(STORE):
-            if only_folders and not os.path.isdir(real):  # noqa: PTH112
-                return
-            real = os.path.realpath(real)
-        self.left_out[LeftOut(_text(path), reason)] = real
+        path, real = (os.path.join(place, name) for place in (folder.path, folder.real))  # noqa: PTH118
+        if real.startswith(STORE):
+            entry = self._tree.child(folder, name)
+            is_folder = entry is not None and entry.kind == _FOLDER
+        else:  # its links may lead nowhere
+            is_folder, real = os.path.isdir(real), os.path.realpath(real)  # noqa: PTH112
+        if is_folder or not only_folders:
+            self.left_out[LeftOut(_text(path), reason)] = real
 
     def _error(self, places: Sequence[_Entry], part: str) -> LogError:
         """Say how far the pattern leads."""
