@@ -51,6 +51,8 @@ def _kind_of(head: bytes) -> str | None:
             return kind
     if head[257:].startswith(_TAR_MARKS):
         return "tar"
+    if b"\x00" not in head:
+        return None
     try:  # tar files of old have no mark but a checksum
         tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
     except tarfile.HeaderError:

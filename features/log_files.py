@@ -18,11 +18,11 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 from urllib.parse import unquote
 
 from features.archives import archive_in, named_archive
-from features.disk.object_store import ObjectPath
+from features.disk.object_store import ObjectPath, StorageError
 from features.disk.place import locate
 from features.rawlog import LogError
 
-HIDDEN = ("_", ".")
+_HIDDEN = ("_", ".")
 """First characters of names that are read only where the user gives them: what other programs leave beside a log."""
 MISSING_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 """Value in a path that stands for a missing one, in Hive and Spark."""
@@ -30,6 +30,10 @@ STORE = "s3://"
 _MAX_NAMED = 5
 _NUM_THREADS = 8
 _HIDDEN_REASON = "names that begin with '_' or '.' are read only where they are given"
+
+
+class NoMatchError(LogError):
+    """A pattern of raw logs matches no file; the message says how far it leads."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,8 @@ def find_files(patterns: str | Sequence[str], look_inside: bool = True) -> Found
             here. Those of a store are looked into when they are read (``open_log``).
 
     Raises:
-        LogError: a pattern matches nothing, a link leads nowhere, or a file cannot be read as a log; names it.
+        NoMatchError: a pattern matches nothing.
+        LogError: a link leads nowhere, or a file cannot be read as a log; the message names it.
         StorageError: a store cannot be read, or a URL is none.
     """
     searches = []
@@ -226,14 +231,14 @@ _KINDS = {
 
 
 class _Entry(NamedTuple):
-    """What lies at a path, its links followed."""
+    """File, folder or other thing at a path, links followed."""
 
     path: str
-    """As the pattern leads to it."""
+    """Path by which the pattern leads to it."""
     real: str
     kind: str
     linked: bool = False
-    """Whether a name that was listed, not given, was a link on the way."""
+    """Whether a name on the way was a link, and was listed, not given."""
 
 
 class _Tree(Protocol):
@@ -287,7 +292,7 @@ class _Bucket:
         else:
             keys = [f"{prefix}/{key}".removeprefix("/") for key in place.sizes()]
         if not keys:
-            raise LogError(f"nothing is below {place}")
+            raise NoMatchError(f"nothing is below {place}")
         self._kinds: dict[str, dict[str, str]] = {}
         for key in keys:
             *folders, name = key.split("/")
@@ -313,7 +318,7 @@ def _is_glob(part: str) -> bool:
 def _plant(pattern: str) -> tuple[_Tree, _Entry, list[str]]:
     """The tree that a pattern is looked for in, where in it to begin, and the names and globs on the way."""
     if not pattern:
-        raise LogError("the empty text is given as a path of raw logs")
+        raise NoMatchError("the empty text is given as a path of raw logs")
     if pattern.startswith(STORE):
         bucket, _, rest = pattern.removeprefix(STORE).partition("/")
         locate(f"{STORE}{bucket}/any")  # says what is wrong with such a URL
@@ -347,8 +352,8 @@ class _Search:
     def run(self) -> None:
         try:
             self._tree, start, parts = _plant(self.pattern)
-        except LogError as error:
-            raise LogError(f"no input file matches {self.pattern!r}: {error}") from error
+        except NoMatchError as error:
+            raise NoMatchError(f"no input file matches {self.pattern!r}: {error}") from error
         found = [start]
         for number, part in enumerate(parts):
             is_last = number == len(parts) - 1
@@ -384,7 +389,7 @@ class _Search:
                 continue
             if given is not None:
                 self._leave_out(folder, name, f"{part!r} is also a name, which wins over its meaning as a glob")
-            elif name.startswith(HIDDEN) and name[0] != part[0]:
+            elif name.startswith(_HIDDEN) and name[0] != part[0]:
                 self._leave_out(folder, name, _HIDDEN_REASON, only_folders=not is_last)
             elif entry := self._tree.child(folder, name):
                 yield entry
@@ -404,7 +409,7 @@ class _Search:
             seen[folder.real] = folder.path
             children = []
             for name in self._tree.names(folder):
-                if name.startswith(HIDDEN):
+                if name.startswith(_HIDDEN):
                     self._leave_out(folder, name, _HIDDEN_REASON)
                 elif child := self._tree.child(folder, name):
                     children.append(child)
@@ -414,29 +419,30 @@ class _Search:
             links += [child for child in below if child.linked]
 
     def _leave_out(self, folder: _Entry, name: str, reason: str, only_folders: bool = False) -> None:
-        path = os.path.join(folder.path, name)  # noqa: PTH118
-        real = os.path.join(folder.real, name)  # noqa: PTH118
-        if not real.startswith(STORE):
-            if only_folders and not os.path.isdir(real):  # noqa: PTH112
-                return
-            real = os.path.realpath(real)
-        self.left_out[LeftOut(_text(path), reason)] = real
+        path, real = (os.path.join(place, name) for place in (folder.path, folder.real))  # noqa: PTH118
+        if real.startswith(STORE):
+            entry = self._tree.child(folder, name)
+            is_folder = entry is not None and entry.kind == _FOLDER
+        else:  # its links may lead nowhere
+            is_folder, real = os.path.isdir(real), os.path.realpath(real)  # noqa: PTH112
+        if is_folder or not only_folders:
+            self.left_out[LeftOut(_text(path), reason)] = real
 
-    def _error(self, places: Sequence[_Entry], part: str) -> LogError:
+    def _error(self, places: Sequence[_Entry], part: str) -> NoMatchError:
         """Say how far the pattern leads."""
         text = f"no input file matches {self.pattern!r}"
         if self.left_out:
-            return LogError(f"{text}: {'; '.join(FoundLogs((), tuple(self.left_out)).notes())}")
+            return NoMatchError(f"{text}: {'; '.join(FoundLogs((), tuple(self.left_out)).notes())}")
         places = [place for place in places if place.kind == _FOLDER] or places
         place = places[0]
         name = show(place.path) or f"the current folder {os.getcwd()}"  # noqa: PTH109
         more = f" (and {len(places) - 1:,} more)" if len(places) > 1 else ""
         if place.kind != _FOLDER:
-            return LogError(f"{text}: {name} is {place.kind}, no folder{more}")
+            return NoMatchError(f"{text}: {name} is {place.kind}, no folder{more}")
         if not part:
-            return LogError(f"{text}: no file is in {name}{more}")
+            return NoMatchError(f"{text}: no file is in {name}{more}")
         says = "matches" if _is_glob(part) else "is called"
-        return LogError(f"{text}: {name} is there{more}, but nothing in it {says} {part!r}")
+        return NoMatchError(f"{text}: {name} is there{more}, but nothing in it {says} {part!r}")
 
 
 # --------------------------------------------------------------------------------------------------------------- open
@@ -460,25 +466,51 @@ def open_log(real: str) -> BinaryIO:
     return file
 
 
-def size_of(real: str) -> int:
-    """Return the bytes of a file by its ``LogFile.real``.
+def state_of(path: str) -> tuple[int, int]:
+    """Return the bytes of a file and the time of its last change in Unix nanoseconds.
+
+    Args:
+        path: ``LogFile.real`` or ``LogFile.absolute``.
 
     Raises:
         LogError, StorageError: it is not there.
     """
-    return _state(real)[0]
+    if path.startswith(STORE):
+        return _object(path).state()
+    try:
+        found = os.stat(path)  # noqa: PTH116
+    except OSError as error:
+        raise LogError(f"{show(_text(path))} cannot be read: {error.strerror}") from error
+    return found.st_size, found.st_mtime_ns
+
+
+def size_of(path: str) -> int:
+    """Return the bytes of a file, as ``state_of``."""
+    return state_of(path)[0]
+
+
+def is_there(path: str) -> bool:
+    """Tell whether there is a file at a ``LogFile.real`` or ``LogFile.absolute``.
+
+    Raises:
+        StorageError: a store cannot be read.
+    """
+    return _object(path).is_file() if path.startswith(STORE) else os.path.isfile(path)  # noqa: PTH113
 
 
 def local_copy(real: str, folder: Path) -> Path:
     """Return a path on disk of a file: of one in a store, a copy that is made in ``folder``, with its name.
 
     Raises:
-        StorageError: it did not arrive whole.
+        StorageError: it did not arrive whole, or was changed meanwhile.
     """
     if not real.startswith(STORE):
         return Path(real)
     place = _object(real)
-    place.download(folder / place.name, size_of(real))
+    before = place.state()
+    place.download(folder / place.name, before[0])
+    if place.state() != before:  # pyarrow may hand out what it never got
+        raise StorageError(f"{place} was changed while it was read: try again when it is complete")
     return folder / place.name
 
 
@@ -488,20 +520,10 @@ def identity_of(file: LogFile) -> dict[str, Any]:
     Raises:
         LogError, StorageError: it is not there.
     """
-    num_bytes, modified = _state(file.real)
+    num_bytes, modified = state_of(file.real)
     return {"path": file.absolute, "bytes": num_bytes, "modified": modified}
 
 
 def _object(real: str) -> ObjectPath:
     bucket, _, key = real.removeprefix(STORE).partition("/")
     return ObjectPath(bucket, key)
-
-
-def _state(real: str) -> tuple[int, int]:
-    if real.startswith(STORE):
-        return _object(real).state()
-    try:
-        found = os.stat(real)  # noqa: PTH116
-    except OSError as error:
-        raise LogError(f"{show(_text(real))} cannot be read: {error.strerror}") from error
-    return found.st_size, found.st_mtime_ns

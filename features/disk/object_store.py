@@ -114,7 +114,7 @@ class ObjectPath:
         """Open this file for reading; it is seekable, and a read that fails is repeated as every transfer is.
 
         Raises:
-            StorageError: it is not there; while it is read: it cannot be reached, or was replaced by a shorter one.
+            StorageError: it is not there; while it is read: it cannot be reached, or was changed.
         """
         return cast(BinaryIO, io.BufferedReader(_ReadFile(self), READ_BYTES))
 
@@ -235,7 +235,7 @@ class _ReadFile(io.RawIOBase):
 
     def __init__(self, place: ObjectPath) -> None:
         self._place, self._position = place, 0
-        self._num_bytes = place.state()[0]
+        self._state = place.state()
         self._file: Any = None
 
     def readable(self) -> bool:
@@ -248,34 +248,36 @@ class _ReadFile(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._num_bytes}[whence]
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._state[0]}[whence]
         if start + offset < 0:
             raise ValueError(f"{self._place}: a position of {start + offset} bytes is before its start")
         self._position = start + offset
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        num_bytes = min(len(buffer), max(0, self._num_bytes - self._position))
+        num_bytes = min(len(buffer), max(0, self._state[0] - self._position))
         if num_bytes:
             try:
-                buffer[:num_bytes] = self._place._insist(lambda: self._read(num_bytes))
-            except StorageError as error:
-                if self._place.state()[0] < self._num_bytes:
-                    raise StorageError(f"{self._place} has become shorter while it was read") from error
-                raise
+                found = self._place._insist(lambda: self._read(num_bytes))
+            finally:
+                # pyarrow hands out memory that it never wrote where a file has become shorter, and says nothing.
+                if self._place.state() != self._state:
+                    raise StorageError(f"{self._place} was changed while it was read: try again when it is complete")
+            buffer[:num_bytes] = found
             self._position += num_bytes
         return num_bytes
+
+    def readall(self) -> bytes:
+        # Python's own asks for 8 KiB at a time.
+        return b"".join(iter(lambda: self.read(CHUNK_BYTES) or b"", b""))
 
     def _read(self, num_bytes: int) -> bytes:
         try:
             self._file = self._file or _store().open_input_file(self._place._path)
-            found = self._file.read_at(num_bytes, self._position)
-            if len(found) != num_bytes:
-                raise OSError(f"{len(found)} of {num_bytes} bytes came")
+            return self._file.read_at(num_bytes, self._position)
         except OSError:
             self._file = None
             raise
-        return found
 
 
 def new_version_name() -> str:

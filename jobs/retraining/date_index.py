@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from features.disk.atomic import write_json
+from features.log_files import is_there, state_of
 from jobs.retraining.raw_partitions import RawPartition
 
 UNDATED = ""
@@ -33,7 +34,7 @@ class FileDates:
     @property
     def is_current(self) -> bool:
         """Whether the file has the size and time that it was scanned with."""
-        return (self.num_bytes, self.modified) == _state(self.path)
+        return (self.num_bytes, self.modified) == state_of(self.path)
 
 
 class DateIndex:
@@ -64,7 +65,7 @@ class DateIndex:
         undated = self.folder / f"{name}.undated"
         shutil.rmtree(undated, ignore_errors=True)  # of a pass that was killed
         # Their state is taken first: a file that grows meanwhile is looked through again.
-        states = {file: _state(file) for file in files}
+        states = {file: state_of(file) for file in files}
         dates = count(undated)
         found = [FileDates(file, *states[file], dict(dates.get(file, {}))) for file in files]
         write_json(self.folder / f"{name}.json", {"files": [asdict(file) for file in found]})
@@ -75,19 +76,13 @@ class DateIndex:
         rows: dict[str, dict[str, int | None]] = {}
         for file in self.files().values():
             for date, num_rows in file.dates.items():
-                if date != UNDATED and Path(file.path).exists():
+                if date != UNDATED and is_there(file.path):
                     rows.setdefault(date, {})[file.path] = num_rows
         return {date: RawPartition(rows[date], times_of(date)) for date in sorted(rows)}
 
     def num_undated(self) -> int:
         """Count the rows without a readable time, which belong to no partition."""
         return sum(file.dates.get(UNDATED, 0) for file in self.files().values())
-
-
-def _state(path: str) -> tuple[int, int]:
-    """Return the size in bytes and the time of the last change in nanoseconds."""
-    found = Path(path).stat()
-    return found.st_size, found.st_mtime_ns
 
 
 def times_of(date: str) -> tuple[int, int]:

@@ -3,10 +3,10 @@
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from features.disk.window import SOURCE_SPLIT
+from features.log_files import size_of
 from features.profile.profile import DataProfile, measure, total
 from jobs.cli.data_checks_config import DataChecksConfig, RowLimits
 from jobs.cli.errors import ConfigError
@@ -58,7 +58,7 @@ def build(place: RetrainFolder, raw: Mapping[str, RawPartition]) -> None:
 
     left = {name: partition for name, partition in raw.items() if name not in place.built()}
     base, spark = place.last_built(), None
-    num_bytes = sum(Path(file).stat().st_size for partition in left.values() for file in partition.files)
+    num_bytes = sum(size_of(file) for partition in left.values() for file in partition.files)
     try:
         for name, partition in left.items():
             pipeline = dataclasses.replace(

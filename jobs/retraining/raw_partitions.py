@@ -3,12 +3,12 @@
 Only the names of files are read here; ``jobs.retraining.date_index`` reads dates from their rows.
 """
 
-import glob
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
+from features.log_files import FoundLogs, find_files
 from jobs.cli.retrain_config import DATE
 
 LATE = "+"
@@ -32,9 +32,10 @@ class RawPartition:
         return sum(counts) if len(counts) == len(self.files) else None
 
     def without(self, files: Iterable[str]) -> "RawPartition":
-        """Return the partition without some files."""
-        gone = set(files)
-        return RawPartition({file: rows for file, rows in self.files.items() if file not in gone}, self.times)
+        """Return the partition without some files, however their paths are spelled."""
+        gone = set(map(os.path.realpath, files))
+        rest = {file: rows for file, rows in self.files.items() if os.path.realpath(file) not in gone}
+        return RawPartition(rest, self.times)
 
 
 def date_key(text: str) -> str:
@@ -61,20 +62,34 @@ def is_late(name: str) -> bool:
     return LATE in name
 
 
+def list_log(pattern: str) -> FoundLogs:
+    """Find the raw files of a log.
+
+    Args:
+        pattern: path, folder or glob, which may have {date} in it.
+
+    Raises:
+        LogError, StorageError: as ``find_files``.
+    """
+    return find_files(pattern.replace(DATE, "[0-9]*"), look_inside=False)  # what is built of them looks inside
+
+
 def find_partitions(pattern: str) -> dict[str, RawPartition]:
     """Find partitions by the dates in their paths, oldest first.
 
     Raises:
         ValueError: the dates are of different lengths, so that they do not sort as time does.
+        LogError, StorageError: as ``find_files``.
     """
     before, after = pattern.split(DATE)
-    # The rest of the pattern is a glob; what stands for {date} in a path that it matches is looked up in the path.
-    matcher = re.compile(f"{_translate(before)}(?P<date>{_DATE_PATTERN}){_translate(after)}")
+    # What stands for {date} is looked up in the path, of a file that the pattern matches or in a folder that it does.
+    expression = f"{_translate(before)}(?P<date>{_DATE_PATTERN}){_translate(after.rstrip('/'))}(?:/.*)?"
+    matcher = re.compile(expression, re.DOTALL)
     found: dict[str, dict[str, int | None]] = {}
-    for path in sorted(glob.glob(f"{before}*{after}", recursive=True)):
-        match = matcher.fullmatch(path)
+    for file in list_log(pattern).files:
+        match = matcher.fullmatch(file.path)
         if match is not None:
-            found.setdefault(date_key(match["date"]), {})[str(Path(path).absolute())] = None
+            found.setdefault(date_key(match["date"]), {})[file.absolute] = None
     if len({len(date) for date in found}) > 1:
         raise ValueError(f"{pattern} finds dates of different lengths: {', '.join(sorted(found)[:5])}")
     return {date: RawPartition(found[date]) for date in sorted(found)}

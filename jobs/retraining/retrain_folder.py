@@ -1,7 +1,6 @@
 """RetrainFolder: a retraining's files (see ``features.disk.retrain_folder``), raw log, registry and rules."""
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,13 @@ from typing import Any
 from features.disk.dataset import DatasetManifest
 from features.disk.retrain_folder import RetrainFiles
 from features.disk.window import SOURCE_SPLIT
-from features.rawlog import expand_paths
+from features.log_files import NoMatchError
 from jobs.cli.config import Config
 from jobs.cli.retrain_config import RetrainConfig
 from jobs.registry.model_versions import ModelVersion
 from jobs.registry.registry import Registry
 from jobs.retraining.date_index import DateIndex
-from jobs.retraining.raw_partitions import RawPartition, date_of, find_late, find_partitions
+from jobs.retraining.raw_partitions import RawPartition, date_of, find_late, find_partitions, list_log
 from jobs.retraining.todo import Todo, plan
 
 TRAINED_TAG, RUN_TAG, TABLES_TAG = "trained_on", "run", "tables"
@@ -46,8 +45,11 @@ class RetrainFolder(RetrainFiles):
         """
         if self.rules.partition_by == "path":
             return ()
-        # Spark names a file without the dots that may lead to it; what it finds is looked up by that name.
-        return self.dates.unknown([os.path.abspath(file) for file in expand_paths(self.rules.partitions)])  # noqa: PTH100
+        return self.dates.unknown([file.absolute for file in list_log(self.rules.partitions).files])
+
+    def notes(self) -> list[str]:
+        """Say which files of the log are left out by their names or are there twice, a sentence each."""
+        return list_log(self.rules.partitions).notes()
 
     def raw(self) -> dict[str, RawPartition]:
         """List the partitions of the log, oldest first.
@@ -84,10 +86,14 @@ class RetrainFolder(RetrainFiles):
         return {name: more for name, more in changed.items() if more}
 
     def _there(self) -> dict[str, RawPartition]:
-        by_path = self.rules.partition_by == "path"
-        found = find_partitions(self.rules.partitions) if by_path else self.dates.partitions()
+        nothing = f"no partition is there: nothing matches {self.rules.partitions}"
+        try:
+            by_path = self.rules.partition_by == "path"
+            found = find_partitions(self.rules.partitions) if by_path else self.dates.partitions()
+        except NoMatchError as error:
+            raise ValueError(f"{nothing} ({error})") from error
         if not found:
-            raise ValueError(f"no partition is there: nothing matches {self.rules.partitions}")
+            raise ValueError(nothing)
         return found
 
     def _sources(self) -> dict[str, list[str]]:

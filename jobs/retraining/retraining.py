@@ -118,9 +118,14 @@ def failure(place: RetrainFolder, step: str, error: Exception) -> dict[str, Any]
 
 
 def left_out(place: RetrainFolder) -> dict[str, Any]:
-    """Count rows of the log that are in no partition: late ones, changes since a build, and those without a time."""
+    """Count rows of the log that are in no partition: late ones, changes since a build, and those without a time.
+
+    Returns:
+        Counts that are not zero, and ``notes`` on files that are left out by their names or are there twice.
+    """
     late = {name: {"files": len(part.files), "rows": part.num_rows} for name, part in place.late().items()}
-    found = {"late": late, "changed": place.changed(), "undated_rows": place.dates.num_undated()}
+    counts = {"late": late, "changed": place.changed(), "undated_rows": place.dates.num_undated()}
+    found = {**counts, "notes": place.notes()}
     return {name: rows for name, rows in found.items() if rows}
 
 
@@ -134,7 +139,7 @@ def warnings(without: dict[str, Any]) -> list[str]:
         lines.append(f"{name}: its raw files have changed by {more:+,} rows since it was built")
     if undated := without.get("undated_rows"):
         lines.append(f"{undated:,} rows have no readable time and are in no partition")
-    return lines
+    return lines + without.get("notes", [])
 
 
 def end(place: RetrainFolder, summary: dict[str, Any]) -> None:

@@ -1,13 +1,14 @@
 """score_here: score raw logs into one CSV file, in this process."""
 
 import json
+import sys
 from argparse import Namespace
 from pathlib import Path
 
 from tqdm import tqdm
 
 from features.disk.atomic import replacing
-from features.rawlog import expand_paths
+from features.log_files import find_files
 from jobs.cli.conventions import EXIT_DATA, local
 from jobs.registry.found_artifact import find_artifact
 from jobs.scoring.score_rows import HEADER, describe, exceeds_limit, write_scores
@@ -23,10 +24,13 @@ def score_here(arguments: Namespace) -> int:
     artifact = find_artifact(arguments.artifact, arguments.registry)
     predictor = Predictor.load(artifact.place)
     output = local(arguments.output)
+    found = find_files(arguments.input)
+    for note in found.notes():
+        print(f"warning: {note}", file=sys.stderr)
     num_rows = num_errors = 0
     with replacing(output) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         file.write(HEADER.decode())
-        for path in expand_paths(tuple(arguments.input)):
+        for path in (log.path for log in found.files):
             lines = tqdm(predictor.read_log(path), disable=None, unit="row", desc=Path(path).name)
             rows, errors = write_scores(file, path, predictor, lines)
             num_rows, num_errors = num_rows + rows, num_errors + errors

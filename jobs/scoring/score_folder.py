@@ -18,8 +18,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from features.disk.artifact import ArtifactError
 from features.disk.atomic import new_folder, write_json
+from features.disk.place import locate
 from features.disk.relative_path import check_relative
-from features.rawlog import expand_paths
+from features.log_files import find_files
 from jobs.cli.conventions import local
 from jobs.registry.found_artifact import REGISTRY, FoundArtifact, find_artifact
 from jobs.scoring.score_rows import HEADER, Part, ScoreError, Work, load_predictor, score_portion
@@ -47,6 +48,8 @@ class ScoreJob:
     files: dict[str, str]
     """Output paths: raw file -> path of its scores below ``output``."""
     output: Path
+    notes: tuple[str, ...] = ()
+    """Notes on files that are left out or named twice."""
 
 
 def plan_job(artifact: str, inputs: Sequence[str], output: str, registry: str = REGISTRY) -> ScoreJob:
@@ -72,9 +75,12 @@ def plan_job(artifact: str, inputs: Sequence[str], output: str, registry: str = 
         raise ArtifactError(f"the artifact's config does not say what its logs look like: {error}") from error
     folder = local(output).resolve()
     refuse_foreign(folder)
-    files = expand_paths(tuple(inputs))
+    inputs = [str(locate(given)) if given.startswith("file://") else given for given in inputs]
+    logs = find_files(inputs)
+    files = [file.path for file in logs.files]
     _check_apart(folder, inputs, files)
-    return ScoreJob(found, predictor, given, name_outputs(inputs, files, given.format.kind), folder)
+    outputs = name_outputs(inputs, files, given.format.kind)
+    return ScoreJob(found, predictor, given, outputs, folder, tuple(logs.notes()))
 
 
 def refuse_foreign(output: Path) -> None:
@@ -88,7 +94,11 @@ def refuse_foreign(output: Path) -> None:
 def _check_apart(output: Path, inputs: Sequence[str], files: Sequence[str]) -> None:
     """Refuse an output within the input, which the next job would read, or around it, which would replace the input."""
     folders = [Path(pattern).resolve() for pattern in inputs if Path(pattern).is_dir()]
-    within = [folder for folder in folders if output.is_relative_to(folder)]
+    within: list[Path | str] = [folder for folder in folders if output.is_relative_to(folder)]
+    # A folder that a glob matches is read as a whole.
+    within += [
+        glob for glob in inputs if any(path.match(str(Path(glob).absolute())) for path in (output, *output.parents))
+    ]
     around = [file for file in files if Path(file).resolve().is_relative_to(output)]
     if within or around:
         raise ScoreError(f"{output} and the input {[*within, *around][0]} are one within the other: choose another one")
@@ -104,7 +114,9 @@ def name_outputs(inputs: Sequence[str], files: Sequence[str], kind: str) -> dict
         ScoreError: two files would have the same path, or a file and a folder.
         ValueError: a pattern climbs out of the folder that it begins with.
     """
-    root = os.path.commonpath([os.path.normpath(_fixed_folder(pattern).absolute()) for pattern in inputs])
+    whole = set(files)
+    fixed = [Path(given).parent if given in whole else _fixed_folder(given) for given in inputs]
+    root = os.path.commonpath([os.path.normpath(folder.absolute()) for folder in fixed])
     names: dict[str, str] = {}
     owners: dict[str, str] = {}
     for file in files:

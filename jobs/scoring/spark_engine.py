@@ -1,6 +1,7 @@
 """score_with_spark: score raw logs into a folder, on Spark's executors."""
 
 import os
+import sys
 from argparse import Namespace
 
 from jobs.cli.conventions import EXIT_DATA
@@ -17,6 +18,8 @@ def score_with_spark(arguments: Namespace) -> int:
         arguments: arguments of ``jobs.score``.
     """
     job = plan_job(arguments.artifact, arguments.input, arguments.output, arguments.registry)
+    for note in job.notes:
+        print(f"warning: {note}", file=sys.stderr)
     spark = start_tasks("PYSPARK_GATEWAY_PORT" in os.environ, arguments.verbose)
     try:
         summary = score_folder(spark, job)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from features.log_files import NoMatchError
 from jobs.cli.retrain_config import RetrainConfig
 from jobs.retraining.raw_partitions import RawPartition, find_late, find_partitions
 from jobs.retraining.todo import Todo, plan
@@ -25,7 +26,10 @@ DAYS = [f"2024010{day}" for day in range(1, 7)]
         ("log-{date}.csv.gz", ["log-7.csv.gz", "log-8.csv.gz", "log-x.csv.gz", "log-8.csv"], ["7", "8"]),
         ("day-{date}-part-*.csv", ["day-01-part-001.csv", "day-01-part-002.csv", "day-02-part-001.csv"], ["01", "02"]),
         ("**/{date}.csv", ["a/20240101.csv", "a/b/20240102.csv"], ["20240101", "20240102"]),
-        ("none-{date}", [], []),
+        ("day-{date}", ["day-1/a.csv", "day-1/_b.csv", "day-1/c/d.csv", "day-2", "day-x/e.csv", "_day-3"], ["1", "2"]),
+        ("day-{date}/", ["day-1/a.csv", "day-2"], ["1"]),
+        ("_day-{date}", ["_day-1"], ["1"]),
+        ("day-{date}x", ["day-1y.csv", "day-1x", "day-x"], ["1"]),
     ],
 )
 def test_partitions_are_found_by_their_dates(tmp_path: Path, pattern: str, files: list[str], dates: list[str]) -> None:
@@ -37,6 +41,27 @@ def test_partitions_are_found_by_their_dates(tmp_path: Path, pattern: str, files
     assert sum(map(len, (part.files for part in found.values()))) <= len(files)
     if pattern.startswith("day="):
         assert [Path(path).name for path in found["20240102"].files] == ["a.csv", "b.csv"]
+    if pattern == "day-{date}":
+        assert [Path(path).name for path in found["1"].files] == ["a.csv", "d.csv"]
+
+
+def test_a_day_has_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("logs/day=1/a.csv", "current/b.csv", "run/x"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    (tmp_path / "logs" / "day=2").symlink_to("../current")
+    (tmp_path / "logs" / "day=01").symlink_to("day=1")
+    (tmp_path / "logs" / "latest").symlink_to("day=2")
+    monkeypatch.chdir(tmp_path / "run")
+    found = find_partitions("../logs/day={date}/*.csv")
+    assert found == {
+        "1": RawPartition({f"{tmp_path}/logs/day=1/a.csv": None}),
+        "2": RawPartition({f"{tmp_path}/logs/day=2/b.csv": None}),
+    }
+    # Earlier versions wrote paths with their dots, and a file may have been moved and linked.
+    assert find_late(found, {"1": [f"{tmp_path}/run/../logs/day=1/a.csv"], "2": [f"{tmp_path}/current/b.csv"]}) == {}
+    with pytest.raises(NoMatchError, match=r"logs is there, but nothing in it matches 'hour=\[0-9\]\*'"):
+        find_partitions("../logs/hour={date}")
 
 
 def test_dates_that_do_not_sort_as_time_does(tmp_path: Path) -> None:

@@ -438,6 +438,10 @@ def test_names_of_outputs(tmp_path: Path) -> None:
         three: "y/day=1/0.csv",
     }
     assert name_outputs([one], [one], "csv") == {one: "0.csv"}
+    far = [f"s3://bucket/logs/{name}" for name in ("day=1/0.csv.gz", "day=2/0.csv")]
+    for inputs in (["s3://bucket/logs"], ["s3://bucket/logs/day=*/"], ["s3://bucket/logs/*/*.gz", far[1]]):
+        assert name_outputs(inputs, far, "csv") == {far[0]: "day=1/0.csv", far[1]: "day=2/0.csv"}
+    assert name_outputs(far[:1], far[:1], "csv") == {far[0]: "0.csv"}
     (tmp_path / "x/day=1/0.csv").touch()
     both = [str(tmp_path / "x/day=1/0.csv"), one]
     with pytest.raises(ScoreError, match=r"0\.csv and .*0\.csv\.gz would both be scored to 0\.csv"):
@@ -460,7 +464,13 @@ def test_other_folders_are_refused(artifact, tmp_path: Path) -> None:
         with pytest.raises(ScoreError, match=r"is no folder of scores \(it has no _scores\.json\)"):
             plan_job(str(artifact), [str(logs)], str(output))
     (logs / SUMMARY_NAME).touch()
-    for inputs, output in (([logs], logs), ([logs], logs / "scores"), ([logs / "a.csv"], logs)):
+    glob = logs / "*"
+    for inputs, output in (
+        ([logs], logs),
+        ([logs], logs / "scores"),
+        ([logs / "a.csv"], logs),
+        ([glob], logs / "x" / "y"),
+    ):
         with pytest.raises(ScoreError, match="are one within the other"):
             plan_job(str(artifact), [str(path) for path in inputs], str(output))
     with pytest.raises(LogError, match="no input file matches"):
