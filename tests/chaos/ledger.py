@@ -37,7 +37,7 @@ def work(arguments: dict[str, Any]) -> None:
     """One Ray Train worker; each attempt of the group has a folder of books, one book a rank."""
     import torch.distributed as dist
 
-    from infra.airflow.check import run
+    from training.fit import run
     from training.sharding import checkpoint
 
     attempt = [f"{time.time_ns()}"]

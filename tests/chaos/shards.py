@@ -195,7 +195,7 @@ class Trained:
 
     def fit(self, step: int | None = None, strike: Callable[[], object] = lambda: None) -> None:
         """Train to the end, from the newest checkpoint; ``strike`` when the checkpoint of ``step`` is written."""
-        from infra.airflow.check import run
+        from training.fit import run
 
         steps, reader = self.steps, run.Reader
 
