@@ -52,7 +52,7 @@ def _numbers(row: Row) -> str:
     return "  ".join(f"{name} {row[name]:.6f}" for name in ("monitor", *METRICS) if row.get(name) is not None)
 
 
-def write(output: Path, search: Search, models: Sequence[Row], rows: Sequence[Row]) -> None:
+def write_search(output: Path, search: Search, models: Sequence[Row], rows: Sequence[Row]) -> None:
     """Write ``tune.json`` and ``trials.csv`` into a folder."""
     names = ("seed", "num_trials", "max_epochs", "grace_epochs", "reduction_factor", "parallel")
     budget = {name: getattr(search, name) for name in names}
@@ -64,7 +64,7 @@ def write(output: Path, search: Search, models: Sequence[Row], rows: Sequence[Ro
         writer.writerows(flat)
 
 
-def describe(output: Path, search: Search, models: Sequence[Row], rows: Sequence[Row]) -> str:
+def describe_search(output: Path, search: Search, models: Sequence[Row], rows: Sequence[Row]) -> str:
     """Describe the best result and the cost of each model, the best first, and the trials that failed.
 
     Args:

@@ -47,7 +47,7 @@ def run_all(cells: Sequence[Cell], configs: Mapping[Path, Config], parallel: int
     return results
 
 
-def build(dataset: Entry, shared: Texts) -> None:
+def build_missing_dataset(dataset: Entry, shared: Texts) -> None:
     """Build a dataset if it does not exist.
 
     Raises:

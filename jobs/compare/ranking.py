@@ -9,7 +9,7 @@ import numpy as np
 
 from features.disk.atomic import write_json
 from jobs.compare.matrix import Cell, Leaderboard
-from jobs.pages.leaderboard_page import SPLITS, Row, last_split, render, verdict, with_deviation
+from jobs.pages.leaderboard_page import SPLITS, Row, last_split, render_leaderboard, verdict, with_deviation
 from training.judge.comparison import paired_bootstrap
 from training.judge.metrics import METRICS
 
@@ -84,7 +84,7 @@ def _load(path: Path, split: str) -> dict[str, np.ndarray]:
         return {name.removeprefix(prefix): file[name] for name in file.files if name.startswith(prefix)}
 
 
-def write(output: Path, leaderboard: Leaderboard, rows: Sequence[Row]) -> None:
+def write_leaderboard(output: Path, leaderboard: Leaderboard, rows: Sequence[Row]) -> None:
     """Write the rows as CSV, JSON and a page into a folder."""
     output.mkdir(parents=True, exist_ok=True)
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -93,11 +93,13 @@ def write(output: Path, leaderboard: Leaderboard, rows: Sequence[Row]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     write_json(output / "leaderboard.json", rows)
-    page = render({dataset.folder: dataset.name for dataset in leaderboard.datasets}, rows, leaderboard.reference)
+    page = render_leaderboard(
+        {dataset.folder: dataset.name for dataset in leaderboard.datasets}, rows, leaderboard.reference
+    )
     (output / "leaderboard.html").write_text(page, encoding="utf-8")
 
 
-def describe(rows: Iterable[Row]) -> str:
+def describe_leaderboard(rows: Iterable[Row]) -> str:
     """Lay the rows out for a terminal, a line each."""
     lines = []
     for row in rows:

@@ -184,7 +184,7 @@ def _work(sampled: dict[str, Any], tasks: list[dict[str, Any]]) -> None:
     set_up_worker(task["parallel"], config.threads_per_worker)
     import torch.distributed as dist
 
-    from training.fit.run import Run, fit
+    from training.fit.run import Run, train_rank
 
     run = Run(Path(task["folder"]))
     shutil.rmtree(run.path, ignore_errors=True)
@@ -198,7 +198,7 @@ def _work(sampled: dict[str, Any], tasks: list[dict[str, Any]]) -> None:
             tune.report({"epochs": event["epoch"] + 1, "seconds": time.perf_counter() - started, **metrics})
 
     try:
-        fit(run, config, report, resolved.features)
+        train_rank(run, config, report, resolved.features)
     except DivergedError as error:  # a rate that is too high ends a trial, not the search
         tune.report(_divergence(str(error)))
 

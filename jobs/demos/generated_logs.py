@@ -62,7 +62,7 @@ def _clear(output: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def describe(summary: dict[str, Any], output: str) -> str:
+def describe_logs(summary: dict[str, Any], output: str) -> str:
     """Describe generated logs in two lines."""
     oracle = ", ".join(
         f"{name} {'undefined' if value is None else f'{value:.6f}'}" for name, value in summary["oracle"].items()

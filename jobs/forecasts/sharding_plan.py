@@ -53,7 +53,7 @@ def plan_cluster(config: Config, cluster: Cluster, output: Path) -> Plan:
             changes = find_changes(build, config.training, cluster, error, follow)
         write_json(output / "plan.json", refusal(error, changes))
         raise ValueError("\n  ".join([str(error), *advice(changes)])) from error
-    write_json(output / "plan.json", summary(plan, config))
+    write_json(output / "plan.json", summarise_plan(plan, config))
     return plan
 
 
@@ -85,7 +85,7 @@ def num_embeddings(config: Config) -> dict[str, int]:
     return {feature.name: learnt.num_embeddings(feature) for feature in config.features.sparse}
 
 
-def summary(plan: Plan, config: Config) -> dict[str, Any]:
+def summarise_plan(plan: Plan, config: Config) -> dict[str, Any]:
     """Describe a plan as plan.json holds it."""
     cluster, topology = plan.cluster, plan.cluster.topology()
     training = config.training
@@ -144,11 +144,11 @@ def advice(changes: Sequence[Change]) -> list[str]:
     return lines or ["no larger cluster, memory, smaller batch or other sharding that was tried fits"]
 
 
-def describe(result: Mapping[str, Any]) -> str:
+def describe_plan(result: Mapping[str, Any]) -> str:
     """Lay a plan out for a terminal: the fullest ranks, and the balance of memory and load.
 
     Args:
-        result: as ``summary``.
+        result: as ``summarise_plan``.
     """
     cluster, ranks = result["cluster"], result["ranks"]
     shown = sorted(ranks, key=lambda rank: -rank["bytes"])[:MAX_SHOWN]

@@ -50,7 +50,7 @@ def with_places(config: Config) -> Config:
 
 
 @contextmanager
-def locked(run_path: Path) -> Iterator[None]:
+def lock_run_folder(run_path: Path) -> Iterator[None]:
     """Hold the run folder's lock.
 
     Raises:
@@ -83,7 +83,7 @@ def take_over(run_path: Path) -> str:
         return name
 
 
-def prepare(run_path: Path, config: Config, resume: bool) -> Config:
+def prepare_run(run_path: Path, config: Config, resume: bool) -> Config:
     """Check dataset and run before any worker starts, and write down what the run is trained with; returns the config.
 
     Raises:

@@ -18,7 +18,7 @@ MAP_COLOURS = [[0, "#f5f7f9"], [0.5, "#7fa8d4"], [0.5, "#f2b98f"], [1, RED]]
 """Colour scale of distance over limit, from 0 to 2: blue is within the limit, orange and red are beyond."""
 
 
-def distances(results: Sequence[Result]) -> go.Figure:
+def draw_distances(results: Sequence[Result]) -> go.Figure:
     """Draw a bar for each feature, its distance to the datasets before, and a mark for its limit.
 
     Args:

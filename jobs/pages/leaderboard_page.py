@@ -1,4 +1,4 @@
-"""render: the page of a leaderboard; verdict and others: texts of its cells."""
+"""render_leaderboard: the page of a leaderboard; verdict and others: texts of its cells."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ Row = dict[str, Any]
 """Row of a leaderboard: means, deviations and the difference to the reference, of one model on one dataset."""
 
 
-def render(datasets: Mapping[str, str], rows: Sequence[Row], reference: str) -> str:
+def render_leaderboard(datasets: Mapping[str, str], rows: Sequence[Row], reference: str) -> str:
     """Make the whole page.
 
     Args:

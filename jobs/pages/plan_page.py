@@ -1,4 +1,4 @@
-"""render: the page of a sharding plan; sentence: the plan in one sentence."""
+"""render_plan: the page of a sharding plan; sentence: the plan in one sentence."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ MAX_NAMED = 8
 """Tables in host memory named at most."""
 
 
-def render(result: Mapping[str, Any], shards: Mapping[tuple[str, int], int]) -> str:
+def render_plan(result: Mapping[str, Any], shards: Mapping[tuple[str, int], int]) -> str:
     """Make the whole page.
 
     Args:

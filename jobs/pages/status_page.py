@@ -1,4 +1,4 @@
-"""render: the status page of retraining, one self-contained HTML file."""
+"""render_status: the status page of retraining, one self-contained HTML file."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +23,7 @@ VERDICT_MARKS = {
 }
 
 
-def render(status: RetrainingStatus) -> str:
+def render_status(status: RetrainingStatus) -> str:
     """Make the whole page."""
     sections = {
         "now": "Now",

@@ -44,7 +44,7 @@ def open_folder(folder: Path, must_exist: bool) -> "MlflowClient":
         raise RegistryError(f"{folder} is no registry: it has no {DATABASE_NAME}; registering a model makes one")
     if not database.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / LOCK_NAME, MAKING_SECONDS):
+        with lock_registry(folder / LOCK_NAME, MAKING_SECONDS):
             if not database.is_file():
                 _create(database)
     _wait_for(database)
@@ -112,7 +112,7 @@ def _wait_for(database: Path) -> None:
         raise RegistryError(_reason(str(database.parent), str(error))) from error
 
 
-def locked(path: Path, patience: float | None = None) -> contextlib.AbstractContextManager[Any]:
+def lock_registry(path: Path, patience: float | None = None) -> contextlib.AbstractContextManager[Any]:
     """Hold a file lock between processes of this machine.
 
     Raises:

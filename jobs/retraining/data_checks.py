@@ -88,7 +88,7 @@ def _by_rule(results: Iterable[Result]) -> dict[str, list[Result]]:
     return groups
 
 
-def check(
+def check_data(
     manifest: DatasetManifest, profile: DataProfile, reference: DataProfile | None, config: DataChecksConfig
 ) -> Checks:
     """Check a dataset against those before it.

@@ -21,7 +21,7 @@ from jobs.registry.store import RegistryError
 from jobs.retraining.data_checks import Result
 from jobs.retraining.partition_status import PartitionStatus, read_partitions, reasons_of
 from jobs.retraining.retrain_folder import TRAINED_TAG, RetrainFolder
-from jobs.retraining.shapes import distances
+from jobs.retraining.shapes import find_distances
 from jobs.retraining.status_files import Outcome, StatusFiles, one_line
 from jobs.retraining.todo import Todo, plan
 
@@ -81,7 +81,7 @@ class RetrainingStatus:
     @property
     def drift(self) -> dict[str, list[Result]]:
         """Drift by date: distances of its features to the dates before, the largest first."""
-        found = {date: distances(checks) for date, checks in self.files.checks.items()}
+        found = {date: find_distances(checks) for date, checks in self.files.checks.items()}
         return {date: results for date, results in found.items() if results}
 
     def reasons(self, outcome: Outcome) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ MAX_REASON = 100
 """Characters of a reason in the table at most; the page shows more."""
 
 
-def describe(status: RetrainingStatus) -> str:
+def describe_status(status: RetrainingStatus) -> str:
     """Describe the status in some lines and a table of the last retrainings."""
     lines = [f"{status.model} in {status.root}, {status.at}", ""]
     lines += [f"{name:<11}{value}" for name, value in facts(status).items()]

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from jobs.pages.score_api_page import render
+from jobs.pages.score_api_page import render_score_api
 from jobs.registry.found_artifact import FoundArtifact
 from jobs.serving.score_request import MAX_NUMBER, TOKEN, RequestError, RequestLimits, ScoreRequest
 from jobs.serving.scorer import Scores
@@ -119,7 +119,7 @@ def make_api(service: Service, limits: RequestLimits, token: str | None = None) 
 
     @api.get("/docs", include_in_schema=False, **guarded)
     async def docs() -> Response:
-        return HTMLResponse(render(describe(), service.served.columns))
+        return HTMLResponse(render_score_api(describe(), service.served.columns))
 
     return api
 

@@ -32,7 +32,7 @@ def serve(arguments: argparse.Namespace) -> int:
         ConfigError: an option is wrong, or the address cannot be bound.
         ValueError: the artifact cannot be served.
     """
-    check(arguments)
+    check_options(arguments)
     find = _finder(arguments)
     find()  # what is not there is said before Ray starts
     signal.signal(signal.SIGTERM, _stop)
@@ -43,7 +43,7 @@ def serve(arguments: argparse.Namespace) -> int:
         return _answer(arguments, find, listener)
 
 
-def check(arguments: argparse.Namespace) -> None:
+def check_options(arguments: argparse.Namespace) -> None:
     """Check the options of the command line.
 
     Raises:

@@ -212,7 +212,7 @@ class Trained:
 
         run.Reader = Ledger
         try:
-            run.fit(self.run, self.config, on_event)
+            run.train_rank(self.run, self.config, on_event)
         finally:
             run.Reader = reader
 

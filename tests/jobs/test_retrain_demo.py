@@ -13,7 +13,7 @@ import pytest
 
 from jobs.cli.config import load_config
 from jobs.demos.demo_client import Answer, DemoClient, ask, find_wrong
-from jobs.demos.retrain_week import PLAY, RetrainDemo, break_log, compare
+from jobs.demos.retrain_week import PLAY, RetrainDemo, break_log, compare_days
 from pipeline.synthetic.generate import LogSpec, generate_chunks, write_chunk
 
 OVERLAYS = sorted(Path("jobs/configs/retrain").glob("*.toml"))
@@ -47,9 +47,9 @@ def test_the_broken_day_has_three_times_the_clicks_and_no_countries(tmp_path: Pa
 
 
 def test_a_week_that_goes_otherwise_is_noticed() -> None:
-    assert compare(SUMMARY) == []
+    assert compare_days(SUMMARY) == []
     promoted = {"day": "2024-01-04", "verdict": "promoted", "stopped_by": None, "champion_version": 3}
-    assert compare([*SUMMARY[:2], promoted, *SUMMARY[3:]]) == [
+    assert compare_days([*SUMMARY[:2], promoted, *SUMMARY[3:]]) == [
         "2024-01-04: verdict is promoted, not stopped",
         "2024-01-04: stopped_by is None, not data checks",
         "2024-01-04: champion_version is 3, not 2",

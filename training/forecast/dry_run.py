@@ -24,7 +24,7 @@ from training.sharding.table_planner import (
     Cluster,
     Sharder,
     batch_size_per_rank,
-    describe,
+    describe_placement,
     held_bytes,
     make_planner,
     make_reservation,
@@ -129,7 +129,7 @@ def plan_tables(model: CTRModel, config: TrainingConfig, cluster: Cluster) -> Pl
     tables = {table.name: table for table in model.tables}
     placed = {name: place for module in placements.plan.values() for name, place in module.items()}
     nothing = {"num_shards": 0} | dict.fromkeys((*PARTS, HOST), 0)
-    rows = {name: describe(tables[name], place) | nothing for name, place in placed.items()}
+    rows = {name: describe_placement(tables[name], place) | nothing for name, place in placed.items()}
     ranks = [
         {"rank": rank} | nothing | {"bytes": reserve.fixed} | dict.fromkeys(TIMES, 0.0)
         for rank in range(cluster.world_size)

@@ -264,7 +264,7 @@ def make_reservation(model: CTRModel, margin: float) -> HeuristicalStorageReserv
     return HeuristicalStorageReservation(margin, dense_tensor_estimate=DENSE_COPIES * dense)
 
 
-def describe(table: EmbeddingTable, placement: Any) -> dict[str, Any]:
+def describe_placement(table: EmbeddingTable, placement: Any) -> dict[str, Any]:
     """Describe a table and its placement for a run's plan.json."""
     return {
         "table": table.name,

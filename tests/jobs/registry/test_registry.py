@@ -577,10 +577,10 @@ def test_a_real_model_scores_the_same_when_it_is_fetched(
     registry: Registry, tmp_path: Path, make_dataset, one_rank
 ) -> None:
     from jobs.cli.config import parse_config
-    from jobs.launch.run_guard import prepare
+    from jobs.launch.run_guard import prepare_run
     from tests.training.fit.test_run import make_config
     from training.data.opened_dataset import Dataset
-    from training.fit.run import Run, fit
+    from training.fit.run import Run, train_rank
     from training.ship.export import export
     from training.ship.predict import Predictor
 
@@ -589,8 +589,8 @@ def test_a_real_model_scores_the_same_when_it_is_fetched(
     run = Run(tmp_path / "run")
     run.path.mkdir()
     tree = {"features": schema, "pipeline": {"output": "unused"}, "training": config}
-    prepare(run.path, parse_config(tree), resume=False)
-    fit(run, config)
+    prepare_run(run.path, parse_config(tree), resume=False)
+    train_rank(run, config)
     log = tmp_path / "log.csv"
     log.write_text("user,genres,device,age,row,price\n1,g|h,mobile,20,0.5,1\n2,,tablet,40,0.1,2\n")
     exported = export(run, tmp_path / "artifact", str(log))

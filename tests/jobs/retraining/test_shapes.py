@@ -4,7 +4,7 @@ from features.profile.distribution import DenseDistribution, SparseDistribution
 from features.profile.id_counts import IdSample
 from features.profile.profile import DataProfile
 from jobs.retraining.data_checks import Checks, Result
-from jobs.retraining.shapes import NUM_FEATURES, NUM_IDS, distances, shapes
+from jobs.retraining.shapes import NUM_FEATURES, NUM_IDS, find_distances, shapes
 
 
 def profile(**features: SparseDistribution | DenseDistribution) -> DataProfile:
@@ -50,4 +50,4 @@ def test_only_what_moved_most_is_kept() -> None:
     names = [f"f{i}" for i in range(NUM_FEATURES + 3)]
     side = profile(**{name: sparse([1, 2]) for name in names})
     assert list(shapes(moved(*names), side, side)) == names[:NUM_FEATURES]
-    assert [result.feature for result in distances(moved(*names))][:2] == ["f0", "f1"]
+    assert [result.feature for result in find_distances(moved(*names))][:2] == ["f0", "f1"]

@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 from pydantic import TypeAdapter
 
-from features.disk.artifact import ArtifactError, digest_of
+from features.disk.artifact import ArtifactError, digest_of_artifact
 from features.disk.trained_on import TrainedOn
 from features.rawlog import LogError, LogFormat, Lookup, read_lines
 from jobs import score
@@ -43,7 +43,7 @@ from tests.fuzz.targets import digests
 from tests.jobs.registry.test_registry import make_registry
 from tests.stand_ins.tiny_dataset import TINY_FEATURES, write_tiny_dataset
 from training.config import MLPEncoder, ModelConfig, TrainingConfig
-from training.fit.run import Run, fit
+from training.fit.run import Run, train_rank
 from training.ship.export import export
 
 ROOT = Path(__file__).parents[3]
@@ -74,7 +74,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "golden.csv").write_text(",".join(COLUMNS) + "\n1,g|h,mobile,20,0.5,1\n2,,tablet,40,0.1,-2\n")
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
     try:
-        fit(run, config)
+        train_rank(run, config)
     finally:
         dist.destroy_process_group()
     export(run, folder / "artifact", str(folder / "golden.csv"))
@@ -360,7 +360,7 @@ def test_what_a_task_says(artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     log.write_text(",".join(COLUMNS) + "\n1,g,mobile,20,0,1\n")
     portion = Portion(str(log), str(log))
     folder = tmp_path / "scratch"
-    work = Work(str(artifact), digest_of(str(artifact)), str(folder), LogFormat(), ())
+    work = Work(str(artifact), digest_of_artifact(str(artifact)), str(folder), LogFormat(), ())
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # the other tests' own
     assert "is not there for an executor: give an --output on storage" in score_portion(work, portion)["failure"]
     folder.mkdir()
@@ -393,7 +393,7 @@ def test_an_artifact_that_is_replaced_meanwhile(artifact_for, spark, tmp_path: P
     with pytest.raises(ScoreError, match="was replaced while it was in use"):
         score_folder.score_folder(spark, job)
     with pytest.raises(ArtifactError, match="is not a usable artifact"):
-        digest_of(str(tmp_path / "nothing"))
+        digest_of_artifact(str(tmp_path / "nothing"))
 
 
 def test_the_champion_of_a_registry(artifact: Path, artifact_for, run_here, tmp_path: Path) -> None:
@@ -408,7 +408,7 @@ def test_the_champion_of_a_registry(artifact: Path, artifact_for, run_here, tmp_
     where = ("--registry", registry.place, "--input", tmp_path / "logs" / "a.csv", "--output", tmp_path / "a.csv")
     assert run_here(score.main, "--artifact", "models:/ctr@champion", *where)[0] == 0
     named = json.loads((tmp_path / "a.csv.json").read_text())["artifact"]
-    assert named == {"model": "ctr", "version": 1, "sha256": digest_of(str(artifact))}
+    assert named == {"model": "ctr", "version": 1, "sha256": digest_of_artifact(str(artifact))}
     job = plan_job("models:/ctr@champion", [str(tmp_path / "logs")], str(tmp_path / "out"), registry.place)
     assert job.artifact.named == named
     job = plan_job("models:/ctr/2", [str(tmp_path / "logs")], str(tmp_path / "out"), registry.place)
@@ -421,7 +421,7 @@ def test_an_artifact_in_an_object_store(artifact, bucket, tmp_path: Path) -> Non
             bucket.write(f"artifact/{path.relative_to(artifact).as_posix()}", path.read_bytes())
     write(tmp_path / "logs", "a.csv", "csv", random.Random(0), 5)
     job = plan_job(f"{bucket.url}/artifact", [str(tmp_path / "logs")], str(tmp_path / "out"))
-    assert job.artifact.place == f"{bucket.url}/artifact" and job.artifact.sha256 == digest_of(str(artifact))
+    assert job.artifact.place == f"{bucket.url}/artifact" and job.artifact.sha256 == digest_of_artifact(str(artifact))
 
 
 # -------------------------------------------------------------------------------------------------------------- outputs
