@@ -14,7 +14,7 @@ from features.schema import VOCABULARY_KINDS
 from jobs.cli.config import Config, check_manifest
 from jobs.cli.text_table import text_table
 from training.config import TrainingConfig
-from training.forecast.dry_run import Change, Plan, PlanError, binary, find_changes, plan_tables
+from training.forecast.dry_run import Change, DryRunPlan, PlanError, binary, find_changes, plan_tables
 from training.model.ctr_model import CTRModel
 from training.sharding.table_planner import HOST, PARTS, Cluster, batch_size_per_rank
 
@@ -22,7 +22,7 @@ MAX_SHOWN = 64
 """Ranks printed at most; plan.json has all of them."""
 
 
-def plan_cluster(config: Config, cluster: Cluster, output: Path) -> Plan:
+def plan_cluster(config: Config, cluster: Cluster, output: Path) -> DryRunPlan:
     """Plan the shards of a training on a cluster, and write ``plan.json``.
 
     Args:
@@ -85,7 +85,7 @@ def num_embeddings(config: Config) -> dict[str, int]:
     return {feature.name: learnt.num_embeddings(feature) for feature in config.features.sparse}
 
 
-def summarise_plan(plan: Plan, config: Config) -> dict[str, Any]:
+def summarise_plan(plan: DryRunPlan, config: Config) -> dict[str, Any]:
     """Describe a plan as plan.json holds it."""
     cluster, topology = plan.cluster, plan.cluster.topology()
     training = config.training

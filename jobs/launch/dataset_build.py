@@ -11,7 +11,7 @@ from jobs.cli.config import Config
 from jobs.cli.conventions import place
 from jobs.cli.errors import ConfigError
 from pipeline.build.dataset import build_dataset
-from pipeline.build.sources import Plan, plan_sources
+from pipeline.build.sources import InputPlan, plan_sources
 from pipeline.build.split import parse_time
 from pipeline.config import TimeSplit
 
@@ -46,7 +46,7 @@ def check_build(config: Config) -> None:
             raise ConfigError("config key 'pipeline.split.test_from' must be later than valid_from")
 
 
-def run_build(spark: "SparkSession", config: Config, plan: Plan | None = None) -> dict[str, Any]:
+def run_build(spark: "SparkSession", config: Config, plan: InputPlan | None = None) -> dict[str, Any]:
     """Build and commit one dataset, and write a summary beside its manifest.
 
     Args:

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from jobs.pages import check_figures
 from jobs.pages.values import Mark, Table
-from jobs.retraining.data_checks import LEVELS, Checks, Result
+from jobs.retraining.data_checks import LEVELS, CheckResult, Checks
 from jobs.retraining.raw_partitions import dashed
 from jobs.retraining.shapes import KeptChecks, find_distances
 from training.judge.gate import RuleResult, Verdict
@@ -67,19 +67,19 @@ def _shapes(kept: KeptChecks) -> Figures:
 _HEADER = ("", "rule", "feature", "value", "reference", "threshold", "reason")
 
 
-def _row(result: Result) -> tuple[Any, ...]:
+def _row(result: CheckResult) -> tuple[Any, ...]:
     mark = LEVEL_MARKS[result.level]
     return mark, result.rule, result.feature, result.value, result.reference, result.threshold, result.reason
 
 
-def _beyond(kept: Checks) -> list[Result]:
+def _beyond(kept: Checks) -> list[CheckResult]:
     """Find the results beyond their limit, the most severe first."""
     return sorted((r for r in kept.results if r.level != "ok"), key=lambda result: -LEVELS.index(result.level))
 
 
-def _largest(kept: Checks) -> list[Result]:
+def _largest(kept: Checks) -> list[CheckResult]:
     """Find the largest value of each rule that is ok."""
-    found: dict[str, Result] = {}
+    found: dict[str, CheckResult] = {}
     for result in kept.results:
         if result.level == "ok" and (result.rule not in found or result.value > found[result.rule].value):
             found[result.rule] = result

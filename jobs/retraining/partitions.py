@@ -10,7 +10,7 @@ from features.disk.window import SOURCE_SPLIT
 from features.profile.profile import DataProfile, measure, total
 from jobs.cli.data_checks_config import DataChecksConfig, RowLimits
 from jobs.cli.errors import ConfigError
-from jobs.retraining.data_checks import Checks, Delivery, Result, check_data, order_partitions
+from jobs.retraining.data_checks import CheckResult, Checks, Delivery, check_data, order_partitions
 from jobs.retraining.raw_partitions import RawPartition, is_late
 from jobs.retraining.retrain_folder import RetrainFolder
 from jobs.retraining.shapes import shapes
@@ -126,4 +126,4 @@ def _twin(place: RetrainFolder, name: str) -> Checks | None:
     twin = order_partitions(deliveries, [d for d in deliveries if d.name != name]).duplicates.get(name)
     if twin is None:
         return None
-    return Checks((Result("duplicate", None, 1.0, None, "rows of its own", "stop", f"it has the rows of {twin}"),))
+    return Checks((CheckResult("duplicate", None, 1.0, None, "rows of its own", "stop", f"it has the rows of {twin}"),))

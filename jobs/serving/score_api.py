@@ -17,7 +17,7 @@ from ray.serve.exceptions import RayServeException
 from jobs.pages.score_api_page import render_score_api
 from jobs.registry.found_artifact import FoundArtifact
 from jobs.serving.score_request import MAX_NUMBER, TOKEN, RequestError, RequestLimits, ScoreRequest
-from jobs.serving.scorer import Scores
+from jobs.serving.scorer import RequestScores
 from jobs.serving.service import Service
 
 DESCRIPTION = (
@@ -154,7 +154,7 @@ async def _read(request: Request, limit: int) -> bytes:
     return b"".join(chunks)
 
 
-def _encode(artifact: FoundArtifact, scores: Scores) -> bytes:
+def _encode(artifact: FoundArtifact, scores: RequestScores) -> bytes:
     errors = [{"row": number, "error": error} for number, error in scores.errors.items()]
     return json.dumps({**artifact.named, "scores": scores.scores, "errors": errors}).encode()
 

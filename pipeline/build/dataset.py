@@ -20,7 +20,7 @@ from pipeline.build.encode import DUPLICATE, encode, prepare_rows
 from pipeline.build.estimate import estimate_statistics, features_to_estimate
 from pipeline.build.ingest import REASON, read_logs
 from pipeline.build.quality import Profile, check_rejected, enforce_limits, profile, sparse_statistics, write_rejected
-from pipeline.build.sources import Plan
+from pipeline.build.sources import InputPlan
 from pipeline.build.vocabulary import count_values, fit_learnt
 from pipeline.build.write import commit, commit_to_store, max_ids, new_version, staging, write_files
 from pipeline.config import PipelineConfig, TimeSplit, WriteConfig
@@ -28,7 +28,7 @@ from pipeline.session import SPARK_ERRORS, configure, explain, size_shuffles
 
 
 def build_dataset(
-    spark: SparkSession, schema: FeatureSchema, pipeline: PipelineConfig, resolved: dict[str, Any], plan: Plan
+    spark: SparkSession, schema: FeatureSchema, pipeline: PipelineConfig, resolved: dict[str, Any], plan: InputPlan
 ) -> tuple[DatasetManifest, list[str]]:
     """Build one dataset and commit it; until then the old one stays as it is.
 
@@ -80,7 +80,7 @@ def _build(
     schema: FeatureSchema,
     pipeline: PipelineConfig,
     resolved: dict[str, Any],
-    plan: Plan,
+    plan: InputPlan,
     version: Path,
     bar: tqdm,
 ) -> tuple[DatasetManifest, list[str]]:
@@ -144,7 +144,7 @@ def load_base(folder: str | None, schema: FeatureSchema) -> Learnt | None:
 def _describe(
     schema: FeatureSchema,
     resolved: dict[str, Any],
-    plan: Plan,
+    plan: InputPlan,
     seen: Profile,
     learnt: Learnt,
     statistics: dict[str, dict[str, FeatureStatistics]],

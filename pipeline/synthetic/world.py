@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 Ints = NDArray[np.int64]
 RawColumns = dict[str, NDArray[Any]]
 """Column -> (n,) values of one chunk of rows; in object arrays None is a missing value."""
@@ -159,7 +159,7 @@ class World:
         renewals = np.floor(self.renewals + places * GOLDEN_RATIO % 1).astype(np.int64)
         return places + renewals * (num_places + 1)  # one more, so that a new one has other properties
 
-    def logits(self, row: dict[str, Ints]) -> Floats:
+    def logits(self, row: dict[str, Ints]) -> FloatArray:
         """Compute the log-odds of a click, (n,), of drawn impressions."""
         profile, place, creative = row["profile"], row["place_category"], row["creative"]
         return (
@@ -184,7 +184,7 @@ class World:
             + np.where(row["weekday"] >= 5, 0.1, 0.0)
         )
 
-    def _tastes(self, row: dict[str, Ints]) -> Floats:
+    def _tastes(self, row: dict[str, Ints]) -> FloatArray:
         """Compute the taste of each user at each place, (n, 2).
 
         What the log does not tell (a missing age or gender) counts for nothing: the probability is the best guess from
@@ -237,30 +237,30 @@ class World:
         return np.array([t[1:] or None for t in text], object)
 
 
-def sigmoid(logits: Floats) -> Floats:
+def sigmoid(logits: FloatArray) -> FloatArray:
     """Convert logits to probabilities."""
     return 1 / (1 + np.exp(-logits))
 
 
-def _weights(n: int, exponent: float, offset: int = 0) -> Floats:
+def _weights(n: int, exponent: float, offset: int = 0) -> FloatArray:
     """Power-law shares of n ids: the one of rank r has a share in proportion to (r + offset) ** -exponent."""
     weights = 1 / np.arange(1 + offset, n + 1 + offset) ** exponent
     return weights / weights.sum()
 
 
-def _cdf(shares: Floats) -> Floats:
+def _cdf(shares: FloatArray) -> FloatArray:
     cdf = np.cumsum(shares)
     cdf[-1] = 1.0
     return cdf
 
 
-def _arrows(rng: np.random.Generator, n: int) -> Floats:
+def _arrows(rng: np.random.Generator, n: int) -> FloatArray:
     """n unit vectors (n, 2) in directions spaced evenly around the circle, in random order."""
     angles = 2 * np.pi * (rng.permutation(n) + rng.random()) / n
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
-def _levels(rng: np.random.Generator, n: int) -> Floats:
+def _levels(rng: np.random.Generator, n: int) -> FloatArray:
     """n values of mean 0 and standard deviation 1, spaced evenly, in random order."""
     levels = rng.permutation(n) - (n - 1) / 2
     return levels / levels.std()

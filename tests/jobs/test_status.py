@@ -16,7 +16,7 @@ from jobs import status
 from jobs.cli.config import load_config
 from jobs.pages.status_page import MAX_REASONS, render_status
 from jobs.registry.registry import Registry
-from jobs.retraining.data_checks import Checks, Level, Result
+from jobs.retraining.data_checks import CheckResult, Checks, Level
 from jobs.retraining.date_index import DateIndex
 from jobs.retraining.raw_partitions import dashed
 from jobs.retraining.retrain_folder import TRAINED_TAG
@@ -342,7 +342,9 @@ def test_the_page_shows_it_all(retrained: Retrained) -> None:
 def hostile(made: Retrained) -> None:
     """Names and reasons that are HTML, wherever a file may hold one."""
     levels: dict[str, Level] = {"psi": "stop", "nulls": "warn", "out of vocabulary": "ok"}
-    results = [Result(rule, HOSTILE, 0.5, 0.1, "at most 0.25", level, HOSTILE, 0.25) for rule, level in levels.items()]
+    results = [
+        CheckResult(rule, HOSTILE, 0.5, 0.1, "at most 0.25", level, HOSTILE, 0.25) for rule, level in levels.items()
+    ]
     shape = {"bins": [HOSTILE, "b"], "current": [0.4, 0.6], "reference": [0.5, 0.5]}
     kept = {**Checks(tuple(results)).to_json(), "shapes": {HOSTILE: shape}}
     write_json(made.root / "checks" / f"{UNSEEN}.json", kept)

@@ -28,7 +28,7 @@ BUCKET = 25 << 20
 """Bytes of dense gradients that DistributedDataParallel reduces at once."""
 
 Kind = ShardingKind | Literal["table_row_wise"]
-Number = Annotated[float, Field(gt=0)]
+PositiveNumber = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Floats = NDArray[np.float64]
@@ -55,21 +55,21 @@ class Machine:
         memory: bytes.
     """
 
-    flops: Number
-    memory_bandwidth: Number
+    flops: PositiveNumber
+    memory_bandwidth: PositiveNumber
     flops_share: Share = 1.0
     memory_share: Share = 1.0
     link_share: Share = 1.0
-    line: Number = 64
+    line: PositiveNumber = 64
     id_seconds: NotNegative = 0.0
     step_seconds: NotNegative = 0.0
-    within_host: Number = 1e15
-    between_hosts: Number = 1e15
+    within_host: PositiveNumber = 1e15
+    between_hosts: PositiveNumber = 1e15
     latency_within: NotNegative = 0.0
     latency_between: NotNegative = 0.0
     latency_per_peer: NotNegative = 0.0
-    read_rows: Number = 1e15
-    memory: Number = 1e15
+    read_rows: PositiveNumber = 1e15
+    memory: PositiveNumber = 1e15
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ class Reserve:
 
 
 @dataclass(frozen=True)
-class Plan:
+class DryRunPlan:
     """A dry run's plan.
 
     Attributes:
@@ -97,10 +97,10 @@ class Change:
 
     words: str
     factor: float
-    plan: Plan
+    plan: DryRunPlan
 
 
-def plan_tables(model: CTRModel, config: TrainingConfig, cluster: Cluster) -> Plan:
+def plan_tables(model: CTRModel, config: TrainingConfig, cluster: Cluster) -> DryRunPlan:
     """Plan the tables as a training on these ranks would.
 
     Args:
@@ -154,7 +154,7 @@ def plan_tables(model: CTRModel, config: TrainingConfig, cluster: Cluster) -> Pl
             rank["ms"] += shard.perf.total
             place = (option.name, shard.rank)
             shards[place] = shards.get(place, 0) + size
-    return Plan(cluster, reserve, list(rows.values()), ranks, shards)
+    return DryRunPlan(cluster, reserve, list(rows.values()), ranks, shards)
 
 
 def find_changes(

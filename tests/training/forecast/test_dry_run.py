@@ -24,7 +24,7 @@ from training.config import (
     ShardingConfig,
     TrainingConfig,
 )
-from training.forecast.dry_run import Change, Plan, PlanError, _smallest, find_changes, plan_tables
+from training.forecast.dry_run import Change, DryRunPlan, PlanError, _smallest, find_changes, plan_tables
 from training.model.ctr_model import CTRModel
 from training.sharding.parallelize import parallelize
 from training.sharding.table_planner import CACHED, GIB, PARTS, Cluster, Sharder, batch_size_per_rank, held_bytes
@@ -48,7 +48,7 @@ def build(config: TrainingConfig) -> CTRModel:
     return CTRModel(SCHEMA, ROWS, config.model, pad_tables=config.pads_tables, device="meta")
 
 
-def plan_of(config: TrainingConfig, cluster: Cluster) -> Plan:
+def plan_of(config: TrainingConfig, cluster: Cluster) -> DryRunPlan:
     return plan_tables(build(config), config, cluster)
 
 
