@@ -60,6 +60,8 @@ class Range:
 
 
 Space = dict[str, Range]
+SearchRow = dict[str, Any]
+"""Row of a search's tables: the result of a trial, or the best one of a model."""
 
 
 @checked(frozen=True, config=STRICT)

@@ -16,9 +16,9 @@ from jobs.cli.text_table import text_table
 from training.config import TrainingConfig
 from training.forecast.dry_run import Change, DryRunPlan, PlanError, binary, find_changes, plan_tables
 from training.model.ctr_model import CTRModel
-from training.sharding.table_planner import HOST, PARTS, Cluster, batch_size_per_rank
+from training.sharding.table_planner import HOST, MEMORY_PARTS, Cluster, batch_size_per_rank
 
-MAX_SHOWN = 64
+MAX_PRINTED_RANKS = 64
 """Ranks printed at most; plan.json has all of them."""
 
 
@@ -108,7 +108,7 @@ def summarise_plan(plan: DryRunPlan, config: Config) -> dict[str, Any]:
             "within_host": topology.intra_host_bw / 1e6,
             "between_hosts": topology.inter_host_bw / 1e6,
         },
-        "total": {part: sum(rank[part] for rank in plan.ranks) for part in (*PARTS, HOST)},
+        "total": {part: sum(rank[part] for rank in plan.ranks) for part in (*MEMORY_PARTS, HOST)},
         "balance": {name: _balance([rank[name] for rank in plan.ranks]) for name in ("bytes", "ms")},
         "tables": sorted(plan.tables, key=lambda entry: -entry["bytes"]),
         "ranks": plan.ranks,
@@ -151,7 +151,7 @@ def describe_plan(result: Mapping[str, Any]) -> str:
         result: as ``summarise_plan``.
     """
     cluster, ranks = result["cluster"], result["ranks"]
-    shown = sorted(ranks, key=lambda rank: -rank["bytes"])[:MAX_SHOWN]
+    shown = sorted(ranks, key=lambda rank: -rank["bytes"])[:MAX_PRINTED_RANKS]
     hosted = result["total"]["host"] > 0
     header = ("rank", "shards", "tables", "lookups", "in all", "of memory", *(["on host"] if hosted else []))
     rows: list[tuple[str, ...]] = [(*header, "compute ms", "exchange ms", "ms")]

@@ -12,7 +12,7 @@ from jobs.retraining.retraining_status import NUM_SHOWN, RetrainingStatus
 from jobs.retraining.status_files import Outcome
 from jobs.retraining.status_text import age, facts, span
 
-METRICS = ("auc", "logloss", "calibration", "ne")
+SHOWN_METRICS = ("auc", "logloss", "calibration", "ne")
 MAX_REASONS = 5
 """Reasons of one retraining shown at most: a bad model fails in every segment, and its report has all reasons."""
 VERDICT_MARKS = {
@@ -109,7 +109,7 @@ def _metric_figures(status: RetrainingStatus) -> Figures | None:
         return None
     return {
         f"{metric} on each new day": daily_figures.metric_by_day(compared, metric)
-        for metric in METRICS
+        for metric in SHOWN_METRICS
         if any(metric in values for outcome in compared for values in outcome.metrics.values())
     }
 

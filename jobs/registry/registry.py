@@ -39,7 +39,7 @@ from jobs.registry.model_versions import (
     read_versions,
 )
 from jobs.registry.promotions import Promotion, read_promotions, record, settle, undo
-from jobs.registry.store import LOCK_NAME, RegistryError, explained, lock_registry, open_folder, reach
+from jobs.registry.store import REGISTRY_LOCK_NAME, RegistryError, explained, lock_registry, open_folder, reach
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -272,7 +272,7 @@ class Registry:
 
     def _alone(self) -> contextlib.AbstractContextManager[None]:
         """Lock a folder's registry against concurrent changes; a server has no lock."""
-        return contextlib.nullcontext() if self._is_server else lock_registry(self._folder / LOCK_NAME)
+        return contextlib.nullcontext() if self._is_server else lock_registry(self._folder / REGISTRY_LOCK_NAME)
 
     def _model(self, name: str) -> Any:
         return read_model(self._client, name, self.place)

@@ -16,7 +16,7 @@ from ray.serve.exceptions import RayServeException
 
 from jobs.pages.score_api_page import render_score_api
 from jobs.registry.found_artifact import FoundArtifact
-from jobs.serving.score_request import MAX_NUMBER, TOKEN, RequestError, RequestLimits, ScoreRequest
+from jobs.serving.score_request import MAX_JSON_NUMBER, TOKEN, RequestError, RequestLimits, ScoreRequest
 from jobs.serving.scorer import RequestScores
 from jobs.serving.service import Service
 
@@ -177,7 +177,7 @@ def _unavailable(detail: str) -> Response:
 def _with_columns(document: dict[str, Any], columns: Sequence[str], limits: RequestLimits) -> dict[str, Any]:
     """Add the schema of a row of the served version to an OpenAPI document."""
     text = {"type": "string", "maxLength": limits.value}
-    number = {"type": "number", "minimum": -MAX_NUMBER, "maximum": MAX_NUMBER}
+    number = {"type": "number", "minimum": -MAX_JSON_NUMBER, "maximum": MAX_JSON_NUMBER}
     scalar = [text, number, {"type": "boolean"}, {"type": "null"}]
     value = {"anyOf": [*scalar, {"type": "array", "items": {"anyOf": scalar}, "maxItems": limits.value}]}
     row = {"type": "object", "properties": dict.fromkeys(columns, value), "required": list(columns)}

@@ -9,7 +9,7 @@ from features.encoding import RawRow
 from jobs.launch.loopback import LOOPBACK
 from jobs.scoring.score_rows import load_predictor, score_rows
 
-BATCH_ROWS = 4096
+SCORER_BATCH_ROWS = 4096
 """Rows of a batch over several requests; ``training.ship.predict`` uses the same size."""
 
 
@@ -62,7 +62,9 @@ class Scorer:
         """Raw columns that every row must have."""
         return self._predictor.schema.feature_columns
 
-    @serve.batch(max_batch_size=BATCH_ROWS, batch_wait_timeout_s=0.0, batch_size_fn=lambda items: sum(map(len, items)))
+    @serve.batch(
+        max_batch_size=SCORER_BATCH_ROWS, batch_wait_timeout_s=0.0, batch_size_fn=lambda items: sum(map(len, items))
+    )
     async def score(self, requests: list[Sequence[RawRow]]) -> list[RequestScores]:
         """Score a batch of requests, each a list of rows with all columns; return one ``RequestScores`` for each."""
         rows = [row for request in requests for row in request]

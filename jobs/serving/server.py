@@ -154,13 +154,13 @@ def _answer(arguments: argparse.Namespace, find: Callable[[], FoundArtifact], li
 
 
 def _service_config(arguments: argparse.Namespace) -> "ServiceConfig":
-    from jobs.serving.scorer import BATCH_ROWS
+    from jobs.serving.scorer import SCORER_BATCH_ROWS
     from jobs.serving.service import ServiceConfig
 
     return ServiceConfig(
         num_replicas=arguments.replicas,
         num_threads=arguments.threads,
-        batch_rows=max(arguments.max_rows, BATCH_ROWS),
+        batch_rows=max(arguments.max_rows, SCORER_BATCH_ROWS),
         seconds=arguments.timeout,
         poll_seconds=arguments.poll,
         on_loopback="RAY_ADDRESS" not in os.environ,

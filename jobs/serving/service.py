@@ -27,7 +27,7 @@ from ray.serve.handle import DeploymentHandle
 from features.encoding import RawRow
 from jobs.registry.found_artifact import FoundArtifact
 from jobs.serving.score_request import ScoreRequest
-from jobs.serving.scorer import BATCH_ROWS, RequestScores, Scorer
+from jobs.serving.scorer import SCORER_BATCH_ROWS, RequestScores, Scorer
 from jobs.serving.service_metrics import ServiceMetrics
 
 _log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class ServiceConfig:
 
     num_replicas: int = 1
     num_threads: int = 1
-    batch_rows: int = BATCH_ROWS
+    batch_rows: int = SCORER_BATCH_ROWS
     seconds: float = 30.0
     poll_seconds: float = 2.0
     on_loopback: bool = True

@@ -16,13 +16,11 @@ from pipeline.build.ingest import FILE, LINE, REASON, ROW_ID, plain_path, raw, r
 from pipeline.build.quality import write_rejected
 from pipeline.build.sources import InputPlan
 from pipeline.build.values import seconds_of
-from pipeline.config import PipelineConfig
+from pipeline.config import UNDATED, PipelineConfig
 from pipeline.session import SPARK_ERRORS, configure, explain, size_shuffles
 
 Span = Literal["hour", "day", "month"]
 PATTERNS: dict[Span, str] = {"hour": "yyyyMMddHH", "day": "yyyyMMdd", "month": "yyyyMM"}
-UNDATED = ""
-"""Key of the rows that have no date."""
 _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_370_764_799
 """First and last second of the years 1 to 9998, which Python's calendar can exceed by a month."""
 

@@ -14,7 +14,7 @@ RawColumns = dict[str, NDArray[Any]]
 """Column -> (n,) values of one chunk of rows; in object arrays None is a missing value."""
 
 SECONDS_PER_DAY = 86_400
-FIRST_DAY = 1_704_067_200
+FIRST_TIMESTAMP = 1_704_067_200
 """2024-01-01 00:00 UTC, a Monday."""
 
 NUM_USERS, NUM_PROFILES = 4_000_000, 200_000
@@ -121,7 +121,7 @@ class World:
     def _bias_for(self, click_rate: float, rng: np.random.Generator) -> float:
         """The bias at which a sample of rows clicks at the wanted rate (bisection)."""
         day = np.arange(20_000) * SECONDS_PER_DAY // 20_000
-        logits = self.logits(self.draw(rng, FIRST_DAY + day))
+        logits = self.logits(self.draw(rng, FIRST_TIMESTAMP + day))
         low, high = -20.0, 20.0
         for _ in range(50):
             middle = (low + high) / 2
@@ -149,7 +149,7 @@ class World:
             "system": self.model_system[model], "browser": rng.integers(0, len(BROWSERS), n),
             "connection": rng.integers(0, len(CONNECTIONS), n), "slot": rng.integers(0, len(SLOT_SIZES), n),
             "position": np.minimum(rng.geometric(0.4, n) - 1, NUM_POSITIONS - 1), "hour": hour,
-            "weekday": (timestamps - FIRST_DAY) // SECONDS_PER_DAY % 7,
+            "weekday": (timestamps - FIRST_TIMESTAMP) // SECONDS_PER_DAY % 7,
             "impressions": np.minimum(rng.pareto(1.1, n) * 2, 500).astype(np.int64),
             "session": np.minimum(rng.lognormal(4.0, 1.5, n), 20_000).astype(np.int64),
         }  # fmt: skip

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from features.schema import STRICT
 from training.config import ShardingKind
+from training.judge.scores import Floats
 from training.model.cost import FLOAT, Net
 
 ID = 8
@@ -31,8 +31,7 @@ Kind = ShardingKind | Literal["table_row_wise"]
 PositiveNumber = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
-Floats = NDArray[np.float64]
-PARTS = ("fixed", "dense", "tables", "ids", "vectors", "dense gradients", "messages")
+COST_PARTS = ("fixed", "dense", "tables", "ids", "vectors", "dense gradients", "messages")
 """fixed: the step's own work beside products and bytes. tables: look-up and update. ids, vectors: their exchange, both
 ways. messages: what the collectives cost however little they carry."""
 
@@ -121,7 +120,7 @@ class Prediction:
     """Prediction: time and memory of a step.
 
     Attributes:
-        seconds: seconds of each of ``PARTS`` on the slowest rank, one after the other.
+        seconds: seconds of each of ``COST_PARTS`` on the slowest rank, one after the other.
         reading: seconds that its rows take to be read, beside the step.
         imbalance: largest / mean over the ranks of what differs between them: tables, ids and vectors.
         memory: bytes of tables on the fullest rank.

@@ -27,7 +27,7 @@ import pytest
 from jobs.registry import store
 from jobs.registry.model_versions import ModelVersion
 from jobs.registry.registry import Registry
-from jobs.registry.store import DATABASE_NAME, LOCK_NAME, RegistryError
+from jobs.registry.store import DATABASE_NAME, REGISTRY_LOCK_NAME, RegistryError
 from tests.fuzz.targets import digests
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -375,7 +375,7 @@ def shorten(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     def text(statement: str) -> Any:
         return sqlalchemy.sql.text(statement.replace("busy_timeout = 20000", f"busy_timeout = {int(seconds * 1000)}"))
 
-    monkeypatch.setattr(store, "PATIENCE_SECONDS", seconds)
+    monkeypatch.setattr(store, "REGISTRY_PATIENCE_SECONDS", seconds)
     monkeypatch.setattr(utils, "sql", SimpleNamespace(text=text))
 
 
@@ -388,7 +388,7 @@ def test_a_locked_registry_is_waited_for_and_then_one_sentence(three: Registry, 
             assert str(raised.value) == (
                 f"{tmp_path}/registry is locked by another program: try again when that has finished"
             )
-    with (tmp_path / "registry" / LOCK_NAME).open("a") as file:
+    with (tmp_path / "registry" / REGISTRY_LOCK_NAME).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(RegistryError, match="registry is locked by another program"):
             three.promote("ctr", 1)

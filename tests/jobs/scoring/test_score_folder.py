@@ -35,7 +35,7 @@ from jobs import score
 from jobs.cli.config import parse_config
 from jobs.scoring import score_folder
 from jobs.scoring import score_rows as scoring
-from jobs.scoring.score_folder import SUMMARY_NAME, name_outputs, plan_job
+from jobs.scoring.score_folder import SCORES_SUMMARY_NAME, name_outputs, plan_job
 from jobs.scoring.score_rows import FAILED, ScoreError, Work, read_back, score_portion
 from pipeline.executors.portions import Portion, count_lines, number_lines, plan_portions, read_portion
 from pipeline.executors.tasks import TaskError, run_tasks
@@ -168,9 +168,9 @@ def read(path: Path) -> list[dict[str, str]]:
 def check_equal(local: Path, folder: Path) -> None:
     """The scores of each file are the local engine's for it, in its order, and the counts are those of the rows."""
     expected = read(local)
-    summary = json.loads((folder / SUMMARY_NAME).read_text())
+    summary = json.loads((folder / SCORES_SUMMARY_NAME).read_text())
     assert {p.relative_to(folder).as_posix() for p in folder.rglob("*.*")} == {
-        SUMMARY_NAME, *(file["output"] for file in summary["files"])
+        SCORES_SUMMARY_NAME, *(file["output"] for file in summary["files"])
     }  # fmt: skip
     found = []
     for file in summary["files"]:
@@ -209,7 +209,7 @@ def test_equals_the_local_engine(
     portion_bytes = {"csv": 3_000, "jsonl": 9_000}.get(kind, 1 << 20)
     summary = score_there(artifact, [str(logs)], tmp_path / "out", portion_bytes)
     check_equal(tmp_path / "local.csv", tmp_path / "out")
-    assert summary == json.loads((tmp_path / "out" / SUMMARY_NAME).read_text())
+    assert summary == json.loads((tmp_path / "out" / SCORES_SUMMARY_NAME).read_text())
     assert summary["rows"] > 300 * len(FILES[kind]) * 0.9 and summary["errors"] > 20
     assert len({row["probability"] for row in read(tmp_path / "local.csv")}) > 100, "scores differ from row to row"
     expected = {"csv": "day=2014-10-29/part-0.csv", "tsv": "deep/er/log.txt.csv"}.get(kind)
@@ -459,7 +459,7 @@ def test_other_folders_are_refused(artifact, tmp_path: Path) -> None:
     for output in (other, other / "thesis.txt"):
         with pytest.raises(ScoreError, match=r"is no folder of scores \(it has no _scores\.json\)"):
             plan_job(str(artifact), [str(logs)], str(output))
-    (logs / SUMMARY_NAME).touch()
+    (logs / SCORES_SUMMARY_NAME).touch()
     for inputs, output in (([logs], logs), ([logs], logs / "scores"), ([logs / "a.csv"], logs)):
         with pytest.raises(ScoreError, match="are one within the other"):
             plan_job(str(artifact), [str(path) for path in inputs], str(output))
@@ -534,7 +534,7 @@ def test_killed_workers_and_a_killed_job(artifact, large: Path, tmp_path: Path, 
     assert job.returncode == 0, text
     assert score_here(monkeypatch, artifact, [str(large)], tmp_path / "local.csv") == 0
     check_equal(tmp_path / "local.csv", output)
-    rows, errors = (json.loads((output / SUMMARY_NAME).read_text())[key] for key in ("rows", "errors"))
+    rows, errors = (json.loads((output / SCORES_SUMMARY_NAME).read_text())[key] for key in ("rows", "errors"))
     words = f"scored {rows - errors:,} of {rows:,} rows to {output}; {errors:,} malformed in 2 files"
     assert words in text.splitlines(), text
     assert sorted(p.name for p in tmp_path.iterdir()) == ["local.csv", "local.csv.json", "logs", "out", "twinfocus.zip"]
