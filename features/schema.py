@@ -28,7 +28,7 @@ MAX_TABLE_ROWS = 2**31 - 1
 STRICT = ConfigDict(extra="forbid")
 """Pydantic config of every config dataclass: unknown keys are refused."""
 
-MAX_NAMES = 10_000
+MAX_EXPANDED_NAMES = 10_000
 """Largest number of names that one pair of braces may stand for."""
 
 _BRACES = re.compile(r"^(.*)\{(\d{1,9})\.\.(\d{1,9})\}(.*)$")
@@ -49,8 +49,8 @@ def expand_names(names: Iterable[str]) -> tuple[str, ...]:
         else:
             head, first, last, tail = match.groups()
             numbers = range(int(first), int(last) + 1)
-            if len(numbers) > MAX_NAMES:
-                raise ValueError(f"{name!r} stands for {len(numbers)} names: at most {MAX_NAMES} are allowed")
+            if len(numbers) > MAX_EXPANDED_NAMES:
+                raise ValueError(f"{name!r} stands for {len(numbers)} names: at most {MAX_EXPANDED_NAMES} are allowed")
             expanded += [f"{head}{i}{tail}" for i in numbers]
     return tuple(expanded)
 

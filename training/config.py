@@ -21,6 +21,8 @@ Layers = Annotated[int, Field(ge=1, le=100)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 TablePrecision = Literal["float32", "float16", "int8"]
 """Precision of the tables that are served; see ``training.ship.quantization``."""
+GIB = 1 << 30
+"""Bytes of a GiB, in which a config gives memory."""
 
 # ----------------------------------------------------------------------------------------------------------- selection
 

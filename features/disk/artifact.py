@@ -128,7 +128,7 @@ def check_files(folder: Path, description: dict[str, Any]) -> Path:
     return files
 
 
-def digest_of(artifact: Place | str) -> str:
+def digest_of_artifact(artifact: Place | str) -> str:
     """Compute the sha256 of ``artifact.json``, which holds the sha256 of every other file.
 
     Raises:
@@ -198,7 +198,7 @@ def _sha256(path: Path) -> str:
 def new_artifact(output: Place) -> Iterator[Path]:
     """Give an empty folder that becomes the artifact when the body ends, replacing an older one in one step.
 
-    The body writes the artifact's files, and ``describe`` last.
+    The body writes the artifact's files, and ``write_description`` last.
 
     Raises:
         ArtifactError: the place holds something else.
@@ -234,7 +234,7 @@ def check_output(output: Place) -> None:
         raise ArtifactError(f"{output} exists and is not an artifact: choose another --output")
 
 
-def describe(folder: Path, tables: str, more: dict[str, Any]) -> None:
+def write_description(folder: Path, tables: str, more: dict[str, Any]) -> None:
     """Write ``artifact.json`` for the files that are in a folder.
 
     Args:

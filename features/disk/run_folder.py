@@ -31,7 +31,7 @@ HISTORY_NAME, FAILURE_NAME, CALIBRATION_NAME = "history.jsonl", "failure.json", 
 GATE_NAME, CHECKS_NAME = "gate.json", "checks.json"
 ATTRIBUTION_NAME, TABLES_NAME, REPORT_NAME = "attribution.json", "tables.json", "report.html"
 LEARNT_NAME, CHECKPOINTS_NAME, ARTIFACT_FOLDER, ERRORS_NAME = "learnt", "checkpoints", "artifact", "errors"
-LOCK_NAME = ".lock"
+RUN_LOCK_NAME = ".lock"
 """Lock file that the training program holds."""
 WORKERS_LOCK_NAME = ".workers"
 """Lock file that the living workers share; it says which training they belong to."""

@@ -9,12 +9,21 @@ import numpy as np
 
 from features.disk.atomic import write_json
 from jobs.compare.matrix import Cell, Leaderboard
-from jobs.pages.leaderboard_page import SPLITS, Row, last_split, render, verdict, with_deviation
+from jobs.pages.leaderboard_page import (
+    REPORTED_SPLITS,
+    LeaderboardRow,
+    last_split,
+    render_leaderboard,
+    verdict,
+    with_deviation,
+)
 from training.judge.comparison import paired_bootstrap
 from training.judge.metrics import METRICS
 
 
-def summarise(leaderboard: Leaderboard, cells: Sequence[Cell], results: Sequence[dict[str, Any]]) -> list[Row]:
+def summarise(
+    leaderboard: Leaderboard, cells: Sequence[Cell], results: Sequence[dict[str, Any]]
+) -> list[LeaderboardRow]:
     """Summarise the results, one row a dataset and model, best validation AUC first.
 
     Returns:
@@ -37,9 +46,9 @@ def summarise(leaderboard: Leaderboard, cells: Sequence[Cell], results: Sequence
     return rows
 
 
-def _statistics(results: Sequence[dict[str, Any]]) -> Row:
-    row: Row = {"seeds": len(results), "parameters": results[0]["parameters"]}
-    for split in SPLITS:
+def _statistics(results: Sequence[dict[str, Any]]) -> LeaderboardRow:
+    row: LeaderboardRow = {"seeds": len(results), "parameters": results[0]["parameters"]}
+    for split in REPORTED_SPLITS:
         for metric in METRICS:
             values = [result[split].get(metric) for result in results if split in result]
             if values and None not in values:
@@ -50,7 +59,7 @@ def _statistics(results: Sequence[dict[str, Any]]) -> Row:
     return row
 
 
-def _compare(model: dict[int, Any], reference: dict[int, Any], split: str, num_resamples: int) -> Row:
+def _compare(model: dict[int, Any], reference: dict[int, Any], split: str, num_resamples: int) -> LeaderboardRow:
     """Compare a model with the reference on one split by a paired bootstrap, over the seeds that both have."""
     seeds = sorted(set(model) & set(reference))
     if not seeds:
@@ -68,7 +77,7 @@ def _compare(model: dict[int, Any], reference: dict[int, Any], split: str, num_r
         rows.get("group_ids"),
         num_resamples=num_resamples,
     )
-    row: Row = {"compared_on": split, "compared_seeds": len(seeds)}
+    row: LeaderboardRow = {"compared_on": split, "compared_seeds": len(seeds)}
     for metric, difference in differences.items():
         row |= {
             f"{metric}_difference": difference.mean,
@@ -84,7 +93,7 @@ def _load(path: Path, split: str) -> dict[str, np.ndarray]:
         return {name.removeprefix(prefix): file[name] for name in file.files if name.startswith(prefix)}
 
 
-def write(output: Path, leaderboard: Leaderboard, rows: Sequence[Row]) -> None:
+def write_leaderboard(output: Path, leaderboard: Leaderboard, rows: Sequence[LeaderboardRow]) -> None:
     """Write the rows as CSV, JSON and a page into a folder."""
     output.mkdir(parents=True, exist_ok=True)
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -93,11 +102,13 @@ def write(output: Path, leaderboard: Leaderboard, rows: Sequence[Row]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     write_json(output / "leaderboard.json", rows)
-    page = render({dataset.folder: dataset.name for dataset in leaderboard.datasets}, rows, leaderboard.reference)
+    page = render_leaderboard(
+        {dataset.folder: dataset.name for dataset in leaderboard.datasets}, rows, leaderboard.reference
+    )
     (output / "leaderboard.html").write_text(page, encoding="utf-8")
 
 
-def describe(rows: Iterable[Row]) -> str:
+def describe_leaderboard(rows: Iterable[LeaderboardRow]) -> str:
     """Lay the rows out for a terminal, a line each."""
     lines = []
     for row in rows:

@@ -164,7 +164,7 @@ def _logit(p: float) -> float:
     return float(np.log(p) - np.log1p(-p))
 
 
-def describe(metrics: dict[str, Any]) -> str:
+def describe_demo(metrics: dict[str, Any]) -> str:
     """Compare the model with the oracle, a linear model and a constant in a few lines, with the rows/s of each stage.
 
     Args:

@@ -115,7 +115,7 @@ class RetrainDemo:
                 client = client or stack.enter_context(self._served())
                 if not client.saw(champion):
                     print(f"version {champion} does not answer after {PICKED_UP_SECONDS:.0f} s", flush=True)
-        return [*compare(summary), *self._served_wrong(client), *self._shown_wrong(summary)]
+        return [*compare_days(summary), *self._served_wrong(client), *self._shown_wrong(summary)]
 
     def _clear(self) -> None:
         """Remove an older demo; refuse any other folder."""
@@ -154,7 +154,7 @@ class RetrainDemo:
         last = RetrainFiles(self.root).read(RetrainFiles(self.root).last_file)
         keys = ("verdict", "stopped_by", "champion_version", "auc", "logloss")
         found = {"day": day.date, **{key: last.get(key) for key in keys}}
-        print(f"{describe(found)}{time.perf_counter() - started:8.0f} s", flush=True)
+        print(f"{describe_day(found)}{time.perf_counter() - started:8.0f} s", flush=True)
         return found
 
     @contextlib.contextmanager
@@ -259,14 +259,14 @@ def break_log(source: Path, target: Path) -> None:
             writer.writerow({**row, "click": click, EMPTIED: ""})
 
 
-def describe(found: Mapping[str, Any]) -> str:
+def describe_day(found: Mapping[str, Any]) -> str:
     """Describe the outcome of a day in one line."""
     scores = "".join("         -" if found[name] is None else f"{found[name]:10.6f}" for name in ("auc", "logloss"))
     by = f"by {found['stopped_by']}" if found["stopped_by"] else ""
     return f"{found['day']}  {found['verdict']:<10}{by:<16}{found['champion_version'] or '-':>10}{scores}"
 
 
-def compare(summary: Sequence[Mapping[str, Any]], play: Sequence[Day] = PLAY) -> list[str]:
+def compare_days(summary: Sequence[Mapping[str, Any]], play: Sequence[Day] = PLAY) -> list[str]:
     """List the differences between the expected outcomes of the days and theirs."""
     wrong = []
     for day, found in zip(play, summary, strict=True):

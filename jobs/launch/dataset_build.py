@@ -11,7 +11,7 @@ from jobs.cli.config import Config
 from jobs.cli.conventions import place
 from jobs.cli.errors import ConfigError
 from pipeline.build.dataset import build_dataset
-from pipeline.build.sources import Plan, plan_sources
+from pipeline.build.sources import InputPlan, plan_sources
 from pipeline.build.split import parse_time
 from pipeline.config import TimeSplit
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 
-def check(config: Config) -> None:
+def check_build(config: Config) -> None:
     """Check the keys of a build that depend on each other.
 
     Raises:
@@ -46,7 +46,7 @@ def check(config: Config) -> None:
             raise ConfigError("config key 'pipeline.split.test_from' must be later than valid_from")
 
 
-def build(spark: "SparkSession", config: Config, plan: Plan | None = None) -> dict[str, Any]:
+def run_build(spark: "SparkSession", config: Config, plan: InputPlan | None = None) -> dict[str, Any]:
     """Build and commit one dataset, and write a summary beside its manifest.
 
     Args:
@@ -97,11 +97,11 @@ def _summarise(manifest: DatasetManifest, warnings: list[str], output: Place, se
     }
 
 
-def describe(summary: dict[str, Any]) -> str:
+def describe_build(summary: dict[str, Any]) -> str:
     """Describe a build for a person.
 
     Args:
-        summary: as ``build`` returns it.
+        summary: as ``run_build`` returns it.
     """
     lines = [f"warning: {warning}" for warning in summary["warnings"]]
     lines.append(f"{summary['rows']:,} rows read")

@@ -47,7 +47,7 @@ def _show(bar: Any, event: dict[str, Any], max_epochs: int) -> None:
         bar.reset()
 
 
-def describe(run_path: Path, seconds: float) -> str:
+def describe_training(run_path: Path, seconds: float) -> str:
     """Summarise a training in a few lines.
 
     Args:

@@ -1,4 +1,4 @@
-"""train: a training's worker group under Ray Train, on a local cluster or on the one of RAY_ADDRESS."""
+"""train_on_ray: a training's worker group under Ray Train, on a local cluster or on the one of RAY_ADDRESS."""
 
 import json
 import logging
@@ -23,11 +23,11 @@ GO_ON = "--resume goes on from the newest checkpoint"
 RAY_ENDED = "Ray ended under the training"
 
 
-def train(run_path: Path, config: Config, name: str) -> None:
+def train_on_ray(run_path: Path, config: Config, name: str) -> None:
     """Run the worker group until training ends.
 
     Args:
-        run_path: folder of the run; ``run_guard.prepare`` has prepared it.
+        run_path: folder of the run; ``run_guard.prepare_run`` has prepared it.
         config: the resolved config.
         name: name of this training, from ``run_guard.take_over``.
 

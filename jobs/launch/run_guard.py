@@ -9,7 +9,7 @@ from pathlib import Path
 
 from features.disk.lock import lock
 from features.disk.place import Place, locate
-from features.disk.run_folder import CONFIG_NAME, LEARNT_NAME, LOCK_NAME, RESERVE_NAME, WORKERS_LOCK_NAME
+from features.disk.run_folder import CONFIG_NAME, LEARNT_NAME, RESERVE_NAME, RUN_LOCK_NAME, WORKERS_LOCK_NAME
 from features.disk.trained_on import TrainedOn
 from jobs.cli.config import Config, check_manifest, parse_config
 from jobs.cli.conventions import absolute, place
@@ -50,7 +50,7 @@ def with_places(config: Config) -> Config:
 
 
 @contextmanager
-def locked(run_path: Path) -> Iterator[None]:
+def lock_run_folder(run_path: Path) -> Iterator[None]:
     """Hold the run folder's lock.
 
     Raises:
@@ -59,7 +59,7 @@ def locked(run_path: Path) -> Iterator[None]:
     message = f"another training is using {run_path}: wait for it or choose another --run"
     with ExitStack() as stack:
         try:
-            stack.enter_context(lock(run_path / LOCK_NAME, message))
+            stack.enter_context(lock(run_path / RUN_LOCK_NAME, message))
         except OSError as error:
             raise ValueError(f"--run {run_path} cannot be written: {error.strerror}") from error
         yield
@@ -83,7 +83,7 @@ def take_over(run_path: Path) -> str:
         return name
 
 
-def prepare(run_path: Path, config: Config, resume: bool) -> Config:
+def prepare_run(run_path: Path, config: Config, resume: bool) -> Config:
     """Check dataset and run before any worker starts, and write down what the run is trained with; returns the config.
 
     Raises:

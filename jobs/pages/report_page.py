@@ -1,4 +1,4 @@
-"""render: the report page of a run, self-contained with its data and plotting library."""
+"""render_report: the report page of a run, self-contained with its data and plotting library."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from jobs.retraining.raw_partitions import dashed
 from training.judge.metrics import METRICS
 
 
-def render(run: RunFiles) -> str:
+def render_report(run: RunFiles) -> str:
     """Make the whole page."""
     sections = {
         "results": "Results",

@@ -1,4 +1,4 @@
-"""render: the status page of retraining, one self-contained HTML file."""
+"""render_status: the status page of retraining, one self-contained HTML file."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from jobs.retraining.retraining_status import NUM_SHOWN, RetrainingStatus
 from jobs.retraining.status_files import Outcome
 from jobs.retraining.status_text import age, facts, span
 
-METRICS = ("auc", "logloss", "calibration", "ne")
+SHOWN_METRICS = ("auc", "logloss", "calibration", "ne")
 MAX_REASONS = 5
 """Reasons of one retraining shown at most: a bad model fails in every segment, and its report has all reasons."""
 VERDICT_MARKS = {
@@ -23,7 +23,7 @@ VERDICT_MARKS = {
 }
 
 
-def render(status: RetrainingStatus) -> str:
+def render_status(status: RetrainingStatus) -> str:
     """Make the whole page."""
     sections = {
         "now": "Now",
@@ -109,7 +109,7 @@ def _metric_figures(status: RetrainingStatus) -> Figures | None:
         return None
     return {
         f"{metric} on each new day": daily_figures.metric_by_day(compared, metric)
-        for metric in METRICS
+        for metric in SHOWN_METRICS
         if any(metric in values for outcome in compared for values in outcome.metrics.values())
     }
 

@@ -1,10 +1,10 @@
-"""summary: the text of an attribution for a terminal."""
+"""describe_attribution: the text of an attribution for a terminal."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
-def summary(found: Mapping[str, Any]) -> str:
+def describe_attribution(found: Mapping[str, Any]) -> str:
     """Lay out the drops of features and branches, the parts of the logit, and the gates.
 
     Args:

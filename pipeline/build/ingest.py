@@ -14,7 +14,7 @@ from pyspark.sql.types import ArrayType, MapType, StringType, StructField, Struc
 from features.encoding import to_text
 from features.rawlog import MAX_LINE, TOO_LONG, LogError, LogFormat, Lookup
 from features.schema import FeatureSchema
-from pipeline.build.sources import LookupTable, Plan, Source
+from pipeline.build.sources import InputPlan, LookupTable, Source
 from pipeline.build.values import SCALAR_TYPES, TIME_TYPES, loose_text_of, regex_literal
 from pipeline.config import PipelineConfig
 
@@ -51,7 +51,7 @@ def listed(name: str) -> str:
     return f"list:{name}"
 
 
-def read_logs(spark: SparkSession, config: PipelineConfig, schema: FeatureSchema, plan: Plan) -> list[DataFrame]:
+def read_logs(spark: SparkSession, config: PipelineConfig, schema: FeatureSchema, plan: InputPlan) -> list[DataFrame]:
     """Read every source.
 
     Returns:

@@ -60,7 +60,7 @@ class LookupTable:
 
 
 @dataclass(frozen=True)
-class Plan:
+class InputPlan:
     """Plan: all sources and lookup tables of a build."""
 
     sources: tuple[Source, ...]
@@ -88,7 +88,7 @@ def wanted_columns(config: PipelineConfig, schema: FeatureSchema) -> tuple[str, 
     return tuple(dict.fromkeys([*schema.raw_columns, *split, *config.dedupe]))
 
 
-def plan_sources(config: PipelineConfig, schema: FeatureSchema) -> Plan:
+def plan_sources(config: PipelineConfig, schema: FeatureSchema) -> InputPlan:
     """Find every file, its columns and its lookups.
 
     Raises:
@@ -117,7 +117,7 @@ def plan_sources(config: PipelineConfig, schema: FeatureSchema) -> Plan:
         Source(split, tuple(files), columns, header, lookups, unseen)
         for (split, lookups, columns, header, unseen, _types), files in groups.items()
     ]
-    return Plan(tuple(sources), tables)
+    return InputPlan(tuple(sources), tables)
 
 
 def _needed_from_file(wanted: tuple[str, ...], config: PipelineConfig, tables: list[LookupTable]) -> tuple[str, ...]:

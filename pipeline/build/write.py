@@ -18,7 +18,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from features.disk.atomic import leftover_pattern, sync, sync_tree
-from features.disk.dataset import BUILD_NAME, LOCK_NAME, MANIFEST_NAME, DataFile, DatasetError, DatasetManifest
+from features.disk.dataset import BUILD_NAME, DATASET_LOCK_NAME, MANIFEST_NAME, DataFile, DatasetError, DatasetManifest
 from features.disk.lock import lock
 from features.disk.object_store import VERSION, ObjectPath, StorageError, clean, new_version_name, publish
 from features.disk.place import scratch
@@ -30,7 +30,7 @@ from pipeline.config import WriteConfig
 
 _NAMES = (MANIFEST_NAME, BUILD_NAME)
 _LEFTOVER = "|".join(map(leftover_pattern, _NAMES))
-_OURS = "|".join([VERSION.pattern, _LEFTOVER, *map(re.escape, (*_NAMES, LOCK_NAME))])
+_OURS = "|".join([VERSION.pattern, _LEFTOVER, *map(re.escape, (*_NAMES, DATASET_LOCK_NAME))])
 
 
 # -------------------------------------------------------------------------------------------------------------- dataset
@@ -52,7 +52,7 @@ def new_version(dataset: Path) -> Iterator[Path]:
     with ExitStack() as stack:
         try:
             message = f"another job is writing to {dataset}: wait for it to end"
-            stack.enter_context(lock(dataset / LOCK_NAME, message, error=DatasetError))
+            stack.enter_context(lock(dataset / DATASET_LOCK_NAME, message, error=DatasetError))
         except OSError as error:
             raise _cannot_write(dataset, error) from error
         try:

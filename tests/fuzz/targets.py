@@ -266,7 +266,7 @@ def manifest(folder: Path) -> Target:
 def shard(folder: Path) -> Target:
     """training.data.reader and .file_checker: a stranger's Parquet file, with a manifest that agrees with it."""
     from training.config import ReaderConfig, TrainingConfig
-    from training.data.file_checker import digest_of
+    from training.data.file_checker import digest_of_file
     from training.data.opened_dataset import Dataset
     from training.data.reader import Reader
 
@@ -296,7 +296,7 @@ def shard(folder: Path) -> Target:
     def run(given: tuple[bytes, bool]) -> None:
         data, agree = given
         path.write_bytes(data)
-        digest_of.cache_clear()  # two files of one size in the same tick of the clock
+        digest_of_file.cache_clear()  # two files of one size in the same tick of the clock
         described = replace(file, num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
         if agree:  # with the row groups that the file now says it has
             with suppress(OSError, pyarrow.ArrowException, ValueError):

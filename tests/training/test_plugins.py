@@ -20,7 +20,7 @@ from tests.stand_ins.plugin import page_files
 from tests.stand_ins.tiny_dataset import TINY_FEATURES, TinyDataset
 from tests.stand_ins.tiny_model import COLUMNS, raw_rows
 from training import plugins
-from training.fit.run import Run, fit
+from training.fit.run import Run, train_rank
 from training.model.encoders import ENCODERS
 from training.model.objective import OBJECTIVES
 from training.plugins import PluginError
@@ -230,7 +230,7 @@ def test_a_model_of_plugins_trains_ships_and_scores(
     training["optimizer"] = {"kind": "fused", "embedding_learning_rate": 0.1}
     config = parse_config(tree(training, embedding_dim=8, embedding_init_std=0.1))
     run = write_run(tmp_path, dataset, config)
-    metrics = fit(run, config.training)
+    metrics = train_rank(run, config.training)
     assert metrics["valid"]["auc"] > 0.6
     golden = tmp_path / "golden.csv"
     golden.write_text(",".join(COLUMNS) + "\n" + "\n".join(",".join(map(str, r.values())) for r in raw_rows(20)))
@@ -292,6 +292,6 @@ def test_selections_and_fusions_are_registered_too(
     training = {"plugins": ["blocks"], "dataset": str(dataset.path), "max_epochs": 1, "global_batch_size": 32}
     config = parse_config(tree(training, selection={"kind": "half"}, fusion={"kind": "mean"}, embedding_dim=8))
     run = write_run(tmp_path, dataset, config)
-    fit(run, config.training)
+    train_rank(run, config.training)
     model = load_best(run).model
     assert (type(model.selection).__name__, type(model.fusion).__name__) == ("Half", "Mean")

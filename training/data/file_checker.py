@@ -111,7 +111,7 @@ class ShardChecker:
 
     def _check_bytes(self, path: Path) -> None:
         try:
-            digest = digest_of(path, _state(path))
+            digest = digest_of_file(path, _state(path))
         except OSError as error:
             raise ReaderError(f"{path} cannot be read ({error}): build the dataset again") from error
         if digest != self._files[path].sha256:
@@ -137,7 +137,7 @@ def _state(path: Path) -> tuple[int, ...]:
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def digest_of(path: Path, state: tuple[int, ...]) -> str:
+def digest_of_file(path: Path, state: tuple[int, ...]) -> str:
     """Compute the sha256 of a file, cached in this process for as long as the file is in this state.
 
     Parquet's own checksums are not enough: a page's checksum leaves out page headers and the footer, and one bit of

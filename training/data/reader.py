@@ -145,7 +145,7 @@ class Reader:
         skip = start_step * self._rows_per_stream
         started = time.perf_counter()
         with contextlib.ExitStack() as stack:
-            streams = [stack.enter_context(Stream(source, self._pool, windows[v], skip)) for v in self._streams]
+            streams = [stack.enter_context(RowStream(source, self._pool, windows[v], skip)) for v in self._streams]
             stack.callback(self._add_seconds, streams)
             for step in range(start_step, self.num_steps):
                 parts = [part for stream in streams for part in stream.take(self._rows_per_stream)]
@@ -160,13 +160,13 @@ class Reader:
                 yield batch
                 started = time.perf_counter()  # waiting for room among the prefetched batches is not reading
 
-    def _add_seconds(self, streams: Sequence["Stream"]) -> None:
+    def _add_seconds(self, streams: Sequence["RowStream"]) -> None:
         for stream in streams:
             for part, seconds in stream.seconds.items():
                 self.seconds[part] += seconds
 
 
-class Stream:
+class RowStream:
     """One row stream of an epoch, from its row ``skip`` on.
 
     It holds two windows of rows: one is handed out while a thread decodes and shuffles the next.
@@ -232,7 +232,7 @@ class Stream:
         if left or self._delivered != self._planned:
             raise ReaderError(f"a stream of {self._planned} rows delivered {self._delivered} and has {left} left")
 
-    def __enter__(self) -> "Stream":
+    def __enter__(self) -> "RowStream":
         return self
 
     def __exit__(self, *_: object) -> None:

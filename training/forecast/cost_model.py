@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from features.schema import STRICT
 from training.config import ShardingKind
+from training.judge.scores import Floats
 from training.model.cost import FLOAT, Net
 
 ID = 8
@@ -28,11 +28,10 @@ BUCKET = 25 << 20
 """Bytes of dense gradients that DistributedDataParallel reduces at once."""
 
 Kind = ShardingKind | Literal["table_row_wise"]
-Number = Annotated[float, Field(gt=0)]
+PositiveNumber = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
-Floats = NDArray[np.float64]
-PARTS = ("fixed", "dense", "tables", "ids", "vectors", "dense gradients", "messages")
+COST_PARTS = ("fixed", "dense", "tables", "ids", "vectors", "dense gradients", "messages")
 """fixed: the step's own work beside products and bytes. tables: look-up and update. ids, vectors: their exchange, both
 ways. messages: what the collectives cost however little they carry."""
 
@@ -55,21 +54,21 @@ class Machine:
         memory: bytes.
     """
 
-    flops: Number
-    memory_bandwidth: Number
+    flops: PositiveNumber
+    memory_bandwidth: PositiveNumber
     flops_share: Share = 1.0
     memory_share: Share = 1.0
     link_share: Share = 1.0
-    line: Number = 64
+    line: PositiveNumber = 64
     id_seconds: NotNegative = 0.0
     step_seconds: NotNegative = 0.0
-    within_host: Number = 1e15
-    between_hosts: Number = 1e15
+    within_host: PositiveNumber = 1e15
+    between_hosts: PositiveNumber = 1e15
     latency_within: NotNegative = 0.0
     latency_between: NotNegative = 0.0
     latency_per_peer: NotNegative = 0.0
-    read_rows: Number = 1e15
-    memory: Number = 1e15
+    read_rows: PositiveNumber = 1e15
+    memory: PositiveNumber = 1e15
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ class Prediction:
     """Prediction: time and memory of a step.
 
     Attributes:
-        seconds: seconds of each of ``PARTS`` on the slowest rank, one after the other.
+        seconds: seconds of each of ``COST_PARTS`` on the slowest rank, one after the other.
         reading: seconds that its rows take to be read, beside the step.
         imbalance: largest / mean over the ranks of what differs between them: tables, ids and vectors.
         memory: bytes of tables on the fullest rank.

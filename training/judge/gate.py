@@ -23,7 +23,7 @@ from training.judge.scores import Floats, check_rows
 
 SEGMENT_ERRORS = 3.0
 """Standard errors by which a segment must be worse: among many segments, luck alone finds one that is two worse."""
-MAX_SHOWN = 3
+MAX_SEGMENTS = 3
 """Segments of a column that kept the rule in ``Verdict.table``, the worst ones."""
 
 Limit = Annotated[float, Field(ge=0)]
@@ -115,7 +115,7 @@ class Verdict:
         shown, left = [], {}
         for rule in self.rules:
             column, equals, _ = rule.name.partition("=")
-            left[column] = left.get(column, MAX_SHOWN) - (rule.passed and bool(equals))
+            left[column] = left.get(column, MAX_SEGMENTS) - (rule.passed and bool(equals))
             if not rule.passed or left[column] >= 0:
                 shown.append(rule)
         return tuple(shown)

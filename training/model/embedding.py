@@ -20,14 +20,14 @@ from torchrec.modules.embedding_modules import get_embedding_names_by_table
 
 from features.schema import FeatureSchema, SparseFeature
 
-Stream = Literal["easy", "hard", "shared", "first_order_easy", "first_order_hard", "context_easy", "context_hard"]
-STREAMS: tuple[Stream, ...] = get_args(Stream)
+StreamName = Literal["easy", "hard", "shared", "first_order_easy", "first_order_hard", "context_easy", "context_hard"]
+STREAMS: tuple[StreamName, ...] = get_args(StreamName)
 """Streams, the uses of an embedding: one encoder's vectors, both encoders' vectors, one encoder's first-order weights,
 or the context that one encoder's gate reads (of some sparse features only)."""
 
-FIRST_ORDER: tuple[Stream, ...] = ("first_order_easy", "first_order_hard")
+FIRST_ORDER: tuple[StreamName, ...] = ("first_order_easy", "first_order_hard")
 
-Streams = dict[Stream, Tensor]
+Streams = dict[StreamName, Tensor]
 """Stream -> (B, F, D) vectors; a stream the model does not use has D = 0."""
 
 PAD_MULTIPLE = 4
@@ -59,7 +59,7 @@ class EmbeddingTable:
 
     name: str
     features: tuple[str, ...]
-    stream: Stream
+    stream: StreamName
     num_embeddings: int
     width: int
     padded_width: int
@@ -126,8 +126,8 @@ def stable_seed(seed: int, *names: str) -> int:
 def declare_tables(
     schema: FeatureSchema,
     num_embeddings: Mapping[str, int],
-    widths: Mapping[Stream, int],
-    features: Mapping[Stream, tuple[str, ...]],
+    widths: Mapping[StreamName, int],
+    features: Mapping[StreamName, tuple[str, ...]],
     *,
     embedding_dim: int,
     init_std: float,
@@ -171,7 +171,7 @@ def declare_tables(
     return tuple(tables)
 
 
-def own_width(feature: SparseFeature, stream: Stream, stream_width: int, embedding_dim: int) -> int:
+def own_width(feature: SparseFeature, stream: StreamName, stream_width: int, embedding_dim: int) -> int:
     """Width of a feature's table in a stream: the stream's, or in proportion to the feature's ``embedding_dim``.
 
     A first-order weight is one number, whatever the feature's width.
@@ -213,17 +213,17 @@ class FieldEmbedding(nn.Module):
         self,
         schema: FeatureSchema,
         num_embeddings: Mapping[str, int],
-        widths: Mapping[Stream, int],
+        widths: Mapping[StreamName, int],
         *,
         embedding_dim: int | None = None,
-        features: Mapping[Stream, tuple[str, ...]] | None = None,
+        features: Mapping[StreamName, tuple[str, ...]] | None = None,
         init_std: float,
         seed: int = 0,
         pad_tables: bool = False,
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
-        self.widths: dict[Stream, int] = {stream: widths.get(stream, 0) for stream in STREAMS}
+        self.widths: dict[StreamName, int] = {stream: widths.get(stream, 0) for stream in STREAMS}
         self.num_fields = len(schema.sparse) + len(schema.dense)
         self.tables = declare_tables(
             schema,
@@ -264,18 +264,18 @@ class FieldEmbedding(nn.Module):
 
     def _order(
         self, schema: FeatureSchema, keys: list[list[str]]
-    ) -> tuple[dict[Stream, tuple[str, ...]], dict[Stream, list[tuple[list[str], EmbeddingTable]]]]:
+    ) -> tuple[dict[StreamName, tuple[str, ...]], dict[StreamName, list[tuple[list[str], EmbeddingTable]]]]:
         """Order each stream's features as in the schema, and group them into runs that are looked up in one way.
 
         A run is (names of the look-ups, a table): neighbours without a projection, or with the same one.
         """
-        found: dict[Stream, dict[str, tuple[str, EmbeddingTable]]] = {}
+        found: dict[StreamName, dict[str, tuple[str, EmbeddingTable]]] = {}
         for table, names in zip(self.tables, keys, strict=True):
             found.setdefault(table.stream, {}).update(
                 {feature: (key, table) for feature, key in zip(table.features, names, strict=True)}
             )
-        features: dict[Stream, tuple[str, ...]] = {}
-        groups: dict[Stream, list[tuple[list[str], EmbeddingTable]]] = {}
+        features: dict[StreamName, tuple[str, ...]] = {}
+        groups: dict[StreamName, list[tuple[list[str], EmbeddingTable]]] = {}
         for stream, of in found.items():
             features[stream] = tuple(name for name in schema.sparse_names if name in of)
             runs = groupby((of[name] for name in features[stream]), lambda pair: self._projection_of(pair[1]))
@@ -312,7 +312,7 @@ def _projection(table: EmbeddingTable, width: int, seed: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(table.width, width).normal_(0, table.width**-0.5, generator=generator))
 
 
-def _dense_vectors(num_dense: int, width: int, seed: int, stream: Stream) -> nn.Parameter:
+def _dense_vectors(num_dense: int, width: int, seed: int, stream: StreamName) -> nn.Parameter:
     """One vector a dense feature, each a bias-free Linear(1 -> D), Xavier-normal as every Linear here."""
     generator = torch.Generator().manual_seed(stable_seed(seed, "dense_vectors", stream))
     std = (2 / (1 + width)) ** 0.5

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save_file
 
-from features.disk.artifact import GOLDEN_NAME, WEIGHTS_NAME, check_output, describe, new_artifact
+from features.disk.artifact import GOLDEN_NAME, WEIGHTS_NAME, check_output, new_artifact, write_description
 from features.disk.atomic import write_json
 from features.disk.place import Place
 from features.disk.run_folder import CALIBRATION_NAME, CONFIG_NAME, LEARNT_NAME, METRICS_NAME, RunError
@@ -145,7 +145,7 @@ def _write_artifact(run: Run, folder: Path, golden_input: str | None, tables: Ta
         "trained_on": {"fingerprint": trained_on.fingerprint, "rows": trained_on.to_json()["rows"]},
     }
     num_parameters = sum(p.numel() for p in best.model.parameters())
-    describe(folder, tables, {**identity, "num_parameters": num_parameters})
+    write_description(folder, tables, {**identity, "num_parameters": num_parameters})
 
 
 def golden_rows(predictor: Predictor, dataset: Dataset, golden_input: str | None) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from training.data.batch import to_batch
 from training.judge.calibration import Calibration, CalibrationError
 from training.model.ctr_model import CTRModel
 from training.plugins import PluginError
-from training.ship.quantization import QuantizationError, check_layout, restore
+from training.ship.quantization import QuantizationError, check_layout, restore_artifact
 
 GOLDEN_TOLERANCE = 1e-6
 """Largest difference between a golden row's stored and replayed probability."""
@@ -166,7 +166,7 @@ def _load_model(
         check_layout(outline, stored, tables)
         device = "cpu" if tables == "float32" else "meta"  # tables that are not kept take no memory
         model = CTRModel(schema, num_embeddings, training.model, pad_tables=padded, device=device)
-        restore(model, stored, tables)
+        restore_artifact(model, stored, tables)
     except (SafetensorError, QuantizationError, RuntimeError) as error:
         raise ArtifactError(f"{weights} does not fit the artifact's config: {error}") from error
     return model

@@ -25,7 +25,7 @@ from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.data.row_order import RowOrder
 from training.fit.position import PositionError
-from training.fit.run import Run, find_warm_start, fit
+from training.fit.run import Run, find_warm_start, train_rank
 from training.model.embedding import FieldEmbedding
 from training.sharding import checkpoint
 from training.ship.export import load_best
@@ -71,7 +71,7 @@ def begin(tmp_path: Path, one_rank: None) -> Begin:
 
 def prepare(run: Run, path: Path, *overrides: str, resume: bool = True) -> TrainingConfig:
     """What jobs.train does before any worker starts."""
-    return run_guard.prepare(run.path, load_config([str(path)], list(overrides)), resume=resume).training
+    return run_guard.prepare_run(run.path, load_config([str(path)], list(overrides)), resume=resume).training
 
 
 def rebuild(path: Path, **options: Any) -> None:
@@ -97,10 +97,10 @@ def test_other_rows_inside_an_epoch_are_refused(begin: Begin) -> None:
     assert "step 4 of epoch 1) the rows were 192 of train (fingerprint " in done.stderr
     assert "or start a new --run" in done.stderr and "Traceback" not in done.stderr
     with pytest.raises(PositionError, match=r"and are 192 of train \(fingerprint"):
-        fit(run, config)  # as after a worker's death, when nothing is prepared anew
+        train_rank(run, config)  # as after a worker's death, when nothing is prepared anew
     assert run.read("dataset.json") == before
     write_tiny_dataset(path.parent / "dataset")  # as it was
-    assert fit(run, prepare(run, path))["train"]["steps"] == 18 and not warnings(run)
+    assert train_rank(run, prepare(run, path))["train"]["steps"] == 18 and not warnings(run)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_an_old_checkpoint_goes_on_with_a_word(begin: Begin, capsys: pytest.Capt
     file.write_text(json.dumps(meta))
     config = prepare(run, path)
     assert "warning: checkpoint" in (said := capsys.readouterr().err) and "cannot be checked" in said
-    fit(run, config)
+    train_rank(run, config)
     [warning] = warnings(run)
     assert "has seen 4 steps of" in warning
     last = checkpoint.newest(run.checkpoints)
@@ -166,7 +166,7 @@ def test_other_rows_at_an_epochs_end_go_on_with_a_word(begin: Begin, capsys: pyt
     assert "is not the dataset that" in said and "train has 96 rows" in said
     assert "warning: from epoch 2 on, training reads another order of rows: the rows were 192 of train" in said
     assert "training.reader.shuffle was true and is false" in said
-    assert fit(run, config)["train"]["steps"] == AT_END + 2 * 3
+    assert train_rank(run, config)["train"]["steps"] == AT_END + 2 * 3
     assert any("from epoch 2 on" in warning for warning in warnings(run))
     assert run.trained_on().rows["train"].num_rows == 96
 
@@ -203,7 +203,7 @@ def test_a_model_pools_as_its_config_says(begin: Begin) -> None:
     config, other = load_config([str(path)]), Run(path.parent / "other")
     other.path.mkdir()
     prepare(other, path, resume=False)
-    fit(other, config.training, schema=config.features)  # of the same dataset, whose schema says "mean"
+    train_rank(other, config.training, schema=config.features)  # of the same dataset, whose schema says "mean"
     assert Dataset.open(config.training.dataset).manifest.schema.sparse[1].pooling == "mean"
     best = load_best(other)
     [embedding] = (part for part in best.model.modules() if isinstance(part, FieldEmbedding))
@@ -240,7 +240,7 @@ def test_an_old_dataset_trains_and_an_old_run_goes_on_and_warms(
     config = prepare(run, path)
     assert capsys.readouterr().err == ""
     make_old(run, dataset)
-    assert fit(run, config)["train"]["steps"] == 18
+    assert train_rank(run, config)["train"]["steps"] == 18
     warm = find_warm_start(replace(config, warm_start=str(run.path)), Dataset.open(dataset))
     assert warm is not None and warm.step in (6, 12, 18)
     code, out, error = run_here(evaluate.main, "--run", run.path)

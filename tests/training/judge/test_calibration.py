@@ -16,7 +16,7 @@ from tests.training.fit.test_run import make_config
 from training.config import FMEncoder, MLPEncoder, ModelConfig, PlattCalibration, TrainingConfig
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
-from training.fit.run import Run, fit
+from training.fit.run import Run, train_rank
 from training.fit.scoring import score
 from training.judge.calibration import Calibration, CalibrationError, fit_platt
 from training.judge.metrics import auc, ece, evaluate, gauc, logloss
@@ -127,13 +127,13 @@ MODEL = ModelConfig(embedding_dim=8, embedding_init_std=0.05, easy=FMEncoder(), 
 
 
 def train(run: Run, dataset: Path, **changes: Any) -> tuple[TrainingConfig, dict[str, Any]]:
-    """``fit`` after what ``jobs.train`` leaves in a run first."""
+    """``train_rank`` after what ``jobs.train`` leaves in a run first."""
     config = make_config(dataset, model=MODEL, global_batch_size=128, max_epochs=3, **changes)
     manifest = Dataset.open(dataset).manifest
     tree = {"training": TypeAdapter(TrainingConfig).dump_python(config, mode="json")}
     run.write("config.json", {**tree, "features": asdict(manifest.schema)})
     run.write_dataset(TrainedOn.of(dataset, manifest).to_json())
-    return config, fit(run, config)
+    return config, train_rank(run, config)
 
 
 def test_a_calibrated_run(make_dataset, tmp_path: Path, one_rank) -> None:
@@ -184,7 +184,7 @@ def test_a_calibrated_run(make_dataset, tmp_path: Path, one_rank) -> None:
     (run.path / "calibration.json").unlink()
     with pytest.raises(RunError, match="no calibration of its best checkpoint"):
         load_best(run)
-    assert fit(run, config)["platt"] == metrics["platt"]
+    assert train_rank(run, config)["platt"] == metrics["platt"]
     run.write("config.json", plain.read("config.json"))
     assert load_best(run).calibration == Calibration()
 

@@ -12,10 +12,10 @@ import torch.distributed as dist
 from jobs.cli.config import parse_config
 from jobs.cli.errors import ConfigError
 from jobs.pages.report_files import read_run
-from jobs.pages.report_page import render
+from jobs.pages.report_page import render_report
 from tests.stand_ins.tiny_model import train_tiny
 from tests.training.fit.test_run import make_config
-from training.fit.run import Run, fit
+from training.fit.run import Run, train_rank
 from training.judge.metrics import METRICS, Metric, evaluate, metric_texts, register_metric
 from training.judge.scores import Scores, to_probs
 
@@ -47,14 +47,14 @@ def test_it_is_monitored_recorded_and_shown(brier: Metric, make_dataset: Callabl
     run = Run(tmp_path / "run")
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        metrics = fit(run, config)
+        metrics = train_rank(run, config)
     finally:
         dist.destroy_process_group()
     [check] = [e for e in map(json.loads, run.history.read_text().splitlines()) if e["event"] == "evaluation"]
     assert check["monitor"] == -check["brier"]
     assert metrics["valid"]["brier"] == pytest.approx(check["brier"], rel=1e-4)
     train_tiny(tmp_path / "tiny", seed=1)
-    assert ">brier</th>" in render(read_run(tmp_path / "tiny" / "run"))
+    assert ">brier</th>" in render_report(read_run(tmp_path / "tiny" / "run"))
 
 
 def test_monitored_names_are_checked(brier: Metric):

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from features.schema import FeatureSchema
 from training.data.batch import Batch
-from training.model.embedding import FieldEmbedding, ModelError, Stream, stable_seed
+from training.model.embedding import FieldEmbedding, ModelError, StreamName, stable_seed
 
 Rows = dict[str, int]
-WIDTHS: dict[Stream, int] = {"hard": 6, "easy": 3, "first_order_easy": 1}
+WIDTHS: dict[StreamName, int] = {"hard": 6, "easy": 3, "first_order_easy": 1}
 
 
 def weight(embedding: FieldEmbedding, table: str) -> Tensor:

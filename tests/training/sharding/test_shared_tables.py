@@ -17,7 +17,7 @@ from training.config import DenseOptimizer, FusedOptimizer, ShardingConfig
 from training.data.batch import to_batch
 from training.data.opened_dataset import Dataset
 from training.fit.regularization import EmbeddingL2
-from training.fit.run import Run, build_model, fit
+from training.fit.run import Run, build_model, train_rank
 from training.model.embedding import FieldEmbedding, ModelError
 from training.sharding import checkpoint
 from training.ship.quantization import quantize
@@ -92,7 +92,7 @@ def test_a_shared_hash_gives_a_value_one_id(dataset: tiny_dataset.TinyDataset) -
 
 def fit_lanes(folder: Path, dataset: Path) -> None:
     for lane, changes in LANES.items():
-        fit(Run(folder / lane), make_config(dataset, max_epochs=1, **changes))
+        train_rank(Run(folder / lane), make_config(dataset, max_epochs=1, **changes))
 
 
 def test_two_ranks_train_as_one(dataset: tiny_dataset.TinyDataset, tmp_path: Path, one_rank: None) -> None:
