@@ -31,7 +31,7 @@ def main() -> int:
     with locked(run_path):
         name = take_over(run_path)
         train(run_path, prepare(run_path, config, resume=arguments.resume), name)
-    print(describe(run_path, time.perf_counter() - started))
+    print(describe(run_path, time.perf_counter() - started, config.training.monitor))
     return 0
 
 
