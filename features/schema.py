@@ -17,12 +17,21 @@ from pydantic import ConfigDict, Field, FiniteFloat
 from pydantic.dataclasses import dataclass
 
 from features.fingerprint import MODEL_CHOICE, departures, digest, fingerprint_version_1, is_model_choice
-from features.kinds import BAG_KIND, DENSE_KIND, LENGTH_SUFFIX, SINGLE_KIND, Bag, Column, Dense, SingleValued
+from features.kinds import (
+    BAG_KIND,
+    DENSE_KIND,
+    LENGTH_SUFFIX,
+    ROW_COLUMNS,
+    SINGLE_KIND,
+    Column,
+    Dense,
+    SingleValued,
+)
 
 ENCODING_VERSION = 1
 """Version of the encodings' meaning; a new one makes old datasets be refused instead of misread."""
 
-RESERVED_NAMES = ("label", "weight", "group_id", "timestamp")
+RESERVED_NAMES = tuple(ROW_COLUMNS)
 MAX_TABLE_ROWS = 2**31 - 1
 
 STRICT = ConfigDict(extra="forbid")
@@ -184,7 +193,7 @@ class SparseFeature:
         return " x ".join(self.columns) + (f" split at {self.separator!r}" if self.separator else "")
 
     @property
-    def kind(self) -> SingleValued | Bag:
+    def kind(self) -> SingleValued:
         """Return the feature's kind: its form in files, batches and tables."""
         return SINGLE_KIND if self.separator is None else BAG_KIND
 

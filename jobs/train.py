@@ -31,7 +31,7 @@ def main() -> int:
     with lock_run_folder(run_path):
         name = take_over(run_path)
         train_on_ray(run_path, prepare_run(run_path, config, resume=arguments.resume), name)
-    print(describe_training(run_path, time.perf_counter() - started))
+    print(describe_training(run_path, time.perf_counter() - started, config.training.monitor))
     return 0
 
 

@@ -71,9 +71,7 @@ def train_on_ray(run_path: Path, config: Config, name: str) -> None:
         ),
     )
     finished = threading.Event()
-    follower = threading.Thread(
-        target=follow, args=(run_path / HISTORY_NAME, training.max_epochs, finished), daemon=True
-    )
+    follower = threading.Thread(target=follow, args=(run_path / HISTORY_NAME, training, finished), daemon=True)
     follower.start()
     if group is LocalTorchConfig:
         threading.Thread(target=_watch_node, args=(finished,), daemon=True).start()

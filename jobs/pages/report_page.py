@@ -14,7 +14,7 @@ from jobs.pages.table_section import command
 from jobs.pages.table_section import section as table_section
 from jobs.pages.values import Table, percent, shown
 from jobs.retraining.raw_partitions import dashed
-from training.judge.metrics import METRICS
+from training.judge.metrics import metric_names
 
 
 def render_report(run: RunFiles) -> str:
@@ -103,7 +103,8 @@ def _results(run: RunFiles) -> Table | None:
     rows += [(title, run.metrics[name]) for name, title in others.items() if name in run.metrics]
     if not rows:
         return None
-    return Table(("", "rows", *METRICS), ([title, *map(values.get, ("rows", *METRICS))] for title, values in rows))
+    columns = ("rows", *metric_names(entry["metrics"] for entry in run.evaluations.values()))
+    return Table(("", *columns), ([title, *map(values.get, columns)] for title, values in rows))
 
 
 def _other_rows(run: RunFiles) -> list[str]:
@@ -131,7 +132,7 @@ def _training_figures(run: RunFiles) -> Figures | None:
 
 
 def _epochs(run: RunFiles) -> Table | None:
-    columns = ("epoch", "step", "train_loss", *METRICS, "monitor", "best")
+    columns = ("epoch", "step", "train_loss", *metric_names(run.checks), "monitor", "best")
     return Table(columns, ([check.get(c) for c in columns] for check in run.checks)) if run.checks else None
 
 

@@ -12,9 +12,9 @@ from itertools import islice
 from pathlib import Path
 
 import pyarrow
-import pyarrow.parquet
 
 from features.rawlog import (
+    COLUMNAR,
     KEEP_BYTES,
     TOO_LONG,
     LogError,
@@ -134,15 +134,15 @@ def _needed_from_file(wanted: tuple[str, ...], config: PipelineConfig, tables: l
 def _look_into(file: str, log_format: LogFormat, needed: tuple[str, ...]) -> tuple:
     """(columns, header, unseen, types) of one file."""
     try:
-        if log_format.kind == "parquet":
-            schema = pyarrow.parquet.read_schema(file)
+        if not log_format.is_text:
+            schema = COLUMNAR[log_format.kind].read_schema(file)
             _require(file, needed, schema.names)
             # Files whose columns differ in type are read apart.
             return needed, None, (), tuple(str(schema.field(name).type) for name in needed)
         if log_format.kind == "jsonl":
             return needed, None, _unseen_keys(file, log_format, needed), ()
         columns, header = log_format.columns, None
-        if log_format.header:
+        if log_format.has_header:
             columns, header = _read_header(file, log_format)
         _require(file, needed, columns)
         return columns, header, (), ()
@@ -187,7 +187,7 @@ def _unseen_keys(file: str, log_format: LogFormat, needed: tuple[str, ...]) -> t
 
 def find_line(file: str, log_format: LogFormat, text: str, limit: int = 200_000) -> int | None:
     """Find the number (from 1) of the first line equal to ``text`` among the first ``limit``; None if there is none."""
-    if log_format.kind == "parquet":
+    if not log_format.is_text:
         return None
     try:
         with open_text(file, log_format.encoding, errors="replace") as lines:

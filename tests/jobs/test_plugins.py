@@ -17,7 +17,7 @@ from tests.stand_ins.tiny_model import COLUMNS, raw_rows
 from tests.stand_ins.tiny_service import started
 
 ROOT = Path(__file__).parents[2]
-NAMES = "my_package.encoders,my_package.objectives"
+NAMES = "my_package.encoders,my_package.objectives,my_package.metrics"
 
 
 @pytest.mark.slow
@@ -41,6 +41,11 @@ def test_training_under_ray_exporting_scoring_and_serving(
     assert trained.returncode == 0, trained.stderr
     saved = json.loads((run / "config.json").read_text())["training"]
     assert (saved["model"]["hard"]["kind"], saved["model"]["objective"]["kind"]) == ("inner_product", "focal")
+
+    valid = json.loads((run / "metrics.json").read_text())["valid"]
+    assert 0 < valid["brier"] < 1 and f"brier {valid['brier']:.4f}" in trained.stdout
+    assert call("report", "--run", run).returncode == 0
+    assert ">brier</th>" in (run / "report.html").read_text()
 
     artifact = run / "artifact"
     refused = call("export", "--run", run, "--output", artifact, "--golden-input", log)

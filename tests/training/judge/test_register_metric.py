@@ -15,6 +15,7 @@ from jobs.pages.report_files import read_run
 from jobs.pages.report_page import render_report
 from tests.stand_ins.tiny_model import train_tiny
 from tests.training.fit.test_run import make_config
+from training import plugins
 from training.fit.run import Run, train_rank
 from training.judge.metrics import METRICS, Metric, evaluate, metric_texts, register_metric
 from training.judge.scores import Scores, to_probs
@@ -28,9 +29,10 @@ def brier() -> Iterator[Metric]:
         return float(np.average((to_probs(scores.logits) - scores.labels) ** 2, weights=scores.weights))
 
     metric = Metric(compute, "lower", "mean squared error of the probability", ".3f")
+    before = plugins.registered()
     register_metric("brier", metric)
     yield metric
-    del METRICS["brier"]
+    plugins.restore(before)
 
 
 def test_it_is_computed_and_printed(brier: Metric):
@@ -58,14 +60,14 @@ def test_it_is_monitored_recorded_and_shown(brier: Metric, make_dataset: Callabl
 
 
 def test_monitored_names_are_checked(brier: Metric):
-    def tree(name: str) -> dict[str, Any]:
+    def tree(name: str, weight: float = 1.0) -> dict[str, Any]:
         return {
             "features": {"label": "click", "sparse": [{"name": "user", "encoding": {"kind": "vocabulary"}}]},
             "pipeline": {"output": "unused", "input": {"format": {"kind": "csv"}}},
-            "training": {"dataset": "unused", "monitor": {name: 1.0}},
+            "training": {"dataset": "unused", "monitor": {name: weight}},
         }
 
-    assert parse_config(tree("brier")).training.monitor == {"brier": 1.0}
+    assert parse_config(tree("brier", -1.0)).training.monitor == {"brier": -1.0}
     with pytest.raises(ConfigError, match=r"training\.monitor.*'logless' is none of auc, .*did you mean 'logloss'\?"):
         parse_config(tree("logless"))
     with pytest.raises(ConfigError, match=r"'calibration' is none of"):
