@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, FiniteFloat
 from pydantic.dataclasses import dataclass
 
 from features.fingerprint import MODEL_CHOICE, departures, digest, fingerprint_version_1, is_model_choice
-from features.kinds import BAG_KIND, DENSE_KIND, LENGTH_SUFFIX, SINGLE_KIND, Bag, Column, Dense, SingleValued
+from features.kinds import BAG_KIND, DENSE_KIND, SINGLE_KIND, Bag, Column, Dense, SingleValued
 
 ENCODING_VERSION = 1
 """Version of the encodings' meaning; a new one makes old datasets be refused instead of misread."""
@@ -198,11 +198,6 @@ class SparseFeature:
     def table_name(self) -> str:
         """Return the name of the table that the ids are looked up in."""
         return self.name if self.table is None else self.table
-
-    @property
-    def length_name(self) -> str:
-        """Return the name of the column with the number of ids in each row of a multi-valued feature."""
-        return self.name + LENGTH_SUFFIX
 
 
 @dataclass(frozen=True, config=STRICT)
