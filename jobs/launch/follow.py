@@ -1,6 +1,8 @@
 """Progress bar of a running training, and the summary of a finished one."""
 
 import json
+import logging
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,11 @@ from tqdm import tqdm
 from features.disk.run_folder import METRICS_NAME
 from training.judge.metrics import metric_texts
 
+_log = logging.getLogger(__name__)
+
 
 def follow(history: Path, max_epochs: int, finished: threading.Event) -> None:
-    """Show the history as a progress bar while workers write it; silent if stderr is no terminal.
+    """Log each evaluation of a history while workers write it; on a terminal, show a progress bar too.
 
     Args:
         history: file of the run that its first worker appends to.
@@ -20,8 +24,9 @@ def follow(history: Path, max_epochs: int, finished: threading.Event) -> None:
         finished: set when the training is over.
     """
     with tqdm(disable=None, unit="step", dynamic_ncols=True) as bar:
-        position = 0
-        while not finished.wait(0.5):
+        position, is_last = 0, False
+        while not is_last:
+            is_last = finished.wait(0.5)
             if not history.exists() or history.stat().st_size == position:
                 continue
             position = min(position, history.stat().st_size)  # a resumed run shortens its history
@@ -43,7 +48,8 @@ def _show(bar: Any, event: dict[str, Any], max_epochs: int) -> None:
     elif event["event"] == "evaluation":
         mark = " best" if event["best"] else ""
         found = " ".join(metric_texts(event, "auc", "logloss"))
-        bar.write(f"epoch {event['epoch'] + 1}: valid {found}{mark}")
+        with tqdm.external_write_mode(sys.stderr):  # the bar steps aside for the line
+            _log.info("epoch %d: valid %s%s", event["epoch"] + 1, found, mark)
         bar.reset()
 
 
