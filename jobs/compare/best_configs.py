@@ -7,7 +7,7 @@ from typing import Any
 
 from features.disk.atomic import write_json
 from jobs.compare.search import Search, Trial
-from training.judge.metrics import METRICS
+from training.judge.metrics import METRICS, metric_texts
 
 Row = dict[str, Any]
 
@@ -49,7 +49,8 @@ def conclude(path: str, trials: Sequence[Trial], rows: Sequence[Row]) -> Row:
 
 
 def _numbers(row: Row) -> str:
-    return "  ".join(f"{name} {row[name]:.6f}" for name in ("monitor", *METRICS) if row.get(name) is not None)
+    defined = [name for name in METRICS if row.get(name) is not None]
+    return "  ".join([f"monitor {row['monitor']:.6f}", *metric_texts(row, *defined)])
 
 
 def write(output: Path, search: Search, models: Sequence[Row], rows: Sequence[Row]) -> None:
