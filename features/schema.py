@@ -20,7 +20,6 @@ from features.fingerprint import MODEL_CHOICE, departures, digest, fingerprint_v
 from features.kinds import (
     BAG_KIND,
     DENSE_KIND,
-    LENGTH_SUFFIX,
     ROW_COLUMNS,
     SINGLE_KIND,
     Column,
@@ -207,11 +206,6 @@ class SparseFeature:
     def table_name(self) -> str:
         """Return the name of the table that the ids are looked up in."""
         return self.name if self.table is None else self.table
-
-    @property
-    def length_name(self) -> str:
-        """Return the name of the column with the number of ids in each row of a multi-valued feature."""
-        return self.name + LENGTH_SUFFIX
 
 
 @dataclass(frozen=True, config=STRICT)

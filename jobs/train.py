@@ -8,6 +8,7 @@ import time
 
 from jobs.cli.config_arguments import config_parser, parse_config_arguments
 from jobs.cli.conventions import absolute, run_program
+from jobs.cli.logging import add_log_options, set_up_logging
 from jobs.launch.follow import describe_training
 from jobs.launch.ray_cluster import train_on_ray
 
@@ -21,7 +22,9 @@ def main() -> int:
     )
     parser.add_argument("--run", required=True, metavar="DIR", help="folder of the run; made if absent")
     parser.add_argument("--resume", action="store_true", help="go on from the run's newest checkpoint")
+    add_log_options(parser)
     arguments, config = parse_config_arguments(parser)
+    set_up_logging("jobs.train", arguments, timed=False)
     started = time.perf_counter()
 
     from jobs.launch.run_guard import lock_run_folder, prepare_run, take_over, with_places

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from features.disk.atomic import new_folder, standing, write_json
+from features.disk.digest import file_sha256
 from features.disk.object_store import (
     VERSION,
     ObjectPath,
@@ -123,7 +124,7 @@ def check_files(folder: Path, description: dict[str, Any]) -> Path:
         path = files / name
         if not is_inside(folder, path):
             raise ArtifactError(f"{files} is not opened: {name!r} leads out of its folder")
-        if not path.is_file() or _sha256(path) != digest:
+        if not path.is_file() or file_sha256(path) != digest:
             raise ArtifactError(f"{path} is missing or was changed after export: export the model again")
     return files
 
@@ -186,11 +187,6 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ArtifactError(f"{path.parent} is not a usable artifact: {path.name} cannot be read ({error})") from error
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 # ------------------------------------------------------------------------------------------------------------- writing
 
 
@@ -247,7 +243,7 @@ def write_description(folder: Path, tables: str, more: dict[str, Any]) -> None:
         # Version 1 is float32, and whoever reads it needs to know of no other.
         **({"version": 1} if tables == FLOAT32 else {"version": ARTIFACT_FORMAT.version, "tables": tables}),
         **more,
-        "files": {path.relative_to(folder).as_posix(): _sha256(path) for path in files},
+        "files": {path.relative_to(folder).as_posix(): file_sha256(path) for path in files},
         **({"folder": folder.name} if VERSION.fullmatch(folder.name) else {}),
     }
     write_json(folder / ARTIFACT_NAME, description)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from features.disk.atomic import write_json
 from jobs.compare.search import Search, SearchRow, Trial
-from training.judge.metrics import METRICS
+from training.judge.metrics import METRICS, metric_texts
 
 
 def conclude(path: str, trials: Sequence[Trial], rows: Sequence[SearchRow]) -> SearchRow:
@@ -46,7 +46,8 @@ def conclude(path: str, trials: Sequence[Trial], rows: Sequence[SearchRow]) -> S
 
 
 def _numbers(row: SearchRow) -> str:
-    return "  ".join(f"{name} {row[name]:.6f}" for name in ("monitor", *METRICS) if row.get(name) is not None)
+    defined = [name for name in METRICS if row.get(name) is not None]
+    return "  ".join([f"monitor {row['monitor']:.6f}", *metric_texts(row, *defined)])
 
 
 def write_search(output: Path, search: Search, models: Sequence[SearchRow], rows: Sequence[SearchRow]) -> None:

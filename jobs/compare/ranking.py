@@ -1,13 +1,14 @@
 """Ranking of a leaderboard: means over seeds, differences to the reference, files and text."""
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from features.disk.atomic import write_json
+from jobs.cli.text_table import text_table
 from jobs.compare.matrix import Cell, Leaderboard
 from jobs.pages.leaderboard_page import (
     REPORTED_SPLITS,
@@ -108,14 +109,13 @@ def write_leaderboard(output: Path, leaderboard: Leaderboard, rows: Sequence[Lea
     (output / "leaderboard.html").write_text(page, encoding="utf-8")
 
 
-def describe_leaderboard(rows: Iterable[LeaderboardRow]) -> str:
+def describe_leaderboard(rows: Sequence[LeaderboardRow]) -> str:
     """Lay the rows out for a terminal, a line each."""
     lines = []
     for row in rows:
         split = last_split(row)
         ending = verdict(row) if "compared_on" in row else "reference"
-        lines.append(
-            f"{row['dataset']:<14} {row['model']:<16} {row['seeds']} seeds  {split} auc "
-            f"{with_deviation(row, f'{split}_auc')}  logloss {with_deviation(row, f'{split}_logloss')}  {ending}"
-        )
-    return "\n".join(lines)
+        auc, logloss = (with_deviation(row, f"{split}_{metric}") for metric in ("auc", "logloss"))
+        seeds = f"{row['seeds']} seeds"
+        lines.append((row["dataset"], row["model"], seeds, f"{split} auc {auc}", f"logloss {logloss}", ending))
+    return text_table(lines)

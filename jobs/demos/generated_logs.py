@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline.synthetic.generate import LogSpec, file_name, generate_chunks, write_chunk
-from training.judge.metrics import evaluate
+from training.judge.metrics import evaluate, metric_texts
 from training.judge.scores import Scores
 
 LOGS_SUMMARY_NAME = "_summary.json"
@@ -64,9 +64,7 @@ def _clear(output: Path) -> None:
 
 def describe_logs(summary: dict[str, Any], output: str) -> str:
     """Describe generated logs in two lines."""
-    oracle = ", ".join(
-        f"{name} {'undefined' if value is None else f'{value:.6f}'}" for name, value in summary["oracle"].items()
-    )
+    oracle = ", ".join(metric_texts(summary["oracle"], *summary["oracle"]))
     return (
         f"{summary['rows']:,} rows of {summary['days']} days in {summary['files']} files, {summary['seconds']:.1f} s: "
         f"{output}\nclick rate {summary['click_rate']:.4f}; the best any model can do on them: {oracle}"

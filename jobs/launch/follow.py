@@ -1,6 +1,8 @@
 """Progress bar of a running training, and the summary of a finished one."""
 
 import json
+import logging
+import sys
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,9 +14,11 @@ from features.disk.run_folder import METRICS_NAME
 from training.config import TrainingConfig
 from training.judge.metrics import metric_texts
 
+_log = logging.getLogger(__name__)
+
 
 def follow(history: Path, training: TrainingConfig, finished: threading.Event) -> None:
-    """Show the history as a progress bar while workers write it; silent if stderr is no terminal.
+    """Log each evaluation of a history while workers write it; on a terminal, show a progress bar too.
 
     Args:
         history: file of the run that its first worker appends to.
@@ -22,8 +26,9 @@ def follow(history: Path, training: TrainingConfig, finished: threading.Event) -
         finished: set when the training is over.
     """
     with tqdm(disable=None, unit="step", dynamic_ncols=True) as bar:
-        position = 0
-        while not finished.wait(0.5):
+        position, is_last = 0, False
+        while not is_last:
+            is_last = finished.wait(0.5)
             if not history.exists() or history.stat().st_size == position:
                 continue
             position = min(position, history.stat().st_size)  # a resumed run shortens its history
@@ -45,7 +50,8 @@ def _show(bar: Any, event: dict[str, Any], training: TrainingConfig) -> None:
     elif event["event"] == "evaluation":
         mark = " best" if event["best"] else ""
         found = " ".join(metric_texts(event, *_shown(training.monitor)))
-        bar.write(f"epoch {event['epoch'] + 1}: valid {found}{mark}")
+        with tqdm.external_write_mode(sys.stderr):  # the bar steps aside for the line
+            _log.info("epoch %d: valid %s%s", event["epoch"] + 1, found, mark)
         bar.reset()
 
 

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import signal
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from jobs.launch.worker import work
 from training.fit.allocator import HUGE_PAGES
 
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # also how late the end of a run is noticed
+
+_log = logging.getLogger(__name__)
 
 GO_ON = "--resume goes on from the newest checkpoint"
 RAY_ENDED = "Ray ended under the training"
@@ -82,7 +83,7 @@ def train_on_ray(run_path: Path, config: Config, name: str) -> None:
         _raise_failure(run_path)
         raise RuntimeError(f"workers failed more than {training.max_failures} times; see {run_path}/errors") from error
     except SystemExit:  # of _stop or of Ray's own handler of SIGINT; Ray's library has made a 1 of its code
-        print(f"terminated: {GO_ON}", file=sys.stderr)
+        _log.error("terminated: %s", GO_ON)
         raise SystemExit(128 + signal.SIGTERM) from None
     except ray.exceptions.RayError as error:
         raise ConnectionError(f"{RAY_ENDED}: {GO_ON}") from error
@@ -102,7 +103,7 @@ def _watch_node(finished: threading.Event) -> None:
     (raylet,) = node.all_processes["raylet"]
     while not finished.wait(0.2):
         if raylet.process.poll() is not None and not finished.is_set():
-            print(f"error: {RAY_ENDED}: {GO_ON}", file=sys.stderr, flush=True)
+            _log.error("%s: %s", RAY_ENDED, GO_ON)
             os._exit(EXIT_DATA)
 
 

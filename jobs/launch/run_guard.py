@@ -1,8 +1,8 @@
 """Guard of a run folder: one training at a time, and no --resume with another config or dataset."""
 
 import dataclasses
+import logging
 import secrets
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,6 +19,8 @@ from training.data.row_order import RowOrder
 from training.fit.position import check_position
 from training.fit.run import Run, find_warm_start
 from training.sharding import checkpoint
+
+_log = logging.getLogger(__name__)
 
 COMPARED_ON_RESUME = (
     "warm_start",
@@ -103,7 +105,7 @@ def prepare_run(run_path: Path, config: Config, resume: bool) -> Config:
         )
     if used:
         for warning in _check_same(run, config, dataset, checkpoint.newest(checkpoints)):
-            print(f"warning: {warning}", file=sys.stderr)
+            _log.warning(warning)
     else:
         run.history.unlink(missing_ok=True)
     run.failure.unlink(missing_ok=True)
@@ -112,7 +114,7 @@ def prepare_run(run_path: Path, config: Config, resume: bool) -> Config:
     dataset.learnt.save(run_path / LEARNT_NAME)
     note = run.write_dataset(TrainedOn.of(dataset.path, manifest).to_json())
     if note is not None:
-        print(note, file=sys.stderr)
+        _log.warning(note)
     return config
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from jobs.pages import check_figures
+from jobs.pages.metric_values import with_metrics
 from jobs.pages.values import Mark, Table
 from jobs.retraining.data_checks import LEVELS, CheckResult, Checks
 from jobs.retraining.raw_partitions import dashed
@@ -101,7 +102,7 @@ def gate_section(verdict: Verdict, metrics: Mapping[str, Mapping[str, Any]]) -> 
     hidden = len(verdict.rules) - len(verdict.shown)
     more = f", {hidden} more segments kept theirs" if hidden else ""
     names = dict.fromkeys(name for values in metrics.values() for name in values)
-    rows = [[side, *map(values.get, names)] for side, values in metrics.items()]
+    rows = [[side, *with_metrics(values, *names)] for side, values in metrics.items()]
     header = ("", "rule", "candidate", "champion", "threshold", "reason")
     return {
         "summary": f"The candidate {word}{more}.",

@@ -69,16 +69,22 @@ def last_split(row: LeaderboardRow) -> str:
 
 
 def with_deviation(row: LeaderboardRow, name: str) -> str:
-    """Write a metric's mean over seeds with its standard deviation; empty if the metric is undefined."""
+    """Write a metric's mean over seeds with its standard deviation; empty if the metric is undefined.
+
+    Args:
+        row: row of a leaderboard.
+        name: split and metric, such as ``test_auc``.
+    """
     if name not in row:  # undefined, or a result is older than the metric
         return ""
-    deviation = row.get(f"{name}_std")
-    return f"{row[name]:.6f}" + ("" if deviation is None else f" ± {deviation:.6f}")
+    metric, deviation = METRICS[name.partition("_")[2]], row.get(f"{name}_std")
+    return metric.text(row[name]) + ("" if deviation is None else f" ± {metric.text(deviation)}")
 
 
 def _interval(row: LeaderboardRow, metric: str) -> str:
-    difference = _difference(row, metric)
-    return f"{difference.mean:+.6f} ({difference.low:+.6f} to {difference.high:+.6f})"
+    found = _difference(row, metric)
+    mean, low, high = (METRICS[metric].text(value, "+") for value in (found.mean, found.low, found.high))
+    return f"{mean} ({low} to {high})"
 
 
 def verdict(row: LeaderboardRow) -> str:

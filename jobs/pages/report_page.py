@@ -9,6 +9,7 @@ from features.disk.dataset import SPLITS, DatasetManifest
 from features.disk.run_folder import REPORT_NAME, RunFiles
 from jobs.pages import figures
 from jobs.pages.check_sections import Figures, checks_section, gate_section
+from jobs.pages.metric_values import with_metrics
 from jobs.pages.page import render_page
 from jobs.pages.table_section import command
 from jobs.pages.table_section import section as table_section
@@ -104,7 +105,7 @@ def _results(run: RunFiles) -> Table | None:
     if not rows:
         return None
     columns = ("rows", *metric_names(entry["metrics"] for entry in run.evaluations.values()))
-    return Table(("", *columns), ([title, *map(values.get, columns)] for title, values in rows))
+    return Table(("", *columns), ([title, *with_metrics(values, *columns)] for title, values in rows))
 
 
 def _other_rows(run: RunFiles) -> list[str]:
@@ -133,7 +134,7 @@ def _training_figures(run: RunFiles) -> Figures | None:
 
 def _epochs(run: RunFiles) -> Table | None:
     columns = ("epoch", "step", "train_loss", *metric_names(run.checks), "monitor", "best")
-    return Table(columns, ([check.get(c) for c in columns] for check in run.checks)) if run.checks else None
+    return Table(columns, (with_metrics(check, *columns) for check in run.checks)) if run.checks else None
 
 
 def _score_figures(run: RunFiles) -> Figures | None:
@@ -196,7 +197,7 @@ def _part_table(found: Mapping[str, Any]) -> Table:
         "mean logit of negatives": "mean_logit_negatives",
         "mean |part|": "mean_abs_part",
     }
-    rows = [[p["name"], *map(p.get, columns.values()), percent(p["variance_share"])] for p in found["parts"]]
+    rows = [[p["name"], *with_metrics(p, *columns.values()), percent(p["variance_share"])] for p in found["parts"]]
     return Table(("part", *columns, "variance share"), rows)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from jobs.pages import check_figures, daily_figures
 from jobs.pages.check_sections import LEVEL_MARKS, Figures, checks_section, gate_section
+from jobs.pages.metric_values import with_metrics
 from jobs.pages.page import render_page
 from jobs.pages.values import Mark, Table, percent
 from jobs.retraining.raw_partitions import dashed
@@ -89,8 +90,7 @@ def _outcome_row(outcome: Outcome, status: RetrainingStatus) -> list[Any]:
         VERDICT_MARKS.get(outcome.verdict, outcome.verdict),
         outcome.version,
         outcome.champion_version,
-        outcome.auc,
-        outcome.logloss,
+        *with_metrics({"auc": outcome.auc, "logloss": outcome.logloss}, "auc", "logloss"),
         span(outcome.trained_on) or None,
         outcome.train_rows,
         _why(outcome.stopped_by, status.reasons(outcome)),

@@ -18,6 +18,7 @@ from jobs.cli.data_checks_config import (
     LabelLimits,
     RowLimits,
 )
+from jobs.cli.text_table import text_table
 
 STANDARD_ERRORS = 1.96
 """Standard errors by which a rate must be beyond its limit to fail: one-sided confidence of 97.5 %."""
@@ -66,10 +67,8 @@ class Checks:
             largest = max(of_rule, key=lambda result: result.value)
             others = f" and {len(of_rule) - 1} below" if len(of_rule) > 1 else ""
             rows.append(_cells(largest, f"{largest.feature or ''}{others}"))
-        widths = [max(len(row[i]) for row in rows) for i in range(6)]
-        lines = ["  ".join(f"{cell:<{w}}" for cell, w in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows]
         counts = ", ".join(f"{sum(r.level == level for r in self.results)} {level}" for level in reversed(LEVELS))
-        return "\n".join([*lines, counts])
+        return f"{text_table(rows)}\n{counts}"
 
     def _grave(self) -> list[CheckResult]:
         beyond = [result for result in self.results if result.level != "ok"]

@@ -149,7 +149,12 @@ def end(place: RetrainFolder, summary: dict[str, Any]) -> None:
 
 
 def describe_todo(place: RetrainFolder, as_of: str | None) -> str:
-    """Describe what a retraining would do (dry run)."""
+    """Describe what a retraining would do (dry run).
+
+    Raises:
+        ValueError: the folder is of a newer version, or as ``RetrainFolder.look``.
+    """
+    place.check_version()
     lines = []
     if files := place.undated_files():
         lines.append(f"would look for dates in {len(files)} files first, which will show more than is known now")

@@ -8,6 +8,7 @@ from jobs.cli.text_table import text_table
 from jobs.retraining.raw_partitions import dashed
 from jobs.retraining.retraining_status import NUM_SHOWN, RetrainingStatus
 from jobs.retraining.status_files import Outcome
+from training.judge.metrics import METRICS
 
 MAX_LISTED_NAMES = 6
 """Names of partitions in a sentence at most."""
@@ -133,7 +134,8 @@ def _plural(count: int, word: str) -> str:
 
 
 def _row(outcome: Outcome, status: RetrainingStatus) -> tuple[str, ...]:
-    auc, logloss = ("" if value is None else f"{value:.5f}" for value in (outcome.auc, outcome.logloss))
+    scores = {"auc": outcome.auc, "logloss": outcome.logloss}
+    auc, logloss = ("" if value is None else METRICS[name].text(value) for name, value in scores.items())
     reason = "; ".join(status.reasons(outcome))
     short = reason if len(reason) <= MAX_REASON else f"{reason[: MAX_REASON - 3]}..."
     champion = "" if outcome.champion_version is None else str(outcome.champion_version)

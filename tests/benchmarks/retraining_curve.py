@@ -79,10 +79,6 @@ def main() -> int:
     return 0 if is_done else 3
 
 
-class OutOfTime(Exception):
-    """The seconds are over; what is there is kept."""
-
-
 class Curve:
     """One seed's log and both models of it."""
 

@@ -19,7 +19,7 @@ import pyarrow.parquet
 from hypothesis import strategies as st
 
 from features.disk.dataset import DatasetError, DatasetManifest, Rejected, Split
-from features.fingerprint import FINGERPRINT_VERSION
+from features.fingerprint import FINGERPRINT_FORMAT
 from features.learnt import Learnt, LearntError
 from features.rawlog import LogError, LogFormat, Lookup, read_lines
 from jobs.cli.config import Config, load_config, parse_config
@@ -392,7 +392,7 @@ def make_artifact(path: Path, tables: TablePrecision = "float32") -> None:
     prints = {
         "schema_fingerprint": config.features.fingerprint,
         "learnt_fingerprint": learnt.fingerprint,
-        "fingerprint_version": FINGERPRINT_VERSION,
+        "fingerprint_version": FINGERPRINT_FORMAT.version,
     }
     version = {"version": 1} if tables == "float32" else {"version": 2, "tables": tables}
     (path / "artifact.json").write_text(json.dumps({**version, **prints, "files": digests(path)}))
@@ -464,7 +464,7 @@ def _prints(folder: Path, trees: dict[str, Any]) -> dict[str, Any]:
             json.loads((folder / "config.json").read_text())["features"]
         )
         found["schema_fingerprint"] = schema.fingerprint
-        found["fingerprint_version"] = FINGERPRINT_VERSION
+        found["fingerprint_version"] = FINGERPRINT_FORMAT.version
         found["learnt_fingerprint"] = Learnt.load(folder / "learnt", schema).fingerprint
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass  # no such config: the loader under test has to say so

@@ -119,7 +119,7 @@ def test_the_summary_has_a_line_a_number():
     }
     lines = describe_attribution(found).splitlines()
     assert lines[-6:] == [
-        "easy: moves the fused logit by 0.500 and 90.0 % of its variance; its own auc 0.75000",
+        "easy: moves the fused logit by 0.500 and 90.0 % of its variance; its own auc 0.750000",
         "joint: moves the fused logit by 0.250 and 10.0 % of its variance",
         "",
         "gate, selection, easy stream: mean and deviation, from 0 to 2",

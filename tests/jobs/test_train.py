@@ -130,6 +130,7 @@ def test_sigterm_ends_the_workers_too_and_resume_goes_on(make_dataset, tmp_path:
     epochs = before.progress["epoch"] + 1
     resumed = call(config, run, "--resume", f"training.max_epochs={epochs}")
     assert resumed.returncode == 0, resumed.stderr
+    assert f"\nepoch {epochs}: valid auc " in f"\n{resumed.stderr}" and resumed.stdout.startswith("trained ")
     assert Run(run).read("metrics.json")["train"]["rows"] == epochs * 3_200
 
     newest = checkpoint.newest(run / "checkpoints")

@@ -5,7 +5,6 @@ become a model that is merely worse.
 """
 
 import functools
-import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from features.disk.dataset import DataFile, DatasetError
+from features.disk.digest import file_sha256
 from features.encoding import Columns
 from features.kinds import TABLE, batch_columns
 from features.schema import FeatureSchema
@@ -143,8 +143,7 @@ def digest_of_file(path: Path, state: tuple[int, ...]) -> str:
     Parquet's own checksums are not enough: a page's checksum leaves out page headers and the footer, and one bit of
     the footer can have other values read from the same pages.
     """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path)
 
 
 @functools.lru_cache(maxsize=1 << 12)

@@ -49,7 +49,6 @@ class Reader:
     Attributes:
         num_steps: steps of an epoch, the same on every rank.
         num_rows: rows of the split, over all ranks.
-        rows_delivered: real rows the last call of ``batches`` has yielded so far, on this rank.
         seconds: seconds of its threads, over all finished epochs, for decoding row groups (reading included), shuffling
             windows and laying out batches; the threads run beside each other and beside the training.
     """
@@ -90,7 +89,6 @@ class Reader:
         window = largest * (config.reader.shuffle_row_groups if self.shuffle else 1)
         longest = -(-self.num_rows // streams)
         self._pool = RowsPool(manifest.schema, self.checker.columns, min(window, longest))
-        self.rows_delivered = 0
         self._rows_made, self._seconds = 0, 0.0
         self.seconds = {"decode": 0.0, "shuffle": 0.0, "batch": 0.0}
         self._rows_per_stream = batch_size // streams
@@ -115,11 +113,9 @@ class Reader:
             ReaderError: a file is missing, cut or not as the manifest says, or an id is outside its table.
             StorageError: a file cannot be fetched from its store.
         """
-        self.rows_delivered = 0
         ready = prefetch(lambda: self._batches(epoch, start_step), self.config.prefetch_batches)
         with contextlib.closing(ready):
             while (batch := self._next(ready)) is not None:
-                self.rows_delivered += batch.num_rows
                 yield batch
 
     def _next(self, ready: Iterator[Batch]) -> Batch | None:

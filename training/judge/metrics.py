@@ -42,7 +42,7 @@ class Metric:
         compute: checked scores -> its value; None where the rows do not define one.
         better: direction of better values; ``one``: nearer to 1.
         meaning: one line for whoever reads a table.
-        format: format of its values in text.
+        format: format of its values in text, without width and sign.
         needs_groups: whether the rows must have group ids.
     """
 
@@ -63,9 +63,9 @@ class Metric:
             raise ValueError("neither a higher nor a lower value is better: 1 is best")
         return 1 if self.better == "higher" else -1
 
-    def text(self, value: float | None) -> str:
-        """Format a value for people."""
-        return UNDEFINED if value is None else format(value, self.format)
+    def text(self, value: float | None, sign: str = "") -> str:
+        """Format a value for people, or with the sign ``+`` a difference of two values."""
+        return UNDEFINED if value is None else format(value, f"{sign}z{self.format}")  # z: no -0.000000
 
 
 def register_metric(name: str, metric: Metric) -> None:

@@ -110,10 +110,6 @@ class CTRModel(nn.Module):
         """List the names of the parameters under the embedding L2, as in ``named_parameters``."""
         return [name for name, _ in self.named_parameters() if name.split(".")[0] == EMBEDDING]
 
-    def embedding_parameters(self) -> list[nn.Parameter]:
-        """List the parameters under the embedding L2, in the order of ``embedding_parameter_names``."""
-        return list(self.embedding.parameters())
-
 
 def stream_widths(config: ModelConfig) -> dict[StreamName, int]:
     """Map each stream of embeddings that the model reads to the width of a field in it.

@@ -15,7 +15,7 @@ from features.disk.artifact import GOLDEN_NAME, WEIGHTS_NAME, check_output, new_
 from features.disk.atomic import write_json
 from features.disk.place import Place
 from features.disk.run_folder import CALIBRATION_NAME, CONFIG_NAME, LEARNT_NAME, METRICS_NAME, RunError
-from features.fingerprint import FINGERPRINT_VERSION
+from features.fingerprint import FINGERPRINT_FORMAT
 from features.rawlog import LogError, expand_paths
 from training.config import TablePrecision, TrainingConfig
 from training.data.opened_dataset import Dataset
@@ -141,7 +141,7 @@ def _write_artifact(run: Run, folder: Path, golden_input: str | None, tables: Ta
     identity = {
         "schema_fingerprint": dataset.manifest.schema_fingerprint,
         "learnt_fingerprint": dataset.learnt.fingerprint,
-        "fingerprint_version": FINGERPRINT_VERSION,
+        FINGERPRINT_FORMAT.key: FINGERPRINT_FORMAT.version,
         "trained_on": {"fingerprint": trained_on.fingerprint, "rows": trained_on.to_json()["rows"]},
     }
     num_parameters = sum(p.numel() for p in best.model.parameters())

@@ -16,7 +16,7 @@ from features.disk.artifact import GOLDEN_NAME, WEIGHTS_NAME, Artifact, Artifact
 from features.disk.place import Place
 from features.disk.run_folder import CALIBRATION_NAME, CONFIG_NAME, LEARNT_NAME
 from features.encoding import MissingColumnError, RawRow, RowEncoder, RowError
-from features.fingerprint import FingerprintError, check_fingerprint_version
+from features.fingerprint import FINGERPRINT_FORMAT
 from features.learnt import Learnt
 from features.rawlog import LogError, LogFormat, Lookup, read_lines
 from features.schema import FeatureSchema
@@ -71,11 +71,7 @@ class Predictor:
         except (ValidationError, KeyError, RecursionError) as error:
             raise ArtifactError(f"{folder / CONFIG_NAME} is not understood: {error}") from error
         learnt = Learnt.load(folder / LEARNT_NAME, schema)
-        version = artifact.description.get("fingerprint_version", 1)
-        try:
-            check_fingerprint_version(version, folder)
-        except FingerprintError as error:
-            raise ArtifactError(str(error)) from error
+        version = FINGERPRINT_FORMAT.version_of(artifact.description, folder, ArtifactError)
         if (schema.fingerprint_of_version(version), learnt.fingerprint) != (
             artifact.description.get("schema_fingerprint"),
             artifact.description.get("learnt_fingerprint"),

@@ -12,10 +12,12 @@ import pytest
 
 from features.disk.artifact import ArtifactError
 from features.disk.dataset import DatasetManifest
-from jobs import evaluate
+from jobs import attribute, compare_tables, evaluate, export
 from jobs.cli.config import load_config
 from jobs.cli.errors import ConfigError
 from jobs.launch import run_guard
+from jobs.pages.report_files import read_run
+from jobs.pages.report_page import render
 from tests.features.test_fingerprint import TINY_VERSION_1, age
 from tests.stand_ins.tiny_dataset import write_tiny_dataset
 from tests.stand_ins.tiny_model import train_tiny
@@ -79,6 +81,10 @@ def rebuild(path: Path, **options: Any) -> None:
     write_tiny_dataset(path.parent / "dataset", **{"seed": 9, **options})
 
 
+def said_by_the_guard(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == run_guard.__name__]
+
+
 def warnings(run: Run) -> list[str]:
     events = map(json.loads, run.history.read_text().splitlines())
     return [event["message"] for event in events if event["event"] == "warning"]
@@ -120,11 +126,11 @@ def test_another_order_inside_an_epoch_is_refused(begin: Begin, override: str, e
         prepare(run, path, override)
 
 
-def test_what_no_batch_depends_on_may_change(begin: Begin, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_no_batch_depends_on_may_change(begin: Begin, caplog: pytest.LogCaptureFixture) -> None:
     run, path = begin(INSIDE)
     same = ("num_workers=2", "reader.prefetch_batches=3", "evaluation_batch_size=8", "reader.cache_bytes=99")
     prepare(run, path, *(f"training.{setting}" for setting in same))
-    assert capsys.readouterr().err == ""
+    assert said_by_the_guard(caplog) == []
 
 
 def test_each_field_of_an_order_is_compared(begin: Begin) -> None:
@@ -140,14 +146,15 @@ def test_each_field_of_an_order_is_compared(begin: Begin) -> None:
     assert (order.num_rows, order.shuffle, order.seed) == (reader.num_rows, reader.shuffle, reader.seed)
 
 
-def test_an_old_checkpoint_goes_on_with_a_word(begin: Begin, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_old_checkpoint_goes_on_with_a_word(begin: Begin, caplog: pytest.LogCaptureFixture) -> None:
     run, path = begin(INSIDE)
     file = run.checkpoints / "step=000000004" / "checkpoint.json"
     meta = json.loads(file.read_text())
     del meta["progress"]["order"]
     file.write_text(json.dumps(meta))
     config = prepare(run, path)
-    assert "warning: checkpoint" in (said := capsys.readouterr().err) and "cannot be checked" in said
+    [said] = said_by_the_guard(caplog)
+    assert said.startswith("checkpoint") and "cannot be checked" in said
     train_rank(run, config)
     [warning] = warnings(run)
     assert "has seen 4 steps of" in warning
@@ -158,14 +165,14 @@ def test_an_old_checkpoint_goes_on_with_a_word(begin: Begin, capsys: pytest.Capt
 # -------------------------------------------------------------------------------------------------- at an epoch's end
 
 
-def test_other_rows_at_an_epochs_end_go_on_with_a_word(begin: Begin, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_rows_at_an_epochs_end_go_on_with_a_word(begin: Begin, caplog: pytest.LogCaptureFixture) -> None:
     run, path = begin(AT_END)
     rebuild(path, train=((64,), (32,)))
     config = prepare(run, path, "training.reader.shuffle=false")
-    said = capsys.readouterr().err
-    assert "is not the dataset that" in said and "train has 96 rows" in said
-    assert "warning: from epoch 2 on, training reads another order of rows: the rows were 192 of train" in said
-    assert "training.reader.shuffle was true and is false" in said
+    other, order = said_by_the_guard(caplog)
+    assert "is not the dataset that" in other and "train has 96 rows" in other
+    assert order.startswith("from epoch 2 on, training reads another order of rows: the rows were 192 of train")
+    assert "training.reader.shuffle was true and is false" in order
     assert train_rank(run, config)["train"]["steps"] == AT_END + 2 * 3
     assert any("from epoch 2 on" in warning for warning in warnings(run))
     assert run.trained_on().rows["train"].num_rows == 96
@@ -189,6 +196,32 @@ def test_another_dataset_than_the_runs_is_said(begin: Begin, run_here: Any) -> N
     assert run.read("evaluation/test.json")["data"] == data
     code, out, error = run_here(evaluate.main, "--run", run.path, "--dataset", path.parent / "dataset")
     assert (code, error) == (0, "") and json.loads(out.splitlines()[-1])["data"] == data  # named, so intended
+
+
+def test_each_program_says_that_the_runs_dataset_is_another_now(begin: Begin, run_here: Any, tmp_path: Path) -> None:
+    run, path = begin(None)
+    assert "is not what this run was trained on" not in render(read_run(run.path))
+    rebuild(path, seed=0, test=((9,),))
+    log = tmp_path / "made.csv"
+    log.write_text("user,genres,device,age,row,price\nu,a|b,mobile,33,1,2.5\n")
+    programs = {
+        attribute.main: ("--split", "test", "--repeats", 1),
+        compare_tables.main: ("--split", "test", "--seconds", 0),
+        export.main: ("--output", tmp_path / "artifact", "--golden-input", log),
+    }
+    for program, more in programs.items():
+        code, out, error = run_here(program, "--run", run.path, *more)
+        assert code == 0 and error.startswith(f"warning: {path.parent / 'dataset'} is not what {run.path} was trained")
+        assert "test has 9 rows (fingerprint " in error and len(error.splitlines()) == 1, program.__module__
+        if program is not export.main:
+            assert json.loads(out.splitlines()[-1])["data"]["is_own"] is False
+            assert run_here(program, "--run", run.path, "--dataset", path.parent / "dataset", *more)[2] == ""
+    files = read_run(run.path)
+    assert files.attribution["data"] == files.tables["data"]
+    assert "is not what this run was trained on: test has 9 rows (fingerprint " in render(files)
+    assert run_here(evaluate.main, "--run", run.path)[0] == 0
+    words = "test was scored on another dataset, 9 rows (fingerprint "
+    assert words in render(read_run(run.path)) and "trained on had 20 rows" in render(read_run(run.path))
 
 
 # ------------------------------------------------------------------------------------------------- a model's choices
