@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from features.disk.run_folder import RunFolder
+from features.disk.run_folder import METRICS_NAME
 from jobs.launch.loopback import LOOPBACK, loopback_settings
 from jobs.launch.worker import set_up_worker
 
@@ -239,7 +239,7 @@ class _Record(tune.Callback):
 def _describe(trial: Trial, evaluations: Sequence[SearchRow], error: str | None) -> SearchRow:
     """Make a trial's result: metrics of its best epoch, seconds from its start to its last evaluation."""
     best = max(evaluations, key=lambda e: e["monitor"], default=None)
-    ended_itself = error is not None or RunFolder(trial.folder).is_finished
+    ended_itself = error is not None or (trial.folder / METRICS_NAME).exists()
     return {
         "model": trial.model.name,
         "trial": trial.number,

@@ -172,7 +172,7 @@ def describe_demo(metrics: dict[str, Any]) -> str:
         metrics: as ``Demo.run`` returns them.
     """
     shown, auc = ("auc", "logloss"), METRICS["auc"]
-    rows = [("test split", *shown)]
+    rows: list[tuple[str, ...]] = [("test split", *shown)]
     for title, name in (("oracle", "oracle"), ("TF4CTR", "test"), ("linear", "linear"), ("constant", "constant")):
         rows.append((title, *(METRICS[metric].text(metrics[name][metric]) for metric in shown)))
     distance = auc.text(metrics["oracle"]["auc"] - metrics["test"]["auc"])

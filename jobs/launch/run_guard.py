@@ -9,7 +9,14 @@ from pathlib import Path
 
 from features.disk.lock import lock
 from features.disk.place import Place, locate
-from features.disk.run_folder import CONFIG_NAME, LEARNT_NAME, RESERVE_NAME, RUN_LOCK_NAME, WORKERS_LOCK_NAME
+from features.disk.run_folder import (
+    CONFIG_NAME,
+    LEARNT_NAME,
+    METRICS_NAME,
+    RESERVE_NAME,
+    RUN_LOCK_NAME,
+    WORKERS_LOCK_NAME,
+)
 from features.disk.trained_on import TrainedOn
 from jobs.cli.config import Config, check_manifest, parse_config
 from jobs.cli.conventions import absolute, place
@@ -108,7 +115,8 @@ def prepare_run(run_path: Path, config: Config, resume: bool) -> Config:
             _log.warning(warning)
     else:
         run.history.unlink(missing_ok=True)
-    run.failure.unlink(missing_ok=True)
+    for ended in (run.failure, run.path / METRICS_NAME):  # how an earlier training ended says nothing of this one
+        ended.unlink(missing_ok=True)
     (run_path / RESERVE_NAME).write_bytes(bytes(4096))
     run.write(CONFIG_NAME, config.to_dict())
     dataset.learnt.save(run_path / LEARNT_NAME)

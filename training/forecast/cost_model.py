@@ -73,7 +73,11 @@ class Machine:
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows [first_row, first_row + rows) of some columns of a table on one rank."""
+    """Rows [first_row, first_row + rows) of some columns of a table on one rank.
+
+    Attributes:
+        num_features: features that look up in the table.
+    """
 
     table: str
     kind: Kind
@@ -81,6 +85,7 @@ class Shard:
     rows: int
     columns: int
     first_row: int = 0
+    num_features: int = 1
 
     @property
     def num_bytes(self) -> int:
@@ -228,11 +233,13 @@ def _load(shards: Sequence[Shard], m: Machine, t: Traffic) -> _Loads:
 def _look_ups(shard: Shard, t: Traffic) -> tuple[float, float]:
     """Ids that a shard looks up in a step, and bags that it makes a vector of. One id a row and feature."""
     if shard.kind == "data_parallel":
-        return t.rows, t.rows
-    if shard.kind in ("row_wise", "table_row_wise"):
+        num_ids, num_bags = float(t.rows), t.rows
+    elif shard.kind in ("row_wise", "table_row_wise"):
         ranks = t.world_size if shard.kind == "row_wise" else t.ranks_per_host
-        return t.batch_size * ((1 - t.head) / ranks + t.head * (shard.first_row == 0)), t.batch_size
-    return t.batch_size, t.batch_size
+        num_ids, num_bags = t.batch_size * ((1 - t.head) / ranks + t.head * (shard.first_row == 0)), t.batch_size
+    else:
+        num_ids, num_bags = t.batch_size, t.batch_size
+    return shard.num_features * num_ids, shard.num_features * num_bags
 
 
 def _table_bytes(shard: Shard, num_ids: float, num_bags: float, line: float) -> float:

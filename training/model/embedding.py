@@ -52,7 +52,6 @@ class EmbeddingTable:
         num_embeddings: rows.
         width: numbers of a row.
         padded_width: numbers of a row as it is stored.
-        pooling: how a bag's rows become one vector; of one row it is the row itself.
         init_std: standard deviation of the rows at the start.
         seed: seed of the rows at the start.
     """
@@ -63,7 +62,6 @@ class EmbeddingTable:
     num_embeddings: int
     width: int
     padded_width: int
-    pooling: Literal["mean", "sum"]
     init_std: float
     seed: int
 
@@ -163,7 +161,6 @@ def declare_tables(
                     num_embeddings=sizes.pop(),
                     width=width,
                     padded_width=-(-width // multiple) * multiple,
-                    pooling="mean" if "mean" in {f.kind.pooling(f) for f in shared} else "sum",
                     init_std=init_std,
                     seed=seed,
                 )
@@ -193,6 +190,9 @@ class FieldEmbedding(nn.Module):
     Features may share a table. A table that is not as wide as its stream's fields, because its features have an
     ``embedding_dim`` of their own, has a matrix (width, D) that its vectors are multiplied by, as in mixed-dimension
     embeddings (arXiv 1909.11810); it starts as N(0, 1 / width), so that projected vectors are as large as others.
+
+    Tables add up a bag's rows, and means are made here: TorchRec's own, of tables cut by rows, divide what other
+    features looked up as well (``_create_mean_pooling_divisor``).
 
     Args:
         schema: fields and their order.
@@ -225,6 +225,7 @@ class FieldEmbedding(nn.Module):
         super().__init__()
         self.widths: dict[StreamName, int] = {stream: widths.get(stream, 0) for stream in STREAMS}
         self.num_fields = len(schema.sparse) + len(schema.dense)
+        self.mean_pooled = frozenset(f.name for f in schema.sparse if f.kind.pooling(f) == "mean")
         self.tables = declare_tables(
             schema,
             num_embeddings,
@@ -250,45 +251,73 @@ class FieldEmbedding(nn.Module):
 
     def forward(self, sparse_features: KeyedJaggedTensor, dense_features_BN: Tensor, num_rows: int) -> Streams:
         """Look up and pool; the first ``num_rows`` rows of every stream, so that no block sees padding."""
-        groups = [keys for group in self._groups.values() for keys, _ in group]
+        groups = [run.keys for group in self._groups.values() for run in group]
         pooled = iter(KeyedTensor.regroup([self.bags(sparse_features)], groups))
+        num_ids = self._num_ids(sparse_features, num_rows)
         streams: Streams = {s: dense_features_BN.new_zeros(num_rows, self.num_fields, 0) for s in STREAMS}
         for stream, group in self._groups.items():
-            parts = [self._fields(next(pooled)[:num_rows], len(keys), table) for keys, table in group]
-            vectors_BFD = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+            parts = [self._fields(next(pooled)[:num_rows], run, num_ids) for run in group]
             if stream in self.dense_vectors:
-                dense_BND = dense_features_BN[:num_rows, :, None] * self.dense_vectors[stream]
-                vectors_BFD = torch.cat([vectors_BFD, dense_BND], dim=1)
-            streams[stream] = vectors_BFD
+                parts.append(dense_features_BN[:num_rows, :, None] * self.dense_vectors[stream])
+            streams[stream] = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         return streams
 
     def _order(
         self, schema: FeatureSchema, keys: list[list[str]]
-    ) -> tuple[dict[StreamName, tuple[str, ...]], dict[StreamName, list[tuple[list[str], EmbeddingTable]]]]:
-        """Order each stream's features as in the schema, and group them into runs that are looked up in one way.
-
-        A run is (names of the look-ups, a table): neighbours without a projection, or with the same one.
-        """
+    ) -> tuple[dict[StreamName, tuple[str, ...]], dict[StreamName, list["_Run"]]]:
+        """Order each stream's features as in the schema, and group them into runs that are looked up in one way."""
         found: dict[StreamName, dict[str, tuple[str, EmbeddingTable]]] = {}
         for table, names in zip(self.tables, keys, strict=True):
             found.setdefault(table.stream, {}).update(
                 {feature: (key, table) for feature, key in zip(table.features, names, strict=True)}
             )
         features: dict[StreamName, tuple[str, ...]] = {}
-        groups: dict[StreamName, list[tuple[list[str], EmbeddingTable]]] = {}
+        groups: dict[StreamName, list[_Run]] = {}
         for stream, of in found.items():
             features[stream] = tuple(name for name in schema.sparse_names if name in of)
-            runs = groupby((of[name] for name in features[stream]), lambda pair: self._projection_of(pair[1]))
-            groups[stream] = [([key for key, _ in run], run[0][1]) for run in (list(members) for _, members in runs)]
+            ways = [(name, self._projection_of(of[name][1]), name in self.mean_pooled) for name in features[stream]]
+            runs = [[name for name, *_ in run] for _, run in groupby(ways, lambda way: way[1:])]
+            groups[stream] = [
+                _Run(tuple(names), [of[name][0] for name in names], of[names[0]][1], names[0] in self.mean_pooled)
+                for names in runs
+            ]
         return features, groups
 
     def _projection_of(self, table: EmbeddingTable) -> str | None:
         return table.name if table.name in self.projections else None
 
-    def _fields(self, vectors_BK: Tensor, num_fields: int, table: EmbeddingTable) -> Tensor:
+    def _num_ids(self, sparse_features: KeyedJaggedTensor, num_rows: int) -> dict[str, Tensor]:
+        """Count each mean-pooled feature's ids, (num_rows,), at least 1: the mean of no rows is their sum, 0."""
+        if not self.mean_pooled:
+            return {}
+        lengths_FB = sparse_features.lengths().view(len(sparse_features.keys()), -1)[:, :num_rows].clamp(min=1)
+        fields = enumerate(sparse_features.keys())
+        return {name: lengths_FB[f] for f, name in fields if name in self.mean_pooled}
+
+    def _fields(self, vectors_BK: Tensor, run: "_Run", num_ids: dict[str, Tensor]) -> Tensor:
         """Look-ups next to each other -> (B, F, D), without their pads."""
-        vectors_BFD = vectors_BK.unflatten(1, (num_fields, -1))[..., : table.width]
-        return vectors_BFD @ self.projections[table.name] if table.name in self.projections else vectors_BFD
+        vectors_BFD = vectors_BK.unflatten(1, (len(run.keys), -1))[..., : run.table.width]
+        if run.is_mean:
+            vectors_BFD = vectors_BFD / torch.stack([num_ids[name] for name in run.features], dim=1)[..., None]
+        name = self._projection_of(run.table)
+        return vectors_BFD if name is None else vectors_BFD @ self.projections[name]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Neighbouring features of a stream that are looked up in one way.
+
+    Attributes:
+        features: their names.
+        keys: names of their look-ups.
+        table: table of the first of them, whose width and projection are those of all.
+        is_mean: divide sums by the number of ids.
+    """
+
+    features: tuple[str, ...]
+    keys: list[str]
+    table: EmbeddingTable
+    is_mean: bool
 
 
 def _leave_alone(_shard: Tensor) -> None:
@@ -301,7 +330,7 @@ def _bag_config(table: EmbeddingTable, init_fn: Callable[[Tensor], None]) -> Emb
         feature_names=list(table.features),
         num_embeddings=table.num_embeddings,
         embedding_dim=table.padded_width,
-        pooling=PoolingType.MEAN if table.pooling == "mean" else PoolingType.SUM,
+        pooling=PoolingType.SUM,
         init_fn=init_fn,
     )
 

@@ -223,6 +223,7 @@ def make_planner(
             sharding_types=allowed,
             compute_kernels=kernels,
             min_partition=columns_per_part(kind, table, model.tables, cluster.world_size),
+            pooling_factors=[1.0] * len(table.features),  # TorchRec would count one feature
             cache_params=None if kind == DATA_PARALLEL else cache,
         )
     topology = cluster.topology()

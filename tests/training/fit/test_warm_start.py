@@ -56,6 +56,19 @@ def finish(path: Path, config: TrainingConfig) -> Run:
     return run
 
 
+def test_a_run_that_goes_on_is_not_finished(days, tmp_path: Path, one_rank) -> None:
+    """Metrics of an earlier end would make a training that is killed later look like a whole one."""
+    config = make_config(days[0], max_epochs=1)
+    run = finish(tmp_path / "run", config)
+    assert run.is_finished
+    longer = replace(config, max_epochs=2)
+    tree = {**run.read("config.json"), "training": longer}
+    prepare_run(run.path, parse_config(tree), resume=True)
+    assert not run.is_finished and not (run.path / "metrics.json").exists()
+    train_rank(run, longer)
+    assert run.is_finished and run.read("metrics.json")["train"]["epochs"] == 2
+
+
 def begun(dataset: Path, config: TrainingConfig, run: Run) -> tuple[ParallelModel, Training]:
     config = replace(config, dataset=str(dataset))
     opened = Dataset.open(dataset)

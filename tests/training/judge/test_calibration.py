@@ -178,10 +178,13 @@ def test_a_calibrated_run(make_dataset, tmp_path: Path, one_rank) -> None:
         assert metrics["valid"][metric] == raw["valid"][metric]
 
     # A calibration of another checkpoint is not applied; an older one is not, once the config says none.
+    assert run.is_finished
     run.write("calibration.json", {**stored, "step": stored["step"] + 1})
+    assert not run.is_finished
     with pytest.raises(RunError, match=r"no calibration of its best checkpoint.*--resume"):
         load_best(run)
     (run.path / "calibration.json").unlink()
+    assert not run.is_finished
     with pytest.raises(RunError, match="no calibration of its best checkpoint"):
         load_best(run)
     assert train_rank(run, config)["platt"] == metrics["platt"]
@@ -195,12 +198,14 @@ def test_a_refused_fit_loses_no_result(make_dataset, tmp_path: Path, one_rank) -
     run = Run(tmp_path / "run")
     with pytest.raises(CalibrationError, match=r'no "platt" fit.*--resume and kind = "none"'):
         train(run, dataset, calibration=PlattCalibration())
+    assert not run.is_finished  # a calibration was promised
     metrics = run.read("metrics.json")
     assert metrics["train"]["rows"] == 3 * 600 and metrics["valid"]["rows"] == 2
     assert not {"platt", "valid_uncalibrated"} & set(metrics) and not (run.path / "calibration.json").exists()
     assert run.read("evaluation/valid.json")["metrics"] == metrics["valid"]
     _, resumed = train(run, dataset)  # as the message advises
     assert resumed["valid"] == metrics["valid"] and load_best(run).calibration == Calibration()
+    assert run.is_finished
 
 
 def test_validation_must_hold_both_labels_before_a_step_is_made(make_dataset, tmp_path: Path, one_rank) -> None:
