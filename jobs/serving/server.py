@@ -144,6 +144,7 @@ def _answer(arguments: argparse.Namespace, find: Callable[[], FoundArtifact], li
             timeout_graceful_shutdown=int(arguments.timeout) + 1,
         )
     )
+    listener.listen()  # a request that comes before uvicorn takes the socket waits, and is not refused
     _log.info("at http://%s:%d (/docs describes it)", shown, port)
     try:
         asyncio.run(server.serve(sockets=[listener]))  # ends with the signal, which it passes on to _stop
