@@ -82,10 +82,13 @@ def _numbers(run: RunFiles) -> dict[str, Any]:
     """Collect the headline numbers."""
     found = {name: entry["metrics"] for name, entry in run.evaluations.items()}
     best = "test" if "test" in found else "valid"
-    values: dict[str, Any] = {f"{best} {m}": found.get(best, {}).get(m) for m in ("auc", "logloss", "calibration")}
-    oracle = run.metrics.get("oracle", {}).get("auc")
-    if oracle is not None and values[f"{best} auc"] is not None:
-        values["AUC short of the oracle"] = oracle - values[f"{best} auc"]
+    metrics, names = found.get(best, {}), ("auc", "logloss", "calibration")
+    values: dict[str, Any] = {
+        f"{best} {name}": value for name, value in zip(names, with_metrics(metrics, *names), strict=True)
+    }
+    oracle, auc = run.metrics.get("oracle", {}).get("auc"), metrics.get("auc")
+    if oracle is not None and auc is not None:
+        values["AUC short of the oracle"] = METRICS["auc"].text(oracle - auc)
     train = run.metrics.get("train", {})
     values |= {"rows trained on": train.get("rows"), "rows/s in training": train.get("rows_per_second")}
     return {name: value for name, value in values.items() if value}

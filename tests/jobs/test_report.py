@@ -194,8 +194,8 @@ def test_a_complete_run(tmp_path: Path):
 
     assert page.row("this model, test")[2] == f"{evaluations['test']['metrics']['auc']:.6f}"
     assert page.row("oracle (the true probability), test")[2] == "0.900000"
-    assert page.row("linear model, test")[2] == "0.7123"
-    assert f"{0.9 - evaluations['test']['metrics']['auc']:.6g}AUC short of the oracle" in page.text
+    assert page.row("linear model, test")[2] == "0.712300"
+    assert f"{0.9 - evaluations['test']['metrics']['auc']:.6f}AUC short of the oracle" in page.text
     assert page.row("train", "800,000")[2:] == ["1", "1", "5", "0.187"]
     user = page.row("user_id", "user_id")
     assert user[2:9] == ["hash", "1,000", "123,456", "1.50 %", "0.00 %", "2.34 %", "43.21 %"]
