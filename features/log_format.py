@@ -11,6 +11,10 @@ MAX_LINE = 1 << 24
 TOO_LONG = f"longer than {MAX_LINE} characters"
 
 
+COLUMNAR_KINDS = ("parquet", "orc", "delta")
+"""Formats of columns with names and types."""
+
+
 class LogError(ValueError):
     """A raw log cannot be read; the message names the file and, where it can, the line."""
 
@@ -62,6 +66,16 @@ class LogFormat:
             raise ValueError("escape works inside quotes: it needs a quote, and a separator of one character")
         if len(self.escape) != 1 or self.escape in (quote, self.delimiter):
             raise ValueError(f"escape is one character besides quote and separator, got {self.escape!r}")
+
+    @property
+    def is_text(self) -> bool:
+        """Tell whether the files are lines of text; others hold columns with names and types."""
+        return self.kind not in COLUMNAR_KINDS
+
+    @property
+    def has_header(self) -> bool:
+        """Tell whether the first line of every file names the columns."""
+        return self.kind in ("csv", "tsv") and self.header
 
     @property
     def delimiter(self) -> str:

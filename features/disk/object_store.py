@@ -24,7 +24,7 @@ from features.disk.relative_path import check_relative
 if TYPE_CHECKING:
     from pyarrow import fs
 
-PATIENCE_SECONDS = 25.0
+TRANSFER_PATIENCE_SECONDS = 25.0
 """Seconds of retries after a transfer's first failure; with the time-outs below, a call ends after about a minute."""
 NUM_TRIES = 3
 """Least number of tries of a transfer, however long each takes."""
@@ -222,7 +222,9 @@ class ObjectPath:
                     raise
                 cure = _cure(str(error))
                 failures.append(time.monotonic())
-                is_enough = len(failures) >= NUM_TRIES and failures[-1] - failures[0] + pause > PATIENCE_SECONDS
+                is_enough = (
+                    len(failures) >= NUM_TRIES and failures[-1] - failures[0] + pause > TRANSFER_PATIENCE_SECONDS
+                )
                 if cure or is_enough:
                     why = cure or f"cannot be reached: {_reason(str(error))}; {_server()}, try again when it answers"
                     raise StorageError(f"{self}: {why}") from error

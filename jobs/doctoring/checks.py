@@ -65,7 +65,7 @@ def examine(*, quick: bool = False) -> list[Finding]:
     lane = lane_of(installed, torch_cuda())
     findings = [check_python(), check_java()]
     findings += check_packages(installed, locked_versions(lane), direct_names(lane))
-    findings += [check_lane(installed, torch_cuda(), lane)]
+    findings += [check_accelerator(installed, torch_cuda(), lane)]
     findings += [] if quick else [check_imports()]
     return [*findings, *check_ports(PORTS), check_disk(Path.cwd()), check_memory()]
 
@@ -113,7 +113,7 @@ def check_packages(installed: Mapping[str, str], locked: Mapping[str, str], dire
     return [*findings, Finding("other packages", "ok", f"{len(others)} as locked")]
 
 
-def check_lane(installed: Mapping[str, str], cuda: str | None, lane: str) -> Finding:
+def check_accelerator(installed: Mapping[str, str], cuda: str | None, lane: str) -> Finding:
     """Check that there is one build of FBGEMM, and that torch is of the same lane."""
     found = [f"{name} {installed[name]}" for name in LANES.values() if name in installed]
     shown = f"torch for {f'CUDA {cuda}' if cuda else 'CPU'}, {' and '.join(found) or 'no fbgemm-gpu'}"

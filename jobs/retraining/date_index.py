@@ -16,8 +16,7 @@ from pathlib import Path
 from features.disk.atomic import write_json
 from features.log_files import is_there, state_of
 from jobs.retraining.raw_partitions import RawPartition
-
-UNDATED = ""
+from pipeline.config import UNDATED
 
 
 @dataclass(frozen=True)

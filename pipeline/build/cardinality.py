@@ -1,8 +1,8 @@
 """Cardinality: how many distinct values, and the share of the most frequent one, from hashes of values.
 
 A vocabulary counts every value. A hashed or bucketed feature does not need to: a HyperLogLog sketch (Flajolet et al.,
-2007) estimates the distinct values of all rows, and a sample of whole rows gives the head share. Where the sample is all
-rows, both are exact.
+2007) estimates the distinct values of all rows, and a sample of whole rows gives the head share. Where the sample is
+all rows, both are exact.
 """
 
 from dataclasses import dataclass

@@ -33,7 +33,7 @@ from pipeline.build.encode_rows import (
     read_keys,
 )
 from pipeline.build.exchange import read_block
-from pipeline.build.learn import count_known, fit, rounded
+from pipeline.build.learn import count_known, fit_learnt, rounded
 from pipeline.build.measure import Sums, add_up, dense_statistics, sparse_statistics, splits_of
 from pipeline.build.portions import REJECTED_LINES, hash_ranges, plan_tasks, read_all, write_rejected
 from pipeline.build.quality import check_rejected, enforce_limits
@@ -60,7 +60,7 @@ _TOKENS_A_TASK = 2_000_000
 """Distinct tokens of all blocks that one task adds up."""
 EXCHANGE_NAME = "exchange"
 """Folder of the exchange inside a version, gone before the commit."""
-LEARNT_NAME, REJECTED_NAME = "learnt", "rejected"
+LEARNT_FOLDER, REJECTED_FOLDER = "learnt", "rejected"
 """Folders inside a version: what was learnt, and the lines that are no rows."""
 _KEYS_A_TASK = 5_000_000
 """Keys that one task compares, about."""
@@ -155,7 +155,7 @@ class _Build:
         self.warnings += enforce_limits(statistics["train"], self.pipeline.quality)
         files = self._write(blocks, total)
         if num_rejected:
-            write_rejected(self.exchange, self.version / REJECTED_NAME, tasks, results)
+            write_rejected(self.exchange, self.version / REJECTED_FOLDER, tasks, results)
         shutil.rmtree(self.exchange)
         manifest = self._describe(results, total, learnt, statistics, files)
         self._account(manifest)
@@ -177,8 +177,8 @@ class _Build:
         if incomplete:
             columns = ", ".join(self.pipeline.dedupe)
             self.warnings.append(
-                f"{incomplete:,} rows lack a part of their key (pipeline.dedupe = {columns}): they could not be compared "
-                "and are kept"
+                f"{incomplete:,} rows lack a part of their key (pipeline.dedupe = {columns}): they could not be "
+                "compared and are kept"
             )
         for name in names:
             (self.exchange / f"{name}.arrow").unlink()
@@ -210,12 +210,12 @@ class _Build:
             ranges = hash_ranges(total.rows.get("train", 0) // _TOKENS_A_TASK + 1, NUM_HASH_RANGES)
             merged_names = self._tasks(partial(merge_numbers, work), ranges, "count")
             numbers = pa.concat_tables([read_block(self.exchange, name) for name in merged_names])
-        learnt = fit(self.schema, tokens, numbers, total.transformed, base)
-        learnt.save(self.version / LEARNT_NAME)
+        learnt = fit_learnt(self.schema, tokens, numbers, total.transformed, base)
+        learnt.save(self.version / LEARNT_FOLDER)
         return learnt, counts, {} if tokens is None else count_known(self.schema, tokens, learnt)
 
     def _write(self, blocks: tuple[str, ...], total: Sums) -> dict[str, tuple[DataFile, ...]]:
-        learnt = self.version / LEARNT_NAME
+        learnt = self.version / LEARNT_FOLDER
         work = FinishWork(self.schema, str(learnt), str(self.exchange), str(self.version), blocks, self.pipeline.write)
         if work.coded:
             write_vocabularies(self.exchange, self.schema, Learnt.load(learnt, self.schema))
@@ -250,12 +250,12 @@ class _Build:
             schema=self.schema,
             schema_fingerprint=self.schema.fingerprint,
             learnt_fingerprint=learnt.fingerprint,
-            learnt_path=f"{self.version.name}/{LEARNT_NAME}",
+            learnt_path=f"{self.version.name}/{LEARNT_FOLDER}",
             splits=splits,
             rejected=Rejected(
                 num_rejected,
                 dict(sorted(reasons.items())),
-                f"{self.version.name}/{REJECTED_NAME}" if num_rejected else None,
+                f"{self.version.name}/{REJECTED_FOLDER}" if num_rejected else None,
             ),
             num_input_rows=sum(total.rows.values()) + num_rejected + num_duplicates,
             num_duplicates=num_duplicates,
@@ -268,7 +268,7 @@ class _Build:
         written = sum(split.num_rows for split in manifest.splits.values())
         rejected = 0
         if manifest.rejected.path is not None:
-            with (self.version / REJECTED_NAME / REJECTED_LINES).open("rb") as lines:
+            with (self.version / REJECTED_FOLDER / REJECTED_LINES).open("rb") as lines:
                 rejected = sum(1 for _ in lines)
         if written + rejected + manifest.num_duplicates != manifest.num_input_rows:
             raise DatasetError(

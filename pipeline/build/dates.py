@@ -22,12 +22,10 @@ from features.values import seconds
 from pipeline.build.encode_rows import PortionTask, RejectedFile
 from pipeline.build.portions import plan_tasks, read_all, write_rejected
 from pipeline.build.sources import InputPlan
-from pipeline.config import PipelineConfig
+from pipeline.config import UNDATED, PipelineConfig
 from pipeline.executors.tasks import TaskError, run_tasks
 
 Span = Literal["hour", "day", "month"]
-UNDATED = ""
-"""Key of the rows that have no date."""
 _UNITS: dict[Span, str] = {"hour": "h", "day": "D", "month": "M"}
 _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_370_764_799
 """First and last second of the years 1 to 9998, which Python's calendar can exceed by a month."""

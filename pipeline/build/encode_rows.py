@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from features.disk.dataset import SPLITS
-from features.encode import Coded, Finisher, Hashed, Prepared, prepare, squared_tokens, transformed
+from features.encode import Coded, Finisher, Hashed, Prepared, prepare, squared_tokens, transformed_numbers
 from features.hashing import SPARK_SEED, hash_slices, mixed, salt_seed
 from features.learnt import Learnt
 from features.raw_block import RawBlock, RejectedLine, Wanted
@@ -322,7 +322,7 @@ class _Block:
             else:
                 columns |= feature.kind.to_columns(*early.ids(feature, prepared), feature)
         for dense in schema.dense:
-            values = transformed(dense, prepared.numbers[dense.name])
+            values = transformed_numbers(dense, prepared.numbers[dense.name])
             columns[dense.name] = values if dense.standardise else values.astype(np.float32)
         columns |= prepared.own
         arrays = {name: as_column(values) for name, values in columns.items()}
@@ -344,7 +344,7 @@ class _Block:
                 values = part.numbers[dense.name]
                 sums.dense[split, dense.name] = Moments.of(values[~np.isnan(values)])
                 if split == "train" and dense.standardise:
-                    sums.transformed[dense.name] = Moments.of(transformed(dense, values))
+                    sums.transformed[dense.name] = Moments.of(transformed_numbers(dense, values))
         return sums
 
     def _measure_sparse(

@@ -1,7 +1,7 @@
 """Exchange: encoded rows on their way from the tasks that read logs to the tasks that write files.
 
-A task that reads writes one Arrow file for each block of rows, sorted by split and by the rows' random keys; a task that
-writes maps all of them into memory and takes the rows whose keys are its own. The folder lies inside the dataset's
+A task that reads writes one Arrow file for each block of rows, sorted by split and by the rows' random keys; a task
+that writes maps all of them into memory and takes the rows whose keys are its own. The folder lies inside the dataset's
 version, which every executor sees anyway. A task that is run twice writes equal bytes, so which attempt wins is no
 matter.
 """

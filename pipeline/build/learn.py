@@ -55,7 +55,7 @@ def known_tokens(schema: FeatureSchema, base: Learnt | None) -> dict[int, pa.Arr
     }
 
 
-def fit(
+def fit_learnt(
     schema: FeatureSchema,
     tokens: pa.Table | None,
     numbers: pa.Table | None,

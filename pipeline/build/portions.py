@@ -1,9 +1,10 @@
-"""Portions of a build: which there are, reading them all, and putting their answers together in the order of the input."""
+"""Portions of a build: plan them, read them all, and put their answers together in the order of the input."""
 
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -109,4 +110,4 @@ def hash_ranges(count: int, end: int) -> list[tuple[int, int]]:
     """Cut 0 to before ``end`` into ``count`` near-equal ranges, ``end`` at most."""
     count = min(count, end)
     borders = [number * end // count for number in range(count + 1)]
-    return list(zip(borders, borders[1:], strict=False))
+    return list(pairwise(borders))

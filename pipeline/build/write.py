@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from features.disk.atomic import leftover_pattern, sync, sync_tree
-from features.disk.dataset import BUILD_NAME, LOCK_NAME, MANIFEST_NAME, DataFile, DatasetError, DatasetManifest
+from features.disk.dataset import BUILD_NAME, DATASET_LOCK_NAME, MANIFEST_NAME, DataFile, DatasetError, DatasetManifest
+from features.disk.digest import file_sha256
 from features.disk.lock import lock
 from features.disk.object_store import VERSION, ObjectPath, StorageError, clean, new_version_name, publish
 from features.disk.place import scratch
@@ -30,7 +31,7 @@ from pipeline.config import WriteConfig
 
 _NAMES = (MANIFEST_NAME, BUILD_NAME)
 _LEFTOVER = "|".join(map(leftover_pattern, _NAMES))
-_OURS = "|".join([VERSION.pattern, _LEFTOVER, *map(re.escape, (*_NAMES, LOCK_NAME))])
+_OURS = "|".join([VERSION.pattern, _LEFTOVER, *map(re.escape, (*_NAMES, DATASET_LOCK_NAME))])
 
 
 # -------------------------------------------------------------------------------------------------------------- dataset
@@ -52,7 +53,7 @@ def new_version(dataset: Path) -> Iterator[Path]:
     with ExitStack() as stack:
         try:
             message = f"another job is writing to {dataset}: wait for it to end"
-            stack.enter_context(lock(dataset / LOCK_NAME, message, error=DatasetError))
+            stack.enter_context(lock(dataset / DATASET_LOCK_NAME, message, error=DatasetError))
         except OSError as error:
             raise _cannot_write(dataset, error) from error
         try:
@@ -180,9 +181,7 @@ def write_table(table: pa.Table, path: Path, config: WriteConfig) -> tuple[int, 
 
 def describe_file(path: Path, version: Path, row_groups: tuple[int, ...]) -> DataFile:
     """Describe a written file, with the sha256 of its bytes; its path is relative to the dataset."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return DataFile(path.relative_to(version.parent).as_posix(), path.stat().st_size, row_groups, digest)
+    return DataFile(path.relative_to(version.parent).as_posix(), path.stat().st_size, row_groups, file_sha256(path))
 
 
 def max_ids(dataset: Path, files: tuple[DataFile, ...], schema: FeatureSchema) -> dict[str, int]:

@@ -23,7 +23,7 @@ from pipeline.build.learn import known_tokens, least_counts, table_owners
 from pipeline.build.write import FileTask, describe_file, write_table
 from pipeline.config import WriteConfig
 
-# ----------------------------------------------------------------------------------------------------------------- merge
+# --------------------------------------------------------------------------------------------------------------- merge
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def merge_keys(folder: str, names: Sequence[str], hashes: tuple[int, int]) -> ND
     return later_rows((read_block(Path(folder), name) for name in names), *hashes)
 
 
-# ---------------------------------------------------------------------------------------------------------------- number
+# -------------------------------------------------------------------------------------------------------------- number
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def number_codes(work: FinishWork, block: str) -> None:
     write_block(folder, f"ids-{block}", pa.table({"ids": values}))
 
 
-# ----------------------------------------------------------------------------------------------------------------- write
+# --------------------------------------------------------------------------------------------------------------- write
 
 
 def write_file(work: FinishWork, task: FileTask) -> tuple[str, DataFile]:

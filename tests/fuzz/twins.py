@@ -138,6 +138,7 @@ def _record(outcome: Outcome, place: str, message: str, line: str) -> None:
 
 def _by_spark(spark: Any, path: Path, log_format: dict[str, Any]) -> list[tuple[str, str | None, list[Any]]]:
     from pipeline.build.ingest import LINE, REASON, ROW_ID, listed, raw, read_logs
+
     from pipeline.build.sources import plan_sources
 
     pipeline = {"output": "x", "input": {"train": str(path), "format": log_format}}

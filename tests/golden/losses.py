@@ -22,12 +22,12 @@ import torch
 import torch.distributed as dist
 
 from jobs.cli.config import Config, load_config
-from jobs.launch.run_guard import prepare
+from jobs.launch.run_guard import prepare_run
 from tests.golden.frozen import copy_frozen
 from tests.ranks import on_two_ranks
 from training.data.opened_dataset import Dataset
 from training.fit import loop
-from training.fit.run import Run, build_model, fit
+from training.fit.run import Run, build_model, train_rank
 from training.sharding import checkpoint
 
 GENERATION = "v1"
@@ -106,7 +106,7 @@ def train(path: Path, config: Config, *, resume: bool = False, folder: Path | No
         The run's metrics.
     """
     path.mkdir(exist_ok=True)
-    prepare(path, config, resume=resume)
+    prepare_run(path, config, resume=resume)
     if config.training.num_workers == 1:
         _fit(path, config)
     else:
@@ -117,7 +117,7 @@ def train(path: Path, config: Config, *, resume: bool = False, folder: Path | No
 
 def _fit(path: Path, config: Config) -> None:
     with patch.object(loop, "PROGRESS_SECONDS", 0.0):
-        fit(Run(path), config.training, schema=config.features)
+        train_rank(Run(path), config.training, schema=config.features)
 
 
 def events(path: Path, kind: str) -> list[dict[str, Any]]:

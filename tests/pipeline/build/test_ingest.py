@@ -6,11 +6,11 @@ import json
 import pyarrow
 import pyarrow.parquet
 import pytest
+from pipeline.build.ingest import LINE, REASON, ROW_ID, raw, read_logs
 
 from features.disk.dataset import DatasetError
 from features.rawlog import LogError, LogFormat, read_rows
 from jobs.cli.config import parse_config
-from pipeline.build.ingest import LINE, REASON, ROW_ID, raw, read_logs
 from pipeline.build.sources import plan_sources
 
 USER = {"label": "click", "sparse": [{"name": "user", "encoding": {"kind": "hash", "num_buckets": 100}}]}

@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-
-from features.disk.dataset import DatasetError
 from pipeline.build.footer import sort_encodings
 from pipeline.build.ingest import ROW_ID, SPLIT
+
+from features.disk.dataset import DatasetError
 from pipeline.build.write import new_version, num_files, write_files
 from pipeline.config import WriteConfig
 
