@@ -104,7 +104,10 @@ class Bag(SingleValued):
     def to_columns(self, ids: NDArray[Any], lengths: NDArray[Any], feature: "SparseFeature") -> dict[str, NDArray[Any]]:
         """Lay rows out as columns: padded ids and their number."""
         padded = np.zeros((len(lengths), feature.max_length), ids.dtype)
-        padded[np.arange(feature.max_length) < lengths[:, None]] = ids
+        if len(lengths) == 1:
+            padded[0, : len(ids)] = ids
+        else:
+            padded[np.arange(feature.max_length) < lengths[:, None]] = ids
         return {feature.name: padded, feature.name + LENGTH_SUFFIX: lengths}
 
 

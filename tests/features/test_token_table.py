@@ -10,7 +10,6 @@ from features import token_table
 from features.hashing import hash_text
 from features.token_table import TokenTable, hash_tokens
 
-
 HASHES = np.array([0, *range(2, 51)], np.uint64)
 
 
