@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from features.arrow import pc
 from features.hashing import MISSING_ID, SPARK_SEED, Hashes, hash_array, hashed_ids, salt_seed
 from features.learnt import Learnt
 from features.schema import BUCKET_KINDS, DenseFeature, FeatureSchema, HashEncoding, Label, SparseFeature

@@ -330,7 +330,7 @@ class _FewRows:
             found |= zip(hashed_names, _ids(hashes, self.num_ids, n), strict=True)
         if coded_names:
             coded = [
-                ids.get(token, unknown)
+                ids.get(token or "", unknown)
                 for k, (ids, unknown) in enumerate(self.coded)
                 for token in values[end + k * n : end + (k + 1) * n]
             ]

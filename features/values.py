@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from features.arrow import pc
 from features.schema import SparseFeature, Values
 from features.times import TimePattern
 
