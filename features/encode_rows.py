@@ -265,7 +265,9 @@ class _FewRows:
         coded = [f for f in singles if f.encoding.kind == "vocabulary"]
         squared = [f for f in singles if f.encoding.kind == "log_squared"]
         self.bucketed = [f for f in singles if f.encoding.kind not in ("hash", "vocabulary", "log_squared")]
-        self.bags = [(f, place[f.columns[0]]) for f in schema.sparse if f.kind.takes_lists]
+        bags = [f for f in schema.sparse if f.kind.takes_lists]
+        self.bags = [(f, place[f.columns[0]]) for f in bags]
+        self.bag_seeds = {f.name: salt_seed(f.salt) for f in bags if f.encoding.kind == "hash"}
         # Texts: the columns of hashed features, then those of vocabularies.
         self.hashed = [(salt_seed(f.salt), len(f.columns)) for f in hashed]
         self.is_plain = all(parts == 1 for _, parts in self.hashed)
@@ -328,7 +330,7 @@ class _FewRows:
             found |= zip(hashed_names, _ids(hashes, self.num_ids, n), strict=True)
         if coded_names:
             coded = [
-                ids.get(token, unknown)
+                ids.get(token or "", unknown)
                 for k, (ids, unknown) in enumerate(self.coded)
                 for token in values[end + k * n : end + (k + 1) * n]
             ]
@@ -377,7 +379,7 @@ class _FewRows:
             kept = tokens(columns, lists, feature, self.schema.values)
             flat, lengths = kept.texts.to_pylist(), kept.lengths.astype(np.int32)
         if isinstance(feature.encoding, HashEncoding):
-            seed = salt_seed(feature.salt)
+            seed = self.bag_seeds[feature.name]
             hashes = [_digest(token.encode(), seed) for token in flat]
             ids = _ids(hashes, [feature.encoding.num_buckets - 1], len(flat))[0]
         else:

@@ -109,7 +109,10 @@ class Bag(SingleValued):
     ) -> dict[str, NDArray[Any]]:
         """Lay rows out as columns: padded ids and their number."""
         padded = np.full((len(lengths), feature.max_length), padding, ids.dtype)
-        padded[np.arange(feature.max_length) < lengths[:, None]] = ids
+        if len(lengths) == 1:
+            padded[0, : len(ids)] = ids
+        else:
+            padded[np.arange(feature.max_length) < lengths[:, None]] = ids
         return {feature.name: padded, feature.name + LENGTH_SUFFIX: lengths}
 
 

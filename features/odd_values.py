@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Mapping
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from features.arrow import pc
 from features.schema import FeatureSchema, SparseFeature
 from features.values import PRINTED_LIST, texts, tokens
 

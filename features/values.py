@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from features.arrow import pc
 from features.schema import SparseFeature, Values
 from features.times import TimePattern
 
@@ -33,6 +33,8 @@ Mask = NDArray[np.bool_]
 
 _BLANKS = " \t"
 _TRUE, _FALSE = ("true", "True", "TRUE"), ("false", "False", "FALSE")
+_BLOCK = 2048
+"""Texts that are read with care together, if one of them is odd."""
 _MAX_SECONDS = float(1 << 53)
 
 
@@ -304,12 +306,32 @@ def in_range(found: NDArray[np.float64]) -> tuple[NDArray[np.float64], Mask | No
 def _text_numbers(found: pa.StringArray, settings: Values) -> tuple[NDArray[np.float64], Mask | None]:
     if settings != AS_IT_IS:
         found = known_texts(found, settings)
-    try:  # most columns: every text is a number or null
+    values = _plain_numbers(found)
+    if values is not None:
+        return in_range(values)
+    if len(found) <= _BLOCK:
+        return _odd_numbers(found)
+    # What is odd is mostly rare: only its blocks are read with care.
+    parts = []
+    for at in range(0, len(found), _BLOCK):
+        block = found[at : at + _BLOCK]
+        values = _plain_numbers(block)
+        parts.append(_odd_numbers(block) if values is None else in_range(values))
+    bads = [np.zeros(len(values), np.bool_) if bad is None else bad for values, bad in parts]
+    return np.concatenate([values for values, _ in parts]), _any(np.concatenate(bads))
+
+
+def _plain_numbers(found: pa.StringArray) -> NDArray[np.float64] | None:
+    """Convert texts that are numbers or null; None: some may be something else."""
+    try:
         values = found.cast(pa.float64()).to_numpy(zero_copy_only=False)
-        if np.count_nonzero(np.isnan(values)) == found.null_count:
-            return in_range(values)
     except pa.ArrowInvalid:
-        pass
+        return None
+    return values if np.count_nonzero(np.isnan(values)) == found.null_count else None
+
+
+def _odd_numbers(found: pa.StringArray) -> tuple[NDArray[np.float64], Mask | None]:
+    """Convert any texts: spaces, signs, booleans, and what is no number."""
     found = pc.utf8_trim(found, _BLANKS)
     is_filled = as_mask(pc.not_equal(found, ""))
     is_number = as_mask(pc.match_substring_regex(found, NUMBER_PATTERN))

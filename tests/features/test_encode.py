@@ -4,6 +4,7 @@ import datetime
 import json
 import math
 import random
+from bisect import bisect_right
 from dataclasses import replace
 
 import numpy as np
@@ -174,6 +175,18 @@ def test_dense_floats_are_those_of_python():
     assert found.tobytes() == np.array([expected(v) for v in values.tolist()], np.float32).tobytes()
     few = FeatureEncoder(schema, learnt).encode([{"h": "a", "z": v} for v in values[:50].tolist()])["z"]
     assert few.tobytes() == found[:50].tobytes()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 8, 9, 100, 9_999])
+def test_buckets_are_those_of_a_bisection(size):
+    rng = np.random.default_rng(size)
+    boundaries = sorted(set(rng.integers(-50_000, 50_000, size).tolist()) | {0.5})
+    schema = FeatureSchema("y", (SparseFeature("b", BoundariesEncoding(tuple(map(float, boundaries)))),))
+    values = np.concatenate([rng.integers(-51_000, 51_000, 20_000), boundaries, [np.nan, 1e38, -1e38]]).astype(float)
+    found = finish(schema, Learnt(), prepare(schema, {"b": pa.array(values)}))["b"]
+    assert found.tolist() == [0 if v != v else 1 + bisect_right(boundaries, v) for v in values.tolist()]
+    few = FeatureEncoder(schema, Learnt()).encode([{"b": v} for v in values[-5:].tolist()])["b"]
+    assert few.tolist() == found[-5:].tolist()
 
 
 # --------------------------------------------------------------------------------------------------------- build's rows

@@ -180,6 +180,19 @@ def test_numbers_are_those_of_python():
     assert numbers(pa.array([*raw, "true"]))[0].tolist() == [*(float(text) for text in raw), 1.0]
 
 
+def test_what_is_odd_may_be_anywhere():
+    rng = random.Random(3)
+    made = [rng.choice([str(i), str(i), None, f"{i}.5"]) for i in range(20_000)]
+    odd = {7: "x", 8: "", 5000: " 3\t", 5001: "true", 12_000: "1e39", 12_001: "+1", 19_999: "nan"}
+    for at, text in odd.items():
+        made[at] = text
+    found, bad = numbers(pa.array(made, pa.string()))
+    assert np.flatnonzero(bad).tolist() == [7, 12_000, 19_999]
+    expected = [math.nan if text is None or i in odd else float(text) for i, text in enumerate(made)]
+    expected[5000], expected[5001], expected[12_001] = 3.0, 1.0, 1.0
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize(
     ("array", "expected"),
     [
