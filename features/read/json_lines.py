@@ -21,7 +21,7 @@ import pyarrow.json
 from features.encoding import NUMBER_PATTERN, RowError, to_number
 from features.log_format import LogFormat
 from features.raw_block import RawBlock, Slices, Wanted
-from features.read.arrays import are_numbers, compute, join_arrays
+from features.read.arrays import are_numbers, compute, join_arrays, null_texts
 from features.read.lines import LineBlock, LineReader, Positions
 
 NOT_JSON = "not a JSON object"
@@ -70,7 +70,7 @@ class JsonReader:
     def __init__(self, log_format: LogFormat, wanted: Wanted) -> None:
         self._wanted = wanted
         self._lists = tuple(name for name in wanted.columns if name in wanted.lists)
-        self._nulls = pa.array(["", *log_format.null_values])
+        self._nulls = pa.array(log_format.null_values, _TEXT)
         self._null_texts = frozenset(log_format.null_values)
         keeps_numbers = any(re.match(NUMBER_PATTERN, text.strip(" \t")) for text in log_format.null_values)
         self._floats = frozenset() if keeps_numbers else wanted.numbers - wanted.lists
@@ -267,7 +267,7 @@ class JsonReader:
                     raise _NotTyped
                 columns[name] = values
             else:
-                columns[name] = self._without_nulls(values.cast(_TEXT))
+                columns[name] = null_texts(values.cast(_TEXT), self._nulls)
             if name in self._lists and name not in lists:
                 lists[name] = pa.nulls(len(values), pa.list_(_TEXT))
         return _Piece(rows, columns, lists)
@@ -282,15 +282,11 @@ class JsonReader:
         for key in rest:
             place = nested.type.get_field_index(key)
             nested = nested.flatten()[place]
-        return compute.coalesce(literal, nested) if _has_values(literal) else nested
-
-    def _without_nulls(self, values: pa.Array) -> pa.Array:
-        """Return texts with null for those that mean missing."""
-        if not self._null_texts:
-            offsets = np.frombuffer(values.buffers()[1], np.int32, len(values) + 1, 4 * values.offset)
-            if np.count_nonzero(offsets[1:] == offsets[:-1]) == values.null_count:
-                return values
-        return compute.if_else(compute.is_in(values, self._nulls), pa.scalar(None, _TEXT), values)
+        if not _has_values(literal):
+            return nested
+        is_literal = literal.is_valid().to_numpy(zero_copy_only=False)
+        places = np.arange(len(literal))
+        return join_arrays([literal, nested], literal.type).take(np.where(is_literal, places, places + len(literal)))
 
     # ----------------------------------------------------------------------------------------------------- line by line
 

@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from features.log_format import LogError, LogFormat
 from features.raw_block import RawBlock, Wanted
+from features.read.columnar import cut_groups, open_groups, read_groups
 from features.read.delimited import DelimitedReader, read_header
 from features.read.json_lines import JsonReader
 from features.read.lines import STEP_BYTES, LineReader, has_plain_line_ends
@@ -19,6 +20,8 @@ from features.read.streams import STREAM_ERRORS, compression_of, open_stream
 
 PORTION_BYTES = 64 << 20
 """Bytes of a portion: a constant, so that the cluster's size changes no result."""
+COLUMNAR_KINDS = ("parquet", "orc", "delta")
+"""Kinds of logs that have row groups instead of lines."""
 _BLOCK_BYTES = 1 << 20
 
 
@@ -89,6 +92,9 @@ def plan_portions(file: str, size: int, log_format: LogFormat, num_bytes: int = 
     Raises:
         LogError: the file cannot be read or is no text; names it.
     """
+    if log_format.kind in COLUMNAR_KINDS:
+        runs = cut_groups(open_groups(file, log_format), num_bytes)
+        return [Portion(file, start, end) for start, end in runs]
     try:
         if compression_of(file) is not None or not has_plain_line_ends(log_format.encoding):
             return [Portion(file)]
@@ -142,7 +148,16 @@ def read_portion(portion: Portion, log_format: LogFormat, wanted: Wanted, step: 
     Raises:
         LogError: the file is damaged, or lacks a wanted column; names it. Raised while blocks are taken.
     """
+    if log_format.kind in COLUMNAR_KINDS:
+        return Reading(_read_columnar(portion, log_format, wanted))
     return Reading(_read_text(portion, log_format, wanted, step))
+
+
+def _read_columnar(portion: Portion, log_format: LogFormat, wanted: Wanted) -> Generator[RawBlock, None, PortionEnd]:
+    groups = open_groups(portion.file, log_format)
+    end = groups.num_groups if portion.end is None else portion.end
+    num_rows = yield from read_groups(portion.file, groups, portion.start, end, log_format, wanted)
+    return PortionEnd(portion.start, end, num_rows)
 
 
 def _read_text(

@@ -26,10 +26,11 @@ _NO_TEXT = {
     b"\xfd7zXZ\x00": "compressed by xz: use gzip, bzip2, zstd or lz4",
     b"7z\xbc\xaf\x27\x1c": "a 7-zip archive: unpack it",
     b"PAR1": 'Parquet: set input.format.kind = "parquet"',
-    b"ORC": 'ORC: set input.format.kind = "orc"',
 }
 _TAR_MAGIC_AT = 257
 _HEAD = 512
+_TAIL = 4
+"""An ORC file ends with its name and one byte; text may begin with ORC too."""
 UNDECODABLE = "\udcff"
 """Stands for bytes that are no text of a stream's encoding: no text has it, so that its line is found as damaged."""
 
@@ -51,6 +52,8 @@ def compression_of(file: str) -> str | None:
     """
     with Path(file).open("rb") as stream:
         head = stream.read(_HEAD)
+        stream.seek(-min(_TAIL, stream.seek(0, 2)), 2)
+        tail = stream.read(_TAIL)
     named = _SUFFIXES.get(Path(file).suffix.lower())
     found = next((kind for kind, magic in _MAGIC.items() if head.startswith(magic)), None)
     if found == "bzip2" and head[4:10] not in _BZIP2_BLOCK and named is None:
@@ -59,6 +62,8 @@ def compression_of(file: str) -> str | None:
         raise LogError(f"{file} cannot be read: its name says {named}, its first bytes do not: rename or repair it")
     if found is None:
         _refuse_archives(file, head)
+        if head.startswith(b"ORC") and tail.startswith(b"ORC"):
+            raise LogError(f'{file} is no text, it is ORC: set input.format.kind = "orc"')
     return found
 
 
@@ -69,7 +74,7 @@ def _refuse_archives(file: str, head: bytes) -> None:
         LogError: says what they are.
     """
     for magic, cure in _NO_TEXT.items():
-        if head.startswith(magic) and (len(magic) > 3 or b"\n" not in head):
+        if head.startswith(magic):
             raise LogError(f"{file} is no text, it is {cure}")
     if head[_TAR_MAGIC_AT:].startswith(b"ustar"):
         raise LogError(f"{file} is no text, it is a tar archive: unpack it")
