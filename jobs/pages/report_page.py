@@ -15,7 +15,7 @@ from jobs.pages.table_section import command
 from jobs.pages.table_section import section as table_section
 from jobs.pages.values import Table, percent, shown
 from jobs.retraining.raw_partitions import dashed
-from training.judge.metrics import metric_names
+from training.judge.metrics import METRICS, metric_names
 
 
 def render_report(run: RunFiles) -> str:
