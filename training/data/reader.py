@@ -19,8 +19,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from petastorm import make_batch_reader
-from petastorm.workers_pool import EmptyResultError
 
 from features.encoding import Columns
 from training.config import TrainingConfig
@@ -28,6 +26,7 @@ from training.data.batch import Batch, to_batch
 from training.data.file_cache import ShardCache, local_files
 from training.data.file_checker import ReaderError, ShardChecker
 from training.data.opened_dataset import Dataset
+from training.data.petastorm_shim import EmptyResultError, make_batch_reader
 from training.data.prefetch import prefetch
 from training.data.row_buffer import Rows, RowsPool
 from training.data.row_order import Piece, Window, cut_streams
