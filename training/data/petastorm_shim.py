@@ -3,8 +3,8 @@
 Petastorm takes names from both libraries that they no longer have: pyarrow's Parquet datasets of before version 15 and
 its old file systems, NumPy's two old names for text. This module puts stand-ins into Petastorm's own modules, so that
 everybody else in the process sees pyarrow and NumPy as they are. They can do what the reader asks for: row groups of a
-list of local files, read in the caller's thread. Anything else (folders, HDFS, ``make_reader``, filters, the process
-pool) fails at once. docs/adr/0009-petastorm-on-todays-pyarrow.md says why that is safe.
+list of local files, read in this process. Anything else (folders, HDFS, ``make_reader``, filters, the process pool)
+ends with an error. docs/adr/0009-petastorm-on-todays-pyarrow.md says why that is safe.
 """
 
 import contextlib
@@ -100,6 +100,6 @@ with stand_ins(
 _old_parquet = SimpleNamespace(ParquetDataset=ParquetDataset, ParquetDatasetPiece=ParquetDatasetPiece)
 reader.pq = dataset_metadata.pq = arrow_reader_worker.pq = _old_parquet
 fs_utils.pyarrow = SimpleNamespace(localfs=LocalFileSystem())
-unischema.np = OldNumPy("numpy")
+unischema.np = arrow_reader_worker.np = OldNumPy("numpy")
 
 __all__ = ["EmptyResultError", "make_batch_reader"]
