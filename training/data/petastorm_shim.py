@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet
+import pyarrow.parquet as pq
 
 
 class LocalFileSystem:
@@ -36,16 +36,16 @@ class ParquetDatasetPiece:
         self.path, self.row_group = path, row_group
 
     @cached_property
-    def _metadata(self) -> pa.parquet.FileMetaData:
-        return pa.parquet.read_metadata(self.path)
+    def _metadata(self) -> pq.FileMetaData:
+        return pq.read_metadata(self.path)
 
-    def get_metadata(self) -> pa.parquet.FileMetaData:
+    def get_metadata(self) -> pq.FileMetaData:
         """Return the footer of the file."""
         return self._metadata
 
     def read(self, columns: set[str], **_: Any) -> pa.Table:
         """Read some columns of the row group, in the order that they have in the file."""
-        with pa.parquet.ParquetFile(self.path) as file:
+        with pq.ParquetFile(self.path) as file:
             return file.read_row_group(self.row_group, columns=columns)
 
 
