@@ -371,6 +371,8 @@ def _endpoint() -> tuple[str, str] | tuple[None, None]:
 def _connect(scheme: str | None, host: str | None, region: str | None) -> "fs.FileSystem":
     from pyarrow import fs  # here, as whoever only has files on disk needs none of it
 
+    if host:  # Amazon's client ends each upload with a checksum, which stores of others may not know.
+        os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
     options: dict[str, Any] = {"scheme": scheme or "https", "endpoint_override": host}
     if region or host:
         options["region"] = region or "us-east-1"

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from features.arrow import pc
 from features.disk.dataset import SPLITS
 from features.hashing import SPARK_SEED, hash_array, mixed
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from features.arrow import pc
 from features.disk.dataset import SPLITS
 from features.learnt import Learnt
 from features.schema import VOCABULARY_KINDS, FeatureSchema, LogSquaredEncoding, QuantilesEncoding, VocabularyEncoding

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from features.arrow import pc
 from features.disk.dataset import DataFile
 from features.encode import Finisher, Prepared
 from features.kinds import MISSING_ID
