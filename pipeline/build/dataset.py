@@ -9,6 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,13 +33,13 @@ from pipeline.build.encode_rows import (
     late_features,
     read_keys,
 )
-from pipeline.build.exchange import read_block
+from pipeline.build.exchange import key_borders, read_block
 from pipeline.build.learn import count_known, fit_learnt, rounded
 from pipeline.build.measure import Sums, add_up, dense_statistics, sparse_statistics, splits_of
 from pipeline.build.portions import REJECTED_LINES, hash_ranges, plan_tasks, read_all, write_rejected
 from pipeline.build.quality import check_rejected, enforce_limits
 from pipeline.build.sources import InputPlan, sample_step, wanted_columns
-from pipeline.build.write import commit, commit_to_store, max_ids, new_version, plan_files, staging
+from pipeline.build.write import FileTask, commit, commit_to_store, max_ids, new_version, num_files, staging
 from pipeline.build.write_rows import (
     FinishWork,
     MergeWork,
@@ -220,7 +221,11 @@ class _Build:
         if work.coded:
             write_vocabularies(self.exchange, self.schema, Learnt.load(learnt, self.schema))
             self._tasks(partial(number_codes, work), blocks, "look up")
-        tasks = plan_files({split: total.rows[split] for split in splits_of(total)}, self.pipeline.write)
+        tasks = []
+        for split in splits_of(total):
+            rows = total.rows[split]
+            borders = key_borders(self.exchange, blocks, split, rows, num_files(rows, self.pipeline.write))
+            tasks += [FileTask(split, number, *keys) for number, keys in enumerate(pairwise(borders))]
         files: dict[str, list[DataFile]] = {split: [] for split in splits_of(total)}
         for split, file in self._tasks(partial(write_file, work), tasks, "write"):
             files[split].append(file)

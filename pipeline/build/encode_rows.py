@@ -24,7 +24,7 @@ from features.learnt import Learnt
 from features.raw_block import RawBlock, RejectedLine, Wanted
 from features.read.portions import Portion, PortionEnd, read_portion
 from features.schema import FeatureSchema, QuantilesEncoding, SparseFeature
-from features.values import loose_texts
+from features.values import loose_texts, seconds
 from pipeline.build.cardinality import ValueSketch
 from pipeline.build.counts import Codes, number_counts, token_counts
 from pipeline.build.duplicates import key_table
@@ -137,7 +137,7 @@ def _blocks(work: EncodeWork, task: PortionTask) -> Iterator[tuple[RawBlock, Pre
     for raw in reading:
         prepared = prepare(work.schema, raw.columns, raw.lists, with_own=True)
         if work.config.input.times is not None:
-            raw, prepared = _in_times(raw, prepared, work.config.input.times)
+            raw, prepared = _in_times(work.schema, raw, prepared, work.config.input.times)
         if prepared.reason is not None and (prepared.reason >= 0).any():
             bad = np.flatnonzero(prepared.reason >= 0)
             rejected = [
@@ -154,11 +154,14 @@ def _blocks(work: EncodeWork, task: PortionTask) -> Iterator[tuple[RawBlock, Pre
     yield reading.end
 
 
-def _in_times(raw: RawBlock, prepared: Prepared, times: tuple[int, int]) -> tuple[RawBlock, Prepared]:
+def _in_times(
+    schema: FeatureSchema, raw: RawBlock, prepared: Prepared, times: tuple[int, int]
+) -> tuple[RawBlock, Prepared]:
     """Keep the rows between two times; all others, and lines that are no rows, count nowhere."""
-    first, end = times
-    seconds = prepared.own["timestamp"]
-    keep = (seconds >= first) & (seconds < end)
+    time = schema.timestamp
+    assert time is not None
+    moments, is_time = seconds(raw.columns[time.column], time.format, schema.values)
+    keep = is_time & (moments >= times[0]) & (moments < times[1])
     reason = None if prepared.reason is None else prepared.reason[keep]
     kept = replace(prepared.take(keep), reasons=prepared.reasons, reason=reason)
     return replace(raw.take(keep), rejected=[]), kept
@@ -353,8 +356,8 @@ class _Block:
         name = feature.name
         if feature.encoding.kind == "vocabulary":
             coded = part.coded[name]
-            is_missing = coded.codes < 0 if coded.lengths is None else coded.lengths == 0
-            sums.missing[split, name] = int(is_missing.sum())
+            missing = coded.texts.null_count if coded.lengths is None else (coded.lengths == 0).sum()
+            sums.missing[split, name] = int(missing)
         else:
             hashes, lengths, is_missing = _hashes(part, name)
             if lengths is None:
@@ -383,12 +386,8 @@ def _dropped(part: Prepared, name: str) -> NDArray[np.int64] | None:
 
 
 def _squares(values: NDArray[np.float64]) -> Coded:
-    """Tokens of the Criteo rule; a missing number has code -1."""
-    present = ~np.isnan(values)
-    tokens, places = np.unique(squared_tokens(values[present]), return_inverse=True)
-    codes = np.full(len(values), -1, np.int32)
-    codes[present] = places
-    return Coded(codes, pa.array(tokens).cast(pa.string()))
+    """Tokens of the Criteo rule; a missing number has none."""
+    return Coded(pa.array(squared_tokens(values), mask=np.isnan(values)).cast(pa.string()))
 
 
 def as_column(values: NDArray[Any]) -> pa.Array:

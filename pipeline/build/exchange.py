@@ -21,6 +21,10 @@ from features.hashing import SPARK_SEED, mixed
 KEY, SPLIT = "row:key", "row:split"
 """Columns of every block beside the dataset's own; the colon keeps them apart from feature names."""
 
+NUM_KEYS = 1 << 64
+"""Keys are 0 <= key < 2^64."""
+_EXACT_ROWS = 1_000_000
+"""Largest split whose keys are all looked at, to cut it into files of equal size."""
 _OFFSET_BITS = 40
 """Bits of a row's offset in its file below the file's number: files of a terabyte, sixteen million of them."""
 
@@ -69,27 +73,36 @@ def sort_rows(table: pa.Table) -> pa.Table:
     return table.take(pa.array(order)).combine_chunks()
 
 
-def rows_of_file(block: pa.Table, split: str, number: int, count: int) -> pa.Table:
-    """Take the rows of a sorted block that belong to one file of a split.
+def rows_between(block: pa.Table, split: str, first: int, end: int) -> pa.Table:
+    """Take the rows of a sorted block that lie in a split and in a range of keys.
 
     Args:
         block: block as ``sort_rows`` returns it.
         split: name of the split.
-        number: number of the file in the split, from 0.
-        count: how many files the split has; each takes an equal range of the keys.
+        first: least key.
+        end: key behind the last; ``NUM_KEYS`` at most.
     """
     splits = block[SPLIT].to_numpy()
     code = SPLITS.index(split)
-    start, end = np.searchsorted(splits, [code, code + 1])
-    keys = block[KEY].to_numpy()[start:end]
-    low, high = (_first_key(n, count) for n in (number, number + 1))
-    first = 0 if number == 0 else int(np.searchsorted(keys, low))
-    last = len(keys) if number + 1 == count else int(np.searchsorted(keys, high))
-    return block.slice(start + first, last - first)
+    start, stop = np.searchsorted(splits, [code, code + 1])
+    keys = block[KEY].to_numpy()[start:stop]
+    low, high = (len(keys) if key >= NUM_KEYS else int(np.searchsorted(keys, np.uint64(key))) for key in (first, end))
+    return block.slice(start + low, high - low)
 
 
-def _first_key(number: int, count: int) -> np.uint64:
-    return np.uint64(min(number * (1 << 64) // count, (1 << 64) - 1))
+def key_borders(folder: Path, blocks: Sequence[str], split: str, num_rows: int, count: int) -> list[int]:
+    """Cut the keys of a split into ``count`` ranges of near-equal numbers of rows.
+
+    Few rows are cut exactly, so that no file is empty; many by equal ranges, because keys are uniform.
+
+    Returns:
+        ``count`` + 1 borders, from 0 to ``NUM_KEYS``.
+    """
+    if num_rows > _EXACT_ROWS:
+        return [number * NUM_KEYS // count for number in range(count + 1)]
+    parts = [rows_between(read_block(folder, name), split, 0, NUM_KEYS)[KEY].to_numpy() for name in blocks]
+    keys = np.sort(np.concatenate(parts))
+    return [0, *(int(keys[number * num_rows // count]) for number in range(1, count)), NUM_KEYS]
 
 
 def concat_sorted(blocks: Sequence[pa.Table]) -> tuple[pa.Table, NDArray[np.intp]]:

@@ -138,22 +138,19 @@ def num_files(num_rows: int, config: WriteConfig) -> int:
 
 @dataclass(frozen=True)
 class FileTask:
-    """A file to write: number ``number`` of the ``count`` files of a split."""
+    """A file to write.
+
+    Attributes:
+        split: its split.
+        number: its place among the files of the split, from 0.
+        first_key: least key of its rows.
+        end_key: key behind the last.
+    """
 
     split: str
     number: int
-    count: int
-
-
-def plan_files(num_rows: dict[str, int], config: WriteConfig) -> list[FileTask]:
-    """List the files to write.
-
-    Args:
-        num_rows: split -> its rows.
-        config: how many rows a file has, and how many files a split.
-    """
-    counts = {split: num_files(rows, config) for split, rows in num_rows.items()}
-    return [FileTask(split, number, count) for split, count in counts.items() for number in range(count)]
+    first_key: int
+    end_key: int
 
 
 def write_table(table: pa.Table, path: Path, config: WriteConfig) -> tuple[int, ...]:

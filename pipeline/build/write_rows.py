@@ -18,7 +18,7 @@ from features.schema import VOCABULARY_KINDS, FeatureSchema, SparseFeature
 from pipeline.build.counts import CODE, FEATURE, NUMBER, TOKEN, ValueCounts, merge_counts, sum_counts, tokens_to_keep
 from pipeline.build.duplicates import later_rows
 from pipeline.build.encode_rows import as_column, late_features
-from pipeline.build.exchange import KEY, SPLIT, concat_sorted, read_block, rows_of_file, write_block
+from pipeline.build.exchange import KEY, SPLIT, concat_sorted, read_block, rows_between, write_block
 from pipeline.build.learn import known_tokens, least_counts, table_owners
 from pipeline.build.write import FileTask, describe_file, write_table
 from pipeline.config import WriteConfig
@@ -151,7 +151,7 @@ def write_file(work: FinishWork, task: FileTask) -> tuple[str, DataFile]:
     folder, version = Path(work.folder), Path(work.version)
     parts = []
     for name in work.blocks:
-        rows = rows_of_file(read_block(folder, name), task.split, task.number, task.count)
+        rows = rows_between(read_block(folder, name), task.split, task.first_key, task.end_key)
         if len(rows):
             parts.append(_with_ids(work, name, rows))
     table, order = concat_sorted(parts)

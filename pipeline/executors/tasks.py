@@ -72,10 +72,12 @@ def run_tasks(
         raise TaskError(explain(error, output)) from error
     if len(answers) != len(items):
         raise TaskError(f"{len(items)} tasks gave {len(answers)} answers")
+    found = []
     for answer in answers:
         if isinstance(answer, _Failure):
             raise answer.error
-    return answers
+        found.append(answer)
+    return found
 
 
 @dataclass(frozen=True)
