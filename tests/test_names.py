@@ -11,6 +11,7 @@ EVERYWHERE = {"main", "T"}
 STILL_SHARED = {
     # Until builds and folder scoring read logs by features.read alone.
     "BADLY_QUOTED",
+    "LookupTable",
     "NOT_JSON",
     "PORTION_BYTES",
     "Portion",
