@@ -9,8 +9,15 @@ import json
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
-FINGERPRINT_VERSION = 2
-"""Raised when the formula changes; a file that stores fingerprints says which one it has."""
+from features.disk.versions import Format
+
+FINGERPRINT_FORMAT = Format(
+    "fingerprint",
+    "use the program that made it",
+    (lambda file: file,),  # fingerprints of version 1 are computed anew from the schema: ``fingerprint_version_1``
+    key="fingerprint_version",
+)
+"""Has another version when the formula changes; a file that stores fingerprints says which one it has."""
 
 MODEL_CHOICE = {"model_choice": True}
 """Metadata of a dataclass field that a model chooses: it decides neither an id nor a float of a dataset's columns."""
@@ -28,10 +35,6 @@ _VERSION_1_KEYS = {
     "log_squared": ("min_count", "max_size", "kind"),
 }
 """Keys that schemas had when fingerprints of version 1 were made. Never to be added to."""
-
-
-class FingerprintError(ValueError):
-    """A stored fingerprint is of a version that this program does not know."""
 
 
 def departures(part: Any) -> Any:
@@ -90,16 +93,3 @@ def fingerprint_version_1(schema: Any, encoding_version: int) -> str:
             "timestamp": schema.timestamp and keys(schema.timestamp, "timestamp"),
         }
     )
-
-
-def check_fingerprint_version(version: object, owner: object) -> None:
-    """Refuse fingerprints that a later program made.
-
-    Raises:
-        FingerprintError: names the owner and both versions.
-    """
-    if version not in (1, FINGERPRINT_VERSION):
-        raise FingerprintError(
-            f"{owner} was made by a newer version: its fingerprints have version {version!r:.80}, and this program "
-            f"reads versions up to {FINGERPRINT_VERSION}; use the program that made it"
-        )

@@ -121,8 +121,7 @@ SINGLE_KIND, BAG_KIND, DENSE_KIND = SingleValued(), Bag(), Dense()
 
 def row_columns(schema: "FeatureSchema") -> dict[str, Column]:
     """List the row's own columns by name: label, and those of weight, group id and timestamp that the schema has."""
-    declared = {"label": True, "weight": schema.weight, "group_id": schema.group_id, "timestamp": schema.timestamp}
-    return {name: column for name, column in ROW_COLUMNS.items() if declared[name]}
+    return {name: column for name, column in ROW_COLUMNS.items() if getattr(schema, name)}
 
 
 ROW_COLUMNS = {
@@ -131,7 +130,7 @@ ROW_COLUMNS = {
     "group_id": Column("group_id", np.int64),
     "timestamp": Column("timestamp", np.int64),
 }
-"""Columns of a row beside its features; a batch has all but the timestamp."""
+"""Columns of a row beside its features, named as the schema's keys; a batch has all but the timestamp."""
 
 BATCH_COLUMNS = ("label", "weight", "group_id")
 """The row's own columns that a batch has, if the schema does."""

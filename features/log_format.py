@@ -64,6 +64,16 @@ class LogFormat:
             raise ValueError(f"escape is one character besides quote and separator, got {self.escape!r}")
 
     @property
+    def is_text(self) -> bool:
+        """Tell whether the files are lines of text; others hold columns with names and types."""
+        return self.kind not in ("parquet", "orc", "delta")
+
+    @property
+    def has_header(self) -> bool:
+        """Tell whether the first line of every file names the columns."""
+        return self.kind in ("csv", "tsv") and self.header
+
+    @property
     def delimiter(self) -> str:
         """Text between columns of a csv or tsv file."""
         return self.separator or ("\t" if self.kind == "tsv" else ",")

@@ -6,12 +6,15 @@ import glob
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from features.encoding import RowError, to_text
 from features.log_format import MAX_LINE, TOO_LONG, LogError, LogFormat, Lookup
+
+if TYPE_CHECKING:  # not needed for text logs
+    import pyarrow
 
 csv.field_size_limit(2**31 - 1)  # Spark has no limit of its own either
 
@@ -133,7 +136,7 @@ def read_lookup(path: str, lookup: Lookup) -> tuple[list[str], dict[str | None, 
 
 
 _BATCH_ROWS = 4_096
-"""Rows of a Parquet log that are converted to Python objects at a time."""
+"""Rows of a columnar log that are converted to Python objects at a time."""
 
 _Lines = Iterator[tuple[int, dict[str, Any] | LogError]]
 
@@ -141,23 +144,50 @@ _Lines = Iterator[tuple[int, dict[str, Any] | LogError]]
 def _read_raw(path: str, log_format: LogFormat) -> _Lines:
     if not Path(path).is_file():
         raise LogError(f"{path} does not exist")
-    if log_format.kind == "parquet":
-        yield from _read_parquet(path)
+    if not log_format.is_text:
+        yield from _read_columnar(path, COLUMNAR[log_format.kind])
     elif log_format.kind == "jsonl":
         yield from _read_jsonl(path, log_format)
     else:
         yield from _read_delimited(path, log_format)
 
 
-def _read_parquet(path: str) -> _Lines:
-    import pyarrow.parquet  # not needed for text logs
+class Columnar(NamedTuple):
+    """Reader of a columnar format; Spark has one of the same name.
+
+    Attributes:
+        read_schema: path -> names and types of the file's columns.
+        read_parts: path -> its rows, in parts that fit in memory.
+    """
+
+    read_schema: Callable[[str], "pyarrow.Schema"]
+    read_parts: Callable[[str], Iterator["pyarrow.Table"]]
+
+
+def _parquet_schema(path: str) -> "pyarrow.Schema":
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_schema(path)
+
+
+def _parquet_parts(path: str) -> Iterator["pyarrow.Table"]:
+    import pyarrow.parquet
+
+    file = pyarrow.parquet.ParquetFile(path)
+    # Not iter_batches: in PyArrow 14 it ends the process where a damaged file has columns of different lengths.
+    return map(file.read_row_group, range(file.num_row_groups))
+
+
+COLUMNAR: Mapping[str, Columnar] = {"parquet": Columnar(_parquet_schema, _parquet_parts)}
+"""Kind of log -> its reader, for files that hold columns with names and types."""
+
+
+def _read_columnar(path: str, reader: Columnar) -> _Lines:
+    import pyarrow
 
     number = 0
     try:
-        file = pyarrow.parquet.ParquetFile(path)
-        for group in range(file.num_row_groups):
-            # Not iter_batches: in PyArrow 14 it ends the process where a damaged file has columns of different lengths.
-            table = file.read_row_group(group)
+        for table in reader.read_parts(path):
             table.validate(full=True)
             for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
                 for row in batch.to_pylist():

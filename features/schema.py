@@ -17,18 +17,26 @@ from pydantic import ConfigDict, Field, FiniteFloat
 from pydantic.dataclasses import dataclass
 
 from features.fingerprint import MODEL_CHOICE, departures, digest, fingerprint_version_1, is_model_choice
-from features.kinds import BAG_KIND, DENSE_KIND, LENGTH_SUFFIX, SINGLE_KIND, Bag, Column, Dense, SingleValued
+from features.kinds import (
+    BAG_KIND,
+    DENSE_KIND,
+    ROW_COLUMNS,
+    SINGLE_KIND,
+    Column,
+    Dense,
+    SingleValued,
+)
 
 ENCODING_VERSION = 1
 """Version of the encodings' meaning; a new one makes old datasets be refused instead of misread."""
 
-RESERVED_NAMES = ("label", "weight", "group_id", "timestamp")
+RESERVED_NAMES = tuple(ROW_COLUMNS)
 MAX_TABLE_ROWS = 2**31 - 1
 
 STRICT = ConfigDict(extra="forbid")
 """Pydantic config of every config dataclass: unknown keys are refused."""
 
-MAX_NAMES = 10_000
+MAX_EXPANDED_NAMES = 10_000
 """Largest number of names that one pair of braces may stand for."""
 
 _BRACES = re.compile(r"^(.*)\{(\d{1,9})\.\.(\d{1,9})\}(.*)$")
@@ -49,8 +57,8 @@ def expand_names(names: Iterable[str]) -> tuple[str, ...]:
         else:
             head, first, last, tail = match.groups()
             numbers = range(int(first), int(last) + 1)
-            if len(numbers) > MAX_NAMES:
-                raise ValueError(f"{name!r} stands for {len(numbers)} names: at most {MAX_NAMES} are allowed")
+            if len(numbers) > MAX_EXPANDED_NAMES:
+                raise ValueError(f"{name!r} stands for {len(numbers)} names: at most {MAX_EXPANDED_NAMES} are allowed")
             expanded += [f"{head}{i}{tail}" for i in numbers]
     return tuple(expanded)
 
@@ -184,7 +192,7 @@ class SparseFeature:
         return " x ".join(self.columns) + (f" split at {self.separator!r}" if self.separator else "")
 
     @property
-    def kind(self) -> SingleValued | Bag:
+    def kind(self) -> SingleValued:
         """Return the feature's kind: its form in files, batches and tables."""
         return SINGLE_KIND if self.separator is None else BAG_KIND
 
@@ -198,11 +206,6 @@ class SparseFeature:
     def table_name(self) -> str:
         """Return the name of the table that the ids are looked up in."""
         return self.name if self.table is None else self.table
-
-    @property
-    def length_name(self) -> str:
-        """Return the name of the column with the number of ids in each row of a multi-valued feature."""
-        return self.name + LENGTH_SUFFIX
 
 
 @dataclass(frozen=True, config=STRICT)

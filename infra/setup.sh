@@ -2,7 +2,7 @@
 # Make .venv from requirements/$ACCELERATOR.txt; does nothing when it already matches the lock.
 #
 #   ACCELERATOR=cpu|cuda   which lock (default cpu)
-#   PYTHON=/path/python    the Python 3.11 to use (default: found on PATH)
+#   PYTHON=/path/python    the Python 3.11, 3.12 or 3.13 to use (default: found on PATH)
 #   TORCH_CPU_INDEX=URL    where the CPU build of torch comes from besides pip's own configuration
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -19,20 +19,21 @@ fail() {
 
 # ------------------------------------------------------------------------------------------- what must already be there
 
-is_python_311() {
-    "$1" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' >/dev/null 2>&1
+is_supported() {
+    "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1
 }
 
 find_python() {
     local candidate
-    for candidate in ${PYTHON:-python3.11 python3 python}; do
-        if is_python_311 "$candidate"; then
+    for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3 python}; do
+        if is_supported "$candidate"; then
             command -v "$candidate"
             return
         fi
     done
-    fail "Python 3.11 was not found${PYTHON:+ at $PYTHON}: install it with 'sudo apt-get install python3.11 python3.11-venv'" \
-        "(Debian, Ubuntu) or 'brew install python@3.11' (macOS), or give its path as PYTHON=/path/to/python3.11"
+    fail "no Python 3.11, 3.12 or 3.13 was found${PYTHON:+ at $PYTHON}: install one with" \
+        "'sudo apt-get install python3.11 python3.11-venv' (Debian, Ubuntu) or 'brew install python@3.11' (macOS), or give" \
+        "its path as PYTHON=/path/to/python3.11"
 }
 
 check_java() {
@@ -103,7 +104,7 @@ install_rest() {
 [ -f "$LOCK" ] || fail "ACCELERATOR=$ACCELERATOR is unknown: it is cpu or cuda"
 check_java
 wanted="$ACCELERATOR $(cksum <"$LOCK")"
-if [ "$(cat "$STAMP" 2>/dev/null)" = "$wanted" ] && is_python_311 .venv/bin/python; then
+if [ "$(cat "$STAMP" 2>/dev/null)" = "$wanted" ] && is_supported .venv/bin/python; then
     exit 0
 fi
 python=$(find_python)
@@ -111,11 +112,11 @@ echo "setting up .venv from $LOCK (a few minutes the first time)"
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 rm -f "$STAMP"
 # The two lanes share import folders, so a change of lane starts from nothing.
-if ! is_python_311 .venv/bin/python || [ "$(cat .venv/.lane 2>/dev/null || echo "$ACCELERATOR")" != "$ACCELERATOR" ]; then
+if ! is_supported .venv/bin/python || [ "$(cat .venv/.lane 2>/dev/null || echo "$ACCELERATOR")" != "$ACCELERATOR" ]; then
     rm -rf .venv
     if ! "$python" -m venv .venv; then
         rm -rf .venv
-        fail "$python cannot make virtual environments: 'sudo apt-get install python3.11-venv' (Debian, Ubuntu) adds that"
+        fail "$python cannot make virtual environments: the package pythonX.Y-venv of its version (Debian, Ubuntu) adds that"
     fi
     echo "$ACCELERATOR" >.venv/.lane
 fi

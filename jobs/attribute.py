@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from features.disk.run_folder import ATTRIBUTION_NAME
 from jobs.cli.conventions import local, plain_parser, run_program
-from jobs.scoring.attribution_text import summary
+from jobs.scoring.attribution_text import describe_attribution
 from jobs.scoring.run_data import describe_data
 
 MAX_ROWS = 200_000
@@ -69,7 +69,7 @@ def main() -> int:
     settings = {"step": best.step, "dataset": str(best.dataset.path), "split": arguments.split}
     settings |= {"split_rows": split_rows, "repeats": arguments.repeats, "data": data}
     run.write(ATTRIBUTION_NAME, {**settings, "seed": arguments.seed, **found})
-    print(summary(found))
+    print(describe_attribution(found))
     drops = {kind: {e["name"]: e["auc_drop"] for e in found[kind]} for kind in ("features", "branches")}
     print(json.dumps({**settings, **{name: found[name] for name in ("rows", "auc", "logloss")}, "auc_drop": drops}))
     return 0

@@ -9,7 +9,7 @@ import sys
 
 from jobs.cli.conventions import plain_parser, run_program
 
-PARTS = ("preprocess", "read", "train")
+BENCH_PARTS = ("preprocess", "read", "train")
 SUITE = "tests.benchmarks.suite"
 """Program that runs the parts; it takes the same options."""
 
@@ -18,7 +18,7 @@ def main() -> int:
     """Run the suite in a process of its own; return its exit code."""
     parser = plain_parser("jobs.bench", "Measure speed, as ratios.", "python -m jobs.bench --only read train")
     parser.add_argument("--full", action="store_true", help="all rows and repeats: about an hour on 2 cores")
-    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help="parts to run")
+    parser.add_argument("--only", nargs="+", choices=BENCH_PARTS, metavar="PART", help="parts to run")
     parser.add_argument("--output", default="runs/bench", metavar="DIR")
     arguments = parser.parse_args()
     options = ["--full"] if arguments.full else []

@@ -20,18 +20,18 @@ def main() -> int:
     parser.add_argument("--verbose", action="store_true", help="show Spark's own log")
     arguments, config = parse_config_arguments(parser)
 
-    from jobs.launch.dataset_build import build, check, describe
+    from jobs.launch.dataset_build import check_build, describe_build, run_build
     from pipeline.build.sources import plan_sources
     from pipeline.session import start_spark, stop_spark
 
-    check(config)
+    check_build(config)
     plan = plan_sources(config.pipeline, config.features)
     spark = start_spark(config.pipeline.spark, arguments.verbose, plan.num_bytes())
     try:
-        summary = build(spark, config, plan)
+        summary = run_build(spark, config, plan)
     finally:
         stop_spark(spark)
-    print(describe(summary))
+    print(describe_build(summary))
     return 0
 
 

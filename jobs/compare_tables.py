@@ -29,7 +29,7 @@ def main() -> int:
     from training.data.opened_dataset import Dataset
     from training.fit.run import Run
     from training.ship.export import load_best
-    from training.ship.table_precision import compare
+    from training.ship.table_precision import compare_precisions
 
     run = Run(local(arguments.run))
     best = load_best(run, Dataset.open(arguments.dataset) if arguments.dataset else None)
@@ -40,7 +40,7 @@ def main() -> int:
         "data": describe_data(run, best.dataset, arguments.split, is_named=bool(arguments.dataset)),
         "threads": torch.get_num_threads(),
         "vocabulary_bytes": sum(path.stat().st_size for path in (run.path / LEARNT_NAME).iterdir()),
-        "precisions": compare(best, arguments.split, seconds=arguments.seconds),
+        "precisions": compare_precisions(best, arguments.split, seconds=arguments.seconds),
     }
     run.write(TABLES_NAME, found)
     header, lines = rows(found)

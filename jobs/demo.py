@@ -22,10 +22,10 @@ def main() -> int:
     started = time.perf_counter()
 
     from features.disk.run_folder import ARTIFACT_FOLDER, REPORT_NAME
-    from jobs.demos.pipeline_demo import Demo, describe
+    from jobs.demos.pipeline_demo import Demo, describe_demo
 
     demo = Demo(Path(arguments.run), arguments.config, arguments.rows)
-    print(describe(demo.run()))
+    print(describe_demo(demo.run()))
     seconds = time.perf_counter() - started
     print(f"{seconds:.0f} s in all; open {demo.folder / REPORT_NAME}, model in {demo.folder / ARTIFACT_FOLDER}")
     return 0

@@ -13,11 +13,11 @@ def main() -> int:
     """Generate the logs and print their summary."""
     arguments = _parse_arguments()
 
-    from jobs.demos.generated_logs import describe, generate
+    from jobs.demos.generated_logs import describe_logs, generate
     from pipeline.synthetic.generate import LogSpec
 
     spec = LogSpec(arguments.rows, arguments.days, arguments.seed, arguments.click_rate, drift=arguments.drift)
-    print(describe(generate(Path(arguments.output), spec), arguments.output))
+    print(describe_logs(generate(Path(arguments.output), spec), arguments.output))
     return 0
 
 

@@ -31,14 +31,14 @@ def main() -> int:
     check_many_runs(configs.values())
     started, output = time.perf_counter(), Path(leaderboard.output)
 
-    from jobs.compare.matrix_run import build, run_all
-    from jobs.compare.ranking import describe, summarise, write
+    from jobs.compare.matrix_run import build_missing_dataset, run_all
+    from jobs.compare.ranking import describe_leaderboard, summarise, write_leaderboard
 
     for dataset in leaderboard.datasets:
-        build(dataset, leaderboard.overrides)
+        build_missing_dataset(dataset, leaderboard.overrides)
     rows = summarise(leaderboard, cells, run_all(cells, configs, leaderboard.parallel))
-    write(output, leaderboard, rows)
-    print(describe(rows))
+    write_leaderboard(output, leaderboard, rows)
+    print(describe_leaderboard(rows))
     print(f"{len(cells)} runs, {time.perf_counter() - started:.0f} s; {output}/leaderboard.html, .csv and .json")
     return 0
 

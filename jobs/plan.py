@@ -38,15 +38,15 @@ def main() -> int:
     output = absolute(arguments.output)
     started = time.perf_counter()
 
-    from jobs.forecasts.sharding_plan import describe, plan_cluster, summary
-    from jobs.pages.plan_page import render, sentence
+    from jobs.forecasts.sharding_plan import describe_plan, plan_cluster, summarise_plan
+    from jobs.pages.plan_page import render_plan, sentence
     from training.sharding.table_planner import Cluster
 
     cluster = Cluster(arguments.device, size, ranks_per_host, arguments.device_memory, arguments.host_memory)
     plan = plan_cluster(config, cluster, output)
-    result, page = summary(plan, config), output / "plan.html"
-    page.write_text(render(result, plan.shards), encoding="utf-8")
-    print(describe(result), sentence(result), sep="\n")
+    result, page = summarise_plan(plan, config), output / "plan.html"
+    page.write_text(render_plan(result, plan.shards), encoding="utf-8")
+    print(describe_plan(result), sentence(result), sep="\n")
     print(f"planned in {time.perf_counter() - started:.0f} s: {output}/plan.json, {page}")
     return 0
 

@@ -20,12 +20,12 @@ def main() -> int:
     arguments = parser.parse_args()
 
     from jobs.pages.report_files import read_run
-    from jobs.pages.report_page import render
+    from jobs.pages.report_page import render_report
 
     run = local(arguments.run)
     output = Path(arguments.output) if arguments.output else run / REPORT_NAME
     files = read_run(run)
-    page = render(files)
+    page = render_report(files)
     output.write_text(page, encoding="utf-8")
     if files.manifest is not None and "dataset" in files.notes:
         print(f"warning: {files.notes['dataset']}", file=sys.stderr)

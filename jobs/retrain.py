@@ -33,13 +33,13 @@ def main() -> int:
 
     from jobs.retraining.raw_partitions import date_key
     from jobs.retraining.retrain_folder import RetrainFolder
-    from jobs.retraining.retraining import describe, end, failure, left_out, retrain, warnings
+    from jobs.retraining.retraining import describe_todo, end, failure, left_out, retrain, warnings
     from jobs.retraining.retry import Steps
 
     place = RetrainFolder(absolute(config.retrain.root), config, config.retrain)
     as_of = None if arguments.as_of is None else date_key(arguments.as_of)
     if arguments.dry_run:
-        print(describe(place, as_of))
+        print(describe_todo(place, as_of))
         return 0
     steps = Steps(config.retrain.retries, config.retrain.retry_seconds)
     with place.alone() as note:

@@ -11,7 +11,7 @@ from jobs.cli.config_arguments import add_config_arguments, parse_config_argumen
 from jobs.cli.conventions import local, plain_parser, run_program
 from jobs.cli.errors import ConfigError
 from jobs.retraining.retraining_status import RetrainingStatus, read_status
-from jobs.retraining.status_text import describe
+from jobs.retraining.status_text import describe_status
 
 
 def main() -> int:
@@ -21,7 +21,7 @@ def main() -> int:
     if sum(given is not None for given in (arguments.config, arguments.resolved, arguments.root)) != 1:
         parser.error("give either --config FILE or --root DIR")
     status = _read(parser)
-    print(json.dumps(status.to_json()) if arguments.json else describe(status), flush=True)
+    print(json.dumps(status.to_json()) if arguments.json else describe_status(status), flush=True)
     if status.is_empty:
         raise ValueError(f"there is nothing to show of {status.root}: python -m jobs.retrain begins it")
     if arguments.output or not arguments.json:
@@ -62,11 +62,11 @@ def write_page(status: RetrainingStatus, output: Path | None) -> str:
     Raises:
         OSError: ``output`` is given and cannot be written.
     """
-    from jobs.pages.status_page import render
+    from jobs.pages.status_page import render_status
 
     path = output or RetrainFiles(status.root).page
     try:
-        write_text(path, render(status))
+        write_text(path, render_status(status))
     except OSError as error:
         if output is not None:
             raise

@@ -1,4 +1,4 @@
-"""Train a model with Ray Train: workers form a process group, and each runs ``training.fit.run.fit``.
+"""Train a model with Ray Train: workers form a process group, and each runs ``training.fit.run.train_rank``.
 
 Ray restarts the group when a worker dies; the ranks then go on from the run's newest complete checkpoint. Ray's own
 checkpoints are not used.
@@ -8,8 +8,9 @@ import time
 
 from jobs.cli.config_arguments import config_parser, parse_config_arguments
 from jobs.cli.conventions import absolute, run_program
-from jobs.launch.follow import describe
-from jobs.launch.ray_cluster import train
+from jobs.cli.logging import add_log_options, set_up_logging
+from jobs.launch.follow import describe_training
+from jobs.launch.ray_cluster import train_on_ray
 
 
 def main() -> int:
@@ -21,17 +22,19 @@ def main() -> int:
     )
     parser.add_argument("--run", required=True, metavar="DIR", help="folder of the run; made if absent")
     parser.add_argument("--resume", action="store_true", help="go on from the run's newest checkpoint")
+    add_log_options(parser)
     arguments, config = parse_config_arguments(parser)
+    set_up_logging("jobs.train", arguments, timed=False)
     started = time.perf_counter()
 
-    from jobs.launch.run_guard import locked, prepare, take_over, with_places
+    from jobs.launch.run_guard import lock_run_folder, prepare_run, take_over, with_places
 
     config = with_places(config)
     run_path = absolute(arguments.run)
-    with locked(run_path):
+    with lock_run_folder(run_path):
         name = take_over(run_path)
-        train(run_path, prepare(run_path, config, resume=arguments.resume), name)
-    print(describe(run_path, time.perf_counter() - started))
+        train_on_ray(run_path, prepare_run(run_path, config, resume=arguments.resume), name)
+    print(describe_training(run_path, time.perf_counter() - started, config.training.monitor))
     return 0
 
 

@@ -32,14 +32,14 @@ def main() -> int:
     check_many_runs(trial.config for of_model in trials.values() for trial in of_model)
     started, output = time.perf_counter(), Path(search.output)
 
-    from jobs.compare.best_configs import conclude, describe, write
+    from jobs.compare.best_configs import conclude, describe_search, write_search
     from jobs.compare.trials import run_search
 
     results = run_search(search, trials)
     models = [conclude(arguments.config, *of_model) for of_model in zip(trials.values(), results, strict=True)]
     rows = [row for of_model in results for row in of_model]
-    write(output, search, models, rows)
-    print(describe(output, search, models, rows))
+    write_search(output, search, models, rows)
+    print(describe_search(output, search, models, rows))
     print(f"{time.perf_counter() - started:.0f} s in all; trials: {output / 'trials.csv'}")
     return 0
 

@@ -20,6 +20,8 @@ def _as_tuple(value: Any) -> Any:
 
 Paths = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 """A path, folder or glob, or a list of them."""
+UNDATED = ""
+"""Key of the rows that have no date, where rows are counted by date."""
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -1,6 +1,10 @@
 """docs/extending.md: its diffs are of this tree. (tests/training/test_plugins.py runs its plugins.)"""
 
 import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -25,3 +29,31 @@ def test_a_diff_still_fits(name: str, hunk: str) -> None:
     before = "".join(line[1:] or "\n" for line in hunk.splitlines(keepends=True) if not line.startswith("+"))
     text = (PAGE.parents[1] / name).read_text(encoding="utf-8")
     assert before.strip("\n") in text, f"{name} has no lines\n{before}"
+
+
+GROWN = """
+import pyarrow, pyarrow.orc, pyarrow.parquet
+from features.rawlog import LogFormat, read_rows
+from features.schema import HashEncoding, SparseFeature
+from training.judge.metrics import evaluate
+from training.judge.scores import Scores
+
+table = pyarrow.table({"user": ["a", None, "b"] * 1000, "price": [1.5, 2.0, None] * 1000})
+pyarrow.parquet.write_table(table, "log.parquet")
+pyarrow.orc.write_table(table, "log.orc")
+rows = [list(read_rows(f"log.{kind}", LogFormat(kind=kind))) for kind in ("orc", "parquet")]
+assert rows[0] == rows[1] == table.to_pylist()
+assert evaluate(Scores.of([0.0, 0.0], [0, 1]))["brier"] == 0.25
+steps = SparseFeature("price", HashEncoding(num_buckets=64), steps=(1.0, 10.0))
+assert [column.shape for column in steps.kind.columns(steps)] == [(2,)]
+"""
+
+
+def test_the_diffs_together_give_what_the_page_says(tmp_path: Path) -> None:
+    for room in ("features", "training"):
+        shutil.copytree(PAGE.parents[1] / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
+    for diff in DIFFS:
+        applied = subprocess.run(["git", "apply", "-"], cwd=tmp_path, input=diff, capture_output=True, text=True)
+        assert applied.returncode == 0, applied.stderr
+    ran = subprocess.run([sys.executable, "-c", GROWN], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr

@@ -21,9 +21,9 @@ from jobs import evaluate as evaluate_run
 from jobs import export as export_run
 from jobs import score
 from jobs.cli.config import load_config
-from jobs.launch.dataset_build import build
+from jobs.launch.dataset_build import run_build
 from jobs.pages.report_files import read_run
-from jobs.pages.report_page import render
+from jobs.pages.report_page import render_report
 from tests.sockets import Sockets, check_loopback, watch
 from training.data.batch import to_batch
 from training.fit.run import Run
@@ -232,7 +232,7 @@ def test_calibrated_served_equals_calibrated_trained(spine, tmp_path: Path, run_
     expected = evaluate(replace(raw, logits=0.3 * raw.logits - 1.7))
     assert result == {"split": "test", **expected}
     assert run.read("evaluation/test.json")["metrics"] == expected
-    page = render(read_run(run.path))
+    page = render_report(read_run(run.path))
     assert "Calibrated: sigmoid(scale * logit + offset), scale 0.3 and offset -1.7 fitted on valid." in page
     assert f'<td class="number">{expected["ece"]:.6g}</td>' in page
 
@@ -296,6 +296,6 @@ def test_artifact_that_scores_differently_is_refused(spine, tmp_path: Path) -> N
 def test_dataset_with_other_vocabularies_is_refused(spine, spark, tmp_path: Path, run_here) -> None:
     folder = spine.folder
     earlier = [f"pipeline.output={tmp_path}/other", "pipeline.split.valid_from=1970-01-01T00:05:00"]
-    build(spark, load_config([str(folder / "config.toml")], earlier))
+    run_build(spark, load_config([str(folder / "config.toml")], earlier))
     code, _, error = run_here(evaluate_run.main, "--run", folder / "run", "--dataset", tmp_path / "other")
     assert code == 1 and "its ids mean something else" in error

@@ -21,6 +21,8 @@ Layers = Annotated[int, Field(ge=1, le=100)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 TablePrecision = Literal["float32", "float16", "int8"]
 """Precision of the tables that are served; see ``training.ship.quantization``."""
+GIB = 1 << 30
+"""Bytes of a GiB, in which a config gives memory."""
 
 # ----------------------------------------------------------------------------------------------------------- selection
 
@@ -442,7 +444,7 @@ class TrainingConfig:
     """Evaluate and ship an exponential moving average of the replicated weights, over about 1 / (1 - decay) steps;
     0: the last weights. Sharded tables are not averaged."""
     monitor: dict[str, float] = field(default_factory=lambda: {"auc": 1.0})
-    """Weighted sum of validation metrics to maximise (a negative weight minimises)."""
+    """Weighted sum of validation metrics to maximise (a negative weight minimises, as logloss needs)."""
     num_workers: Positive = 1
     threads_per_worker: Positive | None = None
     """Torch threads of a worker; None: the machine's cores shared out."""
@@ -457,7 +459,8 @@ class TrainingConfig:
     wait that is none: for the slowest worker's first batch, or for one to finish a checkpoint."""
     calibration: CalibrationConfig = field(default_factory=NoCalibration)
     plugins: tuple[Annotated[str, Field(pattern=MODULE_PATTERN)], ...] = ()
-    """Modules of your own that register blocks of a model (docs/extending.md); imported wherever this config is."""
+    """Modules of your own that register blocks of a model or metrics (docs/extending.md); imported wherever this config
+    is."""
     warm_start: str | None = None
     """Folder of a finished run to begin from, with the weights and the optimizer state of its best checkpoint. The
     dataset's vocabularies must be that run's or go on with them (pipeline.base); new values start untrained."""

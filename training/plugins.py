@@ -1,4 +1,4 @@
-"""Plugins: blocks of a model from modules of the user's own, which register them when they are imported.
+"""Plugins: blocks of a model and metrics from modules of the user's own, which register them when they are imported.
 
 A config names the modules (``training.plugins``); docs/extending.md shows some. No engine is imported here.
 """
@@ -83,15 +83,10 @@ class BlockKinds:
         """Config keys of all plugins' kinds."""
         return {field.name for config in self._configs.values() for field in fields(config)}
 
-    def state(self) -> tuple[dict[str, type], dict[str, Any]]:
-        """Return the registered kinds, for ``restore``."""
-        return dict(self._configs), dict(self.classes)
-
-    def restore(self, state: tuple[dict[str, type], dict[str, Any]]) -> None:
-        """Go back to an earlier state."""
-        for now, then in zip((self._configs, self.classes), state, strict=True):
-            now.clear()
-            now.update(then)
+    @property
+    def registries(self) -> tuple[dict[str, Any], ...]:
+        """Return the dicts that ``add`` adds to."""
+        return self._configs, self.classes
 
 
 ENCODER_KINDS = BlockKinds("encoder")
@@ -99,6 +94,10 @@ SELECTION_KINDS = BlockKinds("selection")
 FUSION_KINDS = BlockKinds("fusion")
 OBJECTIVE_KINDS = BlockKinds("objective")
 _ALL_KINDS = (ENCODER_KINDS, SELECTION_KINDS, FUSION_KINDS, OBJECTIVE_KINDS)
+
+PLUGIN_METRICS: dict[str, Any] = {}
+"""Metrics that plugins have registered, by name (``training.judge.metrics.register_metric``)."""
+_REGISTRIES = (*(registry for kinds in _ALL_KINDS for registry in kinds.registries), PLUGIN_METRICS)
 
 
 def register_encoder(config: type, encoder: Any) -> None:
@@ -180,6 +179,18 @@ def plugin_keys() -> set[str]:
     return set().union(*(kinds.keys() for kinds in _ALL_KINDS))
 
 
+def registered() -> list[dict[str, Any]]:
+    """Copy all that plugins have registered, for ``restore``."""
+    return [dict(registry) for registry in _REGISTRIES]
+
+
+def restore(before: list[dict[str, Any]]) -> None:
+    """Go back to what was registered before."""
+    for registry, then in zip(_REGISTRIES, before, strict=True):
+        registry.clear()
+        registry.update(then)
+
+
 # ----------------------------------------------------------------------------------------------------------- importing
 
 
@@ -237,16 +248,15 @@ def _import(name: str) -> None:
     """Import one plugin; of one that fails nothing stays registered."""
     if not re.fullmatch(MODULE_PATTERN, name):
         raise PluginError(f"plugin {name!r:.80} is not the name of a module, as my_package.encoders is one")
-    states = [kinds.state() for kinds in _ALL_KINDS]
+    before = registered()
     try:
         importlib.import_module(name)
-    except Exception as error:
-        for kinds, state in zip(_ALL_KINDS, states, strict=True):
-            kinds.restore(state)
+    except (Exception, SystemExit) as error:
+        restore(before)
         raise PluginError(_explain(name, error)) from error
 
 
-def _explain(name: str, error: Exception) -> str:
+def _explain(name: str, error: BaseException) -> str:
     if isinstance(error, PluginError):
         return f"plugin {name}: {error}"
     if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):

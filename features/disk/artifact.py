@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from features.disk.atomic import new_folder, standing, write_json
+from features.disk.digest import file_sha256
 from features.disk.object_store import (
     VERSION,
     ObjectPath,
@@ -123,12 +124,12 @@ def check_files(folder: Path, description: dict[str, Any]) -> Path:
         path = files / name
         if not is_inside(folder, path):
             raise ArtifactError(f"{files} is not opened: {name!r} leads out of its folder")
-        if not path.is_file() or _sha256(path) != digest:
+        if not path.is_file() or file_sha256(path) != digest:
             raise ArtifactError(f"{path} is missing or was changed after export: export the model again")
     return files
 
 
-def digest_of(artifact: Place | str) -> str:
+def digest_of_artifact(artifact: Place | str) -> str:
     """Compute the sha256 of ``artifact.json``, which holds the sha256 of every other file.
 
     Raises:
@@ -186,11 +187,6 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ArtifactError(f"{path.parent} is not a usable artifact: {path.name} cannot be read ({error})") from error
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 # ------------------------------------------------------------------------------------------------------------- writing
 
 
@@ -198,7 +194,7 @@ def _sha256(path: Path) -> str:
 def new_artifact(output: Place) -> Iterator[Path]:
     """Give an empty folder that becomes the artifact when the body ends, replacing an older one in one step.
 
-    The body writes the artifact's files, and ``describe`` last.
+    The body writes the artifact's files, and ``write_description`` last.
 
     Raises:
         ArtifactError: the place holds something else.
@@ -234,7 +230,7 @@ def check_output(output: Place) -> None:
         raise ArtifactError(f"{output} exists and is not an artifact: choose another --output")
 
 
-def describe(folder: Path, tables: str, more: dict[str, Any]) -> None:
+def write_description(folder: Path, tables: str, more: dict[str, Any]) -> None:
     """Write ``artifact.json`` for the files that are in a folder.
 
     Args:
@@ -247,7 +243,7 @@ def describe(folder: Path, tables: str, more: dict[str, Any]) -> None:
         # Version 1 is float32, and whoever reads it needs to know of no other.
         **({"version": 1} if tables == FLOAT32 else {"version": ARTIFACT_FORMAT.version, "tables": tables}),
         **more,
-        "files": {path.relative_to(folder).as_posix(): _sha256(path) for path in files},
+        "files": {path.relative_to(folder).as_posix(): file_sha256(path) for path in files},
         **({"folder": folder.name} if VERSION.fullmatch(folder.name) else {}),
     }
     write_json(folder / ARTIFACT_NAME, description)

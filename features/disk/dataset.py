@@ -22,7 +22,7 @@ from features.schema import STRICT, FeatureSchema
 MANIFEST_NAME = "manifest.json"
 BUILD_NAME = "build.json"
 """File beside the manifest: what the last build said of itself."""
-LOCK_NAME = ".lock"
+DATASET_LOCK_NAME = ".lock"
 """Lock file that a writer to the dataset holds."""
 SPLITS = ("train", "valid", "test")
 DATASET_FORMAT = Format(

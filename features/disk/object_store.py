@@ -23,7 +23,7 @@ from features.disk.relative_path import check_relative
 if TYPE_CHECKING:
     from pyarrow import fs
 
-PATIENCE_SECONDS = 25.0
+TRANSFER_PATIENCE_SECONDS = 25.0
 """Seconds of retries after a transfer's first failure; with the time-outs below, a call ends after about a minute."""
 NUM_TRIES = 3
 """Least number of tries of a transfer, however long each takes."""
@@ -200,7 +200,9 @@ class ObjectPath:
                     raise
                 cure = _cure(str(error))
                 failures.append(time.monotonic())
-                is_enough = len(failures) >= NUM_TRIES and failures[-1] - failures[0] + pause > PATIENCE_SECONDS
+                is_enough = (
+                    len(failures) >= NUM_TRIES and failures[-1] - failures[0] + pause > TRANSFER_PATIENCE_SECONDS
+                )
                 if cure or is_enough:
                     why = cure or f"cannot be reached: {_reason(str(error))}; {_server()}, try again when it answers"
                     raise StorageError(f"{self}: {why}") from error
@@ -297,6 +299,8 @@ def _endpoint() -> tuple[str, str] | tuple[None, None]:
 def _connect(scheme: str | None, host: str | None, region: str | None) -> "fs.FileSystem":
     from pyarrow import fs  # here, as whoever only has files on disk needs none of it
 
+    if host:  # Amazon's client ends each upload with a checksum, which stores of others may not know.
+        os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
     options: dict[str, Any] = {"scheme": scheme or "https", "endpoint_override": host}
     if region or host:
         options["region"] = region or "us-east-1"

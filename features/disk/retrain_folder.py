@@ -142,7 +142,7 @@ class RetrainFiles:
             A sentence for the user where the folder is of an older version.
 
         Raises:
-            ValueError: it is of a newer version.
+            ValueError: it is of a newer version, or its file with the version is damaged.
         """
         return RETRAIN_FORMAT.upgrade_note(self._version(), self.root)
 
@@ -168,4 +168,9 @@ class RetrainFiles:
         return is_held(self.root / _LOCK_NAME)
 
     def _version(self) -> dict[str, Any]:
-        return self.read(self.version_file) if self.version_file.exists() else {}
+        try:
+            return self.read(self.version_file) if self.version_file.exists() else {}
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{self.version_file} cannot be read ({error}): restore it; without it the folder counts as version 1"
+            ) from error

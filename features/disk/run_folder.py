@@ -3,7 +3,7 @@
 config.json      the resolved config                  dataset.json     what it is trained on, and the run's version
 learnt/          the dataset's learnt state           checkpoints/     see ``checkpoint``
 plan.json        where every table lies               history.jsonl    a line an event, while it trains
-metrics.json     written last                         calibration.json fitted on the validation split
+metrics.json     written last, deleted by --resume    calibration.json fitted on the validation split
 evaluation/      metrics and curves a split           failure.json     why it cannot go on
 attribution.json, tables.json, report.html: what jobs.attribute, jobs.compare_tables and jobs.report found
 gate.json, checks.json: of a retraining's candidate   artifact/        see ``artifact``
@@ -31,7 +31,7 @@ HISTORY_NAME, FAILURE_NAME, CALIBRATION_NAME = "history.jsonl", "failure.json", 
 GATE_NAME, CHECKS_NAME = "gate.json", "checks.json"
 ATTRIBUTION_NAME, TABLES_NAME, REPORT_NAME = "attribution.json", "tables.json", "report.html"
 LEARNT_NAME, CHECKPOINTS_NAME, ARTIFACT_FOLDER, ERRORS_NAME = "learnt", "checkpoints", "artifact", "errors"
-LOCK_NAME = ".lock"
+RUN_LOCK_NAME = ".lock"
 """Lock file that the training program holds."""
 WORKERS_LOCK_NAME = ".workers"
 """Lock file that the living workers share; it says which training they belong to."""
@@ -82,8 +82,16 @@ class RunFolder:
 
     @property
     def is_finished(self) -> bool:
-        """Tell whether training has come to its end."""
-        return (self.path / METRICS_NAME).exists()
+        """Tell whether training has come to its end and left all that its config promises.
+
+        A calibration that was refused leaves metrics, but none of what an export needs.
+        """
+        try:
+            best_step, training = self.read(METRICS_NAME)["best_step"], self.read(CONFIG_NAME)["training"]
+            is_calibrated = training.get("calibration", {}).get("kind", "none") != "none"
+            return not is_calibrated or self.read(CALIBRATION_NAME)["step"] == best_step
+        except (RunError, KeyError, TypeError, AttributeError):
+            return False
 
     def read(self, name: str) -> Any:
         """Read one of the run's JSON files.

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from features.disk.dataset import DatasetError, DatasetManifest, Split
-from features.fingerprint import FINGERPRINT_VERSION, FingerprintError, check_fingerprint_version
+from features.fingerprint import FINGERPRINT_FORMAT
 from features.schema import FeatureSchema
 
 
@@ -54,7 +54,7 @@ class TrainedOn:
             manifest.learnt_fingerprint,
             manifest.fingerprint,
             rows,
-            FINGERPRINT_VERSION,
+            FINGERPRINT_FORMAT.version,
         )
 
     @classmethod
@@ -71,7 +71,7 @@ class TrainedOn:
         found = cls.parse(values)
         if found.schema_fingerprint != schema.fingerprint_of_version(found.fingerprint_version):
             raise DatasetError("dataset.json is of another feature schema than config.json has")
-        return replace(found, schema_fingerprint=schema.fingerprint, fingerprint_version=FINGERPRINT_VERSION)
+        return replace(found, schema_fingerprint=schema.fingerprint, fingerprint_version=FINGERPRINT_FORMAT.version)
 
     @classmethod
     def parse(cls, values: Any) -> "TrainedOn":
@@ -80,15 +80,12 @@ class TrainedOn:
         Raises:
             DatasetError: a key is absent or wrong, or a newer version wrote it.
         """
+        FINGERPRINT_FORMAT.version_of(values, "the run's dataset.json", DatasetError)
         try:
-            found = TypeAdapter(cls).validate_python(values)
-            check_fingerprint_version(found.fingerprint_version, "the run's dataset.json")
+            return TypeAdapter(cls).validate_python(values)
         except ValidationError as error:
             [first, *_] = error.errors()
             raise DatasetError(f"dataset.json is not understood: {first['msg']} at {first['loc']}") from error
-        except FingerprintError as error:
-            raise DatasetError(str(error)) from error
-        return found
 
     def to_json(self) -> dict[str, Any]:
         """JSON values of ``dataset.json``."""

@@ -22,7 +22,7 @@ from features.profile.bins import Bins, choose_bins, count
 from features.profile.distribution import Distribution, DriftError, add
 from features.schema import STRICT, VOCABULARY_KINDS, FeatureSchema
 
-BATCH_ROWS = 131_072
+PROFILE_BATCH_ROWS = 131_072
 """Rows in memory at a time."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -196,7 +196,7 @@ def _read(dataset: Place | str, split: Split, schema: FeatureSchema) -> Iterator
                 if rows != data_file.row_groups:
                     raise DatasetError(f"{path} has other row groups than the manifest says: build the dataset again")
                 for i in range(len(rows)):
-                    for batch in file.iter_batches(BATCH_ROWS, row_groups=[i], columns=names):
+                    for batch in file.iter_batches(PROFILE_BATCH_ROWS, row_groups=[i], columns=names):
                         yield {name: _to_numpy(batch.column(name)) for name in names}
         except (ArrowException, OSError, KeyError) as error:
             raise DatasetError(f"{path} cannot be read ({error}): build the dataset again") from error

@@ -24,8 +24,6 @@ from features.read.streams import STREAM_ERRORS, compression_of, open_stream
 
 PORTION_BYTES = 64 << 20
 """Bytes of a portion: a constant, so that the cluster's size changes no result."""
-COLUMNAR_KINDS = ("parquet", "orc", "delta")
-"""Kinds of logs that have row groups instead of lines."""
 _BLOCK_BYTES = 1 << 20
 
 
@@ -96,7 +94,7 @@ def plan_portions(file: str, size: int, log_format: LogFormat, num_bytes: int = 
     Raises:
         LogError: the file cannot be read or is no text; names it.
     """
-    if log_format.kind in COLUMNAR_KINDS:
+    if not log_format.is_text:
         runs = cut_groups(open_groups(file, log_format), num_bytes)
         return [Portion(file, start, end) for start, end in runs]
     try:
@@ -173,7 +171,7 @@ def read_portion(
 
 
 def _read(portion: Portion, log_format: LogFormat, wanted: Wanted, step: int) -> Generator[RawBlock, None, PortionEnd]:
-    if log_format.kind in COLUMNAR_KINDS:
+    if not log_format.is_text:
         return _read_columnar(portion, log_format, wanted)
     return _read_text(portion, log_format, wanted, step)
 
@@ -246,7 +244,7 @@ def column_names(file: str, log_format: LogFormat, num_lines: int | None = None)
     Raises:
         LogError: the file cannot be read; names it.
     """
-    if log_format.kind in COLUMNAR_KINDS:
+    if not log_format.is_text:
         return tuple(open_groups(file, log_format).schema.names)
     if log_format.kind == "libffm":
         raise LogError(f"{file}: a libffm log has no names of columns")

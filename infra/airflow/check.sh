@@ -12,7 +12,7 @@ cd "$(dirname "$0")/../.."
 
 lock=infra/airflow/requirements.txt
 if [ "${1:-}" = --lock ]; then
-    exec .venv/bin/uv pip compile infra/airflow/requirements.in --python-version 3.11 --generate-hashes --no-annotate \
+    exec .venv/bin/uv pip compile infra/airflow/requirements.in --universal --python-version 3.11 --generate-hashes --no-annotate \
         --quiet --custom-compile-command "infra/airflow/check.sh --lock" --output-file "$lock"
 fi
 wanted=$(cksum <"$lock")

@@ -157,7 +157,7 @@ def parse_config(tree: dict[str, Any], source: object = None) -> Config:
         raise ConfigError(_explain(error)) from error
     except RecursionError:
         raise ConfigError("the config is nested too deeply") from None
-    _check_monitor(config.training.monitor)
+    _check_monitor(config.training.monitor, is_saved=source is not None)
     return config
 
 
@@ -237,14 +237,20 @@ def _override(tree: dict[str, Any], override: str) -> None:
         tree[last] = value
 
 
-def _check_monitor(monitor: Mapping[str, float]) -> None:
-    """Refuse a metric that is unknown or has no direction of improvement."""
+def _check_monitor(monitor: Mapping[str, float], is_saved: bool) -> None:
+    """Refuse a metric that is unknown or has no direction, and in a config of now a weight against its direction."""
     known = [name for name, metric in METRICS.items() if metric.better != "one"]
     for name in monitor:
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
             raise ConfigError(f"config key 'training.monitor': {name!r} is none of {', '.join(known)}{hint}")
+        if not is_saved and monitor[name] * METRICS[name].sign < 0:
+            metric = METRICS[name]
+            raise ConfigError(
+                f"config key 'training.monitor': {name} = {monitor[name]:g} would look for a worse model, since a "
+                f"{metric.better} {name} is better: set {name} = {-monitor[name]:g}"
+            )
 
 
 def _expand_features(features: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Logging of services and scheduled jobs: one formatter, ``--log-level`` and ``--log-json``, on stderr.
+"""Logging of programs on stderr, with ``--log-level`` and ``--log-json``.
 
 A program's result on stdout, text or JSON, is not logging and stays there.
 """
@@ -33,15 +33,17 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log-json", action="store_true", help="log JSON lines: time, level, logger, message, fields")
 
 
-def set_up_logging(program: str, arguments: argparse.Namespace) -> None:
+def set_up_logging(program: str, arguments: argparse.Namespace, timed: bool = True) -> None:
     """Log to stderr: the project's records, and warnings and errors of other libraries.
 
     Args:
         program: name that begins a line's message.
         arguments: command line with the options of ``add_log_options``.
+        timed: whether a line begins with time, level and program; not where a person waits for the program.
     """
     handler = _ToStderr()
-    handler.setFormatter(JsonLines() if arguments.log_json else Lines(program))
+    lines = Lines(program) if timed else Words()
+    handler.setFormatter(JsonLines() if arguments.log_json else lines)
     handler.addFilter(_is_wanted)
     root = logging.getLogger()
     for other in [other for other in root.handlers if isinstance(other, _ToStderr)]:
@@ -72,6 +74,15 @@ class Lines(logging.Formatter):
         if record.exc_info:
             text += f"\n{self.formatException(record.exc_info)}"
         return _hide_secrets(text)
+
+
+class Words(logging.Formatter):
+    """Lines for a person who waits for the program: the message, after ``warning:`` or ``error:`` where it is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a record as one line; a traceback takes more."""
+        text = super().format(record)
+        return _hide_secrets(f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text)
 
 
 class JsonLines(logging.Formatter):

@@ -3,16 +3,13 @@
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from features.disk.atomic import write_json
-from jobs.compare.search import Search, Trial
-from training.judge.metrics import METRICS
-
-Row = dict[str, Any]
+from jobs.compare.search import Search, SearchRow, Trial
+from training.judge.metrics import METRICS, metric_texts
 
 
-def conclude(path: str, trials: Sequence[Trial], rows: Sequence[Row]) -> Row:
+def conclude(path: str, trials: Sequence[Trial], rows: Sequence[SearchRow]) -> SearchRow:
     """Write a model's best config; return its trials, epochs and seconds, and its best result.
 
     Raises:
@@ -48,11 +45,12 @@ def conclude(path: str, trials: Sequence[Trial], rows: Sequence[Row]) -> Row:
     }
 
 
-def _numbers(row: Row) -> str:
-    return "  ".join(f"{name} {row[name]:.6f}" for name in ("monitor", *METRICS) if row.get(name) is not None)
+def _numbers(row: SearchRow) -> str:
+    defined = [name for name in METRICS if row.get(name) is not None]
+    return "  ".join([f"monitor {row['monitor']:.6f}", *metric_texts(row, *defined)])
 
 
-def write(output: Path, search: Search, models: Sequence[Row], rows: Sequence[Row]) -> None:
+def write_search(output: Path, search: Search, models: Sequence[SearchRow], rows: Sequence[SearchRow]) -> None:
     """Write ``tune.json`` and ``trials.csv`` into a folder."""
     names = ("seed", "num_trials", "max_epochs", "grace_epochs", "reduction_factor", "parallel")
     budget = {name: getattr(search, name) for name in names}
@@ -64,7 +62,7 @@ def write(output: Path, search: Search, models: Sequence[Row], rows: Sequence[Ro
         writer.writerows(flat)
 
 
-def describe(output: Path, search: Search, models: Sequence[Row], rows: Sequence[Row]) -> str:
+def describe_search(output: Path, search: Search, models: Sequence[SearchRow], rows: Sequence[SearchRow]) -> str:
     """Describe the best result and the cost of each model, the best first, and the trials that failed.
 
     Args:

@@ -14,7 +14,7 @@ from jobs.cli.errors import ConfigError
 
 
 @checked(frozen=True, config=STRICT)
-class Model(Entry):
+class RankedModel(Entry):
     """Model: a row of the matrix."""
 
     seeds: tuple[int, ...] | None = None
@@ -28,7 +28,7 @@ class Leaderboard:
     output: str
     """Folder of the page and its tables."""
     datasets: Annotated[tuple[Entry, ...], Field(min_length=1)]
-    models: Annotated[tuple[Model, ...], Field(min_length=1)]
+    models: Annotated[tuple[RankedModel, ...], Field(min_length=1)]
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
     reference: str
     """Model that every other one is compared with, over the seeds that both have."""
@@ -65,7 +65,7 @@ class Cell:
 
     folder: Path
     dataset: Entry
-    model: Model
+    model: RankedModel
     seed: int
     shared: Texts
 

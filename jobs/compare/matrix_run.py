@@ -22,7 +22,7 @@ from jobs.cli.config import Config, Entry, Texts, is_saved_config, load_config
 from jobs.cli.config_arguments import hand_on
 from jobs.compare.matrix import Cell
 from jobs.doctoring.installed import installed_versions
-from jobs.pages.leaderboard_page import SPLITS
+from jobs.pages.leaderboard_page import REPORTED_SPLITS
 from training.fit.run import Run
 from training.judge.metrics import evaluate
 from training.ship.export import load_best
@@ -47,7 +47,7 @@ def run_all(cells: Sequence[Cell], configs: Mapping[Path, Config], parallel: int
     return results
 
 
-def build(dataset: Entry, shared: Texts) -> None:
+def build_missing_dataset(dataset: Entry, shared: Texts) -> None:
     """Build a dataset if it does not exist.
 
     Raises:
@@ -97,7 +97,7 @@ def _evaluate(cell: Cell) -> dict[str, Any]:
     run_folder = Run(cell.run)
     best = load_best(run_folder)
     metrics, arrays = {}, {}
-    for split in filter(best.dataset.has_split, SPLITS):
+    for split in filter(best.dataset.has_split, REPORTED_SPLITS):
         scores = best.score(split)
         metrics[split] = evaluate(scores)
         arrays |= {f"{split}.{name}": array for name, array in vars(scores).items() if array is not None}

@@ -1,20 +1,30 @@
 """Ranking of a leaderboard: means over seeds, differences to the reference, files and text."""
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from features.disk.atomic import write_json
+from jobs.cli.text_table import text_table
 from jobs.compare.matrix import Cell, Leaderboard
-from jobs.pages.leaderboard_page import SPLITS, Row, last_split, render, verdict, with_deviation
+from jobs.pages.leaderboard_page import (
+    REPORTED_SPLITS,
+    LeaderboardRow,
+    last_split,
+    render_leaderboard,
+    verdict,
+    with_deviation,
+)
 from training.judge.comparison import paired_bootstrap
 from training.judge.metrics import METRICS
 
 
-def summarise(leaderboard: Leaderboard, cells: Sequence[Cell], results: Sequence[dict[str, Any]]) -> list[Row]:
+def summarise(
+    leaderboard: Leaderboard, cells: Sequence[Cell], results: Sequence[dict[str, Any]]
+) -> list[LeaderboardRow]:
     """Summarise the results, one row a dataset and model, best validation AUC first.
 
     Returns:
@@ -37,9 +47,9 @@ def summarise(leaderboard: Leaderboard, cells: Sequence[Cell], results: Sequence
     return rows
 
 
-def _statistics(results: Sequence[dict[str, Any]]) -> Row:
-    row: Row = {"seeds": len(results), "parameters": results[0]["parameters"]}
-    for split in SPLITS:
+def _statistics(results: Sequence[dict[str, Any]]) -> LeaderboardRow:
+    row: LeaderboardRow = {"seeds": len(results), "parameters": results[0]["parameters"]}
+    for split in REPORTED_SPLITS:
         for metric in METRICS:
             values = [result[split].get(metric) for result in results if split in result]
             if values and None not in values:
@@ -50,7 +60,7 @@ def _statistics(results: Sequence[dict[str, Any]]) -> Row:
     return row
 
 
-def _compare(model: dict[int, Any], reference: dict[int, Any], split: str, num_resamples: int) -> Row:
+def _compare(model: dict[int, Any], reference: dict[int, Any], split: str, num_resamples: int) -> LeaderboardRow:
     """Compare a model with the reference on one split by a paired bootstrap, over the seeds that both have."""
     seeds = sorted(set(model) & set(reference))
     if not seeds:
@@ -68,7 +78,7 @@ def _compare(model: dict[int, Any], reference: dict[int, Any], split: str, num_r
         rows.get("group_ids"),
         num_resamples=num_resamples,
     )
-    row: Row = {"compared_on": split, "compared_seeds": len(seeds)}
+    row: LeaderboardRow = {"compared_on": split, "compared_seeds": len(seeds)}
     for metric, difference in differences.items():
         row |= {
             f"{metric}_difference": difference.mean,
@@ -84,7 +94,7 @@ def _load(path: Path, split: str) -> dict[str, np.ndarray]:
         return {name.removeprefix(prefix): file[name] for name in file.files if name.startswith(prefix)}
 
 
-def write(output: Path, leaderboard: Leaderboard, rows: Sequence[Row]) -> None:
+def write_leaderboard(output: Path, leaderboard: Leaderboard, rows: Sequence[LeaderboardRow]) -> None:
     """Write the rows as CSV, JSON and a page into a folder."""
     output.mkdir(parents=True, exist_ok=True)
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -93,18 +103,19 @@ def write(output: Path, leaderboard: Leaderboard, rows: Sequence[Row]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     write_json(output / "leaderboard.json", rows)
-    page = render({dataset.folder: dataset.name for dataset in leaderboard.datasets}, rows, leaderboard.reference)
+    page = render_leaderboard(
+        {dataset.folder: dataset.name for dataset in leaderboard.datasets}, rows, leaderboard.reference
+    )
     (output / "leaderboard.html").write_text(page, encoding="utf-8")
 
 
-def describe(rows: Iterable[Row]) -> str:
+def describe_leaderboard(rows: Sequence[LeaderboardRow]) -> str:
     """Lay the rows out for a terminal, a line each."""
     lines = []
     for row in rows:
         split = last_split(row)
         ending = verdict(row) if "compared_on" in row else "reference"
-        lines.append(
-            f"{row['dataset']:<14} {row['model']:<16} {row['seeds']} seeds  {split} auc "
-            f"{with_deviation(row, f'{split}_auc')}  logloss {with_deviation(row, f'{split}_logloss')}  {ending}"
-        )
-    return "\n".join(lines)
+        auc, logloss = (with_deviation(row, f"{split}_{metric}") for metric in ("auc", "logloss"))
+        seeds = f"{row['seeds']} seeds"
+        lines.append((row["dataset"], row["model"], seeds, f"{split} auc {auc}", f"logloss {logloss}", ending))
+    return text_table(lines)

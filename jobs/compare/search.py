@@ -60,10 +60,12 @@ class Range:
 
 
 Space = dict[str, Range]
+SearchRow = dict[str, Any]
+"""Row of a search's tables: the result of a trial, or the best one of a model."""
 
 
 @checked(frozen=True, config=STRICT)
-class Model(Entry):
+class SearchedModel(Entry):
     """Model of a search: config files laid over the dataset's, overrides, and a space that extends the common one."""
 
     space: Space = dataclasses.field(default_factory=dict)
@@ -76,7 +78,7 @@ class Search:
     output: str
     configs: Annotated[Texts, Field(min_length=1)]
     """Config files of the dataset."""
-    models: Annotated[tuple[Model, ...], Field(min_length=1)]
+    models: Annotated[tuple[SearchedModel, ...], Field(min_length=1)]
     space: Space = dataclasses.field(default_factory=dict)
     """Search space of every model: dotted config key -> range of its values."""
     overrides: Texts = ()
@@ -109,7 +111,7 @@ class Search:
                         f"{', '.join(NOT_SEARCHED)}"
                     )
 
-    def space_of(self, model: Model) -> Space:
+    def space_of(self, model: SearchedModel) -> Space:
         """Merge a model's space over the common one."""
         return {**self.space, **model.space}
 
@@ -134,7 +136,7 @@ class Search:
                     )
         return trials
 
-    def _trials(self, model: Model) -> list["Trial"]:
+    def _trials(self, model: SearchedModel) -> list["Trial"]:
         trials = []
         for number, values in enumerate(sample(self.space_of(model), self.num_trials, self.seed), 1):
             try:
@@ -164,7 +166,7 @@ class Trial:
     """Trial: one sample of a model's space."""
 
     search: Search
-    model: Model
+    model: SearchedModel
     number: int
     """Number of the trial, from 1."""
     values: dict[str, Value]

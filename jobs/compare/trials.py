@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from features.disk.run_folder import RunFolder
+from features.disk.run_folder import METRICS_NAME
 from jobs.launch.loopback import LOOPBACK, loopback_settings
 from jobs.launch.worker import set_up_worker
 
@@ -32,14 +32,12 @@ from features.disk.atomic import write_json
 from features.disk.dataset import DatasetManifest
 from jobs.cli.config import Config, check_manifest, parse_config
 from jobs.cli.conventions import place
-from jobs.compare.search import Search, Trial
+from jobs.compare.search import Search, SearchRow, Trial
 from training.judge.metrics import METRICS
 from training.judge.scores import DivergedError
 
-Row = dict[str, Any]
 
-
-def run_search(search: Search, trials: dict[str, list[Trial]]) -> list[list[Row]]:
+def run_search(search: Search, trials: dict[str, list[Trial]]) -> list[list[SearchRow]]:
     """Run every trial without a kept result, one model after the other.
 
     Args:
@@ -78,7 +76,7 @@ def _check_dataset(config: Config) -> None:
         raise ValueError(f"{config.training.dataset} has no validation rows, and a search chooses by them")
 
 
-def _kept(trial: Trial) -> Row | None:
+def _kept(trial: Trial) -> SearchRow | None:
     """Read the result of a trial that an earlier call finished; None: there is none.
 
     Raises:
@@ -95,7 +93,7 @@ def _kept(trial: Trial) -> Row | None:
     return result
 
 
-def _run(search: Search, trials: Sequence[Trial], kept: Sequence[Row | None], bar: Any) -> list[Row]:
+def _run(search: Search, trials: Sequence[Trial], kept: Sequence[SearchRow | None], bar: Any) -> list[SearchRow]:
     """Run a model's trials without a kept result; return one result for each trial, in their order.
 
     Raises:
@@ -124,7 +122,7 @@ def _start_ray(parallel: int) -> None:
     )
 
 
-def _tune(search: Search, trials: Sequence[Trial], kept: Sequence[Row | None], record: "_Record") -> None:
+def _tune(search: Search, trials: Sequence[Trial], kept: Sequence[SearchRow | None], record: "_Record") -> None:
     tasks = [
         {
             "config": trial.config.to_dict(),
@@ -162,12 +160,12 @@ def _tune(search: Search, trials: Sequence[Trial], kept: Sequence[Row | None], r
         raise RuntimeError(words) from errors[0]
 
 
-def _reports(result: Row) -> list[Row]:
+def _reports(result: SearchRow) -> list[SearchRow]:
     """List a kept result's reports, to replay them to ASHA."""
     return [*result["evaluations"], *([_divergence(result["error"])] if result["error"] else [])]
 
 
-def _divergence(error: str) -> Row:
+def _divergence(error: str) -> SearchRow:
     return {"epochs": 0, "monitor": -math.inf, "error": error}  # at epoch 0 ASHA ignores it
 
 
@@ -184,7 +182,7 @@ def _work(sampled: dict[str, Any], tasks: list[dict[str, Any]]) -> None:
     set_up_worker(task["parallel"], config.threads_per_worker)
     import torch.distributed as dist
 
-    from training.fit.run import Run, fit
+    from training.fit.run import Run, train_rank
 
     run = Run(Path(task["folder"]))
     shutil.rmtree(run.path, ignore_errors=True)
@@ -198,7 +196,7 @@ def _work(sampled: dict[str, Any], tasks: list[dict[str, Any]]) -> None:
             tune.report({"epochs": event["epoch"] + 1, "seconds": time.perf_counter() - started, **metrics})
 
     try:
-        fit(run, config, report, resolved.features)
+        train_rank(run, config, report, resolved.features)
     except DivergedError as error:  # a rate that is too high ends a trial, not the search
         tune.report(_divergence(str(error)))
 
@@ -206,13 +204,13 @@ def _work(sampled: dict[str, Any], tasks: list[dict[str, Any]]) -> None:
 class _Record(tune.Callback):
     """Recorder of the trials' reports; it writes the file of a finished trial and removes its folder."""
 
-    def __init__(self, trials: Sequence[Trial], kept: Sequence[Row | None], bar: Any) -> None:
+    def __init__(self, trials: Sequence[Trial], kept: Sequence[SearchRow | None], bar: Any) -> None:
         self._trials, self._bar = trials, bar
-        self._found: dict[int, Row] = {index: row for index, row in enumerate(kept) if row}
-        self._evaluations: dict[int, list[Row]] = {}
+        self._found: dict[int, SearchRow] = {index: row for index, row in enumerate(kept) if row}
+        self._evaluations: dict[int, list[SearchRow]] = {}
         self._errors: dict[int, str] = {}
 
-    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Row, **info: Any) -> None:
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: SearchRow, **info: Any) -> None:
         index = trial.config["index"]
         if "error" in result:
             self._errors[index] = result["error"]
@@ -231,17 +229,17 @@ class _Record(tune.Callback):
         self._bar.set_description(f"{ours.model.name} {best:.5f}", refresh=False)
         self._bar.update()
 
-    def results(self) -> list[Row]:
+    def results(self) -> list[SearchRow]:
         return [
             {name: value for name, value in self._found[index].items() if name not in ("request", "evaluations")}
             for index in range(len(self._trials))
         ]
 
 
-def _describe(trial: Trial, evaluations: Sequence[Row], error: str | None) -> Row:
+def _describe(trial: Trial, evaluations: Sequence[SearchRow], error: str | None) -> SearchRow:
     """Make a trial's result: metrics of its best epoch, seconds from its start to its last evaluation."""
     best = max(evaluations, key=lambda e: e["monitor"], default=None)
-    ended_itself = error is not None or RunFolder(trial.folder).is_finished
+    ended_itself = error is not None or (trial.folder / METRICS_NAME).exists()
     return {
         "model": trial.model.name,
         "trial": trial.number,

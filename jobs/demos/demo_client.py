@@ -22,7 +22,7 @@ PICKED_UP_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Answer:
+class RequestOutcome:
     """Outcome of one request.
 
     Attributes:
@@ -45,7 +45,7 @@ class DemoClient:
 
     def __init__(self, address: str, rows: Sequence[Mapping[str, Any]]) -> None:
         self.address, self.rows = address, rows
-        self.answers: list[Answer] = []
+        self.answers: list[RequestOutcome] = []
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._ask_on, daemon=True)
 
@@ -88,7 +88,7 @@ class DemoClient:
             self.answers.append(ask(self.address, self.rows))
 
 
-def ask(address: str, rows: Sequence[Mapping[str, Any]], timeout: float = 30.0) -> Answer:
+def ask(address: str, rows: Sequence[Mapping[str, Any]], timeout: float = 30.0) -> RequestOutcome:
     """Send one request; an error goes into the answer's ``error``."""
     at, started = time.time(), time.perf_counter()
     body = json.dumps({"rows": list(rows)}).encode()
@@ -104,11 +104,11 @@ def ask(address: str, rows: Sequence[Mapping[str, Any]], timeout: float = 30.0) 
             version, error = None, f"{len(scores)} scores of {len(rows)} rows, errors: {found['errors']}"
     except (OSError, ValueError, KeyError) as failure:
         version, scores, error = None, (), f"{type(failure).__name__}: {failure}"
-    return Answer(at, time.perf_counter() - started, error, version, scores)
+    return RequestOutcome(at, time.perf_counter() - started, error, version, scores)
 
 
 def find_wrong(
-    answers: Sequence[Answer], promoted: Sequence[tuple[int, float]], expected: Mapping[int, Sequence[float]]
+    answers: Sequence[RequestOutcome], promoted: Sequence[tuple[int, float]], expected: Mapping[int, Sequence[float]]
 ) -> list[str]:
     """List the evidence that the champion was not served throughout; empty: it was.
 

@@ -9,10 +9,10 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline.synthetic.generate import LogSpec, file_name, generate_chunks, write_chunk
-from training.judge.metrics import evaluate
+from training.judge.metrics import evaluate, metric_texts
 from training.judge.scores import Scores
 
-SUMMARY_NAME = "_summary.json"
+LOGS_SUMMARY_NAME = "_summary.json"
 """File of the summary; the underscore makes readers of the folder, such as Spark, skip it."""
 
 
@@ -47,7 +47,7 @@ def generate(output: Path, spec: LogSpec) -> dict[str, Any]:
         "oracle": {"auc": oracle["auc"], "logloss": oracle["logloss"]},
         "seconds": round(time.perf_counter() - started, 3),
     }
-    (output / SUMMARY_NAME).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    (output / LOGS_SUMMARY_NAME).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
 
 
@@ -55,18 +55,16 @@ def _clear(output: Path) -> None:
     """Make the folder, or remove logs that were generated there before; refuse any other file."""
     output.mkdir(parents=True, exist_ok=True)
     old = sorted(output.glob("day-*-part-*.csv.gz"))
-    others = sorted({path.name for path in output.iterdir()} - {path.name for path in old} - {SUMMARY_NAME})
+    others = sorted({path.name for path in output.iterdir()} - {path.name for path in old} - {LOGS_SUMMARY_NAME})
     if others:
         raise ValueError(f"{output} holds {others[0]!r}, which is not a generated log: choose an empty folder")
-    for path in [output / SUMMARY_NAME, *old]:
+    for path in [output / LOGS_SUMMARY_NAME, *old]:
         path.unlink(missing_ok=True)
 
 
-def describe(summary: dict[str, Any], output: str) -> str:
+def describe_logs(summary: dict[str, Any], output: str) -> str:
     """Describe generated logs in two lines."""
-    oracle = ", ".join(
-        f"{name} {'undefined' if value is None else f'{value:.6f}'}" for name, value in summary["oracle"].items()
-    )
+    oracle = ", ".join(metric_texts(summary["oracle"], *summary["oracle"]))
     return (
         f"{summary['rows']:,} rows of {summary['days']} days in {summary['files']} files, {summary['seconds']:.1f} s: "
         f"{output}\nclick rate {summary['click_rate']:.4f}; the best any model can do on them: {oracle}"

@@ -21,10 +21,11 @@ from features.disk.dataset import BUILD_NAME, DatasetManifest
 from features.disk.run_folder import CONFIG_NAME, METRICS_NAME
 from jobs.cli.config import Config, load_config
 from jobs.cli.config_arguments import hand_on
+from jobs.cli.text_table import text_table
 from pipeline.java import JAVA_OPTIONS
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
-from training.judge.metrics import evaluate
+from training.judge.metrics import METRICS, evaluate
 from training.judge.scores import Scores
 
 LINEAR = 'training.model={easy={kind="linear"},hard={kind="linear"},fusion={kind="sum"},objective={kind="bce"}}'
@@ -164,16 +165,16 @@ def _logit(p: float) -> float:
     return float(np.log(p) - np.log1p(-p))
 
 
-def describe(metrics: dict[str, Any]) -> str:
+def describe_demo(metrics: dict[str, Any]) -> str:
     """Compare the model with the oracle, a linear model and a constant in a few lines, with the rows/s of each stage.
 
     Args:
         metrics: as ``Demo.run`` returns them.
     """
-    lines = ["", "test split        AUC      logloss"]
+    shown, auc = ("auc", "logloss"), METRICS["auc"]
+    rows: list[tuple[str, ...]] = [("test split", *shown)]
     for title, name in (("oracle", "oracle"), ("TF4CTR", "test"), ("linear", "linear"), ("constant", "constant")):
-        lines.append(f"  {title:<12}{metrics[name]['auc']:10.6f}{metrics[name]['logloss']:11.6f}")
-    speed = metrics["rows_per_second"]
-    lines.append(f"distance to the oracle: {metrics['oracle']['auc'] - metrics['test']['auc']:.6f} AUC")
-    lines.append("rows/s: " + ", ".join(f"{name} {value:,.0f}" for name, value in speed.items()))
-    return "\n".join(lines)
+        rows.append((title, *(METRICS[metric].text(metrics[name][metric]) for metric in shown)))
+    distance = auc.text(metrics["oracle"]["auc"] - metrics["test"]["auc"])
+    speeds = ", ".join(f"{name} {value:,.0f}" for name, value in metrics["rows_per_second"].items())
+    return f"\n{text_table(rows, '<>')}\ndistance to the oracle: {distance} AUC\nrows/s: {speeds}"

@@ -27,8 +27,10 @@ from features.disk.retrain_folder import RetrainFiles
 from jobs.cli.child_process import ending_with_us
 from jobs.cli.config import load_config
 from jobs.cli.config_arguments import hand_on
+from jobs.cli.text_table import text_table
 from jobs.demos.demo_client import PICKED_UP_SECONDS, DemoClient, find_wrong
 from jobs.registry.registry import Registry
+from training.judge.metrics import METRICS
 from training.ship.predict import Predictor
 
 CONFIGS = ("jobs/configs/demo.toml", "jobs/configs/retrain/demo.toml")
@@ -63,7 +65,7 @@ class Day:
     is_broken: bool = False
 
 
-HEADINGS = f"{'day':<12}{'verdict':<26}{'champion':>10}{'AUC':>10}{'logloss':>10}{'seconds':>10}"
+HEADINGS = ("day", "verdict", "by", "champion", "auc", "logloss", "seconds")
 MISTAKE = ("training.optimizer.embedding_learning_rate=10", "training.optimizer.learning_rate=0.1")
 """Overrides of the bad candidate: both learning rates a hundred times too large."""
 
@@ -102,7 +104,7 @@ class RetrainDemo:
         self._generate()
         self._deliver(FIRST_DAY)
         summary: list[dict[str, Any]] = []
-        print(HEADINGS, flush=True)
+        print(line(HEADINGS), flush=True)
         with contextlib.ExitStack() as stack:
             client = None
             for day in PLAY:
@@ -115,7 +117,7 @@ class RetrainDemo:
                 client = client or stack.enter_context(self._served())
                 if not client.saw(champion):
                     print(f"version {champion} does not answer after {PICKED_UP_SECONDS:.0f} s", flush=True)
-        return [*compare(summary), *self._served_wrong(client), *self._shown_wrong(summary)]
+        return [*compare_days(summary), *self._served_wrong(client), *self._shown_wrong(summary)]
 
     def _clear(self) -> None:
         """Remove an older demo; refuse any other folder."""
@@ -154,7 +156,7 @@ class RetrainDemo:
         last = RetrainFiles(self.root).read(RetrainFiles(self.root).last_file)
         keys = ("verdict", "stopped_by", "champion_version", "auc", "logloss")
         found = {"day": day.date, **{key: last.get(key) for key in keys}}
-        print(f"{describe(found)}{time.perf_counter() - started:8.0f} s", flush=True)
+        print(line([*describe_day(found), f"{time.perf_counter() - started:.0f}"]), flush=True)
         return found
 
     @contextlib.contextmanager
@@ -259,14 +261,18 @@ def break_log(source: Path, target: Path) -> None:
             writer.writerow({**row, "click": click, EMPTIED: ""})
 
 
-def describe(found: Mapping[str, Any]) -> str:
-    """Describe the outcome of a day in one line."""
-    scores = "".join("         -" if found[name] is None else f"{found[name]:10.6f}" for name in ("auc", "logloss"))
-    by = f"by {found['stopped_by']}" if found["stopped_by"] else ""
-    return f"{found['day']}  {found['verdict']:<10}{by:<16}{found['champion_version'] or '-':>10}{scores}"
+def describe_day(found: Mapping[str, Any]) -> list[str]:
+    """Describe the outcome of a day in the cells under ``HEADINGS``, but its seconds."""
+    scores = ["-" if found[name] is None else METRICS[name].text(found[name]) for name in ("auc", "logloss")]
+    return [found["day"], found["verdict"], found["stopped_by"] or "", str(found["champion_version"] or "-"), *scores]
 
 
-def compare(summary: Sequence[Mapping[str, Any]], play: Sequence[Day] = PLAY) -> list[str]:
+def line(cells: Sequence[str]) -> str:
+    """Lay out one line of the table of days, which is printed as the week goes on."""
+    return text_table([cells], align="<<<>", least=11)
+
+
+def compare_days(summary: Sequence[Mapping[str, Any]], play: Sequence[Day] = PLAY) -> list[str]:
     """List the differences between the expected outcomes of the days and theirs."""
     wrong = []
     for day, found in zip(play, summary, strict=True):

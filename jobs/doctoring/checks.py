@@ -25,7 +25,10 @@ from jobs.doctoring.installed import (
     torch_cuda,
 )
 
-IMPORTS = ("numpy", "pyarrow", "torch", "fbgemm_gpu", "torchrec", "petastorm", "ray.train", "pyspark", "plotly")
+PETASTORM = "training.data.petastorm_shim"
+"""Module that imports Petastorm, which nothing else can."""
+IMPORTS = ("numpy", "pyarrow", "torch", "fbgemm_gpu", "torchrec", PETASTORM, "ray.train", "pyspark", "plotly")
+MIN_PYTHON, MAX_PYTHON = (3, 11), (3, 13)
 PORTS = {8265: "Ray's dashboard and job server", 6379: "a Ray head node", 7077: "a Spark master"}
 MIN_JAVA = 17
 MIN_DISK, GOOD_DISK = 2 * 10**9, 20 * 10**9
@@ -36,10 +39,8 @@ WHY = {
     "fbgemm-gpu": "pairs with this torch and torchrec only",
     "fbgemm-gpu-cpu": "pairs with this torch and torchrec only",
     "petastorm": "0.13 loses rows without an error",
-    "pyarrow": "petastorm needs pyarrow < 15",
-    "numpy": "petastorm needs numpy < 2",
-    "ray": "the newest that accepts this pyarrow",
-    "pyspark": "Spark 4.1 and later need a newer pyarrow",
+    "pyarrow": "petastorm was tried with this one",
+    "numpy": "2.5 is not for Python 3.11",
 }
 INSTALL_JAVA = "sudo apt-get install openjdk-17-jre-headless (Debian, Ubuntu) or brew install openjdk@17 (macOS)"
 
@@ -65,7 +66,7 @@ def examine(*, quick: bool = False) -> list[Finding]:
     lane = lane_of(installed, torch_cuda())
     findings = [check_python(), check_java()]
     findings += check_packages(installed, locked_versions(lane), direct_names(lane))
-    findings += [check_lane(installed, torch_cuda(), lane)]
+    findings += [check_accelerator(installed, torch_cuda(), lane)]
     findings += [] if quick else [check_imports()]
     return [*findings, *check_ports(PORTS), check_disk(Path.cwd()), check_memory()]
 
@@ -73,9 +74,10 @@ def examine(*, quick: bool = False) -> list[Finding]:
 def check_python() -> Finding:
     """Check the version of Python."""
     found = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info[:2] == (3, 11):
-        return Finding("python", "ok", found, "3.11")
-    return Finding("python", "wrong", found, "3.11", "make setup, then run .venv/bin/python -m jobs.doctor")
+    expected = " to ".join(".".join(map(str, version)) for version in (MIN_PYTHON, MAX_PYTHON))
+    if MIN_PYTHON <= sys.version_info[:2] <= MAX_PYTHON:
+        return Finding("python", "ok", found, expected)
+    return Finding("python", "wrong", found, expected, "make setup, then run .venv/bin/python -m jobs.doctor")
 
 
 def check_java() -> Finding:
@@ -113,7 +115,7 @@ def check_packages(installed: Mapping[str, str], locked: Mapping[str, str], dire
     return [*findings, Finding("other packages", "ok", f"{len(others)} as locked")]
 
 
-def check_lane(installed: Mapping[str, str], cuda: str | None, lane: str) -> Finding:
+def check_accelerator(installed: Mapping[str, str], cuda: str | None, lane: str) -> Finding:
     """Check that there is one build of FBGEMM, and that torch is of the same lane."""
     found = [f"{name} {installed[name]}" for name in LANES.values() if name in installed]
     shown = f"torch for {f'CUDA {cuda}' if cuda else 'CPU'}, {' and '.join(found) or 'no fbgemm-gpu'}"

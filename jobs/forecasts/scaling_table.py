@@ -35,7 +35,7 @@ def load_machine(path: Path) -> Machine:
         raise ValueError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
-def compare(config: Config, machine: Machine, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def predict_scaling(config: Config, machine: Machine, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Predict a row for each world size, batch and sharding; one that does not fit has ``fits`` False and a reason."""
     model = CTRModel(
         config.features,
@@ -60,7 +60,7 @@ def compare(config: Config, machine: Machine, arguments: argparse.Namespace) -> 
         except PlanError as error:
             found.append({**case, "fits": False, "reason": str(error).splitlines()[0]})
             continue
-        found.append({**case, **describe(predict(shards, net, machine, traffic), machine, shards)})
+        found.append({**case, **describe_prediction(predict(shards, net, machine, traffic), machine, shards)})
     return found
 
 
@@ -80,7 +80,7 @@ def lay_out(model: Any, net: Net, config: Config, machine: Machine, traffic: Tra
     return planned_shards(model, training, cluster)
 
 
-def describe(step: Prediction, machine: Machine, shards: list[Shard]) -> dict[str, Any]:
+def describe_prediction(step: Prediction, machine: Machine, shards: list[Shard]) -> dict[str, Any]:
     """Describe a prediction as the JSON file holds it."""
     total = sum(step.seconds.values())
     kinds = [shard.kind for shard in {shard.table: shard for shard in shards}.values()]

@@ -14,15 +14,15 @@ from features.schema import VOCABULARY_KINDS
 from jobs.cli.config import Config, check_manifest
 from jobs.cli.text_table import text_table
 from training.config import TrainingConfig
-from training.forecast.dry_run import Change, Plan, PlanError, binary, find_changes, plan_tables
+from training.forecast.dry_run import Change, DryRunPlan, PlanError, binary, find_changes, plan_tables
 from training.model.ctr_model import CTRModel
-from training.sharding.table_planner import HOST, PARTS, Cluster, batch_size_per_rank
+from training.sharding.table_planner import HOST, MEMORY_PARTS, Cluster, batch_size_per_rank
 
-MAX_SHOWN = 64
+MAX_PRINTED_RANKS = 64
 """Ranks printed at most; plan.json has all of them."""
 
 
-def plan_cluster(config: Config, cluster: Cluster, output: Path) -> Plan:
+def plan_cluster(config: Config, cluster: Cluster, output: Path) -> DryRunPlan:
     """Plan the shards of a training on a cluster, and write ``plan.json``.
 
     Args:
@@ -53,7 +53,7 @@ def plan_cluster(config: Config, cluster: Cluster, output: Path) -> Plan:
             changes = find_changes(build, config.training, cluster, error, follow)
         write_json(output / "plan.json", refusal(error, changes))
         raise ValueError("\n  ".join([str(error), *advice(changes)])) from error
-    write_json(output / "plan.json", summary(plan, config))
+    write_json(output / "plan.json", summarise_plan(plan, config))
     return plan
 
 
@@ -85,7 +85,7 @@ def num_embeddings(config: Config) -> dict[str, int]:
     return {feature.name: learnt.num_embeddings(feature) for feature in config.features.sparse}
 
 
-def summary(plan: Plan, config: Config) -> dict[str, Any]:
+def summarise_plan(plan: DryRunPlan, config: Config) -> dict[str, Any]:
     """Describe a plan as plan.json holds it."""
     cluster, topology = plan.cluster, plan.cluster.topology()
     training = config.training
@@ -108,7 +108,7 @@ def summary(plan: Plan, config: Config) -> dict[str, Any]:
             "within_host": topology.intra_host_bw / 1e6,
             "between_hosts": topology.inter_host_bw / 1e6,
         },
-        "total": {part: sum(rank[part] for rank in plan.ranks) for part in (*PARTS, HOST)},
+        "total": {part: sum(rank[part] for rank in plan.ranks) for part in (*MEMORY_PARTS, HOST)},
         "balance": {name: _balance([rank[name] for rank in plan.ranks]) for name in ("bytes", "ms")},
         "tables": sorted(plan.tables, key=lambda entry: -entry["bytes"]),
         "ranks": plan.ranks,
@@ -144,14 +144,14 @@ def advice(changes: Sequence[Change]) -> list[str]:
     return lines or ["no larger cluster, memory, smaller batch or other sharding that was tried fits"]
 
 
-def describe(result: Mapping[str, Any]) -> str:
+def describe_plan(result: Mapping[str, Any]) -> str:
     """Lay a plan out for a terminal: the fullest ranks, and the balance of memory and load.
 
     Args:
-        result: as ``summary``.
+        result: as ``summarise_plan``.
     """
     cluster, ranks = result["cluster"], result["ranks"]
-    shown = sorted(ranks, key=lambda rank: -rank["bytes"])[:MAX_SHOWN]
+    shown = sorted(ranks, key=lambda rank: -rank["bytes"])[:MAX_PRINTED_RANKS]
     hosted = result["total"]["host"] > 0
     header = ("rank", "shards", "tables", "lookups", "in all", "of memory", *(["on host"] if hosted else []))
     rows: list[tuple[str, ...]] = [(*header, "compute ms", "exchange ms", "ms")]

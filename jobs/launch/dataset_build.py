@@ -10,8 +10,9 @@ from features.disk.place import Place, temporary_folder
 from jobs.cli.config import Config
 from jobs.cli.conventions import place
 from jobs.cli.errors import ConfigError
+from jobs.cli.text_table import text_table
 from pipeline.build.dataset import build_dataset
-from pipeline.build.sources import Plan, plan_sources
+from pipeline.build.sources import InputPlan, plan_sources
 from pipeline.build.split import parse_time
 from pipeline.config import TimeSplit
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 
-def check(config: Config) -> None:
+def check_build(config: Config) -> None:
     """Check the keys of a build that depend on each other.
 
     Raises:
@@ -46,7 +47,7 @@ def check(config: Config) -> None:
             raise ConfigError("config key 'pipeline.split.test_from' must be later than valid_from")
 
 
-def build(spark: "SparkSession", config: Config, plan: Plan | None = None) -> dict[str, Any]:
+def run_build(spark: "SparkSession", config: Config, plan: InputPlan | None = None) -> dict[str, Any]:
     """Build and commit one dataset, and write a summary beside its manifest.
 
     Args:
@@ -97,19 +98,26 @@ def _summarise(manifest: DatasetManifest, warnings: list[str], output: Place, se
     }
 
 
-def describe(summary: dict[str, Any]) -> str:
+def describe_build(summary: dict[str, Any]) -> str:
     """Describe a build for a person.
 
     Args:
-        summary: as ``build`` returns it.
+        summary: as ``run_build`` returns it.
     """
     lines = [f"warning: {warning}" for warning in summary["warnings"]]
     lines.append(f"{summary['rows']:,} rows read")
-    for name, split in summary["splits"].items():
-        lines.append(
-            f"  {name:<6}{split['rows']:>12,} rows, {split['files']} files, {split['row_groups']} row groups, "
-            f"{split['bytes'] / 1e6:.1f} MB, label rate {split['label_rate']:.4f}"
+    splits = [
+        (
+            f"  {name}",
+            f"{split['rows']:,} rows",
+            f"{split['files']} files",
+            f"{split['row_groups']} row groups",
+            f"{split['bytes'] / 1e6:.1f} MB",
+            f"label rate {split['label_rate']:.4f}",
         )
+        for name, split in summary["splits"].items()
+    ]
+    lines.append(text_table(splits, align="<>"))
     reasons = "; ".join(f"{count:,} {reason}" for reason, count in summary["reasons"].items())
     lines.append(f"  rejected {summary['rejected']:,}" + (f" ({reasons})" if reasons else ""))
     lines.append(f"  duplicates {summary['duplicates']:,}")

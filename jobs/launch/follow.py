@@ -1,27 +1,34 @@
 """Progress bar of a running training, and the summary of a finished one."""
 
 import json
+import logging
+import sys
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from features.disk.run_folder import METRICS_NAME
+from training.config import TrainingConfig
 from training.judge.metrics import metric_texts
 
+_log = logging.getLogger(__name__)
 
-def follow(history: Path, max_epochs: int, finished: threading.Event) -> None:
-    """Show the history as a progress bar while workers write it; silent if stderr is no terminal.
+
+def follow(history: Path, training: TrainingConfig, finished: threading.Event) -> None:
+    """Log each evaluation of a history while workers write it; on a terminal, show a progress bar too.
 
     Args:
         history: file of the run that its first worker appends to.
-        max_epochs: epochs of the training at most.
+        training: config of the training.
         finished: set when the training is over.
     """
     with tqdm(disable=None, unit="step", dynamic_ncols=True) as bar:
-        position = 0
-        while not finished.wait(0.5):
+        position, is_last = 0, False
+        while not is_last:
+            is_last = finished.wait(0.5)
             if not history.exists() or history.stat().st_size == position:
                 continue
             position = min(position, history.stat().st_size)  # a resumed run shortens its history
@@ -31,28 +38,30 @@ def follow(history: Path, max_epochs: int, finished: threading.Event) -> None:
                 position = file.tell()
             for line in lines:
                 if line.endswith("\n"):
-                    _show(bar, json.loads(line), max_epochs)
+                    _show(bar, json.loads(line), training)
 
 
-def _show(bar: Any, event: dict[str, Any], max_epochs: int) -> None:
+def _show(bar: Any, event: dict[str, Any], training: TrainingConfig) -> None:
     if event["event"] == "progress":
         bar.total = event["epoch_steps"]
-        bar.set_description(f"epoch {event['epoch'] + 1}/{max_epochs}", refresh=False)
+        bar.set_description(f"epoch {event['epoch'] + 1}/{training.max_epochs}", refresh=False)
         bar.set_postfix_str(f"{event['rows_per_second']:,.0f} rows/s loss {event['loss']:.4f}", refresh=False)
         bar.update(event["step_in_epoch"] - bar.n)
     elif event["event"] == "evaluation":
         mark = " best" if event["best"] else ""
-        found = " ".join(metric_texts(event, "auc", "logloss"))
-        bar.write(f"epoch {event['epoch'] + 1}: valid {found}{mark}")
+        found = " ".join(metric_texts(event, *_shown(training.monitor)))
+        with tqdm.external_write_mode(sys.stderr):  # the bar steps aside for the line
+            _log.info("epoch %d: valid %s%s", event["epoch"] + 1, found, mark)
         bar.reset()
 
 
-def describe(run_path: Path, seconds: float) -> str:
+def describe_training(run_path: Path, seconds: float, monitor: Iterable[str] = ()) -> str:
     """Summarise a training in a few lines.
 
     Args:
         run_path: folder of the run, which has ended.
         seconds: duration, start and end included.
+        monitor: monitored metrics.
     """
     metrics = json.loads((run_path / METRICS_NAME).read_text(encoding="utf-8"))
     train = metrics["train"]
@@ -67,8 +76,13 @@ def describe(run_path: Path, seconds: float) -> str:
     if "valid" in metrics:
         valid = metrics["valid"]
         best = f"valid (best, step {metrics['best_step']:,})"
-        lines.append(f"{best}: {'  '.join(metric_texts(valid, 'auc', 'logloss'))}")
+        lines.append(f"{best}: {'  '.join(metric_texts(valid, *_shown(monitor)))}")
     return "\n".join([*lines, f"run: {run_path}"])
+
+
+def _shown(monitor: Iterable[str]) -> list[str]:
+    """List the metrics that are printed."""
+    return list(dict.fromkeys(["auc", "logloss", *monitor]))
 
 
 def _listed(shares: dict[str, float]) -> str:

@@ -1,6 +1,6 @@
 """LocalTorchConfig: a process group whose ranks, all on this machine, find each other through a file.
 
-The store that Torch starts by default listens on every interface without authentication. Ray 2.55 offers no other one,
+The store that Torch starts by default listens on every interface without authentication. Ray Train offers no other one,
 so its code that forms the group is repeated here.
 """
 

@@ -1,10 +1,9 @@
-"""train: a training's worker group under Ray Train, on a local cluster or on the one of RAY_ADDRESS."""
+"""train_on_ray: a training's worker group under Ray Train, on a local cluster or on the one of RAY_ADDRESS."""
 
 import json
 import logging
 import os
 import signal
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,17 @@ from training.fit.allocator import HUGE_PAGES
 
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # also how late the end of a run is noticed
 
+_log = logging.getLogger(__name__)
+
 GO_ON = "--resume goes on from the newest checkpoint"
 RAY_ENDED = "Ray ended under the training"
 
 
-def train(run_path: Path, config: Config, name: str) -> None:
+def train_on_ray(run_path: Path, config: Config, name: str) -> None:
     """Run the worker group until training ends.
 
     Args:
-        run_path: folder of the run; ``run_guard.prepare`` has prepared it.
+        run_path: folder of the run; ``run_guard.prepare_run`` has prepared it.
         config: the resolved config.
         name: name of this training, from ``run_guard.take_over``.
 
@@ -71,9 +72,7 @@ def train(run_path: Path, config: Config, name: str) -> None:
         ),
     )
     finished = threading.Event()
-    follower = threading.Thread(
-        target=follow, args=(run_path / HISTORY_NAME, training.max_epochs, finished), daemon=True
-    )
+    follower = threading.Thread(target=follow, args=(run_path / HISTORY_NAME, training, finished), daemon=True)
     follower.start()
     if group is LocalTorchConfig:
         threading.Thread(target=_watch_node, args=(finished,), daemon=True).start()
@@ -84,7 +83,7 @@ def train(run_path: Path, config: Config, name: str) -> None:
         _raise_failure(run_path)
         raise RuntimeError(f"workers failed more than {training.max_failures} times; see {run_path}/errors") from error
     except SystemExit:  # of _stop or of Ray's own handler of SIGINT; Ray's library has made a 1 of its code
-        print(f"terminated: {GO_ON}", file=sys.stderr)
+        _log.error("terminated: %s", GO_ON)
         raise SystemExit(128 + signal.SIGTERM) from None
     except ray.exceptions.RayError as error:
         raise ConnectionError(f"{RAY_ENDED}: {GO_ON}") from error
@@ -104,7 +103,7 @@ def _watch_node(finished: threading.Event) -> None:
     (raylet,) = node.all_processes["raylet"]
     while not finished.wait(0.2):
         if raylet.process.poll() is not None and not finished.is_set():
-            print(f"error: {RAY_ENDED}: {GO_ON}", file=sys.stderr, flush=True)
+            _log.error("%s: %s", RAY_ENDED, GO_ON)
             os._exit(EXIT_DATA)
 
 

@@ -1,15 +1,22 @@
 """Guard of a run folder: one training at a time, and no --resume with another config or dataset."""
 
 import dataclasses
+import logging
 import secrets
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from features.disk.lock import lock
 from features.disk.place import Place, locate
-from features.disk.run_folder import CONFIG_NAME, LEARNT_NAME, LOCK_NAME, RESERVE_NAME, WORKERS_LOCK_NAME
+from features.disk.run_folder import (
+    CONFIG_NAME,
+    LEARNT_NAME,
+    METRICS_NAME,
+    RESERVE_NAME,
+    RUN_LOCK_NAME,
+    WORKERS_LOCK_NAME,
+)
 from features.disk.trained_on import TrainedOn
 from jobs.cli.config import Config, check_manifest, parse_config
 from jobs.cli.conventions import absolute, place
@@ -19,6 +26,8 @@ from training.data.row_order import RowOrder
 from training.fit.position import check_position
 from training.fit.run import Run, find_warm_start
 from training.sharding import checkpoint
+
+_log = logging.getLogger(__name__)
 
 COMPARED_ON_RESUME = (
     "warm_start",
@@ -50,7 +59,7 @@ def with_places(config: Config) -> Config:
 
 
 @contextmanager
-def locked(run_path: Path) -> Iterator[None]:
+def lock_run_folder(run_path: Path) -> Iterator[None]:
     """Hold the run folder's lock.
 
     Raises:
@@ -59,7 +68,7 @@ def locked(run_path: Path) -> Iterator[None]:
     message = f"another training is using {run_path}: wait for it or choose another --run"
     with ExitStack() as stack:
         try:
-            stack.enter_context(lock(run_path / LOCK_NAME, message))
+            stack.enter_context(lock(run_path / RUN_LOCK_NAME, message))
         except OSError as error:
             raise ValueError(f"--run {run_path} cannot be written: {error.strerror}") from error
         yield
@@ -83,7 +92,7 @@ def take_over(run_path: Path) -> str:
         return name
 
 
-def prepare(run_path: Path, config: Config, resume: bool) -> Config:
+def prepare_run(run_path: Path, config: Config, resume: bool) -> Config:
     """Check dataset and run before any worker starts, and write down what the run is trained with; returns the config.
 
     Raises:
@@ -103,16 +112,17 @@ def prepare(run_path: Path, config: Config, resume: bool) -> Config:
         )
     if used:
         for warning in _check_same(run, config, dataset, checkpoint.newest(checkpoints)):
-            print(f"warning: {warning}", file=sys.stderr)
+            _log.warning(warning)
     else:
         run.history.unlink(missing_ok=True)
-    run.failure.unlink(missing_ok=True)
+    for ended in (run.failure, run.path / METRICS_NAME):  # how an earlier training ended says nothing of this one
+        ended.unlink(missing_ok=True)
     (run_path / RESERVE_NAME).write_bytes(bytes(4096))
     run.write(CONFIG_NAME, config.to_dict())
     dataset.learnt.save(run_path / LEARNT_NAME)
     note = run.write_dataset(TrainedOn.of(dataset.path, manifest).to_json())
     if note is not None:
-        print(note, file=sys.stderr)
+        _log.warning(note)
     return config
 
 

@@ -52,7 +52,7 @@ def work(arguments: dict[str, Any]) -> None:
 def _fit(arguments: dict[str, Any]) -> None:
     import ray.train
 
-    from training.fit.run import Run, fit
+    from training.fit.run import Run, train_rank
 
     run = Run(Path(arguments["run"]))
     if run.failure.exists():
@@ -67,7 +67,7 @@ def _fit(arguments: dict[str, Any]) -> None:
     try:
         config = parse_config(arguments["config"])  # may find no plugin on this machine
         set_up_worker(context.get_local_world_size(), config.training.threads_per_worker)
-        fit(run, config.training, report, config.features)
+        train_rank(run, config.training, report, config.features)
     except Exception as error:
         with suppress(OSError):  # where nothing can be written; the error itself goes to the driver by Ray
             message = _final_word(error, run.path)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 
 from jobs.pages.figure_style import BLUE, GREY, INK, ORANGE, RED, blank, list_names, plain
-from jobs.retraining.data_checks import LEVELS, Result
+from jobs.retraining.data_checks import LEVELS, CheckResult
 from jobs.retraining.raw_partitions import dashed
 from jobs.retraining.shapes import Shape
 
@@ -18,7 +18,7 @@ MAP_COLOURS = [[0, "#f5f7f9"], [0.5, "#7fa8d4"], [0.5, "#f2b98f"], [1, RED]]
 """Colour scale of distance over limit, from 0 to 2: blue is within the limit, orange and red are beyond."""
 
 
-def distances(results: Sequence[Result]) -> go.Figure:
+def draw_distances(results: Sequence[CheckResult]) -> go.Figure:
     """Draw a bar for each feature, its distance to the datasets before, and a mark for its limit.
 
     Args:
@@ -44,7 +44,7 @@ def distances(results: Sequence[Result]) -> go.Figure:
     return figure
 
 
-def rates(results: Sequence[Result]) -> go.Figure | None:
+def rates(results: Sequence[CheckResult]) -> go.Figure | None:
     """Draw a line for each rate, from before to now, the largest change on top; None: no rate was checked."""
     found = [result for result in results if result.rule in RATES]
     found.sort(key=lambda result: -abs(result.value - (result.reference or 0)))
@@ -80,7 +80,7 @@ def shape(found: Shape) -> go.Figure:
     return figure
 
 
-def drift_map(drift: Mapping[str, Sequence[Result]]) -> go.Figure:
+def drift_map(drift: Mapping[str, Sequence[CheckResult]]) -> go.Figure:
     """Draw each feature's distance by day over its limit (blue: within, orange and red: beyond), the largest on top."""
     values = {(str(r.feature), date): r for date, results in drift.items() for r in results}
     worst: dict[str, float] = {}
@@ -114,7 +114,7 @@ def drift_map(drift: Mapping[str, Sequence[Result]]) -> go.Figure:
     return figure
 
 
-def _over_limit(result: Result) -> float:
+def _over_limit(result: CheckResult) -> float:
     return result.value / result.limit if result.limit else 2.0 * (result.value > 0)
 
 

@@ -6,10 +6,11 @@ from typing import Any
 import plotly.graph_objects as go
 
 from jobs.pages import check_figures
+from jobs.pages.metric_values import with_metrics
 from jobs.pages.values import Mark, Table
-from jobs.retraining.data_checks import LEVELS, Checks, Result
+from jobs.retraining.data_checks import LEVELS, CheckResult, Checks
 from jobs.retraining.raw_partitions import dashed
-from jobs.retraining.shapes import KeptChecks, distances
+from jobs.retraining.shapes import KeptChecks, find_distances
 from training.judge.gate import RuleResult, Verdict
 
 NUM_UNMOVED = 2
@@ -32,7 +33,7 @@ def checks_section(found: Mapping[str, KeptChecks]) -> dict[str, Any]:
     *older, newest = sorted(found)
     counts = ", ".join(f"{sum(r.level == level for r in found[newest].results)} {level}" for level in LEVELS)
     grids = [_rates_and_distances(found[newest]), _shapes(found[newest])]
-    drift = {date: distances(found[date]) for date in sorted(found) if distances(found[date])}
+    drift = {date: find_distances(found[date]) for date in sorted(found) if find_distances(found[date])}
     if len(drift) > 1:
         grids.append({"Distance of each feature to the datasets before, by day": check_figures.drift_map(drift)})
     shown = [(newest, result) for result in [*_beyond(found[newest]), *_largest(found[newest])]]
@@ -48,9 +49,9 @@ def checks_section(found: Mapping[str, KeptChecks]) -> dict[str, Any]:
 def _rates_and_distances(kept: KeptChecks) -> Figures:
     """Draw the distances and rates that were checked on one partition."""
     figures: Figures = {}
-    moved = distances(kept)
+    moved = find_distances(kept)
     if moved:
-        figures["Distance of each feature to the datasets before"] = check_figures.distances(moved)
+        figures["Distance of each feature to the datasets before"] = check_figures.draw_distances(moved)
     rates = check_figures.rates(kept.results)
     if rates is not None:
         figures["Rates, before and now"] = rates
@@ -59,7 +60,7 @@ def _rates_and_distances(kept: KeptChecks) -> Figures:
 
 def _shapes(kept: KeptChecks) -> Figures:
     """Draw the kept histograms of features beyond their limit, or if there are none, of those that moved most."""
-    beyond = [result.feature for result in distances(kept) if result.level != "ok"]
+    beyond = [result.feature for result in find_distances(kept) if result.level != "ok"]
     names = [name for name in kept.shapes if name in beyond] or list(kept.shapes)[:NUM_UNMOVED]
     return {f"{name}: values before and now": check_figures.shape(kept.shapes[name]) for name in names}
 
@@ -67,19 +68,19 @@ def _shapes(kept: KeptChecks) -> Figures:
 _HEADER = ("", "rule", "feature", "value", "reference", "threshold", "reason")
 
 
-def _row(result: Result) -> tuple[Any, ...]:
+def _row(result: CheckResult) -> tuple[Any, ...]:
     mark = LEVEL_MARKS[result.level]
     return mark, result.rule, result.feature, result.value, result.reference, result.threshold, result.reason
 
 
-def _beyond(kept: Checks) -> list[Result]:
+def _beyond(kept: Checks) -> list[CheckResult]:
     """Find the results beyond their limit, the most severe first."""
     return sorted((r for r in kept.results if r.level != "ok"), key=lambda result: -LEVELS.index(result.level))
 
 
-def _largest(kept: Checks) -> list[Result]:
+def _largest(kept: Checks) -> list[CheckResult]:
     """Find the largest value of each rule that is ok."""
-    found: dict[str, Result] = {}
+    found: dict[str, CheckResult] = {}
     for result in kept.results:
         if result.level == "ok" and (result.rule not in found or result.value > found[result.rule].value):
             found[result.rule] = result
@@ -101,7 +102,7 @@ def gate_section(verdict: Verdict, metrics: Mapping[str, Mapping[str, Any]]) -> 
     hidden = len(verdict.rules) - len(verdict.shown)
     more = f", {hidden} more segments kept theirs" if hidden else ""
     names = dict.fromkeys(name for values in metrics.values() for name in values)
-    rows = [[side, *map(values.get, names)] for side, values in metrics.items()]
+    rows = [[side, *with_metrics(values, *names)] for side, values in metrics.items()]
     header = ("", "rule", "candidate", "champion", "threshold", "reason")
     return {
         "summary": f"The candidate {word}{more}.",

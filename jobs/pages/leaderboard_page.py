@@ -1,4 +1,4 @@
-"""render: the page of a leaderboard; verdict and others: texts of its cells."""
+"""render_leaderboard: the page of a leaderboard; verdict and others: texts of its cells."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,14 +9,14 @@ from jobs.pages.values import Table
 from training.judge.comparison import Difference
 from training.judge.metrics import METRICS
 
-SPLITS = ("valid", "test")
+REPORTED_SPLITS = ("valid", "test")
 """Reported splits; models are compared on the last one that exists."""
 
-Row = dict[str, Any]
+LeaderboardRow = dict[str, Any]
 """Row of a leaderboard: means, deviations and the difference to the reference, of one model on one dataset."""
 
 
-def render(datasets: Mapping[str, str], rows: Sequence[Row], reference: str) -> str:
+def render_leaderboard(datasets: Mapping[str, str], rows: Sequence[LeaderboardRow], reference: str) -> str:
     """Make the whole page.
 
     Args:
@@ -30,10 +30,10 @@ def render(datasets: Mapping[str, str], rows: Sequence[Row], reference: str) -> 
     )
 
 
-def _board(rows: Sequence[Row]) -> dict[str, Any]:
+def _board(rows: Sequence[LeaderboardRow]) -> dict[str, Any]:
     """Collect the tables and figures of one dataset."""
     split = last_split(rows[0])
-    metrics = [f"{s}_{m}" for s in SPLITS for m in METRICS if any(f"{s}_{m}" in row for row in rows)]
+    metrics = [f"{s}_{m}" for s in REPORTED_SPLITS for m in METRICS if any(f"{s}_{m}" in row for row in rows)]
     header = ["model", "seeds", "parameters", *(name.replace("_", " ") for name in metrics), "epochs", "s of training"]
     lines = [
         [
@@ -63,25 +63,31 @@ def _board(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def last_split(row: Row) -> str:
+def last_split(row: LeaderboardRow) -> str:
     """Choose the split that models are compared on: test if there is one, else valid."""
-    return next(split for split in reversed(SPLITS) if f"{split}_auc" in row)
+    return next(split for split in reversed(REPORTED_SPLITS) if f"{split}_auc" in row)
 
 
-def with_deviation(row: Row, name: str) -> str:
-    """Write a metric's mean over seeds with its standard deviation; empty if the metric is undefined."""
+def with_deviation(row: LeaderboardRow, name: str) -> str:
+    """Write a metric's mean over seeds with its standard deviation; empty if the metric is undefined.
+
+    Args:
+        row: row of a leaderboard.
+        name: split and metric, such as ``test_auc``.
+    """
     if name not in row:  # undefined, or a result is older than the metric
         return ""
-    deviation = row.get(f"{name}_std")
-    return f"{row[name]:.6f}" + ("" if deviation is None else f" ± {deviation:.6f}")
+    metric, deviation = METRICS[name.partition("_")[2]], row.get(f"{name}_std")
+    return metric.text(row[name]) + ("" if deviation is None else f" ± {metric.text(deviation)}")
 
 
-def _interval(row: Row, metric: str) -> str:
-    difference = _difference(row, metric)
-    return f"{difference.mean:+.6f} ({difference.low:+.6f} to {difference.high:+.6f})"
+def _interval(row: LeaderboardRow, metric: str) -> str:
+    found = _difference(row, metric)
+    mean, low, high = (METRICS[metric].text(value, "+") for value in (found.mean, found.low, found.high))
+    return f"{mean} ({low} to {high})"
 
 
-def verdict(row: Row) -> str:
+def verdict(row: LeaderboardRow) -> str:
     """Say for AUC and logloss whether a model is better or worse than the reference, or not clearly different."""
     words = []
     for metric in ("auc", "logloss"):
@@ -92,6 +98,6 @@ def verdict(row: Row) -> str:
     return ", ".join(words)
 
 
-def _difference(row: Row, metric: str) -> Difference:
+def _difference(row: LeaderboardRow, metric: str) -> Difference:
     """Read a row's difference to the reference."""
     return Difference(row[f"{metric}_difference"], row[f"{metric}_low"], row[f"{metric}_high"])

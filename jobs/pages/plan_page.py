@@ -1,4 +1,4 @@
-"""render: the page of a sharding plan; sentence: the plan in one sentence."""
+"""render_plan: the page of a sharding plan; sentence: the plan in one sentence."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 from jobs.pages import figures
 from jobs.pages.page import render_page
 from jobs.pages.values import Table, percent
+from training.config import GIB
 
-GIB = 1 << 30
 MAX_DRAWN = 64
 """Tables drawn at most; plan.json has all of them."""
-MAX_NAMED = 8
+MAX_CACHED = 8
 """Tables in host memory named at most."""
 
 
-def render(result: Mapping[str, Any], shards: Mapping[tuple[str, int], int]) -> str:
+def render_plan(result: Mapping[str, Any], shards: Mapping[tuple[str, int], int]) -> str:
     """Make the whole page.
 
     Args:
@@ -143,7 +143,7 @@ def sentence(result: Mapping[str, Any]) -> str:
     cached = [entry["table"] for entry in result["tables"] if entry["host"]]
     hosted = (
         f"; in host memory {len(cached)} of them, {binary(total['host'])} with their optimizer state, behind caches of "
-        f"{binary(total['cache'])}: {', '.join(cached[:MAX_NAMED])}{' ...' if len(cached) > MAX_NAMED else ''}"
+        f"{binary(total['cache'])}: {', '.join(cached[:MAX_CACHED])}{' ...' if len(cached) > MAX_CACHED else ''}"
     )
     return (
         f"{len(kinds)} tables ({counts}), {binary(total['weights'])} of weights and {binary(total['state'])} of "

@@ -1,4 +1,4 @@
-"""render: the report page of a run, self-contained with its data and plotting library."""
+"""render_report: the report page of a run, self-contained with its data and plotting library."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,15 +9,16 @@ from features.disk.dataset import SPLITS, DatasetManifest
 from features.disk.run_folder import REPORT_NAME, RunFiles
 from jobs.pages import figures
 from jobs.pages.check_sections import Figures, checks_section, gate_section
+from jobs.pages.metric_values import with_metrics
 from jobs.pages.page import render_page
 from jobs.pages.table_section import command
 from jobs.pages.table_section import section as table_section
 from jobs.pages.values import Table, percent, shown
 from jobs.retraining.raw_partitions import dashed
-from training.judge.metrics import METRICS
+from training.judge.metrics import METRICS, metric_names
 
 
-def render(run: RunFiles) -> str:
+def render_report(run: RunFiles) -> str:
     """Make the whole page."""
     sections = {
         "results": "Results",
@@ -81,10 +82,13 @@ def _numbers(run: RunFiles) -> dict[str, Any]:
     """Collect the headline numbers."""
     found = {name: entry["metrics"] for name, entry in run.evaluations.items()}
     best = "test" if "test" in found else "valid"
-    values: dict[str, Any] = {f"{best} {m}": found.get(best, {}).get(m) for m in ("auc", "logloss", "calibration")}
-    oracle = run.metrics.get("oracle", {}).get("auc")
-    if oracle is not None and values[f"{best} auc"] is not None:
-        values["AUC short of the oracle"] = oracle - values[f"{best} auc"]
+    metrics, names = found.get(best, {}), ("auc", "logloss", "calibration")
+    values: dict[str, Any] = {
+        f"{best} {name}": value for name, value in zip(names, with_metrics(metrics, *names), strict=True)
+    }
+    oracle, auc = run.metrics.get("oracle", {}).get("auc"), metrics.get("auc")
+    if oracle is not None and auc is not None:
+        values["AUC short of the oracle"] = METRICS["auc"].text(oracle - auc)
     train = run.metrics.get("train", {})
     values |= {"rows trained on": train.get("rows"), "rows/s in training": train.get("rows_per_second")}
     return {name: value for name, value in values.items() if value}
@@ -103,7 +107,8 @@ def _results(run: RunFiles) -> Table | None:
     rows += [(title, run.metrics[name]) for name, title in others.items() if name in run.metrics]
     if not rows:
         return None
-    return Table(("", "rows", *METRICS), ([title, *map(values.get, ("rows", *METRICS))] for title, values in rows))
+    columns = ("rows", *metric_names(entry["metrics"] for entry in run.evaluations.values()))
+    return Table(("", *columns), ([title, *with_metrics(values, *columns)] for title, values in rows))
 
 
 def _other_rows(run: RunFiles) -> list[str]:
@@ -131,8 +136,8 @@ def _training_figures(run: RunFiles) -> Figures | None:
 
 
 def _epochs(run: RunFiles) -> Table | None:
-    columns = ("epoch", "step", "train_loss", *METRICS, "monitor", "best")
-    return Table(columns, ([check.get(c) for c in columns] for check in run.checks)) if run.checks else None
+    columns = ("epoch", "step", "train_loss", *metric_names(run.checks), "monitor", "best")
+    return Table(columns, (with_metrics(check, *columns) for check in run.checks)) if run.checks else None
 
 
 def _score_figures(run: RunFiles) -> Figures | None:
@@ -195,7 +200,7 @@ def _part_table(found: Mapping[str, Any]) -> Table:
         "mean logit of negatives": "mean_logit_negatives",
         "mean |part|": "mean_abs_part",
     }
-    rows = [[p["name"], *map(p.get, columns.values()), percent(p["variance_share"])] for p in found["parts"]]
+    rows = [[p["name"], *with_metrics(p, *columns.values()), percent(p["variance_share"])] for p in found["parts"]]
     return Table(("part", *columns, "variance share"), rows)
 
 

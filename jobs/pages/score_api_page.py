@@ -1,4 +1,4 @@
-"""render: the page that describes a service's HTTP interface; it opens without a network."""
+"""render_score_api: the page that describes a service's HTTP interface; it opens without a network."""
 
 import json
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any
 from jobs.pages.template import fill
 
 
-def render(document: dict[str, Any], columns: Sequence[str]) -> str:
+def render_score_api(document: dict[str, Any], columns: Sequence[str]) -> str:
     """Make the HTML of an OpenAPI document, with an example of a request.
 
     Args:

@@ -1,10 +1,11 @@
-"""render: the status page of retraining, one self-contained HTML file."""
+"""render_status: the status page of retraining, one self-contained HTML file."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from jobs.pages import check_figures, daily_figures
 from jobs.pages.check_sections import LEVEL_MARKS, Figures, checks_section, gate_section
+from jobs.pages.metric_values import with_metrics
 from jobs.pages.page import render_page
 from jobs.pages.values import Mark, Table, percent
 from jobs.retraining.raw_partitions import dashed
@@ -12,7 +13,7 @@ from jobs.retraining.retraining_status import NUM_SHOWN, RetrainingStatus
 from jobs.retraining.status_files import Outcome
 from jobs.retraining.status_text import age, facts, span
 
-METRICS = ("auc", "logloss", "calibration", "ne")
+SHOWN_METRICS = ("auc", "logloss", "calibration", "ne")
 MAX_REASONS = 5
 """Reasons of one retraining shown at most: a bad model fails in every segment, and its report has all reasons."""
 VERDICT_MARKS = {
@@ -23,7 +24,7 @@ VERDICT_MARKS = {
 }
 
 
-def render(status: RetrainingStatus) -> str:
+def render_status(status: RetrainingStatus) -> str:
     """Make the whole page."""
     sections = {
         "now": "Now",
@@ -89,8 +90,7 @@ def _outcome_row(outcome: Outcome, status: RetrainingStatus) -> list[Any]:
         VERDICT_MARKS.get(outcome.verdict, outcome.verdict),
         outcome.version,
         outcome.champion_version,
-        outcome.auc,
-        outcome.logloss,
+        *with_metrics({"auc": outcome.auc, "logloss": outcome.logloss}, "auc", "logloss"),
         span(outcome.trained_on) or None,
         outcome.train_rows,
         _why(outcome.stopped_by, status.reasons(outcome)),
@@ -109,7 +109,7 @@ def _metric_figures(status: RetrainingStatus) -> Figures | None:
         return None
     return {
         f"{metric} on each new day": daily_figures.metric_by_day(compared, metric)
-        for metric in METRICS
+        for metric in SHOWN_METRICS
         if any(metric in values for outcome in compared for values in outcome.metrics.values())
     }
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jobs.pages.metric_values import with_metrics
 from jobs.pages.values import Table, percent
 
 
@@ -25,7 +26,8 @@ def rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
                 entry["table_bytes"] / 1e6,
                 percent(entry["table_bytes"] / whole["table_bytes"]),
                 (entry["weight_bytes"] + found["vocabulary_bytes"]) / 1e6,
-                *(entry[name] for name in ("auc", "logloss", "calibration", "max_difference")),
+                *with_metrics(entry, "auc", "logloss", "calibration"),
+                entry["max_difference"],
                 *(timed["milliseconds"] for timed in latency),
                 max(timed["rows_per_second"] for timed in latency),
             ]

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 
-class Percent(str):
-    """Share written as a percentage: text that is aligned like a number."""
+class Written(str):
+    """Number that is written already, such as a percentage: text that is aligned like a number."""
 
 
 class Mark(str):
@@ -46,9 +46,9 @@ class Table:
         self.is_numeric = [any(_is_number(row[i]) for row in self.rows) for i in range(len(self.header))]
 
 
-def percent(share: float | None) -> Percent | None:
+def percent(share: float | None) -> Written | None:
     """Write a share as a percentage; None stays None."""
-    return None if share is None else Percent(f"{100 * share:.2f} %")
+    return None if share is None else Written(f"{100 * share:.2f} %")
 
 
 def shown(value: Any) -> str:
@@ -67,4 +67,4 @@ def shown(value: Any) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return (isinstance(value, int | float) and not isinstance(value, bool)) or isinstance(value, Percent)
+    return (isinstance(value, int | float) and not isinstance(value, bool)) or isinstance(value, Written)

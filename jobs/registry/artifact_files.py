@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from features.disk.artifact import ARTIFACT_NAME, ArtifactError, check_files, digest_of, read_description
+from features.disk.artifact import ARTIFACT_NAME, ArtifactError, check_files, digest_of_artifact, read_description
 from features.disk.atomic import adding_folder
 from jobs.registry.model_versions import ModelVersion
 from jobs.registry.store import RegistryError
@@ -25,12 +25,12 @@ def read_artifact(folder: Path) -> tuple[str, list[str]]:
         check_files(folder, description)
     except ArtifactError as error:
         raise RegistryError(str(error)) from error
-    return digest_of(folder), [*description["files"], ARTIFACT_NAME]
+    return digest_of_artifact(folder), [*description["files"], ARTIFACT_NAME]
 
 
-def is_artifact(folder: Path, digest: str | None) -> bool:
+def holds_artifact(folder: Path, digest: str | None) -> bool:
     """Tell whether a folder holds the artifact with this digest; ``Predictor.load`` checks its other files."""
-    return (folder / ARTIFACT_NAME).is_file() and digest_of(folder) == digest
+    return (folder / ARTIFACT_NAME).is_file() and digest_of_artifact(folder) == digest
 
 
 def download(client: "MlflowClient", version: ModelVersion, folder: Path, place: str) -> Path:
@@ -40,7 +40,7 @@ def download(client: "MlflowClient", version: ModelVersion, folder: Path, place:
         RegistryError: the server sent other files than were registered.
     """
     found = folder / str(version.sha256)
-    if is_artifact(found, version.sha256):
+    if holds_artifact(found, version.sha256):
         return found
     with adding_folder(found) as temporary:
         _download_file(client, version, ARTIFACT_NAME, temporary)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from features.disk.artifact import digest_of
+from features.disk.artifact import digest_of_artifact
 from jobs.cli.conventions import local, place
 from jobs.registry.registry import Registry
 
@@ -56,7 +56,7 @@ def find_artifact(given: str, registry: str = REGISTRY) -> FoundArtifact:
     if given.startswith(MODELS):
         return find_in(open_registry(registry), given)
     found = str(place(given))
-    return FoundArtifact(found, digest_of(found), re.split("[/:]", found.rstrip("/"))[-1])
+    return FoundArtifact(found, digest_of_artifact(found), re.split("[/:]", found.rstrip("/"))[-1])
 
 
 def find_in(registry: Registry, name: str) -> FoundArtifact:

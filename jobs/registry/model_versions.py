@@ -57,7 +57,7 @@ def read_model(client: "MlflowClient", name: str, place: str) -> Any:
     """
     check_name(name)
     if name not in (names := read_names(client)):
-        raise RegistryError(f"{place} has no model {name!r}; it has {listed(names)}")
+        raise RegistryError(f"{place} has no model {name!r}; it has {join_names(names)}")
     return client.get_registered_model(name)
 
 
@@ -88,7 +88,7 @@ def read_version(client: "MlflowClient", model: Any, number: int) -> ModelVersio
     for version in versions:
         if version.version == number:
             return version
-    raise RegistryError(f"{model.name} has no version {number}; it has {listed(v.version for v in versions)}")
+    raise RegistryError(f"{model.name} has no version {number}; it has {join_names(v.version for v in versions)}")
 
 
 def find_version(client: "MlflowClient", name: str, digest: str) -> int | None:
@@ -125,7 +125,7 @@ def check_name(name: str) -> None:
         raise RegistryError(f"{name!r:.120} is no name of a model: letters, digits, _ . and - only, 100 at most")
 
 
-def listed(names: Iterable[object]) -> str:
+def join_names(names: Iterable[object]) -> str:
     """List names in a sentence; "none" if there are none."""
     return ", ".join(str(name) for name in names) or "none"
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from features.disk.relative_path import check_relative
-from jobs.registry.artifact_files import download, is_artifact, read_artifact
+from jobs.registry.artifact_files import download, holds_artifact, read_artifact
 from jobs.registry.model_run import log_run, open_experiment
 from jobs.registry.model_versions import (
     CANDIDATE,
@@ -30,7 +30,7 @@ from jobs.registry.model_versions import (
     ModelVersion,
     check_name,
     find_version,
-    listed,
+    join_names,
     read_aliases,
     read_champion,
     read_model,
@@ -39,7 +39,7 @@ from jobs.registry.model_versions import (
     read_versions,
 )
 from jobs.registry.promotions import Promotion, read_promotions, record, settle, undo
-from jobs.registry.store import LOCK_NAME, RegistryError, explained, locked, open_folder, reach
+from jobs.registry.store import REGISTRY_LOCK_NAME, RegistryError, explained, lock_registry, open_folder, reach
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -221,7 +221,7 @@ class Registry:
                 return read_version(self._client, model, int(version))
             aliases = read_aliases(model)
             if (alias or CHAMPION) not in aliases:
-                raise RegistryError(f"{name} has no {alias or CHAMPION}; its aliases: {listed(aliases)}")
+                raise RegistryError(f"{name} has no {alias or CHAMPION}; its aliases: {join_names(aliases)}")
             return read_version(self._client, model, aliases[alias or CHAMPION])
 
     def fetch(self, name_or_uri: str) -> Path:
@@ -238,7 +238,7 @@ class Registry:
                 return download(self._client, version, self._folder / "fetched", self.place)
         # Not by the path that was stored: a registry may be moved, and nothing leads out of it.
         found = self._artifacts / check_relative(version.run_id) / "artifacts" / "artifact"
-        if not is_artifact(found, version.sha256):
+        if not holds_artifact(found, version.sha256):
             raise RegistryError(f"{found} is not what was registered as {version.name} version {version.version}")
         return found
 
@@ -272,7 +272,7 @@ class Registry:
 
     def _alone(self) -> contextlib.AbstractContextManager[None]:
         """Lock a folder's registry against concurrent changes; a server has no lock."""
-        return contextlib.nullcontext() if self._is_server else locked(self._folder / LOCK_NAME)
+        return contextlib.nullcontext() if self._is_server else lock_registry(self._folder / REGISTRY_LOCK_NAME)
 
     def _model(self, name: str) -> Any:
         return read_model(self._client, name, self.place)

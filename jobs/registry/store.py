@@ -19,8 +19,8 @@ from features.disk.lock import lock
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-DATABASE_NAME, LOCK_NAME = "registry.db", "registry.lock"
-PATIENCE_SECONDS = 30.0
+DATABASE_NAME, REGISTRY_LOCK_NAME = "registry.db", "registry.lock"
+REGISTRY_PATIENCE_SECONDS = 30.0
 """Seconds to wait for another program's change; a single SQL statement waits for MLflow's 20 s."""
 MAKING_SECONDS = 120.0
 """Seconds to wait while another program makes a registry's tables, which takes a few seconds."""
@@ -44,7 +44,7 @@ def open_folder(folder: Path, must_exist: bool) -> "MlflowClient":
         raise RegistryError(f"{folder} is no registry: it has no {DATABASE_NAME}; registering a model makes one")
     if not database.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / LOCK_NAME, MAKING_SECONDS):
+        with lock_registry(folder / REGISTRY_LOCK_NAME, MAKING_SECONDS):
             if not database.is_file():
                 _create(database)
     _wait_for(database)
@@ -106,19 +106,19 @@ def _wait_for(database: Path) -> None:
         RegistryError: another program keeps it locked, or it is no database.
     """
     try:
-        with contextlib.closing(sqlite3.connect(database, timeout=PATIENCE_SECONDS)) as connection:
+        with contextlib.closing(sqlite3.connect(database, timeout=REGISTRY_PATIENCE_SECONDS)) as connection:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except sqlite3.Error as error:
         raise RegistryError(_reason(str(database.parent), str(error))) from error
 
 
-def locked(path: Path, patience: float | None = None) -> contextlib.AbstractContextManager[Any]:
+def lock_registry(path: Path, patience: float | None = None) -> contextlib.AbstractContextManager[Any]:
     """Hold a file lock between processes of this machine.
 
     Raises:
         RegistryError: another process holds it for longer than ``patience`` seconds.
     """
-    patience = PATIENCE_SECONDS if patience is None else patience
+    patience = REGISTRY_PATIENCE_SECONDS if patience is None else patience
     return lock(path, _reason(str(path.parent), "database is locked"), error=RegistryError, patience=patience)
 
 

@@ -18,6 +18,7 @@ from jobs.cli.data_checks_config import (
     LabelLimits,
     RowLimits,
 )
+from jobs.cli.text_table import text_table
 
 STANDARD_ERRORS = 1.96
 """Standard errors by which a rate must be beyond its limit to fail: one-sided confidence of 97.5 %."""
@@ -29,7 +30,7 @@ LEVELS: tuple[Level, ...] = ("ok", "warn", "stop")
 
 
 @dataclass(frozen=True)
-class Result:
+class CheckResult:
     """Result of one rule on one feature, or on the whole dataset."""
 
     rule: str
@@ -47,7 +48,7 @@ class Result:
 class Checks:
     """Results of all rules on one dataset."""
 
-    results: tuple[Result, ...]
+    results: tuple[CheckResult, ...]
 
     @property
     def level(self) -> Level:
@@ -66,29 +67,27 @@ class Checks:
             largest = max(of_rule, key=lambda result: result.value)
             others = f" and {len(of_rule) - 1} below" if len(of_rule) > 1 else ""
             rows.append(_cells(largest, f"{largest.feature or ''}{others}"))
-        widths = [max(len(row[i]) for row in rows) for i in range(6)]
-        lines = ["  ".join(f"{cell:<{w}}" for cell, w in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows]
         counts = ", ".join(f"{sum(r.level == level for r in self.results)} {level}" for level in reversed(LEVELS))
-        return "\n".join([*lines, counts])
+        return f"{text_table(rows)}\n{counts}"
 
-    def _grave(self) -> list[Result]:
+    def _grave(self) -> list[CheckResult]:
         beyond = [result for result in self.results if result.level != "ok"]
         return sorted(beyond, key=lambda result: -LEVELS.index(result.level))
 
 
-def _cells(result: Result, feature: str) -> tuple[str, ...]:
+def _cells(result: CheckResult, feature: str) -> tuple[str, ...]:
     reference = "" if result.reference is None else f"{result.reference:.6g}"
     return result.level, result.rule, feature, f"{result.value:.6g}", reference, result.threshold, result.reason
 
 
-def _by_rule(results: Iterable[Result]) -> dict[str, list[Result]]:
-    groups: dict[str, list[Result]] = {}
+def _by_rule(results: Iterable[CheckResult]) -> dict[str, list[CheckResult]]:
+    groups: dict[str, list[CheckResult]] = {}
     for result in results:
         groups.setdefault(result.rule, []).append(result)
     return groups
 
 
-def check(
+def check_data(
     manifest: DatasetManifest, profile: DataProfile, reference: DataProfile | None, config: DataChecksConfig
 ) -> Checks:
     """Check a dataset against those before it.
@@ -124,7 +123,7 @@ def check(
     return Checks(tuple(result for result in results if result is not None))
 
 
-def _rows(profile: DataProfile, reference: DataProfile, limits: RowLimits) -> Result | None:
+def _rows(profile: DataProfile, reference: DataProfile, limits: RowLimits) -> CheckResult | None:
     if limits.min_ratio is None and limits.max_ratio is None:
         return None
     mean = reference.num_rows / len(reference.datasets)
@@ -132,10 +131,10 @@ def _rows(profile: DataProfile, reference: DataProfile, limits: RowLimits) -> Re
     is_beyond = ratio < (limits.min_ratio or 0) or ratio > (limits.max_ratio or math.inf)
     reason = f"{ratio:.3g} times the rows of a mean dataset"
     level = limits.action if is_beyond else "ok"
-    return Result("rows", None, float(profile.num_rows), mean, _band(limits), level, reason)
+    return CheckResult("rows", None, float(profile.num_rows), mean, _band(limits), level, reason)
 
 
-def _labels(profile: DataProfile, reference: DataProfile, limits: LabelLimits) -> Result | None:
+def _labels(profile: DataProfile, reference: DataProfile, limits: LabelLimits) -> CheckResult | None:
     """Check the ratio of label rates on the log scale, with the standard error of a log risk ratio."""
     if limits.min_ratio is None and limits.max_ratio is None:
         return None
@@ -149,7 +148,7 @@ def _labels(profile: DataProfile, reference: DataProfile, limits: LabelLimits) -
     is_high = limits.max_ratio is not None and log_ratio - slack > math.log(limits.max_ratio)
     reason = f"{math.exp(log_ratio):.3g} times the reference's"
     level = limits.action if is_low or is_high else "ok"
-    return Result("label rate", None, profile.label_rate, reference.label_rate, _band(limits), level, reason)
+    return CheckResult("label rate", None, profile.label_rate, reference.label_rate, _band(limits), level, reason)
 
 
 def _band(limits: RowLimits | LabelLimits) -> str:
@@ -157,7 +156,7 @@ def _band(limits: RowLimits | LabelLimits) -> str:
     return " and ".join(f"{words} {ratio:g}" for words, ratio in ends if ratio is not None) + " times"
 
 
-def _nulls(profile: DataProfile, reference: DataProfile, config: DataChecksConfig) -> Iterator[Result]:
+def _nulls(profile: DataProfile, reference: DataProfile, config: DataChecksConfig) -> Iterator[CheckResult]:
     for name, rate in profile.null_rates.items():
         limit = _limit(config.nulls.max_rise, _own(config, name).max_null_rise)
         if limit is None:
@@ -166,10 +165,10 @@ def _nulls(profile: DataProfile, reference: DataProfile, config: DataChecksConfi
         variance = _variance(rate, profile.num_rows) + _variance(before, reference.num_rows)
         is_beyond = rate - before - STANDARD_ERRORS * math.sqrt(variance) > limit
         level = config.nulls.action if is_beyond else "ok"
-        yield Result("nulls", name, rate, before, f"at most {limit:g} more", level)
+        yield CheckResult("nulls", name, rate, before, f"at most {limit:g} more", level)
 
 
-def _oov(profile: DataProfile, reference: DataProfile | None, config: DataChecksConfig) -> Iterator[Result]:
+def _oov(profile: DataProfile, reference: DataProfile | None, config: DataChecksConfig) -> Iterator[CheckResult]:
     for name, rate in profile.oov_rates.items():
         limit = _limit(config.oov.max_rate, _own(config, name).max_oov_rate)
         if limit is None:
@@ -177,14 +176,14 @@ def _oov(profile: DataProfile, reference: DataProfile | None, config: DataChecks
         error = math.sqrt(_variance(rate, profile.num_rows * (1 - profile.null_rates[name])))
         level = config.oov.action if rate - STANDARD_ERRORS * error > limit else "ok"
         before = None if reference is None else reference.oov_rates.get(name)
-        yield Result("out of vocabulary", name, rate, before, f"at most {limit:g}", level, limit=limit)
+        yield CheckResult("out of vocabulary", name, rate, before, f"at most {limit:g}", level, limit=limit)
 
 
 def _variance(rate: float, rows: float) -> float:
     return rate * (1 - rate) / rows if rows else 0.0
 
 
-def _categories(profile: DataProfile, reference: DataProfile, config: DataChecksConfig) -> Iterator[Result]:
+def _categories(profile: DataProfile, reference: DataProfile, config: DataChecksConfig) -> Iterator[CheckResult]:
     limits = config.categories
     for name, current in profile.features.items():
         before = reference.features[name]
@@ -198,10 +197,10 @@ def _categories(profile: DataProfile, reference: DataProfile, config: DataChecks
         ):
             if limit is not None:
                 level = limits.action if share > limit else "ok"
-                yield Result(rule, name, share, None, f"at most {limit:g}", level, reason, limit)
+                yield CheckResult(rule, name, share, None, f"at most {limit:g}", level, reason, limit)
 
 
-def _drift(profile: DataProfile, reference: DataProfile, config: DataChecksConfig) -> Iterator[Result]:
+def _drift(profile: DataProfile, reference: DataProfile, config: DataChecksConfig) -> Iterator[CheckResult]:
     distance = {"psi": psi, "js": jensen_shannon}[config.drift.distance]
     for name, current in profile.features.items():
         limit = _limit(config.drift.max_distance, _own(config, name).max_distance)
@@ -209,7 +208,7 @@ def _drift(profile: DataProfile, reference: DataProfile, config: DataChecksConfi
             continue
         value = distance(reference.features[name], current)
         level = config.drift.action if value > limit else "ok"
-        yield Result(config.drift.distance, name, value, None, f"at most {limit:g}", level, limit=limit)
+        yield CheckResult(config.drift.distance, name, value, None, f"at most {limit:g}", level, limit=limit)
 
 
 def _has_values(distribution: Distribution) -> bool:

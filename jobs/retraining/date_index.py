@@ -15,8 +15,7 @@ from pathlib import Path
 
 from features.disk.atomic import write_json
 from jobs.retraining.raw_partitions import RawPartition
-
-UNDATED = ""
+from pipeline.config import UNDATED
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from features.disk.window import SOURCE_SPLIT
-from jobs.retraining.data_checks import Checks, Level, Result
+from jobs.retraining.data_checks import CheckResult, Checks, Level
 from jobs.retraining.raw_partitions import is_late
 from jobs.retraining.status_files import StatusFiles
 
@@ -80,7 +80,7 @@ def reasons_of(checks: Checks, *levels: Level) -> tuple[str, ...]:
     return tuple(_sentence(result) for result in found)
 
 
-def _sentence(result: Result) -> str:
+def _sentence(result: CheckResult) -> str:
     subject = f"{result.rule} of {result.feature}" if result.feature else result.rule
     if result.rule == "duplicate":
         return f"{subject}: {result.reason}"

@@ -10,7 +10,7 @@ from features.disk.window import SOURCE_SPLIT
 from features.profile.profile import DataProfile, measure, total
 from jobs.cli.data_checks_config import DataChecksConfig, RowLimits
 from jobs.cli.errors import ConfigError
-from jobs.retraining.data_checks import Checks, Delivery, Result, check, order_partitions
+from jobs.retraining.data_checks import CheckResult, Checks, Delivery, check_data, order_partitions
 from jobs.retraining.raw_partitions import RawPartition, is_late
 from jobs.retraining.retrain_folder import RetrainFolder
 from jobs.retraining.shapes import shapes
@@ -47,13 +47,13 @@ def find_dates(place: RetrainFolder, files: Sequence[str]) -> None:
         _log.info(f"{file.path}: {dated:,} rows of {dates} dates, {undated:,} undated", extra={"file": file.path})
 
 
-def build(place: RetrainFolder, raw: Mapping[str, RawPartition]) -> None:
+def build_partitions(place: RetrainFolder, raw: Mapping[str, RawPartition]) -> None:
     """Build partitions; the vocabularies of each extend those of the one built before it.
 
     Raises:
         LogError, DatasetError, LearntError: one sentence about what is wrong with a file or the disk.
     """
-    from jobs.launch.dataset_build import build, check, describe
+    from jobs.launch.dataset_build import check_build, describe_build, run_build
     from pipeline.session import start_spark, stop_spark
 
     left = {name: partition for name, partition in raw.items() if name not in place.built()}
@@ -67,9 +67,9 @@ def build(place: RetrainFolder, raw: Mapping[str, RawPartition]) -> None:
                 base=None if base is None else str(place.partition(base)),
             )
             config = dataclasses.replace(place.config, pipeline=pipeline)
-            check(config)
+            check_build(config)
             spark = spark or start_spark(pipeline.spark, num_bytes=num_bytes)
-            _log.info("partition %s\n%s", name, describe(build(spark, config)), extra={"partition": name})
+            _log.info("partition %s\n%s", name, describe_build(run_build(spark, config)), extra={"partition": name})
             base = name
     finally:
         if spark is not None:
@@ -111,7 +111,7 @@ def _compare(place: RetrainFolder, name: str) -> tuple[Checks, dict[str, Any]]:
     profile = measure(place.partition(name), manifest, SOURCE_SPLIT, bins)
     place.profile(name).parent.mkdir(parents=True, exist_ok=True)
     profile.save(place.profile(name))
-    found = check(manifest, profile, reference, _limits(place.rules.checks, name))
+    found = check_data(manifest, profile, reference, _limits(place.rules.checks, name))
     return found, {} if reference is None else {"shapes": shapes(found, profile, reference)}
 
 
@@ -126,4 +126,4 @@ def _twin(place: RetrainFolder, name: str) -> Checks | None:
     twin = order_partitions(deliveries, [d for d in deliveries if d.name != name]).duplicates.get(name)
     if twin is None:
         return None
-    return Checks((Result("duplicate", None, 1.0, None, "rows of its own", "stop", f"it has the rows of {twin}"),))
+    return Checks((CheckResult("duplicate", None, 1.0, None, "rows of its own", "stop", f"it has the rows of {twin}"),))

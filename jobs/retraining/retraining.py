@@ -9,7 +9,7 @@ from jobs.registry.model_versions import ModelVersion
 from jobs.registry.store import RegistryError
 from jobs.retraining.alert import alert
 from jobs.retraining.candidate import Candidate, carry_out
-from jobs.retraining.partitions import build, check_partition, find_dates
+from jobs.retraining.partitions import build_partitions, check_partition, find_dates
 from jobs.retraining.raw_partitions import date_of
 from jobs.retraining.retrain_folder import RetrainFolder
 from jobs.retraining.retry import Steps
@@ -32,7 +32,7 @@ def retrain(place: RetrainFolder, steps: Steps, as_of: str | None) -> Ended:
         steps.do("dates", partial(find_dates, place, files))
     raw = place.raw()
     if names := place.look(as_of, steps.do("look", place.champion)).build:
-        steps.do("build", partial(build, place, {name: raw[name] for name in names}))
+        steps.do("build", partial(build_partitions, place, {name: raw[name] for name in names}))
     for name in place.built():
         if not place.checks_file(name).exists():
             steps.do("check", partial(check_partition, place, name))
@@ -148,8 +148,13 @@ def end(place: RetrainFolder, summary: dict[str, Any]) -> None:
             alert(summary, place.rules.alert_on)
 
 
-def describe(place: RetrainFolder, as_of: str | None) -> str:
-    """Describe what a retraining would do (dry run)."""
+def describe_todo(place: RetrainFolder, as_of: str | None) -> str:
+    """Describe what a retraining would do (dry run).
+
+    Raises:
+        ValueError: the folder is of a newer version, or as ``RetrainFolder.look``.
+    """
+    place.check_version()
     lines = []
     if files := place.undated_files():
         lines.append(f"would look for dates in {len(files)} files first, which will show more than is known now")

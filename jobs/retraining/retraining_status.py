@@ -18,10 +18,10 @@ from jobs.registry.model_versions import ModelVersion, to_iso
 from jobs.registry.promotions import Promotion
 from jobs.registry.registry import Registry
 from jobs.registry.store import RegistryError
-from jobs.retraining.data_checks import Result
+from jobs.retraining.data_checks import CheckResult
 from jobs.retraining.partition_status import PartitionStatus, read_partitions, reasons_of
 from jobs.retraining.retrain_folder import TRAINED_TAG, RetrainFolder
-from jobs.retraining.shapes import distances
+from jobs.retraining.shapes import find_distances
 from jobs.retraining.status_files import Outcome, StatusFiles, one_line
 from jobs.retraining.todo import Todo, plan
 
@@ -79,9 +79,9 @@ class RetrainingStatus:
         return self.files.is_empty and not self.partitions and not self.champion and not self.promotions
 
     @property
-    def drift(self) -> dict[str, list[Result]]:
+    def drift(self) -> dict[str, list[CheckResult]]:
         """Drift by date: distances of its features to the dates before, the largest first."""
-        found = {date: distances(checks) for date, checks in self.files.checks.items()}
+        found = {date: find_distances(checks) for date, checks in self.files.checks.items()}
         return {date: results for date, results in found.items() if results}
 
     def reasons(self, outcome: Outcome) -> tuple[str, ...]:

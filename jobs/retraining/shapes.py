@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass as checked
 
 from features.profile.distribution import DenseDistribution, Distribution, SparseDistribution
 from features.profile.profile import DataProfile
-from jobs.retraining.data_checks import Checks, Result
+from jobs.retraining.data_checks import CheckResult, Checks
 
 DISTANCES = ("psi", "js")
 """Rules of data checks whose value is a distance."""
@@ -41,7 +41,7 @@ class KeptChecks(Checks):
     """Time of the file's last change, UTC."""
 
 
-def distances(found: Checks) -> list[Result]:
+def find_distances(found: Checks) -> list[CheckResult]:
     """Select the results that are distances of features to the datasets before, the largest first."""
     return sorted((r for r in found.results if r.rule in DISTANCES and r.feature), key=lambda result: -result.value)
 
@@ -54,7 +54,7 @@ def shapes(found: Checks, current: DataProfile, reference: DataProfile) -> dict[
         current: profile of the dataset that was checked.
         reference: profile of those before it, over the same bins.
     """
-    names = [str(result.feature) for result in distances(found)[:NUM_FEATURES]]
+    names = [str(result.feature) for result in find_distances(found)[:NUM_FEATURES]]
     return {name: asdict(_shape(current.features[name], reference.features[name])) for name in names}
 
 

@@ -8,14 +8,15 @@ from jobs.cli.text_table import text_table
 from jobs.retraining.raw_partitions import dashed
 from jobs.retraining.retraining_status import NUM_SHOWN, RetrainingStatus
 from jobs.retraining.status_files import Outcome
+from training.judge.metrics import METRICS
 
-MAX_NAMES = 6
+MAX_LISTED_NAMES = 6
 """Names of partitions in a sentence at most."""
 MAX_REASON = 100
 """Characters of a reason in the table at most; the page shows more."""
 
 
-def describe(status: RetrainingStatus) -> str:
+def describe_status(status: RetrainingStatus) -> str:
     """Describe the status in some lines and a table of the last retrainings."""
     lines = [f"{status.model} in {status.root}, {status.at}", ""]
     lines += [f"{name:<11}{value}" for name, value in facts(status).items()]
@@ -100,16 +101,16 @@ def _drift(status: RetrainingStatus) -> str:
         return ""
     day = max(status.drift)
     beyond = [result for result in status.drift[day] if result.level != "ok"]
-    found = ", ".join(f"{result.feature} ({result.rule} {result.value:.3g})" for result in beyond[:MAX_NAMES])
-    more = f" and {len(beyond) - MAX_NAMES} more" if len(beyond) > MAX_NAMES else ""
+    found = ", ".join(f"{result.feature} ({result.rule} {result.value:.3g})" for result in beyond[:MAX_LISTED_NAMES])
+    more = f" and {len(beyond) - MAX_LISTED_NAMES} more" if len(beyond) > MAX_LISTED_NAMES else ""
     head = f"{dashed(day)}: {len(beyond)} of {_plural(len(status.drift[day]), 'feature')} beyond the limit"
     return head + (f": {found}{more}" if beyond else "")
 
 
 def names(dates: Sequence[str]) -> str:
-    """List partitions in a sentence, ``MAX_NAMES`` at most."""
-    shown = ", ".join(map(dashed, dates[:MAX_NAMES]))
-    return f"{shown} and {len(dates) - MAX_NAMES} more" if len(dates) > MAX_NAMES else shown
+    """List partitions in a sentence, ``MAX_LISTED_NAMES`` at most."""
+    shown = ", ".join(map(dashed, dates[:MAX_LISTED_NAMES]))
+    return f"{shown} and {len(dates) - MAX_LISTED_NAMES} more" if len(dates) > MAX_LISTED_NAMES else shown
 
 
 def span(dates: Sequence[str]) -> str:
@@ -133,7 +134,8 @@ def _plural(count: int, word: str) -> str:
 
 
 def _row(outcome: Outcome, status: RetrainingStatus) -> tuple[str, ...]:
-    auc, logloss = ("" if value is None else f"{value:.5f}" for value in (outcome.auc, outcome.logloss))
+    scores = {"auc": outcome.auc, "logloss": outcome.logloss}
+    auc, logloss = ("" if value is None else METRICS[name].text(value) for name, value in scores.items())
     reason = "; ".join(status.reasons(outcome))
     short = reason if len(reason) <= MAX_REASON else f"{reason[: MAX_REASON - 3]}..."
     champion = "" if outcome.champion_version is None else str(outcome.champion_version)

@@ -10,7 +10,7 @@ from features.disk.atomic import replacing
 from features.rawlog import expand_paths
 from jobs.cli.conventions import EXIT_DATA, local
 from jobs.registry.found_artifact import find_artifact
-from jobs.scoring.score_rows import HEADER, describe, exceeds_limit, write_scores
+from jobs.scoring.score_rows import HEADER, describe_scoring, exceeds_limit, write_scores
 from training.ship.predict import Predictor
 
 
@@ -32,5 +32,5 @@ def score_here(arguments: Namespace) -> int:
             num_rows, num_errors = num_rows + rows, num_errors + errors
     summary = {"rows": num_rows, "errors": num_errors, "output": str(output), "artifact": artifact.named}
     output.with_name(output.name + ".json").write_text(json.dumps(summary) + "\n", encoding="utf-8")
-    print(describe(num_rows, num_errors, output))
+    print(describe_scoring(num_rows, num_errors, output))
     return EXIT_DATA if exceeds_limit(num_rows, num_errors, predictor) else 0

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from training.ship.predict import Predictor
 
-SUMMARY_NAME = "_scores.json"
+SCORES_SUMMARY_NAME = "_scores.json"
 """File of counts, which marks a folder of scores; the underscore makes readers of partitioned folders skip it."""
 _COPY_BYTES = 1 << 20
 
@@ -81,8 +81,10 @@ def refuse_foreign(output: Path) -> None:
     """Raise ScoreError unless ``output`` is absent, an empty folder, or a folder of scores."""
     if not output.exists():
         return
-    if not output.is_dir() or (not (output / SUMMARY_NAME).is_file() and any(output.iterdir())):
-        raise ScoreError(f"{output} exists and is no folder of scores (it has no {SUMMARY_NAME}): choose another one")
+    if not output.is_dir() or (not (output / SCORES_SUMMARY_NAME).is_file() and any(output.iterdir())):
+        raise ScoreError(
+            f"{output} exists and is no folder of scores (it has no {SCORES_SUMMARY_NAME}): choose another one"
+        )
 
 
 def _check_apart(output: Path, inputs: Sequence[str], files: Sequence[str]) -> None:
@@ -151,7 +153,7 @@ def score_folder(spark: "SparkSession", job: ScoreJob, portion_bytes: int = PORT
         rows, errors = (sum(file[key] for file in files) for key in ("rows", "errors"))
         summary = {"rows": rows, "scored": rows - errors, "errors": errors, "output": str(job.output)}
         summary |= {"artifact": job.artifact.named, "files": files}
-        write_json(new / SUMMARY_NAME, summary)
+        write_json(new / SCORES_SUMMARY_NAME, summary)
     return summary
 
 

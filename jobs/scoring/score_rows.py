@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from features.disk.artifact import ArtifactError, digest_of
+from features.disk.artifact import ArtifactError, digest_of_artifact
 from features.disk.atomic import is_full, write_text
 from features.encoding import RawRow, RowError
 from features.rawlog import LogError, LogFormat, Lookup
@@ -83,7 +83,7 @@ def score_rows(predictor: "Predictor", lines: Iterable[tuple[int, RawRow | LogEr
         yield [(number, scores.get(number), errors.get(number, "")) for number, _ in chunk]
 
 
-def describe(num_rows: int, num_errors: int, output: Path) -> str:
+def describe_scoring(num_rows: int, num_errors: int, output: Path) -> str:
     """Describe the result in one line."""
     return f"scored {num_rows - num_errors:,} of {num_rows:,} rows to {output}; {num_errors:,} malformed"
 
@@ -102,7 +102,7 @@ class Work:
 
     artifact: str
     digest: str
-    """Digest of the artifact (``digest_of``) when the driver checked it."""
+    """Digest of the artifact (``digest_of_artifact``) when the driver checked it."""
     folder: str
     """Folder of the parts, which all executors and the driver can access."""
     log_format: LogFormat
@@ -132,7 +132,7 @@ def load_predictor(artifact: str, digest: str) -> "Predictor":
     from training.ship.predict import Predictor
 
     predictor = Predictor.load(artifact)
-    if digest_of(artifact) != digest:  # asked after the files were read: each export has other digests
+    if digest_of_artifact(artifact) != digest:  # asked after the files were read: each export has other digests
         raise ArtifactError(f"{artifact} was replaced while it was in use: score again, with the new one")
     return predictor
 

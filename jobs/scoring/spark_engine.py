@@ -5,7 +5,7 @@ from argparse import Namespace
 
 from jobs.cli.conventions import EXIT_DATA
 from jobs.scoring.score_folder import plan_job, score_folder
-from jobs.scoring.score_rows import describe, exceeds_limit
+from jobs.scoring.score_rows import describe_scoring, exceeds_limit
 from pipeline.executors.tasks import start_tasks
 from pipeline.session import stop_spark
 
@@ -22,5 +22,5 @@ def score_with_spark(arguments: Namespace) -> int:
         summary = score_folder(spark, job)
     finally:
         stop_spark(spark)
-    print(describe(summary["rows"], summary["errors"], job.output), f"in {len(job.files):,} files")
+    print(describe_scoring(summary["rows"], summary["errors"], job.output), f"in {len(job.files):,} files")
     return EXIT_DATA if exceeds_limit(summary["rows"], summary["errors"], job.predictor) else 0

@@ -14,10 +14,10 @@ from pydantic import BaseModel, Field
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from jobs.pages.score_api_page import render
+from jobs.pages.score_api_page import render_score_api
 from jobs.registry.found_artifact import FoundArtifact
-from jobs.serving.score_request import MAX_NUMBER, TOKEN, RequestError, RequestLimits, ScoreRequest
-from jobs.serving.scorer import Scores
+from jobs.serving.score_request import MAX_JSON_NUMBER, TOKEN, RequestError, RequestLimits, ScoreRequest
+from jobs.serving.scorer import RequestScores
 from jobs.serving.service import Service
 
 DESCRIPTION = (
@@ -119,7 +119,7 @@ def make_api(service: Service, limits: RequestLimits, token: str | None = None) 
 
     @api.get("/docs", include_in_schema=False, **guarded)
     async def docs() -> Response:
-        return HTMLResponse(render(describe(), service.served.columns))
+        return HTMLResponse(render_score_api(describe(), service.served.columns))
 
     return api
 
@@ -154,7 +154,7 @@ async def _read(request: Request, limit: int) -> bytes:
     return b"".join(chunks)
 
 
-def _encode(artifact: FoundArtifact, scores: Scores) -> bytes:
+def _encode(artifact: FoundArtifact, scores: RequestScores) -> bytes:
     errors = [{"row": number, "error": error} for number, error in scores.errors.items()]
     return json.dumps({**artifact.named, "scores": scores.scores, "errors": errors}).encode()
 
@@ -177,7 +177,7 @@ def _unavailable(detail: str) -> Response:
 def _with_columns(document: dict[str, Any], columns: Sequence[str], limits: RequestLimits) -> dict[str, Any]:
     """Add the schema of a row of the served version to an OpenAPI document."""
     text = {"type": "string", "maxLength": limits.value}
-    number = {"type": "number", "minimum": -MAX_NUMBER, "maximum": MAX_NUMBER}
+    number = {"type": "number", "minimum": -MAX_JSON_NUMBER, "maximum": MAX_JSON_NUMBER}
     scalar = [text, number, {"type": "boolean"}, {"type": "null"}]
     value = {"anyOf": [*scalar, {"type": "array", "items": {"anyOf": scalar}, "maxItems": limits.value}]}
     row = {"type": "object", "properties": dict.fromkeys(columns, value), "required": list(columns)}

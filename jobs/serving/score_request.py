@@ -11,7 +11,7 @@ from features.encoding import RawRow
 
 TOKEN = "TWINFOCUS_TOKEN"  # nosec B105
 """Environment variable with the bearer token of all requests but those for health; unset: no token is needed."""
-MAX_NUMBER = sys.float_info.max
+MAX_JSON_NUMBER = sys.float_info.max
 """Largest absolute value of a number; JSON allows integers of any length."""
 
 
@@ -89,7 +89,7 @@ class ScoreRequest:
         limit = self.limits.value
         if isinstance(value, str | list) and len(value) > limit:
             return f"the value is longer than {limit}"
-        if isinstance(value, int) and not -MAX_NUMBER <= value <= MAX_NUMBER:
+        if isinstance(value, int) and not -MAX_JSON_NUMBER <= value <= MAX_JSON_NUMBER:
             return "a number that is too large"
         if isinstance(value, dict):
             return "an object is no value"

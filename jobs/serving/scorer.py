@@ -9,11 +9,11 @@ from features.encoding import RawRow
 from jobs.launch.loopback import LOOPBACK
 from jobs.scoring.score_rows import load_predictor, score_rows
 
-BATCH_ROWS = 4096
+SCORER_BATCH_ROWS = 4096
 """Rows of a batch over several requests; ``training.ship.predict`` uses the same size."""
 
 
-class Scores(NamedTuple):
+class RequestScores(NamedTuple):
     """Scores of one request's rows."""
 
     scores: list[float | None]
@@ -62,15 +62,17 @@ class Scorer:
         """Raw columns that every row must have."""
         return self._predictor.schema.feature_columns
 
-    @serve.batch(max_batch_size=BATCH_ROWS, batch_wait_timeout_s=0.0, batch_size_fn=lambda items: sum(map(len, items)))
-    async def score(self, requests: list[Sequence[RawRow]]) -> list[Scores]:
-        """Score a batch of requests, each a list of rows with all columns; return one ``Scores`` for each."""
+    @serve.batch(
+        max_batch_size=SCORER_BATCH_ROWS, batch_wait_timeout_s=0.0, batch_size_fn=lambda items: sum(map(len, items))
+    )
+    async def score(self, requests: list[Sequence[RawRow]]) -> list[RequestScores]:
+        """Score a batch of requests, each a list of rows with all columns; return one ``RequestScores`` for each."""
         rows = [row for request in requests for row in request]
         scored = [found for chunk in score_rows(self._predictor, enumerate(rows)) for found in chunk]
         answers, start = [], 0
         for request in requests:
             own = scored[start : start + len(request)]
             errors = {number - start + 1: error for number, _, error in own if error}
-            answers.append(Scores([None if score is None else float(score) for _, score, _ in own], errors))
+            answers.append(RequestScores([None if score is None else float(score) for _, score, _ in own], errors))
             start += len(request)
         return answers

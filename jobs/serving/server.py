@@ -32,7 +32,7 @@ def serve(arguments: argparse.Namespace) -> int:
         ConfigError: an option is wrong, or the address cannot be bound.
         ValueError: the artifact cannot be served.
     """
-    check(arguments)
+    check_options(arguments)
     find = _finder(arguments)
     find()  # what is not there is said before Ray starts
     signal.signal(signal.SIGTERM, _stop)
@@ -43,7 +43,7 @@ def serve(arguments: argparse.Namespace) -> int:
         return _answer(arguments, find, listener)
 
 
-def check(arguments: argparse.Namespace) -> None:
+def check_options(arguments: argparse.Namespace) -> None:
     """Check the options of the command line.
 
     Raises:
@@ -144,6 +144,7 @@ def _answer(arguments: argparse.Namespace, find: Callable[[], FoundArtifact], li
             timeout_graceful_shutdown=int(arguments.timeout) + 1,
         )
     )
+    listener.listen()  # a request that comes before uvicorn takes the socket waits, and is not refused
     _log.info("at http://%s:%d (/docs describes it)", shown, port)
     try:
         asyncio.run(server.serve(sockets=[listener]))  # ends with the signal, which it passes on to _stop
@@ -154,13 +155,13 @@ def _answer(arguments: argparse.Namespace, find: Callable[[], FoundArtifact], li
 
 
 def _service_config(arguments: argparse.Namespace) -> "ServiceConfig":
-    from jobs.serving.scorer import BATCH_ROWS
+    from jobs.serving.scorer import SCORER_BATCH_ROWS
     from jobs.serving.service import ServiceConfig
 
     return ServiceConfig(
         num_replicas=arguments.replicas,
         num_threads=arguments.threads,
-        batch_rows=max(arguments.max_rows, BATCH_ROWS),
+        batch_rows=max(arguments.max_rows, SCORER_BATCH_ROWS),
         seconds=arguments.timeout,
         poll_seconds=arguments.poll,
         on_loopback="RAY_ADDRESS" not in os.environ,

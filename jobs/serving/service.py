@@ -27,7 +27,7 @@ from ray.serve.handle import DeploymentHandle
 from features.encoding import RawRow
 from jobs.registry.found_artifact import FoundArtifact
 from jobs.serving.score_request import ScoreRequest
-from jobs.serving.scorer import BATCH_ROWS, Scorer, Scores
+from jobs.serving.scorer import SCORER_BATCH_ROWS, RequestScores, Scorer
 from jobs.serving.service_metrics import ServiceMetrics
 
 _log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class ServiceConfig:
 
     num_replicas: int = 1
     num_threads: int = 1
-    batch_rows: int = BATCH_ROWS
+    batch_rows: int = SCORER_BATCH_ROWS
     seconds: float = 30.0
     poll_seconds: float = 2.0
     on_loopback: bool = True
@@ -120,7 +120,7 @@ class Service:
         self._take_over(self._deploy(self._find()))
         self._set_running(self.config.num_replicas)
 
-    async def score(self, request: ScoreRequest) -> tuple[FoundArtifact, Scores]:
+    async def score(self, request: ScoreRequest) -> tuple[FoundArtifact, RequestScores]:
         """Score a request's rows; return the scores and the artifact, one and the same for all rows.
 
         Raises:
@@ -142,8 +142,8 @@ class Service:
                 await asyncio.sleep(0.05 * number)
         raise AssertionError
 
-    async def _send(self, served: Served, rows: Sequence[RawRow]) -> Scores:
-        return await served.handle.score.remote(rows) if rows else Scores([], {})
+    async def _send(self, served: Served, rows: Sequence[RawRow]) -> RequestScores:
+        return await served.handle.score.remote(rows) if rows else RequestScores([], {})
 
     @contextlib.contextmanager
     def _taken(self) -> Iterator[Served]:

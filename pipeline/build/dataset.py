@@ -16,19 +16,19 @@ from features.disk.object_store import ObjectPath
 from features.disk.place import locate
 from features.learnt import Learnt
 from features.schema import FeatureSchema
-from pipeline.build.encode import DUPLICATE, encode, prepare
+from pipeline.build.encode import DUPLICATE, encode, prepare_rows
 from pipeline.build.estimate import estimate_statistics, features_to_estimate
 from pipeline.build.ingest import REASON, read_logs
 from pipeline.build.quality import Profile, check_rejected, enforce_limits, profile, sparse_statistics, write_rejected
-from pipeline.build.sources import Plan
-from pipeline.build.vocabulary import count_values, fit
+from pipeline.build.sources import InputPlan
+from pipeline.build.vocabulary import count_values, fit_learnt
 from pipeline.build.write import commit, commit_to_store, max_ids, new_version, staging, write_files
 from pipeline.config import PipelineConfig, TimeSplit, WriteConfig
 from pipeline.session import SPARK_ERRORS, configure, explain, size_shuffles
 
 
 def build_dataset(
-    spark: SparkSession, schema: FeatureSchema, pipeline: PipelineConfig, resolved: dict[str, Any], plan: Plan
+    spark: SparkSession, schema: FeatureSchema, pipeline: PipelineConfig, resolved: dict[str, Any], plan: InputPlan
 ) -> tuple[DatasetManifest, list[str]]:
     """Build one dataset and commit it; until then the old one stays as it is.
 
@@ -80,13 +80,15 @@ def _build(
     schema: FeatureSchema,
     pipeline: PipelineConfig,
     resolved: dict[str, Any],
-    plan: Plan,
+    plan: InputPlan,
     version: Path,
     bar: tqdm,
 ) -> tuple[DatasetManifest, list[str]]:
     bar.set_description("read")
     base = load_base(pipeline.base, schema)  # under the output's lock: it may be the output
-    prepared = prepare(read_logs(spark, pipeline, schema, plan), schema, pipeline).persist(StorageLevel.MEMORY_AND_DISK)
+    prepared = prepare_rows(read_logs(spark, pipeline, schema, plan), schema, pipeline).persist(
+        StorageLevel.MEMORY_AND_DISK
+    )
     counts: DataFrame | None = None
     try:
         seen = profile(prepared, schema)
@@ -96,7 +98,7 @@ def _build(
         estimated = features_to_estimate(schema, seen)
         counted = [name for name in schema.sparse_names if name not in estimated]
         counts = count_values(rows, schema, counted).persist(StorageLevel.MEMORY_AND_DISK)
-        learnt = fit(rows, counts, schema, base)
+        learnt = fit_learnt(rows, counts, schema, base)
         learnt.save(version / "learnt")
         _step(bar, "profile")
         statistics = sparse_statistics(spark, counts, schema, learnt, seen)
@@ -142,7 +144,7 @@ def load_base(folder: str | None, schema: FeatureSchema) -> Learnt | None:
 def _describe(
     schema: FeatureSchema,
     resolved: dict[str, Any],
-    plan: Plan,
+    plan: InputPlan,
     seen: Profile,
     learnt: Learnt,
     statistics: dict[str, dict[str, FeatureStatistics]],

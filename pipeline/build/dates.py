@@ -14,21 +14,19 @@ from features.disk.dataset import DatasetError
 from features.schema import FeatureSchema
 from pipeline.build.ingest import FILE, LINE, REASON, ROW_ID, plain_path, raw, read_logs
 from pipeline.build.quality import write_rejected
-from pipeline.build.sources import Plan
+from pipeline.build.sources import InputPlan
 from pipeline.build.values import seconds_of
-from pipeline.config import PipelineConfig
+from pipeline.config import UNDATED, PipelineConfig
 from pipeline.session import SPARK_ERRORS, configure, explain, size_shuffles
 
 Span = Literal["hour", "day", "month"]
 PATTERNS: dict[Span, str] = {"hour": "yyyyMMddHH", "day": "yyyyMMdd", "month": "yyyyMM"}
-UNDATED = ""
-"""Key of the rows that have no date."""
 _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_370_764_799
 """First and last second of the years 1 to 9998, which Python's calendar can exceed by a month."""
 
 
 def count_dates(
-    spark: SparkSession, schema: FeatureSchema, pipeline: PipelineConfig, plan: Plan, span: Span, undated: Path
+    spark: SparkSession, schema: FeatureSchema, pipeline: PipelineConfig, plan: InputPlan, span: Span, undated: Path
 ) -> dict[str, dict[str, int]]:
     """Count the rows of each date, in one pass over the raw files.
 

@@ -1,7 +1,7 @@
 """Encode raw rows to ids and floats with Spark SQL functions alone: the twin of ``features.encoding.RowEncoder``.
 
-It goes in two steps, because vocabularies lie between them: ``prepare`` checks a row and reduces each value to what its
-encoding looks at (a hash, a token, a number); ``encode`` turns that into an id once everything is learnt.
+It goes in two steps, because vocabularies lie between them: ``prepare_rows`` checks a row and reduces each value to
+what its encoding looks at (a hash, a token, a number); ``encode`` turns that into an id once everything is learnt.
 """
 
 import json
@@ -65,7 +65,7 @@ def prepared_kind(feature: SparseFeature) -> str:
 # -------------------------------------------------------------------------------------------------------------- prepare
 
 
-def prepare(frames: list[DataFrame], schema: FeatureSchema, config: PipelineConfig) -> DataFrame:
+def prepare_rows(frames: list[DataFrame], schema: FeatureSchema, config: PipelineConfig) -> DataFrame:
     """Check each raw row and reduce it to what is needed of it.
 
     Returns:
@@ -264,7 +264,7 @@ def _single_id(feature: SparseFeature, learnt: Learnt) -> Column:
 
 def _token(feature: SparseFeature) -> Column:
     value = F.col(sparse(feature.name))
-    return log_squared_token(value) if feature.encoding.kind == "log_squared" else value
+    return log_squared_column(value) if feature.encoding.kind == "log_squared" else value
 
 
 def _join_vocabulary(spark: SparkSession, rows: DataFrame, feature: SparseFeature, ids: dict[str, int]) -> DataFrame:
@@ -274,7 +274,7 @@ def _join_vocabulary(spark: SparkSession, rows: DataFrame, feature: SparseFeatur
     return rows.join(side, _token(feature) == side["token"], "left").drop("token")
 
 
-def log_squared_token(number: Column) -> Column:
+def log_squared_column(number: Column) -> Column:
     """Compute the token of the Criteo rule (bigint as text); null beyond 2^63, which no vocabulary holds."""
     log = F.log(number)
     squared = F.floor(log * log).cast("bigint")

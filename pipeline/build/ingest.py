@@ -14,7 +14,7 @@ from pyspark.sql.types import ArrayType, MapType, StringType, StructField, Struc
 from features.encoding import to_text
 from features.rawlog import MAX_LINE, TOO_LONG, LogError, LogFormat, Lookup
 from features.schema import FeatureSchema
-from pipeline.build.sources import LookupTable, Plan, Source
+from pipeline.build.sources import InputPlan, LookupTable, Source
 from pipeline.build.values import SCALAR_TYPES, TIME_TYPES, loose_text_of, regex_literal
 from pipeline.config import PipelineConfig
 
@@ -51,7 +51,7 @@ def listed(name: str) -> str:
     return f"list:{name}"
 
 
-def read_logs(spark: SparkSession, config: PipelineConfig, schema: FeatureSchema, plan: Plan) -> list[DataFrame]:
+def read_logs(spark: SparkSession, config: PipelineConfig, schema: FeatureSchema, plan: InputPlan) -> list[DataFrame]:
     """Read every source.
 
     Returns:
@@ -79,8 +79,8 @@ def _read_source(spark: SparkSession, source: Source, log_format: LogFormat, lis
     row_id = F.lit(number << _SOURCE_BITS) + F.monotonically_increasing_id()
     common = [row_id.alias(ROW_ID), F.lit(source.split).alias(SPLIT), F.col("_metadata.file_path").alias(FILE)]
     uris = [_uri(file) for file in source.files]
-    if log_format.kind == "parquet":
-        return _read_parquet(spark.read.parquet(*uris), common, log_format, source)
+    if not log_format.is_text:
+        return _read_columnar(spark.read.format(log_format.kind).load(uris), common, log_format, source)
     lines = _spread(spark, spark.read.text(uris).select(*common, _decoded(log_format).alias(LINE)), source)
     too_long = (F.octet_length(LINE) > MAX_LINE) & (F.length(LINE) > MAX_LINE)
     invalid = F.when(too_long, TOO_LONG).when(~F.is_valid_utf8(LINE), NOT_UTF8)
@@ -253,7 +253,7 @@ def _require_keys(lines: DataFrame, source: Source) -> None:
 # -------------------------------------------------------------------------------------------------- Parquet and lookups
 
 
-def _read_parquet(frame: DataFrame, common: list[Column], log_format: LogFormat, source: Source) -> DataFrame:
+def _read_columnar(frame: DataFrame, common: list[Column], log_format: LogFormat, source: Source) -> DataFrame:
     values = []
     for name in source.columns:
         value = F.col(f"`{name}`")

@@ -12,9 +12,9 @@ from itertools import islice
 from pathlib import Path
 
 import pyarrow
-import pyarrow.parquet
 
 from features.rawlog import (
+    COLUMNAR,
     KEEP_BYTES,
     TOO_LONG,
     LogError,
@@ -60,7 +60,7 @@ class LookupTable:
 
 
 @dataclass(frozen=True)
-class Plan:
+class InputPlan:
     """Plan: all sources and lookup tables of a build."""
 
     sources: tuple[Source, ...]
@@ -88,7 +88,7 @@ def wanted_columns(config: PipelineConfig, schema: FeatureSchema) -> tuple[str, 
     return tuple(dict.fromkeys([*schema.raw_columns, *split, *config.dedupe]))
 
 
-def plan_sources(config: PipelineConfig, schema: FeatureSchema) -> Plan:
+def plan_sources(config: PipelineConfig, schema: FeatureSchema) -> InputPlan:
     """Find every file, its columns and its lookups.
 
     Raises:
@@ -117,7 +117,7 @@ def plan_sources(config: PipelineConfig, schema: FeatureSchema) -> Plan:
         Source(split, tuple(files), columns, header, lookups, unseen)
         for (split, lookups, columns, header, unseen, _types), files in groups.items()
     ]
-    return Plan(tuple(sources), tables)
+    return InputPlan(tuple(sources), tables)
 
 
 def _needed_from_file(wanted: tuple[str, ...], config: PipelineConfig, tables: list[LookupTable]) -> tuple[str, ...]:
@@ -134,15 +134,15 @@ def _needed_from_file(wanted: tuple[str, ...], config: PipelineConfig, tables: l
 def _look_into(file: str, log_format: LogFormat, needed: tuple[str, ...]) -> tuple:
     """(columns, header, unseen, types) of one file."""
     try:
-        if log_format.kind == "parquet":
-            schema = pyarrow.parquet.read_schema(file)
+        if not log_format.is_text:
+            schema = COLUMNAR[log_format.kind].read_schema(file)
             _require(file, needed, schema.names)
             # Files whose columns differ in type are read apart.
             return needed, None, (), tuple(str(schema.field(name).type) for name in needed)
         if log_format.kind == "jsonl":
             return needed, None, _unseen_keys(file, log_format, needed), ()
         columns, header = log_format.columns, None
-        if log_format.header:
+        if log_format.has_header:
             columns, header = _read_header(file, log_format)
         _require(file, needed, columns)
         return columns, header, (), ()
@@ -187,7 +187,7 @@ def _unseen_keys(file: str, log_format: LogFormat, needed: tuple[str, ...]) -> t
 
 def find_line(file: str, log_format: LogFormat, text: str, limit: int = 200_000) -> int | None:
     """Find the number (from 1) of the first line equal to ``text`` among the first ``limit``; None if there is none."""
-    if log_format.kind == "parquet":
+    if not log_format.is_text:
         return None
     try:
         with open_text(file, log_format.encoding, errors="replace") as lines:

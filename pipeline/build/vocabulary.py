@@ -20,7 +20,7 @@ from features.schema import (
     SparseFeature,
     VocabularyEncoding,
 )
-from pipeline.build.encode import log_squared_token, prepared_kind, sparse, transformed
+from pipeline.build.encode import log_squared_column, prepared_kind, sparse, transformed
 from pipeline.build.ingest import SPLIT
 
 SIGNIFICANT_DIGITS = 9
@@ -75,7 +75,7 @@ def _entries(number: int, feature: SparseFeature) -> Column:
     return F.when(F.size(values) == 0, missing).otherwise(present)
 
 
-def fit(rows: DataFrame, counts: DataFrame, schema: FeatureSchema, base: Learnt | None = None) -> Learnt:
+def fit_learnt(rows: DataFrame, counts: DataFrame, schema: FeatureSchema, base: Learnt | None = None) -> Learnt:
     """Learn vocabularies, quantiles and moments.
 
     Args:
@@ -99,7 +99,7 @@ def token_of(schema: FeatureSchema) -> Column:
     squared = [n for n, f in enumerate(schema.sparse) if isinstance(f.encoding, LogSquaredEncoding)]
     token = F.col("text")
     if squared:
-        token = F.when(F.col("feature").isin(squared), log_squared_token(F.col("number"))).otherwise(token)
+        token = F.when(F.col("feature").isin(squared), log_squared_column(F.col("number"))).otherwise(token)
     return token
 
 

@@ -18,7 +18,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from features.disk.atomic import leftover_pattern, sync, sync_tree
-from features.disk.dataset import BUILD_NAME, LOCK_NAME, MANIFEST_NAME, DataFile, DatasetError, DatasetManifest
+from features.disk.dataset import BUILD_NAME, DATASET_LOCK_NAME, MANIFEST_NAME, DataFile, DatasetError, DatasetManifest
+from features.disk.digest import file_sha256
 from features.disk.lock import lock
 from features.disk.object_store import VERSION, ObjectPath, StorageError, clean, new_version_name, publish
 from features.disk.place import scratch
@@ -30,7 +31,7 @@ from pipeline.config import WriteConfig
 
 _NAMES = (MANIFEST_NAME, BUILD_NAME)
 _LEFTOVER = "|".join(map(leftover_pattern, _NAMES))
-_OURS = "|".join([VERSION.pattern, _LEFTOVER, *map(re.escape, (*_NAMES, LOCK_NAME))])
+_OURS = "|".join([VERSION.pattern, _LEFTOVER, *map(re.escape, (*_NAMES, DATASET_LOCK_NAME))])
 
 
 # -------------------------------------------------------------------------------------------------------------- dataset
@@ -52,7 +53,7 @@ def new_version(dataset: Path) -> Iterator[Path]:
     with ExitStack() as stack:
         try:
             message = f"another job is writing to {dataset}: wait for it to end"
-            stack.enter_context(lock(dataset / LOCK_NAME, message, error=DatasetError))
+            stack.enter_context(lock(dataset / DATASET_LOCK_NAME, message, error=DatasetError))
         except OSError as error:
             raise _cannot_write(dataset, error) from error
         try:
@@ -204,10 +205,8 @@ def _place(paths: list[Path], version: Path, split: str) -> tuple[DataFile, ...]
         sort_encodings(target)
         metadata = pyarrow.parquet.read_metadata(target)
         groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
-        with target.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
         relative = f"{version.name}/{split}/{target.name}"
-        files.append(DataFile(relative, target.stat().st_size, groups, digest))
+        files.append(DataFile(relative, target.stat().st_size, groups, file_sha256(target)))
     return tuple(files)
 
 

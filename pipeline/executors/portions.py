@@ -1,7 +1,7 @@
 """Portion: the part of a raw log that one task reads, a file or a range of its bytes, lines numbered as in the file.
 
 ``features.rawlog.read_lines`` reads every portion: a second parser could only give other rows or reasons. Plain text
-alone is cut: what is compressed has no place to begin but its start. A Parquet file is one portion too.
+alone is cut: what is compressed has no place to begin but its start. A columnar file is one portion too.
 """
 
 import csv
@@ -68,7 +68,7 @@ def plan_portions(
         tables = tuple(str(Path(find_lookup(lookup, file)).absolute()) for lookup in lookups)
         whole = Portion(file, str(path), tables)
         size = max(num_bytes, _TABLES_A_PORTION * sum(Path(table).stat().st_size for table in tables))
-        is_plain = log_format.kind != "parquet" and path.suffix not in (".gz", ".bz2")
+        is_plain = log_format.is_text and path.suffix not in (".gz", ".bz2")
         portions += _cut(whole, log_format, size) if is_plain and path.stat().st_size > size else [whole]
     return portions
 
@@ -76,7 +76,7 @@ def plan_portions(
 def _cut(whole: Portion, log_format: LogFormat, num_bytes: int) -> list[Portion]:
     """Portions of about ``num_bytes`` each; the file in one where its header is not in the first."""
     header = None
-    if log_format.kind != "jsonl" and log_format.header:
+    if log_format.has_header:
         header = _find_header(whole.path, log_format, num_bytes)
         if header is None:
             return [whole]

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow
 import pyarrow.csv
 
-from pipeline.synthetic.world import FIRST_DAY, SECONDS_PER_DAY, Ints, RawColumns, World
+from pipeline.synthetic.world import FIRST_TIMESTAMP, SECONDS_PER_DAY, Ints, RawColumns, World
 from pipeline.synthetic.world_drift import let_a_day_pass
 
 COLUMNS = (
@@ -82,4 +82,4 @@ def _draw_timestamps(rng: np.random.Generator, day: int, rows: int) -> Ints:
     """Sorted Unix seconds of one day: quiet nights, busy evenings."""
     by_hour = 1.2 - np.cos(2 * np.pi * (np.arange(24) - 4) / 24)
     hours = rng.choice(24, rows, p=by_hour / by_hour.sum())
-    return np.sort(FIRST_DAY + day * SECONDS_PER_DAY + hours * 3600 + rng.integers(0, 3600, rows))
+    return np.sort(FIRST_TIMESTAMP + day * SECONDS_PER_DAY + hours * 3600 + rng.integers(0, 3600, rows))

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 Ints = NDArray[np.int64]
 RawColumns = dict[str, NDArray[Any]]
 """Column -> (n,) values of one chunk of rows; in object arrays None is a missing value."""
 
 SECONDS_PER_DAY = 86_400
-FIRST_DAY = 1_704_067_200
+FIRST_TIMESTAMP = 1_704_067_200
 """2024-01-01 00:00 UTC, a Monday."""
 
 NUM_USERS, NUM_PROFILES = 4_000_000, 200_000
@@ -121,7 +121,7 @@ class World:
     def _bias_for(self, click_rate: float, rng: np.random.Generator) -> float:
         """The bias at which a sample of rows clicks at the wanted rate (bisection)."""
         day = np.arange(20_000) * SECONDS_PER_DAY // 20_000
-        logits = self.logits(self.draw(rng, FIRST_DAY + day))
+        logits = self.logits(self.draw(rng, FIRST_TIMESTAMP + day))
         low, high = -20.0, 20.0
         for _ in range(50):
             middle = (low + high) / 2
@@ -149,7 +149,7 @@ class World:
             "system": self.model_system[model], "browser": rng.integers(0, len(BROWSERS), n),
             "connection": rng.integers(0, len(CONNECTIONS), n), "slot": rng.integers(0, len(SLOT_SIZES), n),
             "position": np.minimum(rng.geometric(0.4, n) - 1, NUM_POSITIONS - 1), "hour": hour,
-            "weekday": (timestamps - FIRST_DAY) // SECONDS_PER_DAY % 7,
+            "weekday": (timestamps - FIRST_TIMESTAMP) // SECONDS_PER_DAY % 7,
             "impressions": np.minimum(rng.pareto(1.1, n) * 2, 500).astype(np.int64),
             "session": np.minimum(rng.lognormal(4.0, 1.5, n), 20_000).astype(np.int64),
         }  # fmt: skip
@@ -159,7 +159,7 @@ class World:
         renewals = np.floor(self.renewals + places * GOLDEN_RATIO % 1).astype(np.int64)
         return places + renewals * (num_places + 1)  # one more, so that a new one has other properties
 
-    def logits(self, row: dict[str, Ints]) -> Floats:
+    def logits(self, row: dict[str, Ints]) -> FloatArray:
         """Compute the log-odds of a click, (n,), of drawn impressions."""
         profile, place, creative = row["profile"], row["place_category"], row["creative"]
         return (
@@ -184,7 +184,7 @@ class World:
             + np.where(row["weekday"] >= 5, 0.1, 0.0)
         )
 
-    def _tastes(self, row: dict[str, Ints]) -> Floats:
+    def _tastes(self, row: dict[str, Ints]) -> FloatArray:
         """Compute the taste of each user at each place, (n, 2).
 
         What the log does not tell (a missing age or gender) counts for nothing: the probability is the best guess from
@@ -237,30 +237,30 @@ class World:
         return np.array([t[1:] or None for t in text], object)
 
 
-def sigmoid(logits: Floats) -> Floats:
+def sigmoid(logits: FloatArray) -> FloatArray:
     """Convert logits to probabilities."""
     return 1 / (1 + np.exp(-logits))
 
 
-def _weights(n: int, exponent: float, offset: int = 0) -> Floats:
+def _weights(n: int, exponent: float, offset: int = 0) -> FloatArray:
     """Power-law shares of n ids: the one of rank r has a share in proportion to (r + offset) ** -exponent."""
     weights = 1 / np.arange(1 + offset, n + 1 + offset) ** exponent
     return weights / weights.sum()
 
 
-def _cdf(shares: Floats) -> Floats:
+def _cdf(shares: FloatArray) -> FloatArray:
     cdf = np.cumsum(shares)
     cdf[-1] = 1.0
     return cdf
 
 
-def _arrows(rng: np.random.Generator, n: int) -> Floats:
+def _arrows(rng: np.random.Generator, n: int) -> FloatArray:
     """n unit vectors (n, 2) in directions spaced evenly around the circle, in random order."""
     angles = 2 * np.pi * (rng.permutation(n) + rng.random()) / n
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
-def _levels(rng: np.random.Generator, n: int) -> Floats:
+def _levels(rng: np.random.Generator, n: int) -> FloatArray:
     """n values of mean 0 and standard deviation 1, spaced evenly, in random order."""
     levels = rng.permutation(n) - (n - 1) / 2
     return levels / levels.std()

@@ -5,7 +5,7 @@ A model of yesterday is therefore worse today, by an amount that is known as exa
 
 import numpy as np
 
-from pipeline.synthetic.world import Floats, World
+from pipeline.synthetic.world import FloatArray, World
 
 ARROWS = ("category_appeal", "interest_taste", "place_taste", "age_taste", "gender_taste")
 """Tastes and appeals: they turn and keep their length."""
@@ -33,7 +33,7 @@ def let_a_day_pass(world: World, drift: float, rng: np.random.Generator) -> None
         setattr(world, name, _wander(getattr(world, name), drift, rng))
 
 
-def _turn(arrows: Floats, drift: float, rng: np.random.Generator) -> Floats:
+def _turn(arrows: FloatArray, drift: float, rng: np.random.Generator) -> FloatArray:
     """Vectors (n, 2), each turned by a random angle."""
     angles = drift * rng.normal(size=len(arrows))
     cos, sin = np.cos(angles), np.sin(angles)
@@ -41,7 +41,7 @@ def _turn(arrows: Floats, drift: float, rng: np.random.Generator) -> Floats:
     return np.stack([cos * x - sin * y, sin * x + cos * y], axis=1)
 
 
-def _wander(effects: Floats, drift: float, rng: np.random.Generator) -> Floats:
+def _wander(effects: FloatArray, drift: float, rng: np.random.Generator) -> FloatArray:
     """Values a step on, with the mean and the spread that they had."""
     steps = rng.normal(size=effects.shape)
     moved = np.sqrt(1 - drift**2) * (effects - effects.mean()) + drift * effects.std() * steps

@@ -6,7 +6,6 @@ rare; a tenth of the values is missing. The label follows from the row, so that 
 A dataset can be had without logs and without Spark, for measurements that only read it: its ids are drawn, not hashed.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from features.disk.dataset import MANIFEST_NAME, DataFile, DatasetManifest, FeatureStatistics, Rejected, Split
+from features.disk.digest import file_sha256
 from features.learnt import Learnt
 from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFeature
 from pipeline.build.write import num_files
@@ -136,9 +136,8 @@ def _write_split(folder: Path, split: str, num_rows: int, num_buckets: int, seed
         with pq.ParquetWriter(path, draw_encoded(rng, 0, num_buckets).schema, compression=config.compression) as writer:
             for rows in groups:
                 writer.write_table(draw_encoded(rng, rows, num_buckets))
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        files.append(DataFile(path.relative_to(folder).as_posix(), path.stat().st_size, tuple(groups), digest))
+        relative = path.relative_to(folder).as_posix()
+        files.append(DataFile(relative, path.stat().st_size, tuple(groups), file_sha256(path)))
     return tuple(files)
 
 

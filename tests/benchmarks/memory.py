@@ -3,10 +3,10 @@
     python -m tests.benchmarks.memory --output runs/bench/memory.json
 
 * reader: ``training.data.reader``, shuffled, batches of 4,096, one epoch of each dataset.
-* trainer: ``fit``, what a worker of ``jobs.train`` does, one rank, one epoch of each dataset, checkpoints
+* trainer: ``train_rank``, what a worker of ``jobs.train`` does, one rank, one epoch of each dataset, checkpoints
   included. Its network is small (width 4, layers of 16), so that the loop is quick and what grows is not lost in what
   is large; ``--network`` takes the benchmarks' own.
-* epochs: ``fit`` with the benchmarks' network (width 16, layers of 400) over 20 epochs of 200,000 rows.
+* epochs: ``train_rank`` with the benchmarks' network (width 16, layers of 400) over 20 epochs of 200,000 rows.
 * evaluation: exact metrics keep every score. Bytes a row at the peak, on one rank and on two that gather them.
 * job: ``jobs.train`` itself, under Ray: the peak of each of its processes, on the small network.
 
@@ -47,7 +47,7 @@ from training.judge.scores import Scores
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.fit.run import Run
-from training.fit.run import fit
+from training.fit.run import train_rank
 
 CONFIG = "jobs/configs/bench.toml"
 NUM_BUCKETS = 100_000
@@ -256,7 +256,7 @@ def train(dataset: str, run: str, epochs: str, *overrides: str) -> dict[str, Any
 
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
-        metrics = fit(Run(Path(run)), config, follow)
+        metrics = train_rank(Run(Path(run)), config, follow)
         dist.destroy_process_group()
     shutil.rmtree(run)
     progress, checkpoints = ([e for e in events if e["event"] == kind] for kind in ("progress", "checkpoint"))

@@ -117,7 +117,8 @@ def read_with_batched_dataloader(dataset: Path, epoch: int) -> Iterator[int]:
 
     warnings.simplefilter("ignore")
     logging.getLogger("petastorm").setLevel(logging.WARNING)
-    from petastorm import make_batch_reader
+    from training.data.petastorm_shim import make_batch_reader  # isort: split
+
     from petastorm.pytorch import BatchedDataLoader
 
     files = [

@@ -35,9 +35,9 @@ from features.disk.window import join
 from features.disk.atomic import write_json
 from jobs.cli.config import Config, load_config
 from jobs.demos.generated_logs import generate
-from jobs.retraining.partitions import build
+from jobs.retraining.partitions import build_partitions
 from jobs.retraining.retrain_folder import RetrainFolder
-from jobs.launch.run_guard import prepare
+from jobs.launch.run_guard import prepare_run
 from pipeline.synthetic.generate import LogSpec
 from tests.benchmarks.retraining_summary import summarise
 from training.ship.export import load_best
@@ -45,7 +45,7 @@ from training.judge.metrics import evaluate
 from training.judge.scores import Scores
 from training.data.opened_dataset import Dataset
 from training.fit.run import Run
-from training.fit.run import fit
+from training.fit.run import train_rank
 
 CONFIGS = ["jobs/configs/demo.toml", "jobs/configs/retrain/demo.toml"]
 DAYS_A_SESSION = 8
@@ -79,10 +79,6 @@ def main() -> int:
     return 0 if is_done else 3
 
 
-class OutOfTime(Exception):
-    """The seconds are over; what is there is kept."""
-
-
 class Curve:
     """One seed's log and both models of it."""
 
@@ -110,7 +106,7 @@ class Curve:
             generate(self.folder / "logs", spec)
         raw = self.place.raw()
         while (left := [date for date in self.dates if date not in self.place.built()]) and time.monotonic() < deadline:
-            build(self.place, {date: raw[date] for date in left[:DAYS_A_SESSION]})
+            build_partitions(self.place, {date: raw[date] for date in left[:DAYS_A_SESSION]})
 
     def play(self, deadline: float) -> list[dict[str, Any]]:
         """Train and score day by day, as far as time and partitions allow; returns a record a day."""
@@ -168,9 +164,9 @@ class Curve:
             training = dataclasses.replace(training, warm_start=str(before))
         shutil.rmtree(run.path, ignore_errors=True)
         run.path.mkdir(parents=True)
-        prepare(run.path, dataclasses.replace(self.config, training=training), resume=False)
+        prepare_run(run.path, dataclasses.replace(self.config, training=training), resume=False)
         seconds = time.perf_counter()
-        metrics = fit(run, training)
+        metrics = train_rank(run, training)
         seconds = time.perf_counter() - seconds
         return {**self._score(run, window), "rows": metrics["train"]["rows"], "seconds": round(seconds, 2)}
 

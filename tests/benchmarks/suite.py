@@ -14,6 +14,7 @@ from typing import Any
 
 from features.disk.atomic import write_json
 from jobs.cli.conventions import plain_parser, run_program
+from jobs.cli.text_table import text_table
 from tests.benchmarks.criteo_like import write_dataset
 
 PARTS = ("preprocess", "read", "train")
@@ -127,12 +128,13 @@ def _run(*arguments: str) -> None:
 
 
 def _print(result: dict[str, Any]) -> None:
-    print(f"{'ratio':<48}{'measured':>10}{'asked':>8}")
+    rows = [("ratio", "measured", "asked")]
     for part, found in result.items():
         for name, value in found.items() if isinstance(found, dict) else ():
             if "vs_" in name:
                 target = TARGETS.get((part, name))
-                print(f"{part + '.' + name:<48}{value:>10.2f}{'' if target is None else f'{target:.2f}':>8}")
+                rows.append((f"{part}.{name}", f"{value:.2f}", "" if target is None else f"{target:.2f}"))
+    print(text_table(rows, align="<>"))
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ def _wait(process: subprocess.Popen[str]) -> str:
 def _references(shared: Path, seed: int) -> Path:
     """Two logs, ``old.csv`` and ``new.csv``, and the datasets that undisturbed builds make of them."""
     from jobs.cli.config import load_config
-    from jobs.launch.dataset_build import build
+    from jobs.launch.dataset_build import run_build
     from pipeline.config import SparkConfig
     from pipeline.session import start_spark, stop_spark
 
@@ -151,7 +151,7 @@ def _references(shared: Path, seed: int) -> Path:
         log, config = folder / f"{name}.csv", folder / f"{name}.toml"
         _write_log(log, num_rows, random.Random(f"{name} {seed}"))
         config.write_text(CONFIG.format(output=folder / name, log=log), encoding="utf-8")
-        build(spark, load_config([str(config)]))
+        run_build(spark, load_config([str(config)]))
     stop_spark(spark)
     return folder
 

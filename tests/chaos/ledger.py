@@ -37,7 +37,7 @@ def work(arguments: dict[str, Any]) -> None:
     """One Ray Train worker; each attempt of the group has a folder of books, one book a rank."""
     import torch.distributed as dist
 
-    from infra.airflow.check import run
+    from training.fit import run
     from training.sharding import checkpoint
 
     attempt = [f"{time.time_ns()}"]
@@ -50,7 +50,8 @@ def work(arguments: dict[str, Any]) -> None:
 
 
 def _keep_books(book: Any, checkpoint: Any, run: Any) -> None:
-    parallelize, save, restore, save_tensors = run.parallelize, checkpoint.save, checkpoint.restore, checkpoint.dcp.save
+    parallelize, save, save_tensors = run.parallelize, checkpoint.save, checkpoint.dcp.save
+    restore = checkpoint.restore_checkpoint
 
     def note(**entry: Any) -> None:
         book.write(json.dumps(entry) + "\n")
@@ -81,7 +82,7 @@ def _keep_books(book: Any, checkpoint: Any, run: Any) -> None:
         note(restored=found.step)
 
     saving: list[int] = []
-    run.parallelize, checkpoint.save, checkpoint.restore = make_parallel, note_save, note_restore
+    run.parallelize, checkpoint.save, checkpoint.restore_checkpoint = make_parallel, note_save, note_restore
     checkpoint.dcp.save = slow_save
 
 

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 def main() -> int:
-    store.PATIENCE_SECONDS = PATIENCE
+    store.REGISTRY_PATIENCE_SECONDS = PATIENCE
     do, now, error = Steps.do, time.time, float(os.environ.get(CLOCK, "0"))
     time.time = lambda: now() + error
 

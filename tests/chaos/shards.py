@@ -195,7 +195,7 @@ class Trained:
 
     def fit(self, step: int | None = None, strike: Callable[[], object] = lambda: None) -> None:
         """Train to the end, from the newest checkpoint; ``strike`` when the checkpoint of ``step`` is written."""
-        from infra.airflow.check import run
+        from training.fit import run
 
         steps, reader = self.steps, run.Reader
 
@@ -212,7 +212,7 @@ class Trained:
 
         run.Reader = Ledger
         try:
-            run.fit(self.run, self.config, on_event)
+            run.train_rank(self.run, self.config, on_event)
         finally:
             run.Reader = reader
 

@@ -358,8 +358,11 @@ def test_a_run_of_version_1(tmp_path: Path):
     for wrong in ({"schema_fingerprint": "0"}, {"fingerprint_version": 2}):
         with pytest.raises(DatasetError, match=r"another feature schema than config\.json"):
             TrainedOn.from_json({**old, **wrong}, manifest.schema)
-    with pytest.raises(DatasetError, match="was made by a newer version"):
-        TrainedOn.from_json({**old, "fingerprint_version": 3}, manifest.schema)
+    newer = r"dataset\.json was made by a newer version of twinfocus \(fingerprint version 3; .* reads up to 2"
+    with pytest.raises(DatasetError, match=newer):
+        TrainedOn.from_json({**old, "fingerprint_version": 3, "rows": "of another shape"}, manifest.schema)
+    with pytest.raises(DatasetError, match="fingerprint version '2', and there is no such version"):
+        TrainedOn.from_json({**old, "fingerprint_version": "2"}, manifest.schema)
     with pytest.raises(DatasetError, match=r"not understood: .*dataset"):
         TrainedOn.from_json({}, manifest.schema)
 

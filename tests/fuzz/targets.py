@@ -19,7 +19,7 @@ import pyarrow.parquet
 from hypothesis import strategies as st
 
 from features.disk.dataset import DatasetError, DatasetManifest, Rejected, Split
-from features.fingerprint import FINGERPRINT_VERSION
+from features.fingerprint import FINGERPRINT_FORMAT
 from features.learnt import Learnt, LearntError
 from features.rawlog import LogError, LogFormat, Lookup, read_lines
 from jobs.cli.config import Config, load_config, parse_config
@@ -266,7 +266,7 @@ def manifest(folder: Path) -> Target:
 def shard(folder: Path) -> Target:
     """training.data.reader and .file_checker: a stranger's Parquet file, with a manifest that agrees with it."""
     from training.config import ReaderConfig, TrainingConfig
-    from training.data.file_checker import digest_of
+    from training.data.file_checker import digest_of_file
     from training.data.opened_dataset import Dataset
     from training.data.reader import Reader
 
@@ -296,7 +296,7 @@ def shard(folder: Path) -> Target:
     def run(given: tuple[bytes, bool]) -> None:
         data, agree = given
         path.write_bytes(data)
-        digest_of.cache_clear()  # two files of one size in the same tick of the clock
+        digest_of_file.cache_clear()  # two files of one size in the same tick of the clock
         described = replace(file, num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
         if agree:  # with the row groups that the file now says it has
             with suppress(OSError, pyarrow.ArrowException, ValueError):
@@ -392,7 +392,7 @@ def make_artifact(path: Path, tables: TablePrecision = "float32") -> None:
     prints = {
         "schema_fingerprint": config.features.fingerprint,
         "learnt_fingerprint": learnt.fingerprint,
-        "fingerprint_version": FINGERPRINT_VERSION,
+        "fingerprint_version": FINGERPRINT_FORMAT.version,
     }
     version = {"version": 1} if tables == "float32" else {"version": 2, "tables": tables}
     (path / "artifact.json").write_text(json.dumps({**version, **prints, "files": digests(path)}))
@@ -464,7 +464,7 @@ def _prints(folder: Path, trees: dict[str, Any]) -> dict[str, Any]:
             json.loads((folder / "config.json").read_text())["features"]
         )
         found["schema_fingerprint"] = schema.fingerprint
-        found["fingerprint_version"] = FINGERPRINT_VERSION
+        found["fingerprint_version"] = FINGERPRINT_FORMAT.version
         found["learnt_fingerprint"] = Learnt.load(folder / "learnt", schema).fingerprint
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass  # no such config: the loader under test has to say so

@@ -365,7 +365,7 @@ def test_a_header_without_an_end(tmp_path: Path) -> None:
 
 def test_a_line_without_an_end_is_one_rejected_row_of_spark(spark, tmp_path: Path) -> None:
     """One of hundreds of megabytes is more than a small Java process survives: the build says that memory ran out."""
-    from jobs.launch.dataset_build import build
+    from jobs.launch.dataset_build import run_build
 
     rows = b"".join(b"1,u%d\n0,u%d\n" % (i, i) for i in range(100))
     write_endless(tmp_path / "a.csv.gz", b"click,user\n" + rows, b"\n1,last\n", megabytes=20)
@@ -374,7 +374,7 @@ def test_a_line_without_an_end_is_one_rejected_row_of_spark(spark, tmp_path: Pat
         "pipeline": {"output": str(tmp_path / "dataset"), "input": {"train": str(tmp_path / "a.csv.gz")}},
         "training": {"dataset": "x"},
     }
-    summary = build(spark, parse_config(tree))
+    summary = run_build(spark, parse_config(tree))
     assert summary["reasons"] == {"longer than 16777216 characters": 1}
     assert (summary["rows"], summary["splits"]["train"]["rows"]) == (202, 201)
 

@@ -64,12 +64,12 @@ def test_no_java(checkout: Path):
     assert f"'{checkout}/bin/java' does not run" in refused(set_up(checkout, JAVA_HOME=str(checkout)), checkout)
 
 
-def test_no_python_3_11(checkout: Path):
+def test_no_python(checkout: Path):
     write_program(checkout / "bin" / "java", "echo 'openjdk version \"17.0.1\" 2021-10-19' >&2")
-    for name in ("python3.11", "python3", "python"):
+    for name in ("python3.11", "python3.12", "python3.13", "python3", "python"):
         write_program(checkout / "bin" / name, "exit 1")
     message = refused(set_up(checkout), checkout)
-    assert "Python 3.11 was not found" in message
+    assert "no Python 3.11, 3.12 or 3.13 was found" in message
     assert "sudo apt-get install python3.11 python3.11-venv" in message
 
 

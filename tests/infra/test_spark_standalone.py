@@ -10,7 +10,7 @@ import pytest
 from features.disk.dataset import DatasetManifest
 from features.encoding import RowEncoder
 from jobs.cli.config import load_config
-from jobs.launch.dataset_build import build
+from jobs.launch.dataset_build import run_build
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_the_dataset_is_the_rows(built):
 def test_a_local_session_writes_the_same_files(built, spark):
     """Two executors or the threads of one process: the same rows in the same order, with the same ids."""
     local = built.folder / "local"
-    build(spark, load_config([str(built.config)], [f"pipeline.output={local}"]))
+    run_build(spark, load_config([str(built.config)], [f"pipeline.output={local}"]))
     one, two = DatasetManifest.load(local), DatasetManifest.load(built.folder / "dataset")
     assert (one.schema_fingerprint, one.learnt_fingerprint) == (two.schema_fingerprint, two.learnt_fingerprint)
     for split in built.rows:

@@ -12,11 +12,11 @@ import pytest
 from features.disk.trained_on import TrainedOn
 from jobs import attribute
 from jobs.pages.report_files import read_run
-from jobs.pages.report_page import render
-from jobs.scoring.attribution_text import summary
+from jobs.pages.report_page import render_report
+from jobs.scoring.attribution_text import describe_attribution
 from training.config import MLPEncoder, ModelConfig, MoEFusion, StreamGatesSelection, TrainingConfig
 from training.data.opened_dataset import Dataset
-from training.fit.run import Run, fit
+from training.fit.run import Run, train_rank
 from training.judge.metrics import auc, logloss
 from training.ship.export import load_best
 
@@ -39,12 +39,12 @@ def run(tmp_path: Path, make_dataset: Callable[..., Any], one_rank: None) -> Run
     made = Run(tmp_path / "run")
     made.write("config.json", {"training": asdict(config), "features": asdict(dataset.manifest.schema)})
     made.write_dataset(TrainedOn.of(dataset.path, dataset.manifest).to_json())
-    fit(made, config)
+    train_rank(made, config)
     return made
 
 
 def test_the_program_and_the_report(run: Run, run_here):
-    before = render(read_run(run.path))
+    before = render_report(read_run(run.path))
     assert f"python -m jobs.attribute --run {run.path} makes it" in before
 
     code, out, error = run_here(attribute.main, "--run", run.path, "--repeats", 2)
@@ -63,7 +63,7 @@ def test_the_program_and_the_report(run: Run, run_here):
     best_step, dataset = run.read("metrics.json")["best_step"], run.read("dataset.json")["dataset"]
     assert (found["step"], found["dataset"]) == (line["step"], line["dataset"]) == (best_step, dataset)
 
-    page = render(read_run(run.path))
+    page = render_report(read_run(run.path))
     titles = (
         "AUC lost when a feature is permuted",
         "AUC lost when a branch&#39;s output is permuted",
@@ -83,7 +83,7 @@ def test_the_program_and_the_report(run: Run, run_here):
     # The run went on and found a better checkpoint.
     check = {"event": "evaluation", "step": best_step + 6, "best": True}
     Run(run.path).append(check)
-    page = render(read_run(run.path))
+    page = render_report(read_run(run.path))
     assert "This is of an older checkpoint, run it again" in page and f"of step {best_step + 6} now." in page
     run.rewind(best_step)
 
@@ -93,10 +93,10 @@ def test_the_program_and_the_report(run: Run, run_here):
     _, _, error = run_here(attribute.main, "--run", run.path, *foreign)
     assert "50 evenly spaced rows of 192; --max-rows takes more" in error
     words = f"50 rows of 192 (evenly spaced) of the split train of another dataset, {other};"
-    assert words in render(read_run(run.path))
+    assert words in render_report(read_run(run.path))
     files = read_run(run.path)
     bare = {**files.attribution, "p_t": None, "gates": []}
-    page = render(replace(files, attribution=bare))
+    page = render_report(replace(files, attribution=bare))
     assert "Where the branches are right" not in page
     assert "Gate:" not in page
 
@@ -117,9 +117,9 @@ def test_the_summary_has_a_line_a_number():
         "fusion_weights": None,
         "gates": [{"name": "selection, easy stream", "top": 2, "series": series}],
     }
-    lines = summary(found).splitlines()
+    lines = describe_attribution(found).splitlines()
     assert lines[-6:] == [
-        "easy: moves the fused logit by 0.500 and 90.0 % of its variance; its own auc 0.75000",
+        "easy: moves the fused logit by 0.500 and 90.0 % of its variance; its own auc 0.750000",
         "joint: moves the fused logit by 0.250 and 10.0 % of its variance",
         "",
         "gate, selection, easy stream: mean and deviation, from 0 to 2",

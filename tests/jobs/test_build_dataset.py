@@ -17,7 +17,7 @@ import pytest
 from features.disk.dataset import DatasetError, DatasetManifest
 from jobs import build_dataset
 from jobs.cli.config import load_config
-from jobs.launch.dataset_build import build
+from jobs.launch.dataset_build import run_build
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -97,7 +97,7 @@ def wait_for(process: subprocess.Popen, happened) -> bool:
 def test_killed_at_any_moment_then_repeated(spark, project):
     """kill -9 of real builds leaves the old dataset whole; the next build removes the debris and repeats every byte."""
     dataset = project.parent / "dataset"
-    build(spark, load_config([str(project)]))
+    run_build(spark, load_config([str(project)]))
     before, old = contents(dataset), {path.name for path in dataset.glob("version-*")}
     assert len(old) == 1
 
@@ -157,12 +157,12 @@ def test_bad_input_is_one_sentence_before_spark_starts(project, run_here, monkey
 
 def test_bad_rows_fail_in_one_sentence_and_leave_the_old_dataset(spark, project, tmp_path):
     config = load_config([str(project)])
-    build(spark, config)
+    run_build(spark, config)
     before = contents(tmp_path / "dataset")
     log = tmp_path / "log.csv"
     log.write_text(log.read_text().replace(",0,17", ",2,17"))
     with pytest.raises(DatasetError, match=r"malformed, more than.*log\.csv line 2: label 'click' is not 0 or 1"):
-        build(spark, config)
+        run_build(spark, config)
     assert contents(tmp_path / "dataset") == before
     assert len(list((tmp_path / "dataset").glob("version-*"))) == 1
 
@@ -182,16 +182,16 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_dataset(spark, project, 
     path, resize = disk
     dataset = path / "dataset"
     config = load_config([str(project)], [f"pipeline.output={dataset}"])
-    build(spark, config)
+    run_build(spark, config)
     before = contents(dataset)
     for room in (4096, 40960):  # not even for what was learnt, and not for all files
         resize(shutil.disk_usage(path).used + room)
         with pytest.raises(DatasetError, match=rf"^no space is left for {dataset}: make room on its disk, or choose"):
-            build(spark, config)
+            run_build(spark, config)
         assert contents(dataset) == before
         assert len(list(dataset.glob("version-*"))) == 1
     resize("4m")
-    build(spark, config)
+    run_build(spark, config)
     assert contents(dataset) == before
 
 
@@ -206,7 +206,7 @@ def test_frappe_has_the_papers_vocabularies(spark, tmp_path):
     """As the benchmark's published feature maps."""
     overrides = [f"pipeline.output={tmp_path / 'frappe'}"]
     overrides += [f"pipeline.input.{name}={DATA / 'frappe' / f'{name}.csv.gz'}" for name in ("train", "valid")]
-    build(spark, load_config([str(ROOT / "jobs/configs/frappe.toml")], overrides))
+    run_build(spark, load_config([str(ROOT / "jobs/configs/frappe.toml")], overrides))
     manifest = DatasetManifest.load(tmp_path / "frappe")
     learnt = manifest.load_learnt(tmp_path / "frappe")
     sizes = [learnt.num_embeddings(feature) for feature in manifest.schema.sparse]

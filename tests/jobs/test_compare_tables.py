@@ -10,7 +10,7 @@ import pytest
 
 from jobs import compare_tables, export
 from jobs.pages.report_files import read_run
-from jobs.pages.report_page import render
+from jobs.pages.report_page import render_report
 from tests.training.fit.test_run import make_config
 from tests.training.fit.test_warm_start import finish
 from training.fit.run import Run
@@ -29,7 +29,7 @@ def run(tmp_path: Path, make_dataset: Callable[..., Any], one_rank: None) -> Run
 
 def test_the_program_and_the_report(run: Run, run_here) -> None:
     command = f"python -m jobs.compare_tables --run {run.path}"
-    assert f"{command} holds float16 and int8 against float32" in render(read_run(run.path))
+    assert f"{command} holds float16 and int8 against float32" in render_report(read_run(run.path))
 
     code, out, error = run_here(compare_tables.main, "--run", run.path, "--seconds", 0)
     assert (code, error) == (0, "")
@@ -60,11 +60,11 @@ def test_the_program_and_the_report(run: Run, run_here) -> None:
             assert timed["rows_per_second"] == pytest.approx(1e3 * timed["batch_size"] / timed["milliseconds"])
     assert "ms a batch of 4,096" in header
 
-    page = render(read_run(run.path))
+    page = render_report(read_run(run.path))
     assert f"120 rows of the split valid of {best.dataset.path}; checkpoint of step {best.step}." in page
     assert "<td>int8</td>" in page and ">41.67 %</td>" in page and f"{command}</p>" not in page
     run.append({"event": "evaluation", "step": best.step + 6, "best": True})
-    page = render(read_run(run.path))
+    page = render_report(read_run(run.path))
     assert f"This is of step {best.step} and the best one is step {best.step + 6} now: {command}" in page
 
 

@@ -73,10 +73,10 @@ def test_two_builds_of_fbgemm(tmp_path: Path):
 
 
 def test_torch_of_the_other_lane():
-    finding = checks.check_lane({"fbgemm-gpu-cpu": "1.8.0"}, "13.0", "cpu")
+    finding = checks.check_accelerator({"fbgemm-gpu-cpu": "1.8.0"}, "13.0", "cpu")
     assert finding.status == "wrong"
     assert finding.cure == "rm -r .venv && make setup ACCELERATOR=cpu"
-    assert checks.check_lane({"fbgemm-gpu": "1.8.0"}, "13.0", "cuda").status == "ok"
+    assert checks.check_accelerator({"fbgemm-gpu": "1.8.0"}, "13.0", "cuda").status == "ok"
 
 
 def test_a_package_that_does_not_load_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from features.rawlog import LogFormat, expand_paths, read_rows
-from jobs.demos.generated_logs import SUMMARY_NAME, generate
+from jobs.demos.generated_logs import LOGS_SUMMARY_NAME, generate
 from pipeline.synthetic.generate import LogSpec
 
 
@@ -26,7 +26,7 @@ def test_summary_tells_what_the_files_hold(tmp_path: Path):
     assert summary["click_rate"] == labels.mean()
     assert summary["oracle"]["auc"] == pytest.approx(naive_auc(labels, probability), abs=1e-12)
     assert summary["oracle"]["logloss"] == pytest.approx(loss, abs=1e-12)
-    assert json.loads((tmp_path / "logs" / SUMMARY_NAME).read_text()) == summary
+    assert json.loads((tmp_path / "logs" / LOGS_SUMMARY_NAME).read_text()) == summary
 
 
 def test_older_logs_are_replaced_and_nothing_else(tmp_path: Path):

@@ -15,9 +15,9 @@ from jobs.cli.config import read_checked, read_resolved
 from jobs.cli.errors import ConfigError
 from jobs.compare import matrix_run
 from jobs.compare.matrix import Leaderboard
-from jobs.launch.run_guard import prepare
+from jobs.launch.run_guard import prepare_run
 from tests.jobs.test_train import write_config
-from training.fit.run import Run, fit
+from training.fit.run import Run, train_rank
 from training.judge.metrics import METRICS
 
 LEADERBOARD = """
@@ -47,8 +47,8 @@ def train_here(module: str, words: Sequence[str], log: Path) -> None:
     parser.add_argument("--run", type=Path)
     parser.add_argument("--resume", action="store_true")
     arguments = parser.parse_args(words)
-    config = prepare(arguments.run, read_resolved(arguments.resolved), arguments.resume)
-    fit(Run(arguments.run), config.training, schema=config.features)
+    config = prepare_run(arguments.run, read_resolved(arguments.resolved), arguments.resume)
+    train_rank(Run(arguments.run), config.training, schema=config.features)
 
 
 def test_leaderboard(make_dataset, tmp_path: Path, run_here, one_rank, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from tests.stand_ins.tiny_model import COLUMNS, raw_rows
 from tests.stand_ins.tiny_service import started
 
 ROOT = Path(__file__).parents[2]
-NAMES = "my_package.encoders,my_package.objectives"
+NAMES = "my_package.encoders,my_package.objectives,my_package.metrics"
 
 
 @pytest.mark.slow
@@ -42,6 +42,11 @@ def test_training_under_ray_exporting_scoring_and_serving(
     saved = json.loads((run / "config.json").read_text())["training"]
     assert (saved["model"]["hard"]["kind"], saved["model"]["objective"]["kind"]) == ("inner_product", "focal")
 
+    valid = json.loads((run / "metrics.json").read_text())["valid"]
+    assert 0 < valid["brier"] < 1 and f"brier {valid['brier']:.4f}" in trained.stdout
+    assert call("report", "--run", run).returncode == 0
+    assert ">brier</th>" in (run / "report.html").read_text()
+
     artifact = run / "artifact"
     refused = call("export", "--run", run, "--output", artifact, "--golden-input", log)
     assert refused.returncode == 1 and not artifact.exists()
@@ -58,3 +63,28 @@ def test_training_under_ray_exporting_scoring_and_serving(
     assert scores == others and len(set(scores)) > 10
     with started(tmp_path, "--artifact", artifact) as service:
         assert service.score(rows)["scores"] == pytest.approx(scores)
+
+
+@pytest.mark.slow
+def test_a_worker_without_the_plugin_says_so_in_the_run(
+    make_dataset: Callable[..., TinyDataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The module removes itself as the driver imports it, like one that the driver's machine alone has."""
+    user, run = tmp_path / "user", tmp_path / "run"
+    user.mkdir()
+    (user / "only_here.py").write_text("from pathlib import Path\n\nPath(__file__).unlink()\n")
+    config = write_config(tmp_path, make_dataset().path)
+    monkeypatch.setenv("PYTHONPATH", str(user))
+    words = [sys.executable, "-m", "jobs.train", "--config", str(config), "--run", str(run)]
+    done = subprocess.run(
+        [*words, 'training.plugins=["only_here"]'], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    message = (
+        "training.plugins: plugin only_here is not found: no module 'only_here' can be imported here; its folder must "
+        "be in PYTHONPATH of this program and of its workers"
+    )
+    assert (done.returncode, done.stdout) == (1, "") and not list(user.glob("*.py"))
+    assert done.stderr.splitlines()[-1] == f"error: {message}"
+    failure = json.loads((run / "failure.json").read_text())
+    assert failure["rank"] == 0 and failure["message"].endswith(message)
+    assert message in (run / "errors" / "rank=0.txt").read_text()

@@ -15,7 +15,7 @@ import pytest
 from features.disk.dataset import DataFile, DatasetManifest, DenseStatistics, FeatureStatistics, Rejected, Split
 from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFeature, VocabularyEncoding
 from jobs.pages.report_files import read_run
-from jobs.pages.report_page import render
+from jobs.pages.report_page import render_report
 from tests.browser import open_page
 from tests.stand_ins.retrained import BROKEN, FIRST, REFUSED, Retrained, add_partition, judge_day
 from training.judge.metrics import curves, evaluate
@@ -177,7 +177,7 @@ def figure_traces(html: str) -> list[dict[str, Any]]:
 def test_a_complete_run(tmp_path: Path):
     run, dataset = tmp_path / "run <1>", tmp_path / "dataset"
     evaluations = make_run(run, dataset)
-    html = render(read_run(run))
+    html = render_report(read_run(run))
     page = Page(html)
 
     # Self-contained: nothing is fetched, and the library is there once.
@@ -192,10 +192,10 @@ def test_a_complete_run(tmp_path: Path):
     assert page.text.count(HOSTILE) == 2
     assert "Run run <1>" in page.text
 
-    assert page.row("this model, test")[2] == f"{evaluations['test']['metrics']['auc']:.6g}"
-    assert page.row("oracle (the true probability), test")[2] == "0.9"
-    assert page.row("linear model, test")[2] == "0.7123"
-    assert f"{0.9 - evaluations['test']['metrics']['auc']:.6g}AUC short of the oracle" in page.text
+    assert page.row("this model, test")[2] == f"{evaluations['test']['metrics']['auc']:.6f}"
+    assert page.row("oracle (the true probability), test")[2] == "0.900000"
+    assert page.row("linear model, test")[2] == "0.712300"
+    assert f"{0.9 - evaluations['test']['metrics']['auc']:.6f}AUC short of the oracle" in page.text
     assert page.row("train", "800,000")[2:] == ["1", "1", "5", "0.187"]
     user = page.row("user_id", "user_id")
     assert user[2:9] == ["hash", "1,000", "123,456", "1.50 %", "0.00 %", "2.34 %", "43.21 %"]
@@ -226,11 +226,11 @@ def test_a_retrainings_candidate(tmp_path: Path):
     """Data checks and gate as pictures and tables, in a real browser; other runs have no such sections."""
     run = tmp_path / "run"
     make_run(run, tmp_path / "dataset")
-    assert "Data checks" not in Page(render(read_run(run))).text
+    assert "Data checks" not in Page(render_report(read_run(run))).text
 
     make_candidate(run, tmp_path)
     files = read_run(run)
-    html = render(files)
+    html = render_report(files)
     page, traces = Page(html), figure_traces(html)
     assert files.gate is not None and not files.gate.verdict.passed
     for rule in files.gate.verdict.shown:
@@ -266,7 +266,7 @@ def test_a_retrainings_candidate(tmp_path: Path):
 
 def test_figures_show_the_files_numbers(tmp_path: Path):
     evaluations = make_run(tmp_path / "run", tmp_path / "dataset")
-    traces = figure_traces(render(read_run(tmp_path / "run")))
+    traces = figure_traces(render_report(read_run(tmp_path / "run")))
 
     def named(name: str) -> list[dict[str, Any]]:
         return [trace for trace in traces if trace.get("name") == name]
@@ -297,7 +297,7 @@ def test_a_run_that_has_just_begun(tmp_path: Path):
     (tmp_path / "history.jsonl").write_text('{"event": "progress", "epoch": 0, "step": 1, "loss"')
     files = read_run(tmp_path)
     assert files.progress == [] and files.best_step is None
-    text = Page(render(files)).text
+    text = Page(render_report(files)).text
     for note in ("has no history yet", "No split has been evaluated yet", "has no plan.json", "names no dataset"):
         assert note in text
 
@@ -323,11 +323,11 @@ def test_a_dataset_built_anew_is_not_described(tmp_path: Path):
     (tmp_path / "run" / "dataset.json").write_text(
         json.dumps({"dataset": str(tmp_path / "dataset"), "learnt_fingerprint": "0" * 64})
     )
-    text = Page(render(read_run(tmp_path / "run"))).text
+    text = Page(render_report(read_run(tmp_path / "run"))).text
     assert "was built anew since this run" in text
     assert "123,456" not in text
     (tmp_path / "dataset" / "manifest.json").unlink()
-    assert "cannot be described any more" in Page(render(read_run(tmp_path / "run"))).text
+    assert "cannot be described any more" in Page(render_report(read_run(tmp_path / "run"))).text
 
 
 def run_report(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -12,8 +12,8 @@ from threading import Thread
 import pytest
 
 from jobs.cli.config import load_config
-from jobs.demos.demo_client import Answer, DemoClient, ask, find_wrong
-from jobs.demos.retrain_week import PLAY, RetrainDemo, break_log, compare
+from jobs.demos.demo_client import DemoClient, RequestOutcome, ask, find_wrong
+from jobs.demos.retrain_week import PLAY, RetrainDemo, break_log, compare_days
 from pipeline.synthetic.generate import LogSpec, generate_chunks, write_chunk
 
 OVERLAYS = sorted(Path("jobs/configs/retrain").glob("*.toml"))
@@ -23,7 +23,7 @@ SUMMARY = [
 PROMOTED = [(1, 100.0), (2, 200.0)]
 EXPECTED = {1: [0.25, 0.5], 2: [0.125, 0.75]}
 ANSWERS = [
-    Answer(at, 0.1, "", version, tuple(EXPECTED[version]))
+    RequestOutcome(at, 0.1, "", version, tuple(EXPECTED[version]))
     for at, version in ((150, 1), (199.95, 1), (201, 2), (202, 2))
 ]
 
@@ -47,9 +47,9 @@ def test_the_broken_day_has_three_times_the_clicks_and_no_countries(tmp_path: Pa
 
 
 def test_a_week_that_goes_otherwise_is_noticed() -> None:
-    assert compare(SUMMARY) == []
+    assert compare_days(SUMMARY) == []
     promoted = {"day": "2024-01-04", "verdict": "promoted", "stopped_by": None, "champion_version": 3}
-    assert compare([*SUMMARY[:2], promoted, *SUMMARY[3:]]) == [
+    assert compare_days([*SUMMARY[:2], promoted, *SUMMARY[3:]]) == [
         "2024-01-04: verdict is promoted, not stopped",
         "2024-01-04: stopped_by is None, not data checks",
         "2024-01-04: champion_version is 3, not 2",
@@ -66,7 +66,7 @@ def test_a_champion_that_is_served_throughout() -> None:
     [
         ([], "nobody was asked"),
         (
-            [*ANSWERS, Answer(203, 5.0, "TimeoutError: timed out")],
+            [*ANSWERS, RequestOutcome(203, 5.0, "TimeoutError: timed out")],
             "1 of 5 requests failed, the first with TimeoutError",
         ),
         (ANSWERS[:2], r"versions \[1\] answered, but champions were \[1, 2\]"),
@@ -76,7 +76,7 @@ def test_a_champion_that_is_served_throughout() -> None:
         ([*ANSWERS[:3], replace(ANSWERS[3], scores=(0.125, 0.7501))], "but its artifact gives"),
     ],
 )
-def test_a_champion_that_is_not(answers: list[Answer], word: str) -> None:
+def test_a_champion_that_is_not(answers: list[RequestOutcome], word: str) -> None:
     with pytest.raises(AssertionError, match=word):
         assert find_wrong(answers, PROMOTED, EXPECTED) == []
 

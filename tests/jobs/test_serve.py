@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from features.disk.artifact import ArtifactError, digest_of
+from features.disk.artifact import ArtifactError, digest_of_artifact
 from jobs import serve
 from jobs.registry.found_artifact import find_artifact, find_in, open_registry
 from jobs.registry.store import RegistryError
@@ -79,12 +79,12 @@ def test_where_an_artifact_is_found(tmp_path: Path) -> None:
 
     def champion() -> tuple[int | None, str]:
         found = find_artifact("models:/ctr@champion", registry.place)
-        assert digest_of(found.place) == found.sha256 and found.name == "ctr"
+        assert digest_of_artifact(found.place) == found.sha256 and found.name == "ctr"
         return found.version, found.sha256
 
-    assert champion() == (2, digest_of(str(artifacts[1])))
+    assert champion() == (2, digest_of_artifact(str(artifacts[1])))
     registry.rollback("ctr")
-    assert champion() == (1, digest_of(str(artifacts[0])))
+    assert champion() == (1, digest_of_artifact(str(artifacts[0])))
     assert find_in(open_registry(registry.place), "models:/ctr/2").version == 2
     given = find_artifact(f"{artifacts[0]}/")
     assert (given.place, given.name, given.version) == (str(artifacts[0]), "artifact-1", None)

@@ -14,14 +14,14 @@ import pytest
 from features.disk.atomic import write_json
 from jobs import status
 from jobs.cli.config import load_config
-from jobs.pages.status_page import MAX_REASONS, render
+from jobs.pages.status_page import MAX_REASONS, render_status
 from jobs.registry.registry import Registry
-from jobs.retraining.data_checks import Checks, Level, Result
+from jobs.retraining.data_checks import CheckResult, Checks, Level
 from jobs.retraining.date_index import DateIndex
 from jobs.retraining.raw_partitions import dashed
 from jobs.retraining.retrain_folder import TRAINED_TAG
 from jobs.retraining.retraining_status import RetrainingStatus, read_status
-from jobs.retraining.status_text import age, describe
+from jobs.retraining.status_text import age, describe_status
 from tests.browser import open_page
 from tests.jobs.test_report import Page, figure_traces
 from tests.stand_ins.retrained import (
@@ -121,7 +121,7 @@ def test_what_became_of_every_day(retrained: Retrained) -> None:
 
 
 def test_the_summary(retrained: Retrained) -> None:
-    text = describe(replace(read(retrained), at="2030-01-01T00:00:00Z"))
+    text = describe_status(replace(read(retrained), at="2030-01-01T00:00:00Z"))
     for line in (
         "champion   version 5, promoted 20",
         "trained on 2014-10-21 to 2014-10-27 (5); newest there 2014-10-30, 3 partitions later\n",
@@ -142,7 +142,7 @@ def test_only_the_last_ten_are_listed(own: Retrained) -> None:
         write_json(own.root / "verdicts" / f"2014110{day}.json", {**kept, "day": f"2014110{day}"})
     found = read(own)
     assert [r["day"] for r in found.to_json()["retrainings"]][::9] == ["20141028", "20141108"]
-    assert describe(found).count("\n2014-1") == 10
+    assert describe_status(found).count("\n2014-1") == 10
     assert len(found.to_json()["metrics"]) == 14
 
 
@@ -163,7 +163,7 @@ def test_ages() -> None:
 
 def test_nothing_is_changed(own: Retrained) -> None:
     before = tree(own.root)
-    render(read(own))
+    render_status(read(own))
     assert tree(own.root) == before
 
 
@@ -173,7 +173,7 @@ def test_a_retraining_at_work_is_seen_and_not_disturbed(own: Retrained) -> None:
         assert read(own).files.is_running is False
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert read(own).files.is_running is True
-        assert "at work    a retraining is at work" in describe(read(own))
+        assert "at work    a retraining is at work" in describe_status(read(own))
         fcntl.flock(lock, fcntl.LOCK_UN)
         assert read(own).files.is_running is False
 
@@ -215,7 +215,7 @@ def test_half_of_it(own: Retrained) -> None:
     write_json(unfinished, {**json.loads(unfinished.read_text()), "is_done": False, "a key of tomorrow": [1]})
     write_json(own.root / "last.json", {"verdict": "failed", "stopped_by": "train", "error": "no disk", "day": UNSEEN})
     found = read(own)
-    text, states = describe(found), {p.name: p.state for p in found.partitions}
+    text, states = describe_status(found), {p.name: p.state for p in found.partitions}
     assert "at work    no retraining; begun and not decided: 2014-10-30\n" in text
     assert "champion   not known" in text and "is no registry: it has no registry.db" in text
     for name in ("registry", f"{BROKEN}.json", f"{REFUSED}.json", f"{DAYS[1]}/manifest.json"):
@@ -226,7 +226,7 @@ def test_half_of_it(own: Retrained) -> None:
     *_, unfinished, failed = found.to_json()["retrainings"]
     assert unfinished["reasons"] == ("decided but not carried out: the next retraining does that",)
     assert (failed["verdict"], failed["day"], failed["reasons"]) == ("failed", UNSEEN, ("no disk",))
-    page = Page(render(found))
+    page = Page(render_status(found))
     assert "No version has been promoted yet" in page.text and page.row("2014-10-30", "failed")[-1] == "train: no disk"
     assert not (own.root / "registry" / "registry.db").exists()
 
@@ -245,7 +245,7 @@ def test_what_comes_late(own: Retrained, tmp_path: Path) -> None:
     found = read(own, logs, "retrain.train_on=window")
     states = {p.name: (p.state, p.is_late) for p in found.partitions}
     assert states["20141001"] == ("not yet seen", False), "a window does not go back to it"
-    assert f"1 left out ({more.replace('20141022', '2014-10-22')})" in describe(found)
+    assert f"1 left out ({more.replace('20141022', '2014-10-22')})" in describe_status(found)
 
 
 def test_days_that_only_the_rows_tell(own: Retrained) -> None:
@@ -276,7 +276,7 @@ def test_a_server_that_is_not_there(retrained: Retrained, monkeypatch: pytest.Mo
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     found = read_status(retrained.root, "ctr", "http://127.0.0.1:9", load_config([str(retrained.config)]))
     assert found.place == "http://127.0.0.1:9" and found.champion is None and len(found.outcomes) == 7
-    assert "127.0.0.1:9 cannot be reached" in describe(found)
+    assert "127.0.0.1:9 cannot be reached" in describe_status(found)
 
 
 # ---------------------------------------------------------------------------------------------------------- the program
@@ -307,7 +307,7 @@ def test_the_program(own: Retrained, tmp_path: Path, run_here: RunHere) -> None:
 
 def test_the_page_shows_it_all(retrained: Retrained) -> None:
     found = read(retrained)
-    html = render(found)
+    html = render_status(found)
     page, traces = Page(html), figure_traces(html)
     for tag, attributes in page.tags:
         assert tag not in ("img", "link", "iframe") and "src" not in attributes
@@ -342,7 +342,9 @@ def test_the_page_shows_it_all(retrained: Retrained) -> None:
 def hostile(made: Retrained) -> None:
     """Names and reasons that are HTML, wherever a file may hold one."""
     levels: dict[str, Level] = {"psi": "stop", "nulls": "warn", "out of vocabulary": "ok"}
-    results = [Result(rule, HOSTILE, 0.5, 0.1, "at most 0.25", level, HOSTILE, 0.25) for rule, level in levels.items()]
+    results = [
+        CheckResult(rule, HOSTILE, 0.5, 0.1, "at most 0.25", level, HOSTILE, 0.25) for rule, level in levels.items()
+    ]
     shape = {"bins": [HOSTILE, "b"], "current": [0.4, 0.6], "reference": [0.5, 0.5]}
     kept = {**Checks(tuple(results)).to_json(), "shapes": {HOSTILE: shape}}
     write_json(made.root / "checks" / f"{UNSEEN}.json", kept)
@@ -356,7 +358,7 @@ def hostile(made: Retrained) -> None:
 
 def test_names_are_no_markup(own: Retrained) -> None:
     hostile(own)
-    html = render(read(own))
+    html = render_status(read(own))
     assert "<img" not in html and html.count("</script>") == len(re.findall(r"<script[ >]", html))
     assert Page(html).text.count(HOSTILE) > 10
     opened = open_page(html)
@@ -365,7 +367,7 @@ def test_names_are_no_markup(own: Retrained) -> None:
 
 
 def test_the_page_in_a_browser(retrained: Retrained) -> None:
-    html = render(read(retrained))
+    html = render_status(read(retrained))
     opened = open_page(html)
     assert opened.complaints == [] and opened.fetched == []
     assert len(opened.plots) == html.count("Plotly.newPlot(") == 11 and min(opened.plots) > 0

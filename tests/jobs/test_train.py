@@ -20,7 +20,7 @@ from jobs.cli.config import load_config
 from jobs.launch import run_guard, worker
 from tests.ranks import on_two_ranks
 from tests.stand_ins.tiny_dataset import TINY_FEATURES
-from training.fit.run import Run, fit
+from training.fit.run import Run, train_rank
 from training.sharding import checkpoint
 from training.ship.export import load_best
 
@@ -98,8 +98,8 @@ def test_killed_worker_changes_nothing_but_the_time(make_dataset, tmp_path: Path
     assert "trained 2 epochs" in output and "valid (best" in output
 
     (tmp_path / "quiet").mkdir()
-    prepared = run_guard.prepare(tmp_path / "quiet", load_config([str(config)], [one_thread]), resume=False)
-    on_two_ranks(tmp_path, fit, Run(tmp_path / "quiet"), prepared.training)
+    prepared = run_guard.prepare_run(tmp_path / "quiet", load_config([str(config)], [one_thread]), resume=False)
+    on_two_ranks(tmp_path, train_rank, Run(tmp_path / "quiet"), prepared.training)
     quiet, killed = weights(tmp_path / "quiet"), weights(tmp_path / "killed")
     assert all(torch.equal(quiet[name], killed[name]) for name in quiet)
     for run in ("quiet", "killed"):
@@ -130,6 +130,7 @@ def test_sigterm_ends_the_workers_too_and_resume_goes_on(make_dataset, tmp_path:
     epochs = before.progress["epoch"] + 1
     resumed = call(config, run, "--resume", f"training.max_epochs={epochs}")
     assert resumed.returncode == 0, resumed.stderr
+    assert f"\nepoch {epochs}: valid auc " in f"\n{resumed.stderr}" and resumed.stdout.startswith("trained ")
     assert Run(run).read("metrics.json")["train"]["rows"] == epochs * 3_200
 
     newest = checkpoint.newest(run / "checkpoints")

@@ -13,8 +13,8 @@ from features.disk.dataset import DatasetManifest
 def build(spark, tmp_path):
     """``build(features, pipeline) -> (manifest, folder)``: run the whole job on a config tree."""
     from jobs.cli.config import parse_config
-    from jobs.launch.dataset_build import build as build_job
-    from jobs.launch.dataset_build import check
+    from jobs.launch.dataset_build import check_build
+    from jobs.launch.dataset_build import run_build as build_job
 
     def run(features: dict, pipeline: dict, folder: str = "dataset") -> tuple[DatasetManifest, Path]:
         dataset = tmp_path / folder
@@ -24,7 +24,7 @@ def build(spark, tmp_path):
             "training": {"dataset": str(dataset)},
         }
         config = parse_config(tree)
-        check(config)
+        check_build(config)
         build_job(spark, config)
         return DatasetManifest.load(dataset), dataset
 

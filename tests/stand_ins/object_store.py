@@ -181,5 +181,5 @@ def bucket(s3_server: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> Itera
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Failing requests are given up soon."""
-    monkeypatch.setattr("features.disk.object_store.PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr("features.disk.object_store.TRANSFER_PATIENCE_SECONDS", 1.0)
     monkeypatch.setattr("features.disk.object_store.ANSWER_SECONDS", 1.0)

@@ -25,7 +25,7 @@ def user_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
     """``user_modules({"name.py": text}) -> folder``, which is on sys.path; what they register goes with the test."""
     folder = tmp_path / "user"
     folder.mkdir()
-    states = [kinds.state() for kinds in plugins._ALL_KINDS]
+    before = plugins.registered()
     modules = set(sys.modules)
     monkeypatch.setenv(plugins.PLUGINS_VARIABLE, "")
     monkeypatch.syspath_prepend(folder)
@@ -38,8 +38,7 @@ def user_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
         return folder
 
     yield write
-    for kinds, state in zip(plugins._ALL_KINDS, states, strict=True):
-        kinds.restore(state)
+    plugins.restore(before)
     users = {path.stem for path in folder.iterdir()}
     for name in set(sys.modules) - modules:
         if name.partition(".")[0] in users:

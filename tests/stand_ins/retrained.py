@@ -19,7 +19,7 @@ from features.profile.profile import DataProfile, total
 from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFeature, VocabularyEncoding
 from jobs.cli.data_checks_config import DataChecksConfig
 from jobs.registry.registry import Registry
-from jobs.retraining.data_checks import check
+from jobs.retraining.data_checks import check_data
 from jobs.retraining.shapes import shapes
 from tests.jobs.registry.test_registry import make_artifact, make_registry
 from training.judge.gate import GateConfig, judge
@@ -115,7 +115,7 @@ def add_partition(made: Retrained, day: str, before: dict[str, DataProfile]) -> 
         dict.fromkeys(("banner", "device", "country"), 0.0),
         count(SCHEMA, [columns], bins),
     )
-    found = check(manifest, profile, reference, DataChecksConfig())
+    found = check_data(manifest, profile, reference, DataChecksConfig())
     kept = {} if reference is None else {"shapes": shapes(found, profile, reference)}
     _write(made.root / "checks" / f"{day}.json", {**found.to_json(), **kept})
     return profile

@@ -104,7 +104,8 @@ def write_tiny_dataset(
         number_rows: the training rows' group ids number them from 0, and the dense feature ``row`` is below 1: large
             numbers leave float32 few digits for the rest, and training multiplies what is lost.
         devices: more tokens of the device's vocabulary, as of a dataset that goes on with one without them.
-        schema: features called as the tiny schema's, of the same kinds; None: that one.
+        schema: features called as the tiny schema's, of the same kinds, and any more multi-valued ones; None: the tiny
+            schema.
     """
     schema = schema or tiny_schema(weight=weight, group_id=group_id)
     learnt = Learnt({"device": ["mobile", "tablet", *devices]}, out_of_vocabulary={"device": 3} if devices else {})
@@ -174,6 +175,12 @@ def tiny_columns(schema: FeatureSchema, num_rows: int, rng: np.random.Generator,
         columns["weight"] = rng.choice(np.array([0.5, 1.0, 2.0], np.float32), num_rows)
     if schema.group_id:
         columns["group_id"] = user.astype(np.int64) * 2**40 - 2**44
+    for feature in schema.sparse:
+        if feature.name not in columns:
+            lengths = rng.integers(0, feature.max_length + 1, num_rows).astype(np.int32)
+            ids = rng.integers(1, 20, (num_rows, feature.max_length)).astype(np.int32)
+            columns[feature.name] = np.where(np.arange(feature.max_length) < lengths[:, None], ids, 0).astype(np.int32)
+            columns[f"{feature.name}__length"] = lengths
     return columns
 
 

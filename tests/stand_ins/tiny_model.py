@@ -13,7 +13,7 @@ from jobs.cli.config import parse_config
 from jobs.registry.registry import Registry
 from tests.stand_ins.tiny_dataset import TINY_FEATURES, write_tiny_dataset
 from training.config import MLPEncoder, ModelConfig, TrainingConfig
-from training.fit.run import Run, fit
+from training.fit.run import Run, train_rank
 from training.ship.export import export
 
 COLUMNS = ("user", "genres", "device", "age", "row", "price")
@@ -40,7 +40,7 @@ def train_tiny(folder: Path, seed: int) -> Path:
     golden.write_text(",".join(COLUMNS) + "\n" + "\n".join(",".join(map(str, row.values())) for row in raw_rows(20)))
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
     try:
-        fit(run, config)
+        train_rank(run, config)
     finally:
         dist.destroy_process_group()
     export(run, folder / "artifact", str(golden))

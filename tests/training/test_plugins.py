@@ -16,11 +16,15 @@ from features.disk.artifact import ArtifactError
 from features.disk.trained_on import TrainedOn
 from jobs.cli.config import Config, load_config, parse_config
 from jobs.cli.errors import ConfigError
+from jobs.pages.report_files import read_run
+from jobs.pages.report_page import render
 from tests.stand_ins.plugin import page_files
 from tests.stand_ins.tiny_dataset import TINY_FEATURES, TinyDataset
 from tests.stand_ins.tiny_model import COLUMNS, raw_rows
 from training import plugins
-from training.fit.run import Run, fit
+from training.fit.run import Run, train_rank
+from training.judge.metrics import METRICS, evaluate
+from training.judge.scores import Scores
 from training.model.encoders import ENCODERS
 from training.model.objective import OBJECTIVES
 from training.plugins import PluginError
@@ -60,10 +64,28 @@ def write_run(folder: Path, dataset: TinyDataset, config: Config) -> Run:
     return run
 
 
+def check_brier(run: Run, metrics: dict[str, Any]) -> None:
+    """The page's metric is in every file and on the page of a run that monitors it, and is what a naive one gives."""
+    scores = load_best(run).score("valid")
+    p = 1 / (1 + np.exp(-scores.logits.astype(float)))
+    assert metrics["valid"]["brier"] == pytest.approx(
+        float(np.average((p - scores.labels) ** 2, weights=scores.weights)), rel=1e-6
+    )
+    assert json.loads((run.path / "evaluation" / "valid.json").read_text())["metrics"] == metrics["valid"]
+    checks = [e for e in map(json.loads, run.history.read_text().splitlines()) if e["event"] == "evaluation"]
+    assert [e["monitor"] for e in checks] == [e["auc"] - e["brier"] for e in checks] and len(checks) > 1
+    [best] = [e for e in checks if e["step"] == metrics["best_step"]]
+    assert best["monitor"] == max(e["monitor"] for e in checks)
+    before = plugins.registered()
+    plugins.restore([{} for _ in before])
+    assert "brier" not in METRICS, "the report imports no plugin"
+    assert render(read_run(run.path)).count(">brier</th>") == 2
+    plugins.restore(before)
+
+
 def forget(name: str) -> None:
     """Make this process one that never imported the user's plugins."""
-    for kinds in plugins._ALL_KINDS:
-        kinds.restore(({}, {}))
+    plugins.restore([{} for _ in plugins.registered()])
     for module in [module for module in sys.modules if module.partition(".")[0] == name]:
         del sys.modules[module]
 
@@ -79,7 +101,8 @@ def test_a_plugins_kinds_are_configured_as_our_own(user_modules: UserModules) ->
     hard, objective = config.training.model.hard, config.training.model.objective
     assert type(hard).__name__ == "InnerProductEncoder" and type(objective).__name__ == "FocalObjective"
     assert vars(hard).items() >= {"hidden_units": (16, 8), "dropout": 0.5, "batch_norm": False}.items()
-    assert config.training.plugins == ("my_package.encoders", "my_package.objectives")
+    assert config.training.plugins == ("my_package.encoders", "my_package.objectives", "my_package.metrics")
+    assert config.training.monitor == {"auc": 1.0, "brier": -1.0}
     assert parse_config(json.loads(json.dumps(config.to_dict()))) == config
     other = load_config(paths, ["training.model.hard.kind=cin"]).training.model.hard
     assert other.kind == "cin", "another kind replaces a plugin's, keys and all"
@@ -164,6 +187,67 @@ def test_a_plugin_that_cannot_be_used(user_modules: UserModules, text: str, mess
         assert "first" not in ENCODERS
 
 
+METRIC = """
+from training.judge.metrics import Metric, register_metric
+register_metric("first", Metric(lambda scores: 0.5, "lower", "half"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("raise RuntimeError('no licence')", r"cannot be imported: RuntimeError: no licence"),
+        ("raise SystemExit(3)", r"cannot be imported: SystemExit: 3"),
+        ("register_metric('auc', Metric(len, 'lower', ''))", r"metric 'auc' cannot be registered: the name is taken"),
+        ("register_metric('first', Metric(len, 'lower', ''))", r"'first' cannot be registered: the name is taken"),
+        ("register_metric('epochs', Metric(len, 'lower', ''))", r"'epochs' cannot be registered: the name is taken"),
+        ("register_metric('a b', Metric(len, 'lower', ''))", r"'a b' cannot be registered: its name must be small"),
+        ("register_metric('half', 0.5)", r"'half' cannot be registered: it must be a training\.judge\.metrics\.Metric"),
+        ("register_metric('half', Metric(0.5, 'lower', ''))", r"'half' cannot be registered: it must be a"),
+        ("register_metric('half', Metric(len, 'less', ''))", r"better must be 'higher', 'lower' or 'one', not 'less'"),
+        ("register_metric('half', Metric(len, 'one', '', '.3s'))", r"no number can be printed in the format '\.3s'"),
+    ],
+)
+def test_a_plugin_with_a_metric_that_cannot_be_used(user_modules: UserModules, text: str, message: str) -> None:
+    user_modules({"mine.py": METRIC + text})
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"^training\.plugins: plugin mine.*" + message):
+            parse_config(tree({"plugins": ["mine"]}))
+        assert "first" not in METRICS
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ("float('nan')", r"metric 'first' is nan: it must be a finite number, or None"),
+        ("'high'", r"metric 'first' cannot be computed: ValueError: could not convert"),
+        ("scores.nothing", r"metric 'first' cannot be computed: AttributeError: .* 'nothing'"),
+    ],
+)
+def test_a_metric_that_fails_is_named(user_modules: UserModules, returned: str, message: str) -> None:
+    user_modules({"mine.py": METRIC.replace("0.5", returned)})
+    parse_config(tree({"plugins": ["mine"]}))
+    with pytest.raises(ValueError, match=message):
+        evaluate(Scores.of([0.0, 1.0], [0, 1]))
+
+
+@pytest.mark.parametrize(
+    ("monitor", "message"),
+    [
+        ({"first": 2.0}, r"'training\.monitor': first = 2 would look for a worse model, since a lower first .* = -2"),
+        ({"auc": -1.0}, r"auc = -1 would look for a worse model, since a higher auc is better: set auc = 1"),
+        ({"frist": -1.0}, r"'frist' is none of auc, .*, first; did you mean 'first'\?"),
+    ],
+)
+def test_a_monitored_metric_has_its_direction(
+    user_modules: UserModules, monitor: dict[str, float], message: str
+) -> None:
+    user_modules({"mine.py": METRIC})
+    with pytest.raises(ConfigError, match=message):
+        parse_config(tree({"plugins": ["mine"], "monitor": monitor}))
+    assert parse_config(tree({"plugins": ["mine"], "monitor": {"first": -2.0}})).training.monitor == {"first": -2.0}
+
+
 def test_a_plugin_that_is_not_there(user_modules: UserModules) -> None:
     user_modules({"package/__init__.py": ""})
     for name, missing in (("nowhere.encoders", "nowhere"), ("package.encoders", "package.encoders")):
@@ -230,8 +314,9 @@ def test_a_model_of_plugins_trains_ships_and_scores(
     training["optimizer"] = {"kind": "fused", "embedding_learning_rate": 0.1}
     config = parse_config(tree(training, embedding_dim=8, embedding_init_std=0.1))
     run = write_run(tmp_path, dataset, config)
-    metrics = fit(run, config.training)
+    metrics = train_rank(run, config.training)
     assert metrics["valid"]["auc"] > 0.6
+    check_brier(run, metrics)
     golden = tmp_path / "golden.csv"
     golden.write_text(",".join(COLUMNS) + "\n" + "\n".join(",".join(map(str, r.values())) for r in raw_rows(20)))
     export(run, tmp_path / "artifact", str(golden))
@@ -246,7 +331,7 @@ def test_a_model_of_plugins_trains_ships_and_scores(
     with pytest.raises(PluginError, match=r"run needs the plugin 'my_package\.encoders'"):
         load_best(run)
     assert "my_package" not in sys.modules
-    monkeypatch.setenv(plugins.PLUGINS_VARIABLE, "my_package.encoders, my_package.objectives")
+    monkeypatch.setenv(plugins.PLUGINS_VARIABLE, "my_package.encoders, my_package.objectives,my_package.metrics")
     assert (Predictor.load(tmp_path / "artifact").predict(raw_rows(50, seed=1)) == expected).all()
     assert load_best(run).config.model.hard.kind == "inner_product"
 
@@ -292,6 +377,6 @@ def test_selections_and_fusions_are_registered_too(
     training = {"plugins": ["blocks"], "dataset": str(dataset.path), "max_epochs": 1, "global_batch_size": 32}
     config = parse_config(tree(training, selection={"kind": "half"}, fusion={"kind": "mean"}, embedding_dim=8))
     run = write_run(tmp_path, dataset, config)
-    fit(run, config.training)
+    train_rank(run, config.training)
     model = load_best(run).model
     assert (type(model.selection).__name__, type(model.fusion).__name__) == ("Half", "Mean")

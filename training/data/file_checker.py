@@ -5,7 +5,6 @@ become a model that is merely worse.
 """
 
 import functools
-import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from features.disk.dataset import DataFile, DatasetError
+from features.disk.digest import file_sha256
 from features.encoding import Columns
 from features.kinds import TABLE, batch_columns
 from features.schema import FeatureSchema
@@ -111,7 +111,7 @@ class ShardChecker:
 
     def _check_bytes(self, path: Path) -> None:
         try:
-            digest = digest_of(path, _state(path))
+            digest = digest_of_file(path, _state(path))
         except OSError as error:
             raise ReaderError(f"{path} cannot be read ({error}): build the dataset again") from error
         if digest != self._files[path].sha256:
@@ -137,14 +137,13 @@ def _state(path: Path) -> tuple[int, ...]:
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def digest_of(path: Path, state: tuple[int, ...]) -> str:
+def digest_of_file(path: Path, state: tuple[int, ...]) -> str:
     """Compute the sha256 of a file, cached in this process for as long as the file is in this state.
 
     Parquet's own checksums are not enough: a page's checksum leaves out page headers and the footer, and one bit of
     the footer can have other values read from the same pages.
     """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path)
 
 
 @functools.lru_cache(maxsize=1 << 12)

@@ -48,7 +48,7 @@ class EmbeddingL2:
         sizes = {table.shared_name: table.num_embeddings for table in embedding.tables}
         starts = dict(zip(sizes, accumulate([0, *sizes.values()]), strict=False))
         self._starts = {name: starts[table.shared_name] for table in embedding.tables for name in table.features}
-        self._sums_bags = {name: table.pooling == "sum" for table in embedding.tables for name in table.features}
+        self._mean_pooled = embedding.mean_pooled
         self._inverse_counts = 1 / self._count(batches, sum(sizes.values())).float()
         self._in_batch = torch.zeros_like(self._inverse_counts, dtype=torch.int32)
         self._streams: Streams = {}
@@ -101,6 +101,6 @@ class EmbeddingL2:
         lengths = ids.lengths()
         bags = torch.arange(len(lengths), device=rows.device).repeat_interleave(lengths, output_size=len(rows))
         sums_FB = values.new_zeros(len(lengths)).index_add_(0, bags, values).view(-1, batch.batch_size)
-        is_sum = torch.tensor([self._sums_bags[feature] for feature in ids.keys()], device=rows.device)  # noqa: SIM118
+        is_sum = torch.tensor([name not in self._mean_pooled for name in ids.keys()], device=rows.device)  # noqa: SIM118
         sizes_FB = lengths.view_as(sums_FB).clamp(min=1)
         return torch.where(is_sum[:, None], sums_FB / sizes_FB**2, sums_FB)[:, : batch.num_rows]

@@ -1,4 +1,4 @@
-"""A run: its folder on disk, and ``fit``, which trains one rank of it from the config to the last metric.
+"""A run: its folder on disk, and ``train_rank``, which trains one rank of it from the config to the last metric.
 
 The caller that starts the ranks (Ray Train, a test) forms the process group first.
 """
@@ -92,7 +92,7 @@ def find_warm_start(config: TrainingConfig, dataset: Dataset) -> checkpoint.Chec
     return checkpoint.best(before.checkpoints_of(before.config()))
 
 
-def fit(
+def train_rank(
     run: Run,
     config: TrainingConfig,
     on_event: Callable[[Event], None] = lambda event: None,
@@ -135,7 +135,7 @@ def fit(
     last = checkpoint.newest(training.checkpoints)
     if last is not None:
         warning = check_position(last, order)
-        checkpoint.restore(last, parallel)
+        checkpoint.restore_checkpoint(last, parallel)
         progress = Progress.from_json(last.progress)
     elif (begun := find_warm_start(config, dataset)) is not None:
         checkpoint.begin(begun, parallel)
@@ -218,7 +218,7 @@ def _evaluate_best(run: Run, training: Training, rows: SplitRows) -> tuple[dict[
     """
     assert training.valid_reader is not None
     best = checkpoint.best(training.checkpoints)
-    checkpoint.restore(best, training.parallel)
+    checkpoint.restore_checkpoint(best, training.parallel)
     scores = score_all(training.parallel, training.valid_reader, training.device)
     summary: dict[str, Any] = {}
     refusal = None

@@ -27,7 +27,7 @@ from training.sharding.tables import LookUp
 PINNED_BATCHES = 2
 """Number of batches that wait in page-locked memory for their copy to a GPU."""
 
-Result = tuple[Tensor, Tensor]
+StepResult = tuple[Tensor, Tensor]
 """Data loss (without the embedding L2) and number of real rows of a step, over all ranks."""
 
 
@@ -58,7 +58,7 @@ class Step:
         self._objective = OBJECTIVES[self.config.model.objective.kind](self.config.model.objective)
         self._world_size = dist.get_world_size()
 
-    def __call__(self, batch: Batch, seed: int) -> Result:
+    def __call__(self, batch: Batch, seed: int) -> StepResult:
         """Train with one batch that is on the device."""
         total, sent = self._forward(batch, seed)
         self.parallel.optimizer.zero_grad()
@@ -66,7 +66,7 @@ class Step:
         self._update()
         return self._receive(sent)
 
-    def run(self, batches: Iterable[Batch], seeds: Iterator[int]) -> Generator[Result, None, None]:
+    def run(self, batches: Iterable[Batch], seeds: Iterator[int]) -> Generator[StepResult, None, None]:
         """Train with each of ``batches``, which may be on the host; a result is of a step that is done.
 
         Pipelined, up to two batches more than there are results have been taken; the last result comes after the last
@@ -92,7 +92,7 @@ class Step:
                         return
                     yield batch
 
-    def _run_pipelined(self, batches: Iterator[Batch], seeds: Iterator[int]) -> Iterator[Result]:
+    def _run_pipelined(self, batches: Iterator[Batch], seeds: Iterator[int]) -> Iterator[StepResult]:
         pipeline = TrainPipelineSparseDist(
             LookUp(self.parallel.model),
             _Optimizer(self.parallel.optimizer.zero_grad, self._update),  # pyright: ignore[reportArgumentType]
@@ -141,7 +141,7 @@ class Step:
         parallel.optimizer.step()
         self.times.mark("optimizer")
 
-    def _receive(self, sent: _Sent) -> Result:
+    def _receive(self, sent: _Sent) -> StepResult:
         _wait(sent.work)
         self.times.mark("reduction")
         return sent.loss, sent.rows

@@ -15,7 +15,7 @@ from training.model.normalization import GlobalBatchNorm
 from training.sharding.tables import embedding_of, kernels_of, lookups_of
 
 COMMUNICATION = ("exchange", "reduction")
-PARTS = (
+STEP_PARTS = (
     "input",
     "lookup",
     "dense forward",
@@ -38,7 +38,7 @@ class StepTimes:
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         """Watch ``model`` by hooks on its embedding; they stay as long as it lives."""
-        self.seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
+        self.seconds: dict[str, float] = dict.fromkeys(STEP_PARTS, 0.0)
         self.num_steps = 0
         self.num_batches, self.num_ids = 0, Counter[str]()
         """Batches of the timed steps (an epoch's last step has none), and their ids by feature, on this rank."""

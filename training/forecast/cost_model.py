@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from features.schema import STRICT
 from training.config import ShardingKind
+from training.judge.scores import Floats
 from training.model.cost import FLOAT, Net
 
 ID = 8
@@ -28,11 +28,10 @@ BUCKET = 25 << 20
 """Bytes of dense gradients that DistributedDataParallel reduces at once."""
 
 Kind = ShardingKind | Literal["table_row_wise"]
-Number = Annotated[float, Field(gt=0)]
+PositiveNumber = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
-Floats = NDArray[np.float64]
-PARTS = ("fixed", "dense", "tables", "ids", "vectors", "dense gradients", "messages")
+COST_PARTS = ("fixed", "dense", "tables", "ids", "vectors", "dense gradients", "messages")
 """fixed: the step's own work beside products and bytes. tables: look-up and update. ids, vectors: their exchange, both
 ways. messages: what the collectives cost however little they carry."""
 
@@ -55,26 +54,30 @@ class Machine:
         memory: bytes.
     """
 
-    flops: Number
-    memory_bandwidth: Number
+    flops: PositiveNumber
+    memory_bandwidth: PositiveNumber
     flops_share: Share = 1.0
     memory_share: Share = 1.0
     link_share: Share = 1.0
-    line: Number = 64
+    line: PositiveNumber = 64
     id_seconds: NotNegative = 0.0
     step_seconds: NotNegative = 0.0
-    within_host: Number = 1e15
-    between_hosts: Number = 1e15
+    within_host: PositiveNumber = 1e15
+    between_hosts: PositiveNumber = 1e15
     latency_within: NotNegative = 0.0
     latency_between: NotNegative = 0.0
     latency_per_peer: NotNegative = 0.0
-    read_rows: Number = 1e15
-    memory: Number = 1e15
+    read_rows: PositiveNumber = 1e15
+    memory: PositiveNumber = 1e15
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows [first_row, first_row + rows) of some columns of a table on one rank."""
+    """Rows [first_row, first_row + rows) of some columns of a table on one rank.
+
+    Attributes:
+        num_features: features that look up in the table.
+    """
 
     table: str
     kind: Kind
@@ -82,6 +85,7 @@ class Shard:
     rows: int
     columns: int
     first_row: int = 0
+    num_features: int = 1
 
     @property
     def num_bytes(self) -> int:
@@ -121,7 +125,7 @@ class Prediction:
     """Prediction: time and memory of a step.
 
     Attributes:
-        seconds: seconds of each of ``PARTS`` on the slowest rank, one after the other.
+        seconds: seconds of each of ``COST_PARTS`` on the slowest rank, one after the other.
         reading: seconds that its rows take to be read, beside the step.
         imbalance: largest / mean over the ranks of what differs between them: tables, ids and vectors.
         memory: bytes of tables on the fullest rank.
@@ -229,11 +233,13 @@ def _load(shards: Sequence[Shard], m: Machine, t: Traffic) -> _Loads:
 def _look_ups(shard: Shard, t: Traffic) -> tuple[float, float]:
     """Ids that a shard looks up in a step, and bags that it makes a vector of. One id a row and feature."""
     if shard.kind == "data_parallel":
-        return t.rows, t.rows
-    if shard.kind in ("row_wise", "table_row_wise"):
+        num_ids, num_bags = float(t.rows), t.rows
+    elif shard.kind in ("row_wise", "table_row_wise"):
         ranks = t.world_size if shard.kind == "row_wise" else t.ranks_per_host
-        return t.batch_size * ((1 - t.head) / ranks + t.head * (shard.first_row == 0)), t.batch_size
-    return t.batch_size, t.batch_size
+        num_ids, num_bags = t.batch_size * ((1 - t.head) / ranks + t.head * (shard.first_row == 0)), t.batch_size
+    else:
+        num_ids, num_bags = t.batch_size, t.batch_size
+    return shard.num_features * num_ids, shard.num_features * num_bags
 
 
 def _table_bytes(shard: Shard, num_ids: float, num_bags: float, line: float) -> float:

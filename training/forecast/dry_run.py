@@ -12,19 +12,18 @@ from typing import Any
 from torchrec.distributed.planner.types import Enumerator, PlannerError, Shard, ShardingOption, Stats, Topology
 from torchrec.distributed.types import ShardingType
 
-from training.config import DenseOptimizer, FusedOptimizer, ShardingConfig, ShardingKind, TrainingConfig
+from training.config import GIB, DenseOptimizer, FusedOptimizer, ShardingConfig, ShardingKind, TrainingConfig
 from training.model.ctr_model import CTRModel
 from training.sharding.table_planner import (
     CACHED,
     DATA_PARALLEL,
-    GIB,
     HOST,
     MARGIN,
-    PARTS,
+    MEMORY_PARTS,
     Cluster,
     Sharder,
     batch_size_per_rank,
-    describe,
+    describe_placement,
     held_bytes,
     make_planner,
     make_reservation,
@@ -32,7 +31,7 @@ from training.sharding.table_planner import (
 )
 
 TIMES = ("compute_ms", "exchange_ms", "ms")
-MAX_NAMED = 3
+MAX_REFUSED_TABLES = 3
 """Tables named in a refusal."""
 MAX_MEMORY_GROWTH, MAX_GROWTH, MAX_RANKS = 4, 64, 1_024
 """Memory and clusters so many times as large, and clusters of more ranks, are not tried."""
@@ -69,12 +68,13 @@ class Reserve:
 
 
 @dataclass(frozen=True)
-class Plan:
+class DryRunPlan:
     """A dry run's plan.
 
     Attributes:
-        tables: tables as in a run's plan.json, with ``num_shards`` and bytes of ``PARTS`` and ``HOST`` over all ranks.
-        ranks: each rank's number of shards, bytes by part, the total of ``PARTS`` with ``reserve.fixed``, and
+        tables: tables as in a run's plan.json, with ``num_shards`` and bytes of ``MEMORY_PARTS`` and ``HOST`` over
+            all ranks.
+        ranks: each rank's number of shards, bytes by part, the total of ``MEMORY_PARTS`` with ``reserve.fixed``, and
             TorchRec's estimate of the milliseconds that a step spends in lookups and exchanges.
         shards: (table, rank) -> bytes, of all parts.
     """
@@ -97,10 +97,10 @@ class Change:
 
     words: str
     factor: float
-    plan: Plan
+    plan: DryRunPlan
 
 
-def plan_tables(model: CTRModel, config: TrainingConfig, cluster: Cluster) -> Plan:
+def plan_tables(model: CTRModel, config: TrainingConfig, cluster: Cluster) -> DryRunPlan:
     """Plan the tables as a training on these ranks would.
 
     Args:
@@ -128,8 +128,8 @@ def plan_tables(model: CTRModel, config: TrainingConfig, cluster: Cluster) -> Pl
         raise _refusal(options, cluster, reserve) from error
     tables = {table.name: table for table in model.tables}
     placed = {name: place for module in placements.plan.values() for name, place in module.items()}
-    nothing = {"num_shards": 0} | dict.fromkeys((*PARTS, HOST), 0)
-    rows = {name: describe(tables[name], place) | nothing for name, place in placed.items()}
+    nothing = {"num_shards": 0} | dict.fromkeys((*MEMORY_PARTS, HOST), 0)
+    rows = {name: describe_placement(tables[name], place) | nothing for name, place in placed.items()}
     ranks = [
         {"rank": rank} | nothing | {"bytes": reserve.fixed} | dict.fromkeys(TIMES, 0.0)
         for rank in range(cluster.world_size)
@@ -142,11 +142,11 @@ def plan_tables(model: CTRModel, config: TrainingConfig, cluster: Cluster) -> Pl
             assert shard.rank is not None and shard.perf is not None
             parts = held_bytes(config, option.sharding_type, shard.size, option.compute_kernel)
             size = _storage(shard, cluster)
-            parts["lookups"] = size - sum(parts[part] for part in PARTS if part in parts)
+            parts["lookups"] = size - sum(parts[part] for part in MEMORY_PARTS if part in parts)
             rank = ranks[shard.rank]
             for entry in (rows[option.name], rank):
                 entry["num_shards"] += 1
-                for part in (*PARTS, HOST):
+                for part in (*MEMORY_PARTS, HOST):
                     entry[part] += parts[part]
             rank["bytes"] += size
             rank["compute_ms"] += shard.perf.fwd_compute + shard.perf.bwd_compute
@@ -154,7 +154,7 @@ def plan_tables(model: CTRModel, config: TrainingConfig, cluster: Cluster) -> Pl
             rank["ms"] += shard.perf.total
             place = (option.name, shard.rank)
             shards[place] = shards.get(place, 0) + size
-    return Plan(cluster, reserve, list(rows.values()), ranks, shards)
+    return DryRunPlan(cluster, reserve, list(rows.values()), ranks, shards)
 
 
 def find_changes(
@@ -319,17 +319,17 @@ def _refusal(options: list[ShardingOption], cluster: Cluster, reserve: Reserve) 
     need, have = sum(totals.values()), cluster.world_size * reserve.left
     reasons = []
     if need > have:
-        named = ", ".join(f"{name} {binary(totals[name])}" for name in by_size[:MAX_NAMED])
+        named = ", ".join(f"{name} {binary(totals[name])}" for name in by_size[:MAX_REFUSED_TABLES])
         reasons.append(
             f"they need {binary(need)} in all, {binary(need - have)} more than there is; the largest: {named}"
         )
-    for name in too_large[:MAX_NAMED]:
+    for name in too_large[:MAX_REFUSED_TABLES]:
         size, kind = shards[name]
         reasons.append(
             f"table {name} needs {binary(size)} on a rank even {kind}, {binary(size - reserve.left)} more than there is"
         )
-    if len(too_large) > MAX_NAMED:
-        reasons.append(f"{len(too_large) - MAX_NAMED} more tables are too large for a rank")
+    if len(too_large) > MAX_REFUSED_TABLES:
+        reasons.append(f"{len(too_large) - MAX_REFUSED_TABLES} more tables are too large for a rank")
     if not reasons:
         size, kind = max(shards.values())
         hosts = f", and a rank has {binary(_host_memory(cluster))} of host memory" if _can_cache(options) else ""
@@ -347,7 +347,7 @@ def _refusal(options: list[ShardingOption], cluster: Cluster, reserve: Reserve) 
         f"{binary(reserve.left)} for them, after a margin of {binary(reserve.margin)} and {binary(reserve.fixed)} for "
         "the dense net and the ids of a batch"
     )
-    return PlanError("\n  ".join([head, *reasons]), missing, too_large or by_size[:MAX_NAMED], more_ranks_help)
+    return PlanError("\n  ".join([head, *reasons]), missing, too_large or by_size[:MAX_REFUSED_TABLES], more_ranks_help)
 
 
 def _reserve(model: CTRModel, config: TrainingConfig, cluster: Cluster) -> Reserve:

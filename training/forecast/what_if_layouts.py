@@ -14,6 +14,7 @@ from training.forecast.cost_model import Kind, Machine, Shard, Traffic, predict
 from training.forecast.dry_run import PlanError
 from training.model.cost import FLOAT, Net
 from training.model.ctr_model import CTRModel
+from training.model.embedding import EmbeddingTable
 from training.sharding.table_planner import Cluster, Sharder, make_planner
 
 GIANT = 8
@@ -30,17 +31,18 @@ def planned_shards(model: CTRModel, config: TrainingConfig, cluster: Cluster) ->
         plan: Any = make_planner(model, config, cluster).plan(model, [Sharder()])  # pyright: ignore[reportArgumentType]
     except PlannerError as error:
         raise PlanError(f"the tables do not fit: {error}", 0, []) from error
-    sizes = {table.name: (table.num_embeddings, table.padded_width) for table in model.tables}
+    tables = {table.name: table for table in model.tables}
     shards = []
     for name, placement in [place for part in plan.plan.values() for place in part.items()]:
+        table = tables[name]
         if placement.sharding_spec is None:
-            shards += [Shard(name, "data_parallel", rank, *sizes[name]) for rank in range(cluster.world_size)]
+            shards += _replicas(table, cluster.world_size)
             continue
         for shard in placement.sharding_spec.shards:
             rows, columns = shard.shard_sizes
             if rows and columns:  # row-wise, of a table with fewer rows than ranks, some have none
-                rank, first = shard.placement.rank(), shard.shard_offsets[0]
-                shards.append(Shard(name, placement.sharding_type, rank, rows, columns, first))
+                place = shard.placement.rank(), rows, columns, shard.shard_offsets[0]
+                shards.append(Shard(name, placement.sharding_type, *place, len(table.features)))
     return shards
 
 
@@ -75,18 +77,18 @@ def _deal(
     all_by_host: bool = False,
 ) -> list[Shard]:
     shards: list[Shard] = []
-    parts: list[tuple[bool, int, str, int]] = []
+    parts: list[tuple[bool, int, str, int, int]] = []
     for table in model.tables:
         rows, width = table.num_embeddings, table.padded_width
         if rows <= max_replicated:
-            shards += [Shard(table.name, "data_parallel", rank, rows, width) for rank in range(t.world_size)]
+            shards += _replicas(table, t.world_size)
             continue
         by_host = all_by_host or rows * (FLOAT * width + 4) > memory / GIANT
         widths = [min(columns or width, width - first) for first in range(0, width, columns or width)]
-        parts += [(by_host, rows, table.name, part) for part in widths]
+        parts += [(by_host, rows, table.name, part, len(table.features)) for part in widths]
     to_send, held = np.zeros((2, t.num_hosts, t.ranks_per_host))
-    mean = sum(width for *_, width in parts) / t.world_size
-    for by_host, rows, name, width in sorted(parts, reverse=True):
+    mean = sum(width * num_features for *_, width, num_features in parts) / t.world_size
+    for by_host, rows, name, width, num_features in sorted(parts, reverse=True):
         score = to_send / mean + held / memory
         host, rank = divmod(int(score.argmin()), t.ranks_per_host)
         ranks = [rank]
@@ -95,8 +97,17 @@ def _deal(
         block = math.ceil(rows / len(ranks))
         kind: Kind = "table_row_wise" if by_host else "column_wise"
         for first, rank in zip(range(0, rows, block), ranks, strict=False):
-            shard = Shard(name, kind, host * t.ranks_per_host + rank, min(block, rows - first), width, first)
+            place = host * t.ranks_per_host + rank, min(block, rows - first), width, first
+            shard = Shard(name, kind, *place, num_features)
             shards.append(shard)
             held[host, rank] += shard.num_bytes
-            to_send[host, rank] += width / len(ranks)
+            to_send[host, rank] += width * num_features / len(ranks)
     return shards
+
+
+def _replicas(table: EmbeddingTable, world_size: int) -> list[Shard]:
+    """Lay a table on every rank, whole."""
+    size = table.num_embeddings, table.padded_width
+    return [
+        Shard(table.name, "data_parallel", rank, *size, num_features=len(table.features)) for rank in range(world_size)
+    ]

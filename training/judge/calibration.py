@@ -97,7 +97,8 @@ def _minimise(inputs: Floats, labels: Floats, weights: Floats) -> Floats:
         gradient = inputs @ (weights * (probs - labels))
         if np.abs(gradient).max() <= TOLERANCE * rate * (1 - rate):
             return values
-        step = np.linalg.solve((inputs * (weights * probs * (1 - probs))) @ inputs.T, gradient)
+        curvature = (inputs * (weights * probs * (1 - probs))) @ inputs.T
+        step: Floats = np.asarray(np.linalg.solve(curvature, gradient), np.float64)
         highest = _loss(values, inputs, labels, weights) * (1 + 1e-12)  # at the minimum only rounding is left
         while _loss(values - step, inputs, labels, weights) > highest:
             step = step / 2

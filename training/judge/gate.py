@@ -23,7 +23,7 @@ from training.judge.scores import Floats, check_rows
 
 SEGMENT_ERRORS = 3.0
 """Standard errors by which a segment must be worse: among many segments, luck alone finds one that is two worse."""
-MAX_SHOWN = 3
+MAX_SEGMENTS = 3
 """Segments of a column that kept the rule in ``Verdict.table``, the worst ones."""
 
 Limit = Annotated[float, Field(ge=0)]
@@ -115,7 +115,7 @@ class Verdict:
         shown, left = [], {}
         for rule in self.rules:
             column, equals, _ = rule.name.partition("=")
-            left[column] = left.get(column, MAX_SHOWN) - (rule.passed and bool(equals))
+            left[column] = left.get(column, MAX_SEGMENTS) - (rule.passed and bool(equals))
             if not rule.passed or left[column] >= 0:
                 shown.append(rule)
         return tuple(shown)
@@ -236,7 +236,8 @@ def _quantized(rows: _Rows, unquantized: Floats, limit: float) -> RuleResult:
     served, trained = (auc(scores, rows.labels, rows.weights) for scores in (rows.candidate, unquantized))
     assert served is not None and trained is not None  # there are rows of both classes
     drop = trained - served
-    threshold, reason = f"at most {limit:g} lower than unquantized", f"{-drop:+.6f} from {trained:.6f}"
+    threshold, metric = f"at most {limit:g} lower than unquantized", METRICS["auc"]
+    reason = f"{metric.text(-drop, '+')} from {metric.text(trained)}"
     return RuleResult("quantized auc", served, None, threshold, drop <= limit, reason)
 
 
@@ -285,7 +286,8 @@ def _decide(name: str, found: Difference, limit: float, config: GateConfig) -> t
     is_worse = worse * found.mean > limit
     passed = worst <= limit if config.decide_by == "worst" else not is_worse or best <= 0
     verdict = "worse" if not passed else "too little is known to call it worse" if is_worse else "not worse"
-    return passed, f"{found.mean:+.6f} ({found.low:+.6f} to {found.high:+.6f}): {verdict}"
+    mean, low, high = (METRICS[name].text(value, "+") for value in (found.mean, found.low, found.high))
+    return passed, f"{mean} ({low} to {high}): {verdict}"
 
 
 def _score_shift(rows: _Rows, champion: Floats, limit: float, is_better: bool) -> RuleResult:

@@ -4,7 +4,10 @@ Exact rather than binned or averaged over batches, because differences of 0.0003
 A metric that the data does not define (the AUC of rows of one class, say) is None, never a made-up number.
 """
 
-from collections.abc import Callable, Mapping
+import math
+import re
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from training.judge.scores import Floats, Scores, check_rows, to_probs
+from training.plugins import PLUGIN_METRICS, PluginError
 
 PROBABILITY_CLIP = 1e-7
 """Probabilities are kept this far from 0 and 1 in the logloss (FuxiCTR's clip)."""
@@ -24,8 +28,10 @@ NUM_HISTOGRAM_BINS = 50
 
 UNDEFINED = "undefined"
 """Text of a metric that the rows do not define."""
-RESERVED = ("rows", "monitor", "epoch", "step", "best", "split", "event", "seconds", "train_loss", "learning_rate")
-"""Names that stand beside metrics in a history or a table."""
+_BESIDE = "rows monitor epoch step best split event seconds train_loss learning_rate data"
+_OF_TRIALS = "epochs model trial overrides best_epoch stopped_early error request evaluations"
+RESERVED = (*_BESIDE.split(), *_OF_TRIALS.split())
+"""Names that stand beside metrics in a history, a table or the result of a trial."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Metric:
         compute: checked scores -> its value; None where the rows do not define one.
         better: direction of better values; ``one``: nearer to 1.
         meaning: one line for whoever reads a table.
-        format: format of its values in text.
+        format: format of its values in text, without width and sign.
         needs_groups: whether the rows must have group ids.
     """
 
@@ -57,20 +63,47 @@ class Metric:
             raise ValueError("neither a higher nor a lower value is better: 1 is best")
         return 1 if self.better == "higher" else -1
 
-    def text(self, value: float | None) -> str:
-        """Format a value for people."""
-        return UNDEFINED if value is None else format(value, self.format)
+    def text(self, value: float | None, sign: str = "") -> str:
+        """Format a value for people, or with the sign ``+`` a difference of two values."""
+        return UNDEFINED if value is None else format(value, f"{sign}z{self.format}")  # z: no -0.000000
 
 
 def register_metric(name: str, metric: Metric) -> None:
     """Make a metric known: ``evaluate`` computes it, tables show it and ``training.monitor`` takes it.
 
     Raises:
-        ValueError: the name is taken.
+        PluginError: the name is taken or no plain name, or the metric cannot be used.
     """
     if name in METRICS or name in RESERVED:
-        raise ValueError(f"metric {name!r} cannot be registered: the name is taken")
-    METRICS[name] = metric
+        raise PluginError(f"metric {name!r} cannot be registered: the name is taken")
+    if problem := _find_problem(name, metric):
+        raise PluginError(f"metric {name!r:.80} cannot be registered: {problem}")
+    PLUGIN_METRICS[name] = metric
+
+
+def _find_problem(name: str, metric: Metric) -> str | None:
+    """Say what keeps a metric from being used; None: nothing."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        return "its name must be small letters, digits and underscores"
+    if not isinstance(metric, Metric) or not callable(metric.compute):
+        return "it must be a training.judge.metrics.Metric with a function that computes it"
+    if metric.better not in ("higher", "lower", "one"):
+        return f"better must be 'higher', 'lower' or 'one', not {metric.better!r:.80}"
+    try:
+        format(0.5, metric.format)
+    except (TypeError, ValueError):
+        return f"no number can be printed in the format {metric.format!r:.80}; '.6f' is one"
+    return None
+
+
+def metric_names(found: Iterable[Mapping[str, Any]]) -> list[str]:
+    """List the known metrics, then others that some records have: those of plugins that are not imported here.
+
+    Args:
+        found: recorded metrics or evaluations.
+    """
+    recorded = (name for record in found for name in record if name not in RESERVED)
+    return list(dict.fromkeys([*METRICS, *recorded]))
 
 
 def metric_texts(metrics: Mapping[str, Any], *names: str) -> list[str]:
@@ -85,10 +118,21 @@ def evaluate(scores: Scores) -> dict[str, float | int | None]:
         ``rows``, then each of ``METRICS``; None where the data does not define one.
 
     Raises:
-        ValueError: as ``Scores.checked``.
+        ValueError: as ``Scores.checked``; or a metric fails or gives no finite number, and the message names it.
     """
     rows = scores.checked()
-    return {"rows": len(rows.logits), **{name: metric.compute(rows) for name, metric in METRICS.items()}}
+    return {"rows": len(rows.logits), **{name: _compute(name, metric, rows) for name, metric in METRICS.items()}}
+
+
+def _compute(name: str, metric: Metric, rows: Scores) -> float | None:
+    try:
+        value = metric.compute(rows)
+        number = None if value is None else float(value)
+    except Exception as error:
+        raise ValueError(f"metric {name!r} cannot be computed: {type(error).__name__}: {error}") from error
+    if number is not None and not math.isfinite(number):
+        raise ValueError(f"metric {name!r} is {number}: it must be a finite number, or None where the rows define none")
+    return number
 
 
 def auc(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float | None:
@@ -227,7 +271,7 @@ def _roc(logits: Floats, labels: Floats, weights: Floats) -> dict[str, list[floa
     return {"fpr": fpr.tolist(), "tpr": tpr.tolist()}
 
 
-METRICS: dict[str, Metric] = {
+_OWN: dict[str, Metric] = {
     "auc": Metric(
         lambda s: auc(s.logits, s.labels, s.weights), "higher", "share of pairs of a click and none in the right order"
     ),
@@ -248,4 +292,6 @@ METRICS: dict[str, Metric] = {
         needs_groups=True,
     ),
 }
-"""Metrics that ``evaluate`` computes, in this order, each with how it is read and printed."""
+
+METRICS: Mapping[str, Metric] = ChainMap(PLUGIN_METRICS, _OWN)
+"""Metrics that ``evaluate`` computes, in this order, each with how it is read and printed; those of plugins last."""

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from training.model.ctr_model import CTRModel
+from training.model.ctr_model import EMBEDDING, CTRModel
+from training.model.embedding import table_of
 from training.model.normalization import GlobalBatchNorm
 
 FLOAT = 4
@@ -17,9 +18,11 @@ class Net:
 
     Attributes:
         flops: products and sums of a row, forward and backward. A matrix multiplies each row once, and twice on the way
-            back; where it multiplies each field (AutoInt) that is too few.
-        field_numbers, hidden_numbers: numbers of the fields' vectors, and of the hidden layers, for a row.
-        parameters: number of replicated parameters.
+            back; where it multiplies each field (AutoInt) that is too few. A table's projection multiplies the vector
+            of each of the table's features.
+        field_numbers, hidden_numbers: numbers of the fields' vectors, before and after their projection, and of the
+            hidden layers, for a row.
+        parameters: number of replicated parameters: all that is no table.
         num_norms: batch norms over all ranks.
     """
 
@@ -32,12 +35,19 @@ class Net:
     @classmethod
     def of(cls, model: CTRModel) -> "Net":
         """Measure a model, whose tables may be on the meta device."""
-        dense = {n: p for n, p in model.named_parameters() if not n.startswith("embedding.")}
-        linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
+        replicated = {name: p for name, p in model.named_parameters() if table_of(name) is None}
+        embedding, linears = model.embedding, [m for m in model.modules() if isinstance(m, nn.Linear)]
+        matrices = [p.numel() for name, p in replicated.items() if p.ndim == 2 and not name.startswith(f"{EMBEDDING}.")]
+        projected = [t for t in embedding.tables if t.name in embedding.projections for _ in t.features]
+        dense = {stream: len(vectors) for stream, vectors in embedding.dense_vectors.items()}
+        numbers = [
+            embedding.widths[stream] * (len(names) + dense.get(stream, 0))
+            for stream, names in embedding.features.items()
+        ]
         return cls(
-            flops=6.0 * sum(p.numel() for p in dense.values() if p.ndim == 2),
-            field_numbers=model.embedding.num_fields * sum(model.embedding.widths.values()),
+            flops=6.0 * (sum(matrices) + sum(embedding.projections[t.name].numel() for t in projected)),
+            field_numbers=sum(numbers) + sum(t.width for t in projected),
             hidden_numbers=sum(m.out_features for m in linears),
-            parameters=sum(p.numel() for p in dense.values()),
+            parameters=sum(p.numel() for p in replicated.values()),
             num_norms=sum(isinstance(m, GlobalBatchNorm) for m in model.modules()),
         )

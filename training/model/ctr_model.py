@@ -12,7 +12,7 @@ from torch import nn
 from features.schema import FeatureSchema
 from training.config import ModelConfig, StreamGatesSelection
 from training.data.batch import Batch
-from training.model.embedding import EmbeddingTable, FieldEmbedding, ModelError, Stream, stable_seed
+from training.model.embedding import EmbeddingTable, FieldEmbedding, ModelError, StreamName, stable_seed
 from training.model.encoders import ENCODERS, Nothing
 from training.model.fusion import FUSIONS, TwinLogits
 from training.model.selection import SELECTIONS
@@ -110,12 +110,8 @@ class CTRModel(nn.Module):
         """List the names of the parameters under the embedding L2, as in ``named_parameters``."""
         return [name for name, _ in self.named_parameters() if name.split(".")[0] == EMBEDDING]
 
-    def embedding_parameters(self) -> list[nn.Parameter]:
-        """List the parameters under the embedding L2, in the order of ``embedding_parameter_names``."""
-        return list(self.embedding.parameters())
 
-
-def stream_widths(config: ModelConfig) -> dict[Stream, int]:
+def stream_widths(config: ModelConfig) -> dict[StreamName, int]:
     """Map each stream of embeddings that the model reads to the width of a field in it.
 
     Raises:
@@ -124,7 +120,7 @@ def stream_widths(config: ModelConfig) -> dict[Stream, int]:
     sides: tuple[tuple[str, Any], ...] = (("easy", config.easy), ("hard", config.hard))
     easy, hard = (ENCODERS[encoder.kind].reads(encoder) for _, encoder in sides)
     kind = config.selection.kind
-    widths: dict[Stream, int] = {}
+    widths: dict[StreamName, int] = {}
     if kind == "separate":
         widths["easy"] = config.easy_dim * easy.views
         widths["hard"] = config.embedding_dim * hard.views
@@ -147,11 +143,11 @@ def stream_widths(config: ModelConfig) -> dict[Stream, int]:
     return {stream: width for stream, width in widths.items() if width}
 
 
-def context_features(config: ModelConfig) -> dict[Stream, tuple[str, ...]]:
+def context_features(config: ModelConfig) -> dict[StreamName, tuple[str, ...]]:
     """Map each context stream of the gates to its features."""
     if not isinstance(config.selection, StreamGatesSelection):
         return {}
-    contexts: dict[Stream, tuple[str, ...]] = {
+    contexts: dict[StreamName, tuple[str, ...]] = {
         "context_easy": config.selection.easy_context,
         "context_hard": config.selection.hard_context,
     }

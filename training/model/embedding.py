@@ -20,14 +20,14 @@ from torchrec.modules.embedding_modules import get_embedding_names_by_table
 
 from features.schema import FeatureSchema, SparseFeature
 
-Stream = Literal["easy", "hard", "shared", "first_order_easy", "first_order_hard", "context_easy", "context_hard"]
-STREAMS: tuple[Stream, ...] = get_args(Stream)
+StreamName = Literal["easy", "hard", "shared", "first_order_easy", "first_order_hard", "context_easy", "context_hard"]
+STREAMS: tuple[StreamName, ...] = get_args(StreamName)
 """Streams, the uses of an embedding: one encoder's vectors, both encoders' vectors, one encoder's first-order weights,
 or the context that one encoder's gate reads (of some sparse features only)."""
 
-FIRST_ORDER: tuple[Stream, ...] = ("first_order_easy", "first_order_hard")
+FIRST_ORDER: tuple[StreamName, ...] = ("first_order_easy", "first_order_hard")
 
-Streams = dict[Stream, Tensor]
+Streams = dict[StreamName, Tensor]
 """Stream -> (B, F, D) vectors; a stream the model does not use has D = 0."""
 
 PAD_MULTIPLE = 4
@@ -52,18 +52,16 @@ class EmbeddingTable:
         num_embeddings: rows.
         width: numbers of a row.
         padded_width: numbers of a row as it is stored.
-        pooling: how a bag's rows become one vector; of one row it is the row itself.
         init_std: standard deviation of the rows at the start.
         seed: seed of the rows at the start.
     """
 
     name: str
     features: tuple[str, ...]
-    stream: Stream
+    stream: StreamName
     num_embeddings: int
     width: int
     padded_width: int
-    pooling: Literal["mean", "sum"]
     init_std: float
     seed: int
 
@@ -126,8 +124,8 @@ def stable_seed(seed: int, *names: str) -> int:
 def declare_tables(
     schema: FeatureSchema,
     num_embeddings: Mapping[str, int],
-    widths: Mapping[Stream, int],
-    features: Mapping[Stream, tuple[str, ...]],
+    widths: Mapping[StreamName, int],
+    features: Mapping[StreamName, tuple[str, ...]],
     *,
     embedding_dim: int,
     init_std: float,
@@ -163,7 +161,6 @@ def declare_tables(
                     num_embeddings=sizes.pop(),
                     width=width,
                     padded_width=-(-width // multiple) * multiple,
-                    pooling="mean" if "mean" in {f.kind.pooling(f) for f in shared} else "sum",
                     init_std=init_std,
                     seed=seed,
                 )
@@ -171,7 +168,7 @@ def declare_tables(
     return tuple(tables)
 
 
-def own_width(feature: SparseFeature, stream: Stream, stream_width: int, embedding_dim: int) -> int:
+def own_width(feature: SparseFeature, stream: StreamName, stream_width: int, embedding_dim: int) -> int:
     """Width of a feature's table in a stream: the stream's, or in proportion to the feature's ``embedding_dim``.
 
     A first-order weight is one number, whatever the feature's width.
@@ -194,6 +191,9 @@ class FieldEmbedding(nn.Module):
     ``embedding_dim`` of their own, has a matrix (width, D) that its vectors are multiplied by, as in mixed-dimension
     embeddings (arXiv 1909.11810); it starts as N(0, 1 / width), so that projected vectors are as large as others.
 
+    Tables add up a bag's rows, and means are made here: TorchRec's own, of tables cut by rows, divide what other
+    features looked up as well (``_create_mean_pooling_divisor``).
+
     Args:
         schema: fields and their order.
         num_embeddings: sparse feature -> rows of each of its tables.
@@ -213,18 +213,19 @@ class FieldEmbedding(nn.Module):
         self,
         schema: FeatureSchema,
         num_embeddings: Mapping[str, int],
-        widths: Mapping[Stream, int],
+        widths: Mapping[StreamName, int],
         *,
         embedding_dim: int | None = None,
-        features: Mapping[Stream, tuple[str, ...]] | None = None,
+        features: Mapping[StreamName, tuple[str, ...]] | None = None,
         init_std: float,
         seed: int = 0,
         pad_tables: bool = False,
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
-        self.widths: dict[Stream, int] = {stream: widths.get(stream, 0) for stream in STREAMS}
+        self.widths: dict[StreamName, int] = {stream: widths.get(stream, 0) for stream in STREAMS}
         self.num_fields = len(schema.sparse) + len(schema.dense)
+        self.mean_pooled = frozenset(f.name for f in schema.sparse if f.kind.pooling(f) == "mean")
         self.tables = declare_tables(
             schema,
             num_embeddings,
@@ -250,45 +251,73 @@ class FieldEmbedding(nn.Module):
 
     def forward(self, sparse_features: KeyedJaggedTensor, dense_features_BN: Tensor, num_rows: int) -> Streams:
         """Look up and pool; the first ``num_rows`` rows of every stream, so that no block sees padding."""
-        groups = [keys for group in self._groups.values() for keys, _ in group]
+        groups = [run.keys for group in self._groups.values() for run in group]
         pooled = iter(KeyedTensor.regroup([self.bags(sparse_features)], groups))
+        num_ids = self._num_ids(sparse_features, num_rows)
         streams: Streams = {s: dense_features_BN.new_zeros(num_rows, self.num_fields, 0) for s in STREAMS}
         for stream, group in self._groups.items():
-            parts = [self._fields(next(pooled)[:num_rows], len(keys), table) for keys, table in group]
-            vectors_BFD = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+            parts = [self._fields(next(pooled)[:num_rows], run, num_ids) for run in group]
             if stream in self.dense_vectors:
-                dense_BND = dense_features_BN[:num_rows, :, None] * self.dense_vectors[stream]
-                vectors_BFD = torch.cat([vectors_BFD, dense_BND], dim=1)
-            streams[stream] = vectors_BFD
+                parts.append(dense_features_BN[:num_rows, :, None] * self.dense_vectors[stream])
+            streams[stream] = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         return streams
 
     def _order(
         self, schema: FeatureSchema, keys: list[list[str]]
-    ) -> tuple[dict[Stream, tuple[str, ...]], dict[Stream, list[tuple[list[str], EmbeddingTable]]]]:
-        """Order each stream's features as in the schema, and group them into runs that are looked up in one way.
-
-        A run is (names of the look-ups, a table): neighbours without a projection, or with the same one.
-        """
-        found: dict[Stream, dict[str, tuple[str, EmbeddingTable]]] = {}
+    ) -> tuple[dict[StreamName, tuple[str, ...]], dict[StreamName, list["_Run"]]]:
+        """Order each stream's features as in the schema, and group them into runs that are looked up in one way."""
+        found: dict[StreamName, dict[str, tuple[str, EmbeddingTable]]] = {}
         for table, names in zip(self.tables, keys, strict=True):
             found.setdefault(table.stream, {}).update(
                 {feature: (key, table) for feature, key in zip(table.features, names, strict=True)}
             )
-        features: dict[Stream, tuple[str, ...]] = {}
-        groups: dict[Stream, list[tuple[list[str], EmbeddingTable]]] = {}
+        features: dict[StreamName, tuple[str, ...]] = {}
+        groups: dict[StreamName, list[_Run]] = {}
         for stream, of in found.items():
             features[stream] = tuple(name for name in schema.sparse_names if name in of)
-            runs = groupby((of[name] for name in features[stream]), lambda pair: self._projection_of(pair[1]))
-            groups[stream] = [([key for key, _ in run], run[0][1]) for run in (list(members) for _, members in runs)]
+            ways = [(name, self._projection_of(of[name][1]), name in self.mean_pooled) for name in features[stream]]
+            runs = [[name for name, *_ in run] for _, run in groupby(ways, lambda way: way[1:])]
+            groups[stream] = [
+                _Run(tuple(names), [of[name][0] for name in names], of[names[0]][1], names[0] in self.mean_pooled)
+                for names in runs
+            ]
         return features, groups
 
     def _projection_of(self, table: EmbeddingTable) -> str | None:
         return table.name if table.name in self.projections else None
 
-    def _fields(self, vectors_BK: Tensor, num_fields: int, table: EmbeddingTable) -> Tensor:
+    def _num_ids(self, sparse_features: KeyedJaggedTensor, num_rows: int) -> dict[str, Tensor]:
+        """Count each mean-pooled feature's ids, (num_rows,), at least 1: the mean of no rows is their sum, 0."""
+        if not self.mean_pooled:
+            return {}
+        lengths_FB = sparse_features.lengths().view(len(sparse_features.keys()), -1)[:, :num_rows].clamp(min=1)
+        fields = enumerate(sparse_features.keys())
+        return {name: lengths_FB[f] for f, name in fields if name in self.mean_pooled}
+
+    def _fields(self, vectors_BK: Tensor, run: "_Run", num_ids: dict[str, Tensor]) -> Tensor:
         """Look-ups next to each other -> (B, F, D), without their pads."""
-        vectors_BFD = vectors_BK.unflatten(1, (num_fields, -1))[..., : table.width]
-        return vectors_BFD @ self.projections[table.name] if table.name in self.projections else vectors_BFD
+        vectors_BFD = vectors_BK.unflatten(1, (len(run.keys), -1))[..., : run.table.width]
+        if run.is_mean:
+            vectors_BFD = vectors_BFD / torch.stack([num_ids[name] for name in run.features], dim=1)[..., None]
+        name = self._projection_of(run.table)
+        return vectors_BFD if name is None else vectors_BFD @ self.projections[name]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Neighbouring features of a stream that are looked up in one way.
+
+    Attributes:
+        features: their names.
+        keys: names of their look-ups.
+        table: table of the first of them, whose width and projection are those of all.
+        is_mean: divide sums by the number of ids.
+    """
+
+    features: tuple[str, ...]
+    keys: list[str]
+    table: EmbeddingTable
+    is_mean: bool
 
 
 def _leave_alone(_shard: Tensor) -> None:
@@ -301,7 +330,7 @@ def _bag_config(table: EmbeddingTable, init_fn: Callable[[Tensor], None]) -> Emb
         feature_names=list(table.features),
         num_embeddings=table.num_embeddings,
         embedding_dim=table.padded_width,
-        pooling=PoolingType.MEAN if table.pooling == "mean" else PoolingType.SUM,
+        pooling=PoolingType.SUM,
         init_fn=init_fn,
     )
 
@@ -312,7 +341,7 @@ def _projection(table: EmbeddingTable, width: int, seed: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(table.width, width).normal_(0, table.width**-0.5, generator=generator))
 
 
-def _dense_vectors(num_dense: int, width: int, seed: int, stream: Stream) -> nn.Parameter:
+def _dense_vectors(num_dense: int, width: int, seed: int, stream: StreamName) -> nn.Parameter:
     """One vector a dense feature, each a bias-free Linear(1 -> D), Xavier-normal as every Linear here."""
     generator = torch.Generator().manual_seed(stable_seed(seed, "dense_vectors", stream))
     std = (2 / (1 + width)) ** 0.5

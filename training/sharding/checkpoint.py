@@ -113,7 +113,7 @@ def _save_to_disk(final: Path, parallel: ParallelModel, meta: dict[str, Any]) ->
     dist.barrier()
 
 
-def restore(checkpoint: Checkpoint, parallel: ParallelModel) -> None:
+def restore_checkpoint(checkpoint: Checkpoint, parallel: ParallelModel) -> None:
     """Load a checkpoint into a model sharded in any way, optimizers included.
 
     Raises:
@@ -134,7 +134,7 @@ def begin(checkpoint: Checkpoint, parallel: ParallelModel) -> None:
     A table may have more rows now: those come after the ones it had, and stay as they are.
 
     Raises:
-        CheckpointError, StorageError: as ``restore``.
+        CheckpointError, StorageError: as ``restore_checkpoint``.
     """
     rates = parallel.learning_rates
     parallel.init_optimizer_state()
@@ -169,7 +169,7 @@ def restore_model(checkpoint: Checkpoint, model: nn.Module) -> None:
     """Load the weights that are shipped into an unsharded model on one process, without a process group.
 
     Raises:
-        CheckpointError, StorageError: as ``restore``.
+        CheckpointError, StorageError: as ``restore_checkpoint``.
     """
     with _reader(checkpoint) as reader:
         saved = reader.read_metadata().state_dict_metadata

@@ -23,7 +23,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad as ReplicatedRowWiseAd
 from training.config import DenseOptimizer, FusedOptimizer, TrainingConfig
 from training.model.ctr_model import CTRModel
 from training.model.embedding import table_of
-from training.sharding.table_planner import DATA_PARALLEL, Cluster, Sharder, describe, make_planner
+from training.sharding.table_planner import DATA_PARALLEL, Cluster, Sharder, describe_placement, make_planner
 from training.sharding.tables import (
     fuse_optimizer,
     fused_optimizer_of,
@@ -159,7 +159,7 @@ def parallelize(model: CTRModel, config: TrainingConfig, device: torch.device) -
         model=wrapped,
         optimizer=_make_optimizer(wrapped, parameters, table_parameters, lane),
         average=WeightAverage(replicated_tensors(wrapped), config.ema_decay) if config.ema_decay else None,
-        plan=[describe(tables[name], placement) for name, placement in placements.items()],
+        plan=[describe_placement(tables[name], placement) for name, placement in placements.items()],
         _embedding_parameters=[p for n, p in parameters.items() if n in embedding_names],
         _clipped_parameters=[p for n, p in parameters.items() if is_dense_lane or n not in table_parameters],
         _learning_rates=[lane.learning_rate if is_dense_lane else lane.embedding_learning_rate, lane.learning_rate],

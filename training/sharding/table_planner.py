@@ -17,7 +17,7 @@ from torchrec.distributed.planner.storage_reservations import HeuristicalStorage
 from torchrec.distributed.planner.types import Proposer, ShardingOption, Stats, Storage, Topology
 from torchrec.distributed.types import CacheParams, ShardingType
 
-from training.config import DenseOptimizer, FusedOptimizer, ShardingConfig, TrainingConfig
+from training.config import GIB, DenseOptimizer, FusedOptimizer, ShardingConfig, TrainingConfig
 from training.model.ctr_model import CTRModel
 from training.model.embedding import EmbeddingTable, table_of
 
@@ -37,9 +37,8 @@ DENSE_COPIES = 6
 CACHED = EmbeddingComputeKernel.FUSED_UVM_CACHING.value
 """Kernel of a table that lies in host memory, with a cache on the GPU."""
 
-GIB = 1 << 30
 Bytes = dict[str, int]
-PARTS = ("weights", "state", "gradients", "cache", "lookups")
+MEMORY_PARTS = ("weights", "state", "gradients", "cache", "lookups")
 """Parts of a shard's memory on its rank: its rows, the optimizer's state, a replicated table's gradient and average,
 the cache of rows that lie in host memory, a batch's ids and vectors on their way in and out."""
 HOST = "host"
@@ -127,7 +126,7 @@ class Cluster:
 
 
 def held_bytes(config: TrainingConfig, sharding_type: str, size: Sequence[int], kernel: str = "") -> Bytes:
-    """Compute the bytes of ``PARTS``, but for lookups, and ``HOST`` of a shard of ``size`` (rows, columns).
+    """Compute the bytes of ``MEMORY_PARTS``, but for lookups, and ``HOST`` of a shard of ``size`` (rows, columns).
 
     Row-wise Adagrad keeps a number a row of a shard: of a table cut into columns, a number a row for each cut. A cache
     has 4 bytes of index a row of the table and 16 of bookkeeping a row of its own; the optimizer's state has none.
@@ -224,6 +223,7 @@ def make_planner(
             sharding_types=allowed,
             compute_kernels=kernels,
             min_partition=columns_per_part(kind, table, model.tables, cluster.world_size),
+            pooling_factors=[1.0] * len(table.features),  # TorchRec would count one feature
             cache_params=None if kind == DATA_PARALLEL else cache,
         )
     topology = cluster.topology()
@@ -264,7 +264,7 @@ def make_reservation(model: CTRModel, margin: float) -> HeuristicalStorageReserv
     return HeuristicalStorageReservation(margin, dense_tensor_estimate=DENSE_COPIES * dense)
 
 
-def describe(table: EmbeddingTable, placement: Any) -> dict[str, Any]:
+def describe_placement(table: EmbeddingTable, placement: Any) -> dict[str, Any]:
     """Describe a table and its placement for a run's plan.json."""
     return {
         "table": table.name,

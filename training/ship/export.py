@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save_file
 
-from features.disk.artifact import GOLDEN_NAME, WEIGHTS_NAME, check_output, describe, new_artifact
+from features.disk.artifact import GOLDEN_NAME, WEIGHTS_NAME, check_output, new_artifact, write_description
 from features.disk.atomic import write_json
 from features.disk.place import Place
 from features.disk.run_folder import CALIBRATION_NAME, CONFIG_NAME, LEARNT_NAME, METRICS_NAME, RunError
-from features.fingerprint import FINGERPRINT_VERSION
+from features.fingerprint import FINGERPRINT_FORMAT
 from features.rawlog import LogError, expand_paths
 from training.config import TablePrecision, TrainingConfig
 from training.data.opened_dataset import Dataset
@@ -141,11 +141,11 @@ def _write_artifact(run: Run, folder: Path, golden_input: str | None, tables: Ta
     identity = {
         "schema_fingerprint": dataset.manifest.schema_fingerprint,
         "learnt_fingerprint": dataset.learnt.fingerprint,
-        "fingerprint_version": FINGERPRINT_VERSION,
+        FINGERPRINT_FORMAT.key: FINGERPRINT_FORMAT.version,
         "trained_on": {"fingerprint": trained_on.fingerprint, "rows": trained_on.to_json()["rows"]},
     }
     num_parameters = sum(p.numel() for p in best.model.parameters())
-    describe(folder, tables, {**identity, "num_parameters": num_parameters})
+    write_description(folder, tables, {**identity, "num_parameters": num_parameters})
 
 
 def golden_rows(predictor: Predictor, dataset: Dataset, golden_input: str | None) -> list[dict[str, Any]]:

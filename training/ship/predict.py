@@ -16,7 +16,7 @@ from features.disk.artifact import GOLDEN_NAME, WEIGHTS_NAME, Artifact, Artifact
 from features.disk.place import Place
 from features.disk.run_folder import CALIBRATION_NAME, CONFIG_NAME, LEARNT_NAME
 from features.encoding import MissingColumnError, RawRow, RowEncoder, RowError
-from features.fingerprint import FingerprintError, check_fingerprint_version
+from features.fingerprint import FINGERPRINT_FORMAT
 from features.learnt import Learnt
 from features.rawlog import LogError, LogFormat, Lookup, read_lines
 from features.schema import FeatureSchema
@@ -25,7 +25,7 @@ from training.data.batch import to_batch
 from training.judge.calibration import Calibration, CalibrationError
 from training.model.ctr_model import CTRModel
 from training.plugins import PluginError
-from training.ship.quantization import QuantizationError, check_layout, restore
+from training.ship.quantization import QuantizationError, check_layout, restore_artifact
 
 GOLDEN_TOLERANCE = 1e-6
 """Largest difference between a golden row's stored and replayed probability."""
@@ -71,11 +71,7 @@ class Predictor:
         except (ValidationError, KeyError, RecursionError) as error:
             raise ArtifactError(f"{folder / CONFIG_NAME} is not understood: {error}") from error
         learnt = Learnt.load(folder / LEARNT_NAME, schema)
-        version = artifact.description.get("fingerprint_version", 1)
-        try:
-            check_fingerprint_version(version, folder)
-        except FingerprintError as error:
-            raise ArtifactError(str(error)) from error
+        version = FINGERPRINT_FORMAT.version_of(artifact.description, folder, ArtifactError)
         if (schema.fingerprint_of_version(version), learnt.fingerprint) != (
             artifact.description.get("schema_fingerprint"),
             artifact.description.get("learnt_fingerprint"),
@@ -166,7 +162,7 @@ def _load_model(
         check_layout(outline, stored, tables)
         device = "cpu" if tables == "float32" else "meta"  # tables that are not kept take no memory
         model = CTRModel(schema, num_embeddings, training.model, pad_tables=padded, device=device)
-        restore(model, stored, tables)
+        restore_artifact(model, stored, tables)
     except (SafetensorError, QuantizationError, RuntimeError) as error:
         raise ArtifactError(f"{weights} does not fit the artifact's config: {error}") from error
     return model

@@ -142,7 +142,7 @@ def quantize(model: CTRModel, tables: TablePrecision) -> CTRModel:
     return copy.deepcopy(model, {id(model.embedding.bags): bags})  # pyright: ignore[reportArgumentType]
 
 
-def restore(model: CTRModel, tensors: Mapping[str, Tensor], tables: TablePrecision) -> None:
+def restore_artifact(model: CTRModel, tensors: Mapping[str, Tensor], tables: TablePrecision) -> None:
     """Give a model an artifact's tensors, which ``check_layout`` passed; its own tables may be on the meta device."""
     if tables == "float32":
         model.load_state_dict(tensors)

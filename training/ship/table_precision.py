@@ -27,7 +27,7 @@ MIN_ROUNDS, MAX_ROUNDS = 5, 500
 MAX_TIMED_ROWS = 200_000
 
 
-def compare(best: Best, split: str, *, seconds: float = 3.0, seed: int = 0) -> list[dict[str, Any]]:
+def compare_precisions(best: Best, split: str, *, seconds: float = 3.0, seed: int = 0) -> list[dict[str, Any]]:
     """Compare the table precisions of a model.
 
     Args:

@@ -14,12 +14,12 @@ from features.disk.artifact import (
     WEIGHTS_NAME,
     ArtifactError,
     check_output,
-    describe,
-    digest_of,
+    digest_of_artifact,
     is_artifact,
     new_artifact,
     open_artifact,
     read_description,
+    write_description,
 )
 from features.disk.atomic import write_json
 from features.disk.place import locate
@@ -35,7 +35,7 @@ def make(output: Path, text: str, tables: str = "float32") -> None:
         for name in (WEIGHTS_NAME, GOLDEN_NAME, "learnt/vocabularies.json"):
             (folder / name).write_text(text)
         write_json(folder / CONFIG_NAME, {"text": text})
-        describe(folder, tables, {"learnt_fingerprint": text})
+        write_description(folder, tables, {"learnt_fingerprint": text})
 
 
 def read(output: Any) -> str:
@@ -57,7 +57,7 @@ def test_killed_at_every_call(swaps: bool, tmp_path: Path) -> None:
         make(output, "old")
         ended = die_at_call(number, make, output, "new", swaps=swaps)
         found.append(read(output))
-        assert digest_of(output) and is_artifact(output)
+        assert digest_of_artifact(output) and is_artifact(output)
         make(output, "next")
         assert read(output) == "next" and [path.name for path in tmp_path.iterdir()] == ["artifact"]
         if ended == NO_MORE_CALLS:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from features import fingerprint
 from features.disk import artifact, checkpoint, dataset, retrain_folder, run_folder
 from features.disk.dataset import MANIFEST_NAME, DatasetError, DatasetManifest
 from features.disk.retrain_folder import RetrainFiles
@@ -50,6 +51,19 @@ def test_what_is_no_version_is_damage(version: Any) -> None:
         THREE.upgrade({"version": version}, "x")
 
 
+@pytest.mark.parametrize("value", [None, [1], "2"])
+def test_what_is_no_object_is_damage(value: Any) -> None:
+    with pytest.raises(KeyError, match="x has no thing version, as it holds no JSON object: it is damaged"):
+        THREE.upgrade(value, "x", KeyError)  # type: ignore[arg-type]
+
+
+def test_a_version_may_stand_under_another_key() -> None:
+    two = Format("part", "make it again", (lambda old: {**old, "b": 1},), key="part_version")
+    assert two.upgrade({"version": 7}, "x") == {"version": 7, "b": 1, "part_version": 2}
+    with pytest.raises(ValueError, match=r"x was made by a newer version of twinfocus \(part version 3; .* up to 2\)"):
+        two.upgrade({"part_version": 3}, "x")
+
+
 def test_every_format_says_what_to_do() -> None:
     formats = [
         artifact.ARTIFACT_FORMAT,
@@ -57,8 +71,10 @@ def test_every_format_says_what_to_do() -> None:
         dataset.DATASET_FORMAT,
         retrain_folder.RETRAIN_FORMAT,
         run_folder.RUN_FORMAT,
+        fingerprint.FINGERPRINT_FORMAT,
     ]
-    assert [found.name for found in formats] == ["artifact", "checkpoint", "dataset", "retraining folder", "run"]
+    names = ["artifact", "checkpoint", "dataset", "retraining folder", "run", "fingerprint"]
+    assert [found.name for found in formats] == names
     assert all(found.cure for found in formats)
 
 
@@ -111,6 +127,9 @@ def test_a_retraining_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert note is None
     files.write(files.version_file, {"version": 3})
     with pytest.raises(ValueError, match=r"newer version of twinfocus \(retraining folder version 3"), files.alone():
+        pass
+    files.version_file.write_text('{"version": 1')
+    with pytest.raises(ValueError, match=r"retrain\.json cannot be read .*: restore it"), files.alone():
         pass
     files.version_file.unlink()  # as everything was that was made before there were versions
     with files.alone() as note:

@@ -34,7 +34,7 @@ def naive(columns: Columns, name: str) -> Counter[int]:
 
 @pytest.mark.parametrize("batch_rows", [7, 10_000])
 def test_a_dataset_is_counted_as_naively(make_dataset, monkeypatch, batch_rows: int) -> None:
-    monkeypatch.setattr("features.profile.profile.BATCH_ROWS", batch_rows)
+    monkeypatch.setattr("features.profile.profile.PROFILE_BATCH_ROWS", batch_rows)
     monkeypatch.setattr(id_counts, "NUM_TOP_IDS", 10)
     data = make_dataset()
     profile = measure(data.path, data.manifest)

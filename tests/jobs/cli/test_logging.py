@@ -41,10 +41,12 @@ run_program(main)
 """
 
 
-def say(*flags: str, ending: str = "ValueError('the disk is full')") -> subprocess.CompletedProcess[str]:
+def say(
+    *flags: str, ending: str = "ValueError('the disk is full')", program: str = PROGRAM
+) -> subprocess.CompletedProcess[str]:
     secrets = {name: f'se"cret\\{number}' for number, name in enumerate(SECRETS)}
     return subprocess.run(
-        [sys.executable, "-c", PROGRAM.replace("ENDING", ending), *flags],
+        [sys.executable, "-c", program.replace("ENDING", ending), *flags],
         capture_output=True,
         text=True,
         env={**os.environ, **secrets, "PYTHONPATH": str(ROOT)},
@@ -63,6 +65,14 @@ def test_lines_for_a_person() -> None:
     assert last == "error: the disk is full" and done.returncode == 1
     assert " WARNING jobs.tested: a library warns\n" in done.stderr and "nobody asked" not in done.stderr
     assert done.stdout == "the summary\n"
+
+
+def test_lines_for_a_person_who_waits() -> None:
+    done = say(program=PROGRAM.replace("parser.parse_args()", "parser.parse_args(), timed=False"))
+    lines = done.stderr.splitlines()
+    assert lines[:4] == ["said at info", "warning: said at warning", "error: said at error", "warning: a library warns"]
+    assert f"{SECRETS[0]} is {HIDDEN}" in lines and lines[-1] == "error: the disk is full"
+    assert "error: it failed" in lines and f"ValueError: {HIDDEN}" in lines
 
 
 def test_lines_for_a_program() -> None:

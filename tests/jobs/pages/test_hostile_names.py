@@ -83,13 +83,13 @@ def test_the_report(tmp_path: Path) -> None:
         manifest=replace(files.manifest, schema=schema, rejected=Rejected(3, {HOSTILE: 3}, "x")),
         config={"training": {"model": {"easy": {"kind": HOSTILE}}, "device": HOSTILE, HOSTILE: HOSTILE}},
     )
-    html = report_page.render(files)
+    html = report_page.render_report(files)
     page = check(html, num_shown=40)
     assert page.row("user_id", HOSTILE, "hash")
     names = [name for trace in figure_traces(html) for name in [trace.get("name"), *trace.get("y", ())]]
     assert names.count(SEEN_BY_PLOTLY) >= 8
     bare = replace(files, attribution={}, tables={}, manifest=None, notes={"dataset": HOSTILE}, progress=[], checks=[])
-    check(report_page.render(bare), num_shown=20)
+    check(report_page.render_report(bare), num_shown=20)
 
     opened = open_page(html)
     assert opened.complaints == [] and opened.fetched == [] and "<img" not in opened.dom
@@ -112,7 +112,7 @@ def test_the_plan() -> None:
         "tables": [{**entry, **sizes, "ranks": [0]}],
         "ranks": [rank],
     }
-    html = plan_page.render(result, {(HOSTILE, 0): 1 << 20})
+    html = plan_page.render_plan(result, {(HOSTILE, 0): 1 << 20})
     check(html, num_shown=6)
     assert [SEEN_BY_PLOTLY] in [trace.get("y") for trace in figure_traces(html)]
 
@@ -123,10 +123,10 @@ def test_the_leaderboard() -> None:
     compared = {"compared_on": HOSTILE, "compared_seeds": 1}
     compared |= {f"{m}_{end}": 0.1 for m in ("auc", "logloss") for end in ("difference", "low", "high")}
     rows = [{**row, "model": HOSTILE, **compared}, {**row, "model": f"{HOSTILE}, too"}]
-    html = leaderboard_page.render({"a": HOSTILE}, rows, reference=HOSTILE)
+    html = leaderboard_page.render_leaderboard({"a": HOSTILE}, rows, reference=HOSTILE)
     page = check(html, num_shown=7)
     assert page.row(HOSTILE, "1", "10") and page.row(HOSTILE, "1", "+0.100000 (+0.100000 to +0.100000)")
-    html = leaderboard_page.render({"a": HOSTILE}, rows[1:], reference=HOSTILE)
+    html = leaderboard_page.render_leaderboard({"a": HOSTILE}, rows[1:], reference=HOSTILE)
     assert "Only one model: nothing to compare." in Page(html).text
 
 
@@ -141,7 +141,7 @@ def test_the_description_of_a_service(is_guarded: bool) -> None:
     document: dict[str, Any] = {"info": {"description": HOSTILE}, "paths": paths}
     if is_guarded:
         document["components"] = {"securitySchemes": {HOSTILE: {}}}
-    page = Page(score_api_page.render(document, [HOSTILE]))
+    page = Page(score_api_page.render_score_api(document, [HOSTILE]))
     assert {tag for tag, _ in page.tags}.isdisjoint(("script", "img"))
     assert page.row(f"POST /{HOSTILE}", HOSTILE)[2] == f"200, {HOSTILE}"
     assert json.dumps({"rows": [{HOSTILE: None}]}) in page.text

@@ -65,7 +65,7 @@ def test_templates_are_found_in_a_zip(tmp_path: Path) -> None:
             archive.write(file, file.relative_to(ROOT))
     code = (
         "import jobs.pages.score_api_page as page; print(page.__file__); "
-        "print(page.render({'info': {'description': 'found'}, 'paths': {}}, ['a']))"
+        "print(page.render_score_api({'info': {'description': 'found'}, 'paths': {}}, ['a']))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

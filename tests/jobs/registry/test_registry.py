@@ -27,7 +27,7 @@ import pytest
 from jobs.registry import store
 from jobs.registry.model_versions import ModelVersion
 from jobs.registry.registry import Registry
-from jobs.registry.store import DATABASE_NAME, LOCK_NAME, RegistryError
+from jobs.registry.store import DATABASE_NAME, REGISTRY_LOCK_NAME, RegistryError
 from tests.fuzz.targets import digests
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -375,7 +375,7 @@ def shorten(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     def text(statement: str) -> Any:
         return sqlalchemy.sql.text(statement.replace("busy_timeout = 20000", f"busy_timeout = {int(seconds * 1000)}"))
 
-    monkeypatch.setattr(store, "PATIENCE_SECONDS", seconds)
+    monkeypatch.setattr(store, "REGISTRY_PATIENCE_SECONDS", seconds)
     monkeypatch.setattr(utils, "sql", SimpleNamespace(text=text))
 
 
@@ -388,7 +388,7 @@ def test_a_locked_registry_is_waited_for_and_then_one_sentence(three: Registry, 
             assert str(raised.value) == (
                 f"{tmp_path}/registry is locked by another program: try again when that has finished"
             )
-    with (tmp_path / "registry" / LOCK_NAME).open("a") as file:
+    with (tmp_path / "registry" / REGISTRY_LOCK_NAME).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(RegistryError, match="registry is locked by another program"):
             three.promote("ctr", 1)
@@ -577,10 +577,10 @@ def test_a_real_model_scores_the_same_when_it_is_fetched(
     registry: Registry, tmp_path: Path, make_dataset, one_rank
 ) -> None:
     from jobs.cli.config import parse_config
-    from jobs.launch.run_guard import prepare
+    from jobs.launch.run_guard import prepare_run
     from tests.training.fit.test_run import make_config
     from training.data.opened_dataset import Dataset
-    from training.fit.run import Run, fit
+    from training.fit.run import Run, train_rank
     from training.ship.export import export
     from training.ship.predict import Predictor
 
@@ -589,8 +589,8 @@ def test_a_real_model_scores_the_same_when_it_is_fetched(
     run = Run(tmp_path / "run")
     run.path.mkdir()
     tree = {"features": schema, "pipeline": {"output": "unused"}, "training": config}
-    prepare(run.path, parse_config(tree), resume=False)
-    fit(run, config)
+    prepare_run(run.path, parse_config(tree), resume=False)
+    train_rank(run, config)
     log = tmp_path / "log.csv"
     log.write_text("user,genres,device,age,row,price\n1,g|h,mobile,20,0.5,1\n2,,tablet,40,0.1,2\n")
     exported = export(run, tmp_path / "artifact", str(log))

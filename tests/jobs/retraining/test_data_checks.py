@@ -17,7 +17,7 @@ from features.profile.id_counts import IdSample
 from features.profile.profile import DataProfile, measure, total
 from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFeature, VocabularyEncoding
 from jobs.cli.data_checks_config import DataChecksConfig
-from jobs.retraining.data_checks import Checks, Delivery, check, order_partitions
+from jobs.retraining.data_checks import Checks, Delivery, check_data, order_partitions
 
 SCHEMA = FeatureSchema(
     "click",
@@ -80,7 +80,7 @@ def week(seed: int, days: int = 7) -> DataProfile:
 
 def checked(profile: DataProfile, reference: DataProfile | None, settings: DataChecksConfig = DEFAULTS) -> Checks:
     [fingerprint] = profile.datasets
-    return check(SimpleNamespace(fingerprint=fingerprint), profile, reference, settings)  # type: ignore[arg-type]
+    return check_data(SimpleNamespace(fingerprint=fingerprint), profile, reference, settings)  # type: ignore[arg-type]
 
 
 def beyond(checks: Checks) -> set[tuple[str, str | None, str]]:
@@ -279,7 +279,7 @@ def test_one_end_of_a_band_can_be_open() -> None:
 def test_what_cannot_be_compared_is_refused() -> None:
     old, new = by_hand(), by_hand(name="new")
     with pytest.raises(DriftError, match="not of this dataset"):
-        check(SimpleNamespace(fingerprint="other"), new, old, DEFAULTS)  # type: ignore[arg-type]
+        check_data(SimpleNamespace(fingerprint="other"), new, old, DEFAULTS)  # type: ignore[arg-type]
     with pytest.raises(DriftError, match="its own reference"):
         checked(old, total([new, old]))
     with pytest.raises(DriftError, match="schemas"):
@@ -307,13 +307,13 @@ def test_real_datasets(make_dataset) -> None:
     first, second = (make_dataset(name=f"day{i}", seed=i) for i in range(2))
     reference = measure(first.path, first.manifest)
     profile = measure(second.path, second.manifest, bins=reference.bins)
-    checks = check(second.manifest, profile, reference, DEFAULTS)
+    checks = check_data(second.manifest, profile, reference, DEFAULTS)
     assert checks.level == "ok"
     assert {r.feature for r in checks.results if r.rule == "psi"} == {*first.schema.sparse_names, "row", "price"}
     assert {r.feature for r in checks.results if r.rule == "new values"} == set(first.schema.sparse_names)
     fewer = make_dataset(((30,),), name="day2")
     profile = measure(fewer.path, fewer.manifest, bins=reference.bins)
-    assert ("rows", None, "stop") in beyond(check(fewer.manifest, profile, reference, DEFAULTS))
+    assert ("rows", None, "stop") in beyond(check_data(fewer.manifest, profile, reference, DEFAULTS))
 
 
 # ----------------------------------------------------------------------------------------------------------- the order

@@ -3,8 +3,8 @@
 from features.profile.distribution import DenseDistribution, SparseDistribution
 from features.profile.id_counts import IdSample
 from features.profile.profile import DataProfile
-from jobs.retraining.data_checks import Checks, Result
-from jobs.retraining.shapes import NUM_FEATURES, NUM_IDS, distances, shapes
+from jobs.retraining.data_checks import CheckResult, Checks
+from jobs.retraining.shapes import NUM_FEATURES, NUM_IDS, find_distances, shapes
 
 
 def profile(**features: SparseDistribution | DenseDistribution) -> DataProfile:
@@ -17,8 +17,10 @@ def sparse(counts: list[int], rest: int = 0, missing: int = 0) -> SparseDistribu
 
 def moved(*features: str) -> Checks:
     """The first moved most; what is no distance does not count."""
-    results = [Result("nulls", "x", 9.0, None, "at most 0.1 more", "ok")]
-    results += [Result("psi", name, 1.0 / (i + 1), None, "at most 0.25", "warn") for i, name in enumerate(features)]
+    results = [CheckResult("nulls", "x", 9.0, None, "at most 0.1 more", "ok")]
+    results += [
+        CheckResult("psi", name, 1.0 / (i + 1), None, "at most 0.25", "warn") for i, name in enumerate(features)
+    ]
     return Checks(tuple(reversed(results)))
 
 
@@ -50,4 +52,4 @@ def test_only_what_moved_most_is_kept() -> None:
     names = [f"f{i}" for i in range(NUM_FEATURES + 3)]
     side = profile(**{name: sparse([1, 2]) for name in names})
     assert list(shapes(moved(*names), side, side)) == names[:NUM_FEATURES]
-    assert [result.feature for result in distances(moved(*names))][:2] == ["f0", "f1"]
+    assert [result.feature for result in find_distances(moved(*names))][:2] == ["f0", "f1"]

@@ -28,14 +28,14 @@ import torch
 import torch.distributed as dist
 from pydantic import TypeAdapter
 
-from features.disk.artifact import ArtifactError, digest_of
+from features.disk.artifact import ArtifactError, digest_of_artifact
 from features.disk.trained_on import TrainedOn
 from features.rawlog import LogError, LogFormat, Lookup, read_lines
 from jobs import score
 from jobs.cli.config import parse_config
 from jobs.scoring import score_folder
 from jobs.scoring import score_rows as scoring
-from jobs.scoring.score_folder import SUMMARY_NAME, name_outputs, plan_job
+from jobs.scoring.score_folder import SCORES_SUMMARY_NAME, name_outputs, plan_job
 from jobs.scoring.score_rows import FAILED, ScoreError, Work, read_back, score_portion
 from pipeline.executors.portions import Portion, count_lines, number_lines, plan_portions, read_portion
 from pipeline.executors.tasks import TaskError, run_tasks
@@ -43,7 +43,7 @@ from tests.fuzz.targets import digests
 from tests.jobs.registry.test_registry import make_registry
 from tests.stand_ins.tiny_dataset import TINY_FEATURES, write_tiny_dataset
 from training.config import MLPEncoder, ModelConfig, TrainingConfig
-from training.fit.run import Run, fit
+from training.fit.run import Run, train_rank
 from training.ship.export import export
 
 ROOT = Path(__file__).parents[3]
@@ -74,7 +74,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "golden.csv").write_text(",".join(COLUMNS) + "\n1,g|h,mobile,20,0.5,1\n2,,tablet,40,0.1,-2\n")
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
     try:
-        fit(run, config)
+        train_rank(run, config)
     finally:
         dist.destroy_process_group()
     export(run, folder / "artifact", str(folder / "golden.csv"))
@@ -168,9 +168,9 @@ def read(path: Path) -> list[dict[str, str]]:
 def check_equal(local: Path, folder: Path) -> None:
     """The scores of each file are the local engine's for it, in its order, and the counts are those of the rows."""
     expected = read(local)
-    summary = json.loads((folder / SUMMARY_NAME).read_text())
+    summary = json.loads((folder / SCORES_SUMMARY_NAME).read_text())
     assert {p.relative_to(folder).as_posix() for p in folder.rglob("*.*")} == {
-        SUMMARY_NAME, *(file["output"] for file in summary["files"])
+        SCORES_SUMMARY_NAME, *(file["output"] for file in summary["files"])
     }  # fmt: skip
     found = []
     for file in summary["files"]:
@@ -209,7 +209,7 @@ def test_equals_the_local_engine(
     portion_bytes = {"csv": 3_000, "jsonl": 9_000}.get(kind, 1 << 20)
     summary = score_there(artifact, [str(logs)], tmp_path / "out", portion_bytes)
     check_equal(tmp_path / "local.csv", tmp_path / "out")
-    assert summary == json.loads((tmp_path / "out" / SUMMARY_NAME).read_text())
+    assert summary == json.loads((tmp_path / "out" / SCORES_SUMMARY_NAME).read_text())
     assert summary["rows"] > 300 * len(FILES[kind]) * 0.9 and summary["errors"] > 20
     assert len({row["probability"] for row in read(tmp_path / "local.csv")}) > 100, "scores differ from row to row"
     expected = {"csv": "day=2014-10-29/part-0.csv", "tsv": "deep/er/log.txt.csv"}.get(kind)
@@ -360,7 +360,7 @@ def test_what_a_task_says(artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     log.write_text(",".join(COLUMNS) + "\n1,g,mobile,20,0,1\n")
     portion = Portion(str(log), str(log))
     folder = tmp_path / "scratch"
-    work = Work(str(artifact), digest_of(str(artifact)), str(folder), LogFormat(), ())
+    work = Work(str(artifact), digest_of_artifact(str(artifact)), str(folder), LogFormat(), ())
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # the other tests' own
     assert "is not there for an executor: give an --output on storage" in score_portion(work, portion)["failure"]
     folder.mkdir()
@@ -393,7 +393,7 @@ def test_an_artifact_that_is_replaced_meanwhile(artifact_for, spark, tmp_path: P
     with pytest.raises(ScoreError, match="was replaced while it was in use"):
         score_folder.score_folder(spark, job)
     with pytest.raises(ArtifactError, match="is not a usable artifact"):
-        digest_of(str(tmp_path / "nothing"))
+        digest_of_artifact(str(tmp_path / "nothing"))
 
 
 def test_the_champion_of_a_registry(artifact: Path, artifact_for, run_here, tmp_path: Path) -> None:
@@ -408,7 +408,7 @@ def test_the_champion_of_a_registry(artifact: Path, artifact_for, run_here, tmp_
     where = ("--registry", registry.place, "--input", tmp_path / "logs" / "a.csv", "--output", tmp_path / "a.csv")
     assert run_here(score.main, "--artifact", "models:/ctr@champion", *where)[0] == 0
     named = json.loads((tmp_path / "a.csv.json").read_text())["artifact"]
-    assert named == {"model": "ctr", "version": 1, "sha256": digest_of(str(artifact))}
+    assert named == {"model": "ctr", "version": 1, "sha256": digest_of_artifact(str(artifact))}
     job = plan_job("models:/ctr@champion", [str(tmp_path / "logs")], str(tmp_path / "out"), registry.place)
     assert job.artifact.named == named
     job = plan_job("models:/ctr/2", [str(tmp_path / "logs")], str(tmp_path / "out"), registry.place)
@@ -421,7 +421,7 @@ def test_an_artifact_in_an_object_store(artifact, bucket, tmp_path: Path) -> Non
             bucket.write(f"artifact/{path.relative_to(artifact).as_posix()}", path.read_bytes())
     write(tmp_path / "logs", "a.csv", "csv", random.Random(0), 5)
     job = plan_job(f"{bucket.url}/artifact", [str(tmp_path / "logs")], str(tmp_path / "out"))
-    assert job.artifact.place == f"{bucket.url}/artifact" and job.artifact.sha256 == digest_of(str(artifact))
+    assert job.artifact.place == f"{bucket.url}/artifact" and job.artifact.sha256 == digest_of_artifact(str(artifact))
 
 
 # -------------------------------------------------------------------------------------------------------------- outputs
@@ -459,7 +459,7 @@ def test_other_folders_are_refused(artifact, tmp_path: Path) -> None:
     for output in (other, other / "thesis.txt"):
         with pytest.raises(ScoreError, match=r"is no folder of scores \(it has no _scores\.json\)"):
             plan_job(str(artifact), [str(logs)], str(output))
-    (logs / SUMMARY_NAME).touch()
+    (logs / SCORES_SUMMARY_NAME).touch()
     for inputs, output in (([logs], logs), ([logs], logs / "scores"), ([logs / "a.csv"], logs)):
         with pytest.raises(ScoreError, match="are one within the other"):
             plan_job(str(artifact), [str(path) for path in inputs], str(output))
@@ -534,7 +534,7 @@ def test_killed_workers_and_a_killed_job(artifact, large: Path, tmp_path: Path, 
     assert job.returncode == 0, text
     assert score_here(monkeypatch, artifact, [str(large)], tmp_path / "local.csv") == 0
     check_equal(tmp_path / "local.csv", output)
-    rows, errors = (json.loads((output / SUMMARY_NAME).read_text())[key] for key in ("rows", "errors"))
+    rows, errors = (json.loads((output / SCORES_SUMMARY_NAME).read_text())[key] for key in ("rows", "errors"))
     words = f"scored {rows - errors:,} of {rows:,} rows to {output}; {errors:,} malformed in 2 files"
     assert words in text.splitlines(), text
     assert sorted(p.name for p in tmp_path.iterdir()) == ["local.csv", "local.csv.json", "logs", "out", "twinfocus.zip"]

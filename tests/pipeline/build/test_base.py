@@ -81,13 +81,13 @@ def write_log(path: Path, rows: list[dict[str, str]]) -> str:
 
 def build_day(spark, folder, log: str, base=None, features=FEATURES) -> tuple[DatasetManifest, Learnt]:
     from jobs.cli.config import parse_config
-    from jobs.launch.dataset_build import build, check
+    from jobs.launch.dataset_build import check_build, run_build
 
     pipeline = {"output": str(folder), "input": {"train": log}, "write": {"min_files": 2}}
     pipeline |= {"base": str(base)} if base else {}
     config = parse_config({"features": features, "pipeline": pipeline, "training": {"dataset": str(folder)}})
-    check(config)
-    build(spark, config)
+    check_build(config)
+    run_build(spark, config)
     manifest = DatasetManifest.load(folder)
     return manifest, manifest.load_learnt(folder)
 

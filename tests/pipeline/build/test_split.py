@@ -12,17 +12,17 @@ USER = {"label": "click", "sparse": [{"name": "user", "encoding": {"kind": "hash
 def splits(spark, tmp_path):
     """``splits(features, pipeline) -> {row: split}`` of the good rows, without writing a dataset."""
     from jobs.cli.config import parse_config
-    from jobs.launch.dataset_build import check
-    from pipeline.build.encode import prepare
+    from jobs.launch.dataset_build import check_build
+    from pipeline.build.encode import prepare_rows
     from pipeline.build.ingest import SPLIT, read_logs
     from pipeline.build.sources import plan_sources
 
     def run(features, pipeline):
         tree = {"features": {**features, "carry": ["row"]}, "pipeline": {"output": "x", **pipeline}}
         config = parse_config({**tree, "training": {"dataset": "x"}})
-        check(config)
+        check_build(config)
         plan = plan_sources(config.pipeline, config.features)
-        rows = prepare(read_logs(spark, config.pipeline, config.features, plan), config.features, config.pipeline)
+        rows = prepare_rows(read_logs(spark, config.pipeline, config.features, plan), config.features, config.pipeline)
         return {row["row"]: row[SPLIT] for row in rows.select("row", SPLIT).collect()}
 
     return run

@@ -188,7 +188,7 @@ def test_hashes_are_golden_in_spark(spark):
 def test_log_squared_agrees_on_every_small_number(spark):
     from pyspark.sql import functions as F
 
-    from pipeline.build.encode import log_squared_token as in_spark
+    from pipeline.build.encode import log_squared_column as in_spark
 
     number = F.col("id").cast("double")
     found = spark.range(-5, 70_000).select(in_spark(number), in_spark(number / 8)).toPandas().to_numpy().tolist()

@@ -12,7 +12,7 @@ from features.rawlog import LogFormat, read_rows
 from pipeline.synthetic.generate import COLUMNS, LogSpec, file_name, generate_chunks, write_chunk
 from pipeline.synthetic.world import (
     AGE_LIMITS,
-    FIRST_DAY,
+    FIRST_TIMESTAMP,
     NUM_ADS,
     NUM_USERS,
     SECONDS_PER_DAY,
@@ -66,7 +66,7 @@ def naive_logit(world: World, row: dict[str, int]) -> float:
 
 
 def test_probability_is_the_sum_of_its_terms(world: World):
-    drawn = world.draw(np.random.default_rng(0), FIRST_DAY + np.arange(0, 7 * SECONDS_PER_DAY, 1201))
+    drawn = world.draw(np.random.default_rng(0), FIRST_TIMESTAMP + np.arange(0, 7 * SECONDS_PER_DAY, 1201))
     expected = [naive_logit(world, {k: int(v[i]) for k, v in drawn.items()}) for i in range(len(drawn["user"]))]
     np.testing.assert_allclose(world.logits(drawn), expected, rtol=0, atol=1e-9)
     columns = world.to_columns(drawn, np.random.default_rng(0))
@@ -88,7 +88,7 @@ def test_every_row_once_and_in_order_of_time(logs):
     assert sorted(logs) == list(logs)
     assert {day for day, _ in logs} == {0, 1, 2}
     for (day, _), columns in logs.items():
-        assert set((columns["timestamp"] - FIRST_DAY) // SECONDS_PER_DAY) == {day}
+        assert set((columns["timestamp"] - FIRST_TIMESTAMP) // SECONDS_PER_DAY) == {day}
         np.testing.assert_array_equal(columns["hour"], columns["timestamp"] % SECONDS_PER_DAY // 3600)
     by_hour = np.bincount(joined(logs, "hour").astype(int), minlength=24)
     assert by_hour[4] * 3 < by_hour[16]
@@ -102,7 +102,7 @@ def test_missing_values(logs):
 
 
 def test_a_million_rows_hold_more_than_100_000_users(world: World):
-    users = world.draw(np.random.default_rng(1), np.full(1_000_000, FIRST_DAY))["user"]
+    users = world.draw(np.random.default_rng(1), np.full(1_000_000, FIRST_TIMESTAMP))["user"]
     counts = np.sort(np.unique(users, return_counts=True)[1])[::-1]
     assert len(counts) > 100_000
     assert counts[:1_000].sum() > 10 * counts[10_000:11_000].sum()  # a heavy head and a long tail
@@ -136,7 +136,7 @@ def test_a_world_that_drifts_leaves_its_first_day_as_it_was(logs):
 
 def test_what_was_learnt_of_a_drifting_world_is_worth_less_every_day(world: World):
     """Nats a row that yesterday's probabilities lose on later rows: what retraining is for."""
-    rows = world.draw(np.random.default_rng(0), FIRST_DAY + np.arange(20_000))
+    rows = world.draw(np.random.default_rng(0), FIRST_TIMESTAMP + np.arange(20_000))
     old, lost = sigmoid(world.logits(rows)), []
     for days in (0, 1, 3, 10):
         new = sigmoid(drifted(world, days).logits(rows))
@@ -159,7 +159,9 @@ def test_a_drifting_world_keeps_its_proportions(world: World):
 
 
 def test_users_and_ads_are_replaced_day_by_day(world: World):
-    seen = [drifted(world, days).draw(np.random.default_rng(0), np.full(50_000, FIRST_DAY)) for days in (0, 1, 11)]
+    seen = [
+        drifted(world, days).draw(np.random.default_rng(0), np.full(50_000, FIRST_TIMESTAMP)) for days in (0, 1, 11)
+    ]
     for name, places in (("user", NUM_USERS), ("ad", NUM_ADS)):
         before, after, much_later = (row[name] for row in seen)
         assert np.isin(after, np.arange(places)).mean() == pytest.approx(0.9, abs=0.05)

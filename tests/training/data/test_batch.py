@@ -15,7 +15,7 @@ def naive_bags(columns: Columns, schema: FeatureSchema, row: int) -> dict[str, l
     bags = {}
     for f in schema.sparse:
         ids = columns[f.name][row]
-        bags[f.name] = ids[: columns[f.length_name][row]].tolist() if f.separator else [int(ids)]
+        bags[f.name] = ids[: f.kind.lengths(columns, f)[row]].tolist() if f.separator else [int(ids)]
     return bags
 
 

@@ -12,10 +12,12 @@ import pytest
 
 from features.disk.artifact import ArtifactError
 from features.disk.dataset import DatasetManifest
-from jobs import evaluate
+from jobs import attribute, compare_tables, evaluate, export
 from jobs.cli.config import load_config
 from jobs.cli.errors import ConfigError
 from jobs.launch import run_guard
+from jobs.pages.report_files import read_run
+from jobs.pages.report_page import render
 from tests.features.test_fingerprint import TINY_VERSION_1, age
 from tests.stand_ins.tiny_dataset import write_tiny_dataset
 from tests.stand_ins.tiny_model import train_tiny
@@ -25,7 +27,7 @@ from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.data.row_order import RowOrder
 from training.fit.position import PositionError
-from training.fit.run import Run, find_warm_start, fit
+from training.fit.run import Run, find_warm_start, train_rank
 from training.model.embedding import FieldEmbedding
 from training.sharding import checkpoint
 from training.ship.export import load_best
@@ -71,12 +73,16 @@ def begin(tmp_path: Path, one_rank: None) -> Begin:
 
 def prepare(run: Run, path: Path, *overrides: str, resume: bool = True) -> TrainingConfig:
     """What jobs.train does before any worker starts."""
-    return run_guard.prepare(run.path, load_config([str(path)], list(overrides)), resume=resume).training
+    return run_guard.prepare_run(run.path, load_config([str(path)], list(overrides)), resume=resume).training
 
 
 def rebuild(path: Path, **options: Any) -> None:
     """Other rows of the same vocabularies, in the same folder."""
     write_tiny_dataset(path.parent / "dataset", **{"seed": 9, **options})
+
+
+def said_by_the_guard(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == run_guard.__name__]
 
 
 def warnings(run: Run) -> list[str]:
@@ -97,10 +103,10 @@ def test_other_rows_inside_an_epoch_are_refused(begin: Begin) -> None:
     assert "step 4 of epoch 1) the rows were 192 of train (fingerprint " in done.stderr
     assert "or start a new --run" in done.stderr and "Traceback" not in done.stderr
     with pytest.raises(PositionError, match=r"and are 192 of train \(fingerprint"):
-        fit(run, config)  # as after a worker's death, when nothing is prepared anew
+        train_rank(run, config)  # as after a worker's death, when nothing is prepared anew
     assert run.read("dataset.json") == before
     write_tiny_dataset(path.parent / "dataset")  # as it was
-    assert fit(run, prepare(run, path))["train"]["steps"] == 18 and not warnings(run)
+    assert train_rank(run, prepare(run, path))["train"]["steps"] == 18 and not warnings(run)
 
 
 @pytest.mark.parametrize(
@@ -120,11 +126,11 @@ def test_another_order_inside_an_epoch_is_refused(begin: Begin, override: str, e
         prepare(run, path, override)
 
 
-def test_what_no_batch_depends_on_may_change(begin: Begin, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_no_batch_depends_on_may_change(begin: Begin, caplog: pytest.LogCaptureFixture) -> None:
     run, path = begin(INSIDE)
     same = ("num_workers=2", "reader.prefetch_batches=3", "evaluation_batch_size=8", "reader.cache_bytes=99")
     prepare(run, path, *(f"training.{setting}" for setting in same))
-    assert capsys.readouterr().err == ""
+    assert said_by_the_guard(caplog) == []
 
 
 def test_each_field_of_an_order_is_compared(begin: Begin) -> None:
@@ -140,15 +146,16 @@ def test_each_field_of_an_order_is_compared(begin: Begin) -> None:
     assert (order.num_rows, order.shuffle, order.seed) == (reader.num_rows, reader.shuffle, reader.seed)
 
 
-def test_an_old_checkpoint_goes_on_with_a_word(begin: Begin, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_old_checkpoint_goes_on_with_a_word(begin: Begin, caplog: pytest.LogCaptureFixture) -> None:
     run, path = begin(INSIDE)
     file = run.checkpoints / "step=000000004" / "checkpoint.json"
     meta = json.loads(file.read_text())
     del meta["progress"]["order"]
     file.write_text(json.dumps(meta))
     config = prepare(run, path)
-    assert "warning: checkpoint" in (said := capsys.readouterr().err) and "cannot be checked" in said
-    fit(run, config)
+    [said] = said_by_the_guard(caplog)
+    assert said.startswith("checkpoint") and "cannot be checked" in said
+    train_rank(run, config)
     [warning] = warnings(run)
     assert "has seen 4 steps of" in warning
     last = checkpoint.newest(run.checkpoints)
@@ -158,15 +165,15 @@ def test_an_old_checkpoint_goes_on_with_a_word(begin: Begin, capsys: pytest.Capt
 # -------------------------------------------------------------------------------------------------- at an epoch's end
 
 
-def test_other_rows_at_an_epochs_end_go_on_with_a_word(begin: Begin, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_rows_at_an_epochs_end_go_on_with_a_word(begin: Begin, caplog: pytest.LogCaptureFixture) -> None:
     run, path = begin(AT_END)
     rebuild(path, train=((64,), (32,)))
     config = prepare(run, path, "training.reader.shuffle=false")
-    said = capsys.readouterr().err
-    assert "is not the dataset that" in said and "train has 96 rows" in said
-    assert "warning: from epoch 2 on, training reads another order of rows: the rows were 192 of train" in said
-    assert "training.reader.shuffle was true and is false" in said
-    assert fit(run, config)["train"]["steps"] == AT_END + 2 * 3
+    other, order = said_by_the_guard(caplog)
+    assert "is not the dataset that" in other and "train has 96 rows" in other
+    assert order.startswith("from epoch 2 on, training reads another order of rows: the rows were 192 of train")
+    assert "training.reader.shuffle was true and is false" in order
+    assert train_rank(run, config)["train"]["steps"] == AT_END + 2 * 3
     assert any("from epoch 2 on" in warning for warning in warnings(run))
     assert run.trained_on().rows["train"].num_rows == 96
 
@@ -191,6 +198,32 @@ def test_another_dataset_than_the_runs_is_said(begin: Begin, run_here: Any) -> N
     assert (code, error) == (0, "") and json.loads(out.splitlines()[-1])["data"] == data  # named, so intended
 
 
+def test_each_program_says_that_the_runs_dataset_is_another_now(begin: Begin, run_here: Any, tmp_path: Path) -> None:
+    run, path = begin(None)
+    assert "is not what this run was trained on" not in render(read_run(run.path))
+    rebuild(path, seed=0, test=((9,),))
+    log = tmp_path / "made.csv"
+    log.write_text("user,genres,device,age,row,price\nu,a|b,mobile,33,1,2.5\n")
+    programs = {
+        attribute.main: ("--split", "test", "--repeats", 1),
+        compare_tables.main: ("--split", "test", "--seconds", 0),
+        export.main: ("--output", tmp_path / "artifact", "--golden-input", log),
+    }
+    for program, more in programs.items():
+        code, out, error = run_here(program, "--run", run.path, *more)
+        assert code == 0 and error.startswith(f"warning: {path.parent / 'dataset'} is not what {run.path} was trained")
+        assert "test has 9 rows (fingerprint " in error and len(error.splitlines()) == 1, program.__module__
+        if program is not export.main:
+            assert json.loads(out.splitlines()[-1])["data"]["is_own"] is False
+            assert run_here(program, "--run", run.path, "--dataset", path.parent / "dataset", *more)[2] == ""
+    files = read_run(run.path)
+    assert files.attribution["data"] == files.tables["data"]
+    assert "is not what this run was trained on: test has 9 rows (fingerprint " in render(files)
+    assert run_here(evaluate.main, "--run", run.path)[0] == 0
+    words = "test was scored on another dataset, 9 rows (fingerprint "
+    assert words in render(read_run(run.path)) and "trained on had 20 rows" in render(read_run(run.path))
+
+
 # ------------------------------------------------------------------------------------------------- a model's choices
 
 
@@ -203,11 +236,11 @@ def test_a_model_pools_as_its_config_says(begin: Begin) -> None:
     config, other = load_config([str(path)]), Run(path.parent / "other")
     other.path.mkdir()
     prepare(other, path, resume=False)
-    fit(other, config.training, schema=config.features)  # of the same dataset, whose schema says "mean"
+    train_rank(other, config.training, schema=config.features)  # of the same dataset, whose schema says "mean"
     assert Dataset.open(config.training.dataset).manifest.schema.sparse[1].pooling == "mean"
     best = load_best(other)
     [embedding] = (part for part in best.model.modules() if isinstance(part, FieldEmbedding))
-    assert {table.pooling for table in embedding.tables if table.feature == "genres"} == {"sum"}
+    assert "genres" not in embedding.mean_pooled
     evaluated = other.read("evaluation/valid.json")["metrics"]["logloss"]
     from training.judge.metrics import evaluate as compute
 
@@ -240,7 +273,7 @@ def test_an_old_dataset_trains_and_an_old_run_goes_on_and_warms(
     config = prepare(run, path)
     assert capsys.readouterr().err == ""
     make_old(run, dataset)
-    assert fit(run, config)["train"]["steps"] == 18
+    assert train_rank(run, config)["train"]["steps"] == 18
     warm = find_warm_start(replace(config, warm_start=str(run.path)), Dataset.open(dataset))
     assert warm is not None and warm.step in (6, 12, 18)
     code, out, error = run_here(evaluate.main, "--run", run.path)

@@ -19,7 +19,7 @@ from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.fit.loop import Training, make_step
 from training.fit.regularization import EmbeddingL2
-from training.fit.run import Run, build_model, fit
+from training.fit.run import Run, build_model, train_rank
 from training.model.embedding import FieldEmbedding
 from training.sharding import checkpoint
 from training.sharding.parallelize import parallelize
@@ -197,7 +197,7 @@ LANES = {
 
 def fit_lanes(folder: Path, dataset: Path) -> None:
     for lane, (optimizer, sharding) in LANES.items():
-        fit(Run(folder / lane), make_config(dataset, optimizer, sharding))
+        train_rank(Run(folder / lane), make_config(dataset, optimizer, sharding))
 
 
 def test_two_ranks_decay_as_one(make_dataset, tmp_path: Path, one_rank) -> None:

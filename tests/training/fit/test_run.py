@@ -43,7 +43,7 @@ from training.config import (
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.fit.loop import Event, Progress, Training, make_step, train
-from training.fit.run import Run, build_model, fit
+from training.fit.run import Run, build_model, train_rank
 from training.fit.scoring import score
 from training.judge.metrics import evaluate
 from training.model.ctr_model import CTRModel
@@ -130,7 +130,7 @@ def fit_until(run: Run, config: TrainingConfig, step: int | None = None) -> None
             raise Interrupted
 
     try:
-        fit(run, config, crash)
+        train_rank(run, config, crash)
     except Interrupted:
         assert step is not None
 
@@ -159,11 +159,11 @@ def test_two_ranks_equal_one_and_a_run_goes_on_at_another_world_size(make_datase
     for lane, changes in LANES.items():
         config = make_config(dataset, **changes)
         alone, together = Run(tmp_path / "one" / lane), Run(tmp_path / "two" / lane)
-        fit(alone, config)
+        train_rank(alone, config)
         if lane in INTERRUPTED:
             newest = checkpoint.newest(together.checkpoints)
             assert newest is not None and newest.step == INTERRUPTED[lane]
-            fit(together, config)  # begun on two ranks, interrupted inside an epoch, goes on here
+            train_rank(together, config)  # begun on two ranks, interrupted inside an epoch, goes on here
         assert losses(together) == pytest.approx(losses(alone), rel=1e-6, abs=1e-6), lane
         assert_same_weights(together, alone, config, 1e-5)
         assert together.read("metrics.json")["train"]["rows"] == config.max_epochs * 192
@@ -218,7 +218,7 @@ def make_block_config(dataset: Path, block: str) -> TrainingConfig:
 
 def fit_blocks(folder: Path, dataset: Path) -> None:
     for block in BLOCKS:
-        fit(Run(folder / block), make_block_config(dataset, block))
+        train_rank(Run(folder / block), make_block_config(dataset, block))
 
 
 def test_every_block_trains_on_two_ranks_as_on_one(make_dataset, tmp_path: Path, one_rank) -> None:
@@ -252,10 +252,10 @@ def test_interrupted_equals_undisturbed_bit_for_bit(make_dataset, tmp_path: Path
     config = replace(config, model=dropout, precision="bfloat16" if lane == "averaged dense" else "float32")
     config = replace(config, max_epochs=3, **LOWERED)
     undisturbed, interrupted = Run(tmp_path / "undisturbed"), Run(tmp_path / "interrupted")
-    fit(undisturbed, config)
+    train_rank(undisturbed, config)
     for step in (4, STEPS_PER_EPOCH, 8, 16):
         fit_until(interrupted, config, step)
-    fit(interrupted, config)
+    train_rank(interrupted, config)
     ours, theirs = (final_model(run, config).state_dict() for run in (interrupted, undisturbed))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert interrupted.read("metrics.json")["train"]["rows"] == undisturbed.read("metrics.json")["train"]["rows"]
@@ -267,7 +267,7 @@ def test_what_is_evaluated_is_what_is_shipped(make_dataset, tmp_path: Path, one_
     dataset = make_dataset().path
     config = make_config(dataset, ema_decay=0.9, max_epochs=1)
     run = Run(tmp_path / "run")
-    metrics = fit(run, config)
+    metrics = train_rank(run, config)
     model, opened = final_model(run, config).eval(), Dataset.open(dataset)
     scores = score(model, Reader(opened, "valid", config), torch.device("cpu"))
     assert evaluate(scores)["logloss"] == pytest.approx(metrics["valid"]["logloss"], abs=1e-6)
@@ -372,7 +372,7 @@ def test_clipping_scales_all_gradients_to_one_norm(make_dataset, one_rank) -> No
 def test_training_learns(make_dataset, tmp_path: Path, one_rank) -> None:
     dataset = make_dataset(train=((600,),) * 4, valid=((600,),)).path
     model = ModelConfig(embedding_dim=8, embedding_init_std=0.05, easy=FMEncoder(), hard=MLPEncoder((16,), dropout=0.0))
-    metrics = fit(Run(tmp_path / "run"), make_config(dataset, model=model, max_epochs=6, global_batch_size=128))
+    metrics = train_rank(Run(tmp_path / "run"), make_config(dataset, model=model, max_epochs=6, global_batch_size=128))
     assert metrics["valid"]["auc"] > 0.75
     assert metrics["valid"]["rows"] == 600
 
@@ -397,14 +397,14 @@ def test_damaged_checkpoints(make_dataset, tmp_path: Path, one_rank) -> None:
     dataset = make_dataset().path
     config = make_config(dataset, max_epochs=1)
     run = Run(tmp_path / "run")
-    fit(run, config)
+    train_rank(run, config)
     kept = sorted(p.name for p in run.checkpoints.iterdir())
     assert kept == ["step=000000004", "step=000000006"]
     shard = next((run.checkpoints / kept[-1]).glob("*.distcp"))
     content = shard.read_bytes()
     shard.write_bytes(content[: len(content) // 2])
     with pytest.raises(CheckpointError, match=r"step=000000006 is damaged .*distcp is missing or cut.*delete"):
-        fit(run, config)
+        train_rank(run, config)
     shard.write_bytes(content)
     (run.checkpoints / kept[-1] / "checkpoint.json").unlink()
     with pytest.raises(CheckpointError, match=r"checkpoint\.json cannot be read"):
@@ -414,14 +414,14 @@ def test_damaged_checkpoints(make_dataset, tmp_path: Path, one_rank) -> None:
     (run.checkpoints / kept[-1]).rename(run.checkpoints / ".step=000000006.tmp")
     newest = checkpoint.newest(run.checkpoints)
     assert newest is not None and newest.step == 4
-    fit(run, config)
+    train_rank(run, config)
     assert sorted(p.name for p in run.checkpoints.iterdir()) == kept
 
 
 def test_checkpoint_of_a_newer_format_is_refused(make_dataset, tmp_path: Path, one_rank) -> None:
     dataset = make_dataset().path
     config, run = make_config(dataset, max_epochs=1), Run(tmp_path / "run")
-    fit(run, config)
+    train_rank(run, config)
     meta = run.checkpoints / "step=000000006" / "checkpoint.json"
     written = json.loads(meta.read_text())
     assert written.pop("version") == 1
@@ -432,7 +432,7 @@ def test_checkpoint_of_a_newer_format_is_refused(make_dataset, tmp_path: Path, o
         CheckpointError,
         match=r"step=000000006 was made by a newer version .*checkpoint version 2.*delete the folder",
     ):
-        fit(run, config)
+        train_rank(run, config)
 
 
 def test_full_disk_leaves_the_checkpoints_before(make_dataset, tmp_path: Path, one_rank) -> None:
@@ -444,13 +444,13 @@ def test_full_disk_leaves_the_checkpoints_before(make_dataset, tmp_path: Path, o
     resource.setrlimit(resource.RLIMIT_FSIZE, (8_192, limits[1]))  # less than the weights take
     try:
         with pytest.raises(CheckpointError, match=r"step=000000006 was not saved \(.*\): make room"):
-            fit(run, config)
+            train_rank(run, config)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [p.name for p in run.checkpoints.iterdir()] == ["step=000000004"]
     assert {p.name: p.read_bytes() for p in run.checkpoints.glob("step=*/*")} == before
-    fit(run, config)
-    fit(undisturbed, config)
+    train_rank(run, config)
+    train_rank(undisturbed, config)
     ours, theirs = (final_model(of, config).state_dict() for of in (run, undisturbed))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -459,7 +459,7 @@ def test_checkpoint_of_another_model_does_not_load(make_dataset, tmp_path: Path,
     dataset = make_dataset().path
     config = make_config(dataset, max_epochs=1)
     run = Run(tmp_path / "run")
-    fit(run, config)
+    train_rank(run, config)
     other = replace(config, model=replace(config.model, hard=MLPEncoder((32, 8))))
     with pytest.raises(CheckpointError, match="does not load into this model"):
         final_model(run, other)

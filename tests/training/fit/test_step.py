@@ -17,7 +17,7 @@ from training.data.batch import Batch
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.fit.loop import Progress, Training, make_step, train
-from training.fit.run import Run, build_model, fit
+from training.fit.run import Run, build_model, train_rank
 from training.fit.step import matmul_precision
 from training.judge.scores import DivergedError
 from training.sharding.parallelize import parallelize
@@ -53,10 +53,10 @@ def fit_lanes(folder: Path, dataset: Path) -> None:
     """Every lane in both ways, and a pipelined one that was interrupted inside an epoch and goes on."""
     for lane in LANES:
         plain, pipelined = lane_config(dataset, lane, False), lane_config(dataset, lane, True)
-        fit(Run(folder / lane / "plain"), plain)
+        train_rank(Run(folder / lane / "plain"), plain)
         for step in (4, STEPS_PER_EPOCH):
             fit_until(Run(folder / lane / "pipelined"), pipelined, step)
-        fit(Run(folder / lane / "pipelined"), pipelined)
+        train_rank(Run(folder / lane / "pipelined"), pipelined)
 
 
 def assert_lanes_equal(folder: Path, dataset: Path) -> None:

@@ -16,7 +16,7 @@ from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.fit.loop import Progress, Training, make_step, train
 from training.fit.run import build_model
-from training.fit.step_times import PARTS
+from training.fit.step_times import STEP_PARTS
 from training.sharding.parallelize import parallelize
 from training.sharding.tables import embedding_of
 
@@ -41,7 +41,7 @@ def test_the_parts_make_up_the_time_of_the_steps(make_dataset, one_rank, tmp_pat
     training = start(make_dataset().path, tmp_path / "checkpoints")
     progress = run(training)
     summary = training.times.summary()
-    assert set(summary["shares"]) == set(PARTS)
+    assert set(summary["shares"]) == set(STEP_PARTS)
     assert all(share > 0 for share in summary["shares"].values())
     assert sum(summary["shares"].values()) == pytest.approx(1)
     assert training.times.num_steps == progress.step + 1  # the last one found the reader empty

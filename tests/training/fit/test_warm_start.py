@@ -13,14 +13,14 @@ from features.disk.dataset import DatasetError
 from features.disk.run_folder import RunError
 from features.disk.window import join
 from jobs.cli.config import parse_config
-from jobs.launch.run_guard import prepare
+from jobs.launch.run_guard import prepare_run
 from tests.ranks import on_two_ranks
 from tests.training.fit.test_run import LANES, make_config
 from training.config import FMEncoder, MLPEncoder, ModelConfig, ShardingConfig, TrainingConfig
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.fit.loop import Progress, Training, make_step, train
-from training.fit.run import Run, build_model, fit
+from training.fit.run import Run, build_model, train_rank
 from training.sharding import checkpoint
 from training.sharding.checkpoint_reader import CheckpointError
 from training.sharding.parallelize import ParallelModel, parallelize
@@ -50,10 +50,23 @@ def finish(path: Path, config: TrainingConfig) -> Run:
     opened = Dataset.open(config.dataset)
     tree = {"features": opened.manifest.schema, "pipeline": {"output": "unused"}, "training": config}
     path.mkdir()
-    prepare(path, parse_config(tree), resume=False)
+    prepare_run(path, parse_config(tree), resume=False)
     run = Run(path)
-    fit(run, config)
+    train_rank(run, config)
     return run
+
+
+def test_a_run_that_goes_on_is_not_finished(days, tmp_path: Path, one_rank) -> None:
+    """Metrics of an earlier end would make a training that is killed later look like a whole one."""
+    config = make_config(days[0], max_epochs=1)
+    run = finish(tmp_path / "run", config)
+    assert run.is_finished
+    longer = replace(config, max_epochs=2)
+    tree = {**run.read("config.json"), "training": longer}
+    prepare_run(run.path, parse_config(tree), resume=True)
+    assert not run.is_finished and not (run.path / "metrics.json").exists()
+    train_rank(run, longer)
+    assert run.is_finished and run.read("metrics.json")["train"]["epochs"] == 2
 
 
 def begun(dataset: Path, config: TrainingConfig, run: Run) -> tuple[ParallelModel, Training]:
@@ -103,7 +116,7 @@ def test_the_optimizer_goes_on_too(days, tmp_path: Path, one_rank) -> None:
     batch = next(iter(training.train_reader.batches(5)))
     make_step(training)(batch, 3)
     resumed = parallelize(build_model(Dataset.open(days[0]), config, torch.device("meta")), config, DEVICE)
-    checkpoint.restore(checkpoint.best(run.checkpoints), resumed)
+    checkpoint.restore_checkpoint(checkpoint.best(run.checkpoints), resumed)
     make_step(replace_parallel(training, resumed))(batch, 3)
     ours, theirs = ({n: v for n, v in p.model.named_parameters()} for p in (parallel, resumed))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -124,7 +137,7 @@ def test_learning_rates_are_the_new_runs_own(days, tmp_path: Path, one_rank) -> 
 
 
 def fit_warm(run: Run, config: TrainingConfig) -> None:
-    fit(run, config)
+    train_rank(run, config)
 
 
 def test_two_ranks_begin_as_one_does(days, tmp_path: Path, one_rank) -> None:
@@ -133,12 +146,12 @@ def test_two_ranks_begin_as_one_does(days, tmp_path: Path, one_rank) -> None:
     first = finish(tmp_path / "first", make_config(days[0], **changes))
     config = make_config(days[1], **changes, warm_start=str(first.path))
     alone, together = Run(tmp_path / "alone"), Run(tmp_path / "together")
-    fit(alone, config)
+    train_rank(alone, config)
     on_two_ranks(tmp_path, fit_warm, together, config)
     ours, theirs = (run.read("metrics.json") for run in (alone, together))
     assert theirs["train"]["loss"] == pytest.approx(ours["train"]["loss"], rel=1e-5)
     assert theirs["valid"]["logloss"] == pytest.approx(ours["valid"]["logloss"], rel=1e-5)
-    fit(alone, replace(config, max_epochs=2))
+    train_rank(alone, replace(config, max_epochs=2))
     assert alone.read("metrics.json")["train"]["rows"] == 2 * 192
 
 
@@ -150,7 +163,7 @@ def test_a_warm_start_learns_more_than_a_cold_one(tmp_path: Path, one_rank, make
     runs = {}
     for start in (None, str(first.path)):
         short = replace(config, dataset=str(windows[1]), max_epochs=1, warm_start=start)
-        runs[start] = fit(Run(tmp_path / f"warm={start is not None}"), short)["valid"]["auc"]
+        runs[start] = train_rank(Run(tmp_path / f"warm={start is not None}"), short)["valid"]["auc"]
     assert runs[str(first.path)] > max(0.75, runs[None] + 0.05)
 
 
@@ -175,16 +188,16 @@ def test_what_cannot_begin(days, tmp_path: Path, one_rank, make_dataset: Callabl
     run = finish(tmp_path / "first", make_config(days[1], max_epochs=1))
     backwards = make_config(days[0], warm_start=str(run.path))
     with pytest.raises(DatasetError, match=r"built with other vocabularies.*does not go on with them"):
-        fit(Run(tmp_path / "backwards"), backwards)
+        train_rank(Run(tmp_path / "backwards"), backwards)
     other = make_dataset(weight=False, name="other").path
     with pytest.raises(RunError, match=r"training\.warm_start: .* another feature schema"):
-        fit(Run(tmp_path / "other-run"), make_config(other, warm_start=str(run.path)))
+        train_rank(Run(tmp_path / "other-run"), make_config(other, warm_start=str(run.path)))
     with pytest.raises(RunError, match="is not a usable run"):
-        fit(Run(tmp_path / "nothing"), make_config(days[1], warm_start=str(tmp_path / "nobody")))
+        train_rank(Run(tmp_path / "nothing"), make_config(days[1], warm_start=str(tmp_path / "nobody")))
     wide = make_config(days[1], warm_start=str(run.path))
     wide = replace(wide, model=replace(wide.model, embedding_dim=16))
     with pytest.raises(CheckpointError, match="does not load into this model"):
-        fit(Run(tmp_path / "wide"), wide)
+        train_rank(Run(tmp_path / "wide"), wide)
 
 
 def test_an_artifact_of_a_dataset_ahead_is_the_models_own(days, tmp_path: Path, one_rank) -> None:

@@ -4,10 +4,15 @@ import dataclasses
 
 import numpy as np
 import pytest
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from features.encoding import Columns
 from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFeature
 from training.config import MLPEncoder, ModelConfig, ShardingConfig, ShardingKind, SharedSelection, TrainingConfig
+from training.data.batch import to_batch
 from training.forecast.cost_model import Kind, Machine, Shard, Traffic, predict
+from training.forecast.dry_run import plan_tables
 from training.forecast.what_if_layouts import dealt_shards, planned_shards, whole_tables
 from training.model.cost import Net
 from training.model.ctr_model import CTRModel
@@ -36,6 +41,95 @@ def test_products_of_a_network():
     assert net.field_numbers == 8
     assert net.hidden_numbers == 3 + 1 + 5 + 7 + 1
     assert net.num_norms == 3
+
+
+# Two features share a table narrower than the model, one has a wider table, and one a table as wide as the model.
+SHARING = FeatureSchema(
+    label="label",
+    sparse=(
+        SparseFeature("clicked", HashEncoding(num_buckets=40), table="item", embedding_dim=4),
+        SparseFeature("wide", HashEncoding(num_buckets=30), embedding_dim=12),
+        SparseFeature("item", HashEncoding(num_buckets=40), embedding_dim=4),
+        SparseFeature("plain", HashEncoding(num_buckets=20)),
+    ),
+    dense=(DenseFeature("price"), DenseFeature("age")),
+)
+
+
+def make_sharing_model(device: str) -> CTRModel:
+    encoder = MLPEncoder(hidden_units=(5,), dropout=0.0)
+    config = ModelConfig(embedding_dim=8, selection=SharedSelection(), easy=encoder, hard=encoder)
+    return CTRModel(SHARING, {"clicked": 40, "wide": 30, "item": 40, "plain": 20}, config, device=device)
+
+
+def test_a_network_with_projections_and_shared_tables_as_counted_in_a_real_step():
+    model, num_rows = make_sharing_model("cpu"), 6
+    numbers: dict[str, list[int]] = {"fields": [], "hidden": []}
+
+    def count_fields(module: nn.Module, inputs: tuple[Tensor, ...], streams: dict[str, Tensor]) -> None:
+        numbers["fields"].append(sum(vectors.numel() for vectors in streams.values()))
+
+    def count_outputs(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        numbers["hidden"].append(output.numel())
+
+    model.embedding.register_forward_hook(count_fields)
+    for part in model.modules():
+        if isinstance(part, nn.Linear):
+            part.register_forward_hook(count_outputs)
+    columns: Columns = {name: np.arange(num_rows, dtype=np.int32) for name in SHARING.sparse_names}
+    columns |= {name: np.ones(num_rows, np.float32) for name in SHARING.dense_names}
+    batch = to_batch(columns, SHARING)
+    with FlopCounterMode(display=False) as counter:
+        logits = model(batch)
+        (logits.fused + logits.easy + logits.hard).sum().backward()
+    net = Net.of(make_sharing_model("meta"))
+    assert num_rows * net.flops == counter.get_total_flops()
+    # Two vectors of 4 numbers and one of 12 are projected.
+    assert num_rows * (net.field_numbers - 2 * 4 - 12) == sum(numbers["fields"])
+    assert num_rows * net.hidden_numbers == sum(numbers["hidden"])
+    tables = {id(p) for p in model.embedding.bags.parameters()}
+    assert net.parameters == sum(p.numel() for p in model.parameters() if id(p) not in tables)
+
+
+def test_a_shared_table_is_looked_up_once_a_feature():
+    model, batch_size = make_sharing_model("meta"), 16
+    machine, traffic = dataclasses.replace(FAST, id_seconds=1.0), Traffic(2, 2, batch_size)
+    kinds: tuple[ShardingKind, ...] = ("table_wise", "row_wise", "data_parallel")
+    layouts = {
+        kind: planned_shards(
+            model,
+            TrainingConfig(
+                dataset="unused",
+                model=ModelConfig(embedding_dim=8),
+                sharding=ShardingConfig(kind),
+                global_batch_size=batch_size,
+            ),
+            Cluster("cpu", 2, 2),
+        )
+        for kind in kinds
+    }
+    layouts["dealt"] = dealt_shards(model, Net.of(model), FAST, traffic)
+    layouts["whole"] = whole_tables(model, traffic)
+    for name, shards in layouts.items():
+        of = {table: [s for s in shards if s.table == table] for table in ("item__shared", "wide__shared")}
+        shared, alone = ([dataclasses.replace(s, table="t", rows=40, columns=8) for s in of[t]] for t in of)
+        ids = [predict(found, NOTHING, machine, traffic).seconds["tables"] for found in (shared, alone)]
+        assert ids[1] > 0 and ids[0] == pytest.approx(2 * ids[1]), name
+        assert {s.num_features for s in shared} == {2} and {s.num_features for s in alone} == {1}
+    slow = dataclasses.replace(FAST, within_host=1.0)
+    once, twice = (
+        predict([Shard("t", "table_wise", 0, 100, 16, 0, n)], NOTHING, slow, traffic).seconds for n in (1, 2)
+    )
+    assert (twice["ids"], twice["vectors"]) == pytest.approx((2 * once["ids"], 2 * once["vectors"]))
+
+
+def test_the_planner_counts_each_feature_of_a_shared_table():
+    config = TrainingConfig(dataset="unused", sharding=ShardingConfig("table_wise"), global_batch_size=64)
+    plan = plan_tables(make_sharing_model("meta"), config, Cluster("cpu", 1, 1))
+    lookups = {entry["table"]: entry["lookups"] for entry in plan.tables}
+    bags = 64 * (8 + 4 * 4)  # of "item": an id and a vector of each row, once a feature
+    assert lookups["item__shared"] == 2 * bags
+    assert lookups["plain__shared"] == 64 * (8 + 4 * 8)
 
 
 def test_bytes_of_a_look_up_and_its_update():

@@ -16,6 +16,7 @@ from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFeature
 from tests.ranks import on_two_ranks
 from training.config import (
+    GIB,
     DenseOptimizer,
     FusedOptimizer,
     MLPEncoder,
@@ -24,10 +25,10 @@ from training.config import (
     ShardingConfig,
     TrainingConfig,
 )
-from training.forecast.dry_run import Change, Plan, PlanError, _smallest, find_changes, plan_tables
+from training.forecast.dry_run import Change, DryRunPlan, PlanError, _smallest, find_changes, plan_tables
 from training.model.ctr_model import CTRModel
 from training.sharding.parallelize import parallelize
-from training.sharding.table_planner import CACHED, GIB, PARTS, Cluster, Sharder, batch_size_per_rank, held_bytes
+from training.sharding.table_planner import CACHED, MEMORY_PARTS, Cluster, Sharder, batch_size_per_rank, held_bytes
 
 MIB = 1 << 20
 ROWS = {"user": 50_001, "item": 7_000, "shop": 300, "hour": 25}
@@ -48,7 +49,7 @@ def build(config: TrainingConfig) -> CTRModel:
     return CTRModel(SCHEMA, ROWS, config.model, pad_tables=config.pads_tables, device="meta")
 
 
-def plan_of(config: TrainingConfig, cluster: Cluster) -> Plan:
+def plan_of(config: TrainingConfig, cluster: Cluster) -> DryRunPlan:
     return plan_tables(build(config), config, cluster)
 
 
@@ -159,7 +160,7 @@ def test_what_does_not_fit_a_gpu_lies_in_host_memory():
         assert table["host"] == on_host and table["weights"] + table["host"] // 3 == table["bytes"]
     for rank in plan.ranks:
         assert rank["bytes"] <= tight - plan.reserve.margin
-        assert rank["bytes"] == plan.reserve.fixed + sum(rank[part] for part in PARTS)
+        assert rank["bytes"] == plan.reserve.fixed + sum(rank[part] for part in MEMORY_PARTS)
         assert rank["host"] <= GIB
     assert sum(rank["host"] for rank in plan.ranks) == sum(table["host"] for table in moved) > 0
     # Everything on the GPU where it fits, whatever is allowed.
@@ -200,7 +201,7 @@ def test_as_torchrec_estimates_tables_with_optimizers(optimizer: Any, kind: Any)
     options: Any = EmbeddingEnumerator(cluster.topology(), batch_size_per_rank(config, 4)).enumerate(model, [Sharder()])
     options = [o for o in options if (o.sharding_type, o.compute_kernel) == (kind, "fused")]
     theirs = {o.name: sum(s.storage.hbm for s in o.shards) for o in options}
-    tables = {table["table"]: sum(table[part] for part in PARTS) for table in ours.tables}
+    tables = {table["table"]: sum(table[part] for part in MEMORY_PARTS) for table in ours.tables}
     rounding = 4 * len(options[0].shards) * max(t["width"] for t in ours.tables)
     assert tables == pytest.approx(theirs, abs=rounding if optimizer == "rowwise_adagrad" else 0)
 
@@ -213,7 +214,7 @@ def test_every_number_of_a_table_is_somewhere_once(case: str):
     for table, entry in zip(build(config).tables, plan.tables, strict=True):
         copies = 8 if entry["sharding"] == "data_parallel" else 1
         assert entry["weights"] == copies * 4 * table.num_embeddings * table.padded_width
-    for part in PARTS:
+    for part in MEMORY_PARTS:
         assert sum(rank[part] for rank in plan.ranks) == sum(table[part] for table in plan.tables)
     for rank in plan.ranks:
         on_rank = [size for (_, place), size in plan.shards.items() if place == rank["rank"]]

@@ -16,7 +16,7 @@ from tests.training.fit.test_run import make_config
 from training.config import FMEncoder, MLPEncoder, ModelConfig, PlattCalibration, TrainingConfig
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
-from training.fit.run import Run, fit
+from training.fit.run import Run, train_rank
 from training.fit.scoring import score
 from training.judge.calibration import Calibration, CalibrationError, fit_platt
 from training.judge.metrics import auc, ece, evaluate, gauc, logloss
@@ -127,13 +127,13 @@ MODEL = ModelConfig(embedding_dim=8, embedding_init_std=0.05, easy=FMEncoder(), 
 
 
 def train(run: Run, dataset: Path, **changes: Any) -> tuple[TrainingConfig, dict[str, Any]]:
-    """``fit`` after what ``jobs.train`` leaves in a run first."""
+    """``train_rank`` after what ``jobs.train`` leaves in a run first."""
     config = make_config(dataset, model=MODEL, global_batch_size=128, max_epochs=3, **changes)
     manifest = Dataset.open(dataset).manifest
     tree = {"training": TypeAdapter(TrainingConfig).dump_python(config, mode="json")}
     run.write("config.json", {**tree, "features": asdict(manifest.schema)})
     run.write_dataset(TrainedOn.of(dataset, manifest).to_json())
-    return config, fit(run, config)
+    return config, train_rank(run, config)
 
 
 def test_a_calibrated_run(make_dataset, tmp_path: Path, one_rank) -> None:
@@ -178,13 +178,16 @@ def test_a_calibrated_run(make_dataset, tmp_path: Path, one_rank) -> None:
         assert metrics["valid"][metric] == raw["valid"][metric]
 
     # A calibration of another checkpoint is not applied; an older one is not, once the config says none.
+    assert run.is_finished
     run.write("calibration.json", {**stored, "step": stored["step"] + 1})
+    assert not run.is_finished
     with pytest.raises(RunError, match=r"no calibration of its best checkpoint.*--resume"):
         load_best(run)
     (run.path / "calibration.json").unlink()
+    assert not run.is_finished
     with pytest.raises(RunError, match="no calibration of its best checkpoint"):
         load_best(run)
-    assert fit(run, config)["platt"] == metrics["platt"]
+    assert train_rank(run, config)["platt"] == metrics["platt"]
     run.write("config.json", plain.read("config.json"))
     assert load_best(run).calibration == Calibration()
 
@@ -195,12 +198,14 @@ def test_a_refused_fit_loses_no_result(make_dataset, tmp_path: Path, one_rank) -
     run = Run(tmp_path / "run")
     with pytest.raises(CalibrationError, match=r'no "platt" fit.*--resume and kind = "none"'):
         train(run, dataset, calibration=PlattCalibration())
+    assert not run.is_finished  # a calibration was promised
     metrics = run.read("metrics.json")
     assert metrics["train"]["rows"] == 3 * 600 and metrics["valid"]["rows"] == 2
     assert not {"platt", "valid_uncalibrated"} & set(metrics) and not (run.path / "calibration.json").exists()
     assert run.read("evaluation/valid.json")["metrics"] == metrics["valid"]
     _, resumed = train(run, dataset)  # as the message advises
     assert resumed["valid"] == metrics["valid"] and load_best(run).calibration == Calibration()
+    assert run.is_finished
 
 
 def test_validation_must_hold_both_labels_before_a_step_is_made(make_dataset, tmp_path: Path, one_rank) -> None:

@@ -186,7 +186,7 @@ def test_bad_input_is_refused():
 def test_roc_area_is_the_auc(seed):
     logits, labels, weights, _ = random_rows(seed)
     roc = curves(Scores.of(logits, labels, weights))["roc"]
-    assert np.trapz(roc["tpr"], roc["fpr"]) == pytest.approx(auc(logits, labels, weights), rel=1e-12)
+    assert np.trapezoid(roc["tpr"], roc["fpr"]) == pytest.approx(auc(logits, labels, weights), rel=1e-12)
 
 
 def test_curves_of_many_rows():
@@ -200,7 +200,7 @@ def test_curves_of_many_rows():
     assert 400 < len(fpr) == len(tpr) <= 500
     assert (fpr[0], tpr[0], fpr[-1], tpr[-1]) == (0, 0, 1, 1)
     assert (np.diff(fpr) >= 0).all() and (np.diff(tpr) >= 0).all()
-    assert np.trapz(tpr, fpr) == pytest.approx(auc(logits, labels, weights), abs=1e-4)
+    assert np.trapezoid(tpr, fpr) == pytest.approx(auc(logits, labels, weights), abs=1e-4)
     bins = drawn["reliability"]
     assert [b["rows"] for b in bins] == [999, 1000] * 10
     assert sum(b["rows"] for b in bins) == 19_990

@@ -12,10 +12,11 @@ import torch.distributed as dist
 from jobs.cli.config import parse_config
 from jobs.cli.errors import ConfigError
 from jobs.pages.report_files import read_run
-from jobs.pages.report_page import render
+from jobs.pages.report_page import render_report
 from tests.stand_ins.tiny_model import train_tiny
 from tests.training.fit.test_run import make_config
-from training.fit.run import Run, fit
+from training import plugins
+from training.fit.run import Run, train_rank
 from training.judge.metrics import METRICS, Metric, evaluate, metric_texts, register_metric
 from training.judge.scores import Scores, to_probs
 
@@ -28,9 +29,10 @@ def brier() -> Iterator[Metric]:
         return float(np.average((to_probs(scores.logits) - scores.labels) ** 2, weights=scores.weights))
 
     metric = Metric(compute, "lower", "mean squared error of the probability", ".3f")
+    before = plugins.registered()
     register_metric("brier", metric)
     yield metric
-    del METRICS["brier"]
+    plugins.restore(before)
 
 
 def test_it_is_computed_and_printed(brier: Metric):
@@ -47,25 +49,25 @@ def test_it_is_monitored_recorded_and_shown(brier: Metric, make_dataset: Callabl
     run = Run(tmp_path / "run")
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        metrics = fit(run, config)
+        metrics = train_rank(run, config)
     finally:
         dist.destroy_process_group()
     [check] = [e for e in map(json.loads, run.history.read_text().splitlines()) if e["event"] == "evaluation"]
     assert check["monitor"] == -check["brier"]
     assert metrics["valid"]["brier"] == pytest.approx(check["brier"], rel=1e-4)
     train_tiny(tmp_path / "tiny", seed=1)
-    assert ">brier</th>" in render(read_run(tmp_path / "tiny" / "run"))
+    assert ">brier</th>" in render_report(read_run(tmp_path / "tiny" / "run"))
 
 
 def test_monitored_names_are_checked(brier: Metric):
-    def tree(name: str) -> dict[str, Any]:
+    def tree(name: str, weight: float = 1.0) -> dict[str, Any]:
         return {
             "features": {"label": "click", "sparse": [{"name": "user", "encoding": {"kind": "vocabulary"}}]},
             "pipeline": {"output": "unused", "input": {"format": {"kind": "csv"}}},
-            "training": {"dataset": "unused", "monitor": {name: 1.0}},
+            "training": {"dataset": "unused", "monitor": {name: weight}},
         }
 
-    assert parse_config(tree("brier")).training.monitor == {"brier": 1.0}
+    assert parse_config(tree("brier", -1.0)).training.monitor == {"brier": -1.0}
     with pytest.raises(ConfigError, match=r"training\.monitor.*'logless' is none of auc, .*did you mean 'logloss'\?"):
         parse_config(tree("logless"))
     with pytest.raises(ConfigError, match=r"'calibration' is none of"):

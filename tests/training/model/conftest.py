@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from features.kinds import LENGTH_SUFFIX
 from features.schema import DenseFeature, FeatureSchema, SparseFeature, VocabularyEncoding
 from training.config import ModelConfig
 from training.data.batch import Batch, to_batch
@@ -43,7 +44,7 @@ def make_batch() -> Callable[..., Batch]:
             shape = (num_rows, feature.max_length) if feature.separator else (num_rows,)
             columns[feature.name] = random.integers(1, rows[feature.name], shape, dtype=np.int32)
             if feature.separator:
-                columns[feature.length_name] = random.integers(0, 4, num_rows, dtype=np.int32)
+                columns[feature.name + LENGTH_SUFFIX] = random.integers(0, 4, num_rows, dtype=np.int32)
         for dense in schema.dense:
             columns[dense.name] = random.normal(size=num_rows).astype(np.float32)
         columns["label"] = random.integers(0, 2, num_rows).astype(np.float32)

@@ -101,7 +101,7 @@ def test_number_of_parameters_is_the_logs(
     padded = CTRModel(schema, rows, config, device="meta", pad_tables=True)
     assert padded.num_parameters == expected
     width = {"separate": 24}.get(selection.kind, 16) + (easy.kind == "fm")
-    assert sum(p.numel() for p in model.embedding_parameters()) == sum(rows.values()) * width
+    assert sum(p.numel() for p in model.embedding.parameters()) == sum(rows.values()) * width
 
 
 ROWS: Rows = {"user": 40, "item": 30, "genres": 9}
@@ -299,7 +299,7 @@ def test_separate_streams_are_independent(
     batch: Batch = make_batch(schema, ROWS, num_rows=20)
     logits = model(batch)
     for logit, own in ((logits.easy, "easy"), (logits.hard, "hard")):
-        tables = model.embedding_parameters()
+        tables = list(model.embedding.parameters())
         gradients = torch.autograd.grad(logit.square().sum(), tables, retain_graph=True, allow_unused=True)
         for name, gradient in zip(model.embedding_parameter_names(), gradients, strict=True):
             is_touched = gradient is not None and bool(gradient.abs().sum() > 0)
@@ -334,7 +334,7 @@ def test_shared_selection_and_weighted_sum_are_the_first_version(
         embedding_dim=4, selection=NONE, easy=MLPEncoder(hidden_units=(8,)), hard=MLPEncoder(hidden_units=(8, 5))
     )
     model: CTRModel = make_model(schema, ROWS, config)
-    tables = [p.detach().clone() for p in model.embedding_parameters()]
+    tables = [p.detach().clone() for p in model.embedding.parameters()]
     first = FirstVersion(tables, [8, 8], [8, 8, 5])
     assert sum(p.numel() for p in first.parameters()) == model.num_parameters
     for own, layers, head in (
@@ -432,7 +432,7 @@ def test_l2_of_the_embedding_parameters_reaches_every_row(
     batch: Batch = make_batch(schema, ROWS, num_rows=4)
     named = dict(trained(model))
     embeddings = {name: named[name] for name in model.embedding_parameter_names()}
-    assert [id(p) for p in embeddings.values()] == [id(p) for p in model.embedding_parameters()]
+    assert [id(p) for p in embeddings.values()] == [id(p) for p in model.embedding.parameters()]
     assert {name.split(".")[0] for name in named.keys() - embeddings.keys()} == {
         "easy_encoder",
         "hard_encoder",

@@ -26,7 +26,7 @@ from training.data.batch import Batch
 from training.data.file_cache import ShardCache
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
-from training.fit.run import Run, fit
+from training.fit.run import Run, train_rank
 from training.sharding import checkpoint
 from training.sharding.checkpoint_reader import CheckpointError
 from training.ship.export import load_best
@@ -64,7 +64,7 @@ def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) 
 def test_the_whole_road(
     spark: Any, bucket: Bucket, tmp_path: Path, one_rank: None, monkeypatch: pytest.MonkeyPatch, scheme: str
 ) -> None:
-    from jobs.launch.dataset_build import build
+    from jobs.launch.dataset_build import run_build
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
@@ -76,7 +76,7 @@ def test_the_whole_road(
     away = load_config([str(tmp_path / "config.toml")], [*there, f"training.checkpoint.folder={root}/checkpoints"])
 
     for config in (here, away, away)[: 3 if scheme == "s3" else 2]:  # twice: the older version goes
-        summary = build(spark, config)
+        summary = run_build(spark, config)
     assert summary["dataset"] == str(locate(f"{root}/dataset"))
     assert contents(f"{root}/dataset") == contents(tmp_path / "dataset")
     if scheme == "s3":
@@ -86,11 +86,11 @@ def test_the_whole_road(
     runs = {name: Run(tmp_path / "runs" / name) for name in ("here", "away")}
     for name, config in (("here", here), ("away", away)):
         prepare(runs[name], config)
-    fit(runs["here"], here.training)
+    train_rank(runs["here"], here.training)
     fit_until(runs["away"], away.training, step=3)
     newest = checkpoint.newest(runs["away"].checkpoints_of(away.training))
     assert newest is not None and newest.step == 3 and not runs["away"].checkpoints.exists()
-    fit(runs["away"], away.training)
+    train_rank(runs["away"], away.training)
     assert_same(weights(runs["away"]), weights(runs["here"]))
     steps = {key.split("/")[0] for key in bucket.keys("road/checkpoints")}
     assert scheme == "file" or len(steps) in (2, 3)  # the newest two and the best
@@ -117,10 +117,10 @@ def test_the_whole_road(
 
 def prepare(run: Run, config: Any) -> None:
     """What ``jobs.train`` does before it starts workers."""
-    from jobs.launch.run_guard import prepare
+    from jobs.launch.run_guard import prepare_run
 
     run.path.mkdir(parents=True)
-    prepare(run.path, config, resume=False)
+    prepare_run(run.path, config, resume=False)
 
 
 # ------------------------------------------------------------------------------------------------------------ reading
@@ -215,8 +215,8 @@ def test_two_ranks_share_no_disk_and_one_goes_on(
     assert {"__0_0.distcp", "__1_0.distcp", ".metadata", "checkpoint.json"} <= {
         key.removeprefix("step=000000004/") for key in bucket.keys("checkpoints")
     }
-    fit(Run(tmp_path / "run"), config)
-    fit(Run(tmp_path / "alone"), alone := make_config(dataset))
+    train_rank(Run(tmp_path / "run"), config)
+    train_rank(Run(tmp_path / "alone"), alone := make_config(dataset))
     ours, theirs = (
         checkpoint.newest(Run(tmp_path / name).checkpoints_of(c)) for name, c in (("run", config), ("alone", alone))
     )
@@ -241,17 +241,17 @@ def test_a_checkpoint_that_fails_leaves_the_one_before(
     folder = run.checkpoints_of(config)
     bucket.proxy.fail(503, 10**9, lambda m, path: m == "PUT" and "000000006/__0_0.distcp" in path)
     with pytest.raises(StorageError, match=r"checkpoint s3://.*step=000000006 was not saved: .*HTTP status 503"):
-        fit(run, config)
+        train_rank(run, config)
     assert checkpoint.saved_steps(folder) == [4]
     bucket.proxy.fail("cut", 10**9, lambda m, path: m == "PUT" and path.endswith("000000006/checkpoint.json"))
     with pytest.raises(StorageError, match=r"step=000000006 was not saved"):
-        fit(run, config)
+        train_rank(run, config)
     assert checkpoint.saved_steps(folder) == [4] and bucket.proxy.faults[-1][2] == "cut"
     bucket.proxy.decide = lambda method, path: None
-    fit(run, config)
+    train_rank(run, config)
     assert checkpoint.saved_steps(folder)[-1] == 2 * STEPS_PER_EPOCH
     undisturbed = Run(tmp_path / "undisturbed")
-    fit(undisturbed, alone := make_config(Path(config.dataset)))
+    train_rank(undisturbed, alone := make_config(Path(config.dataset)))
     newest, expected = checkpoint.newest(folder), checkpoint.newest(undisturbed.checkpoints)
     assert newest is not None and expected is not None
     assert_same(state(newest, config), state(expected, alone))
@@ -268,7 +268,7 @@ def test_a_checkpoint_that_fails_leaves_the_one_before(
 def test_a_run_keeps_its_place_of_checkpoints(
     make_dataset: Any, bucket: Bucket, tmp_path: Path, one_rank: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jobs.launch.run_guard import prepare as guard
+    from jobs.launch.run_guard import prepare_run as guard
     from tests.jobs.test_train import write_config
 
     path = str(write_config(tmp_path, make_dataset().path))

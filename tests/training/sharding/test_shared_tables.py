@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -12,14 +12,17 @@ import tests.stand_ins.tiny_dataset as tiny_dataset
 from features.encoding import RowEncoder
 from features.schema import FeatureSchema, HashEncoding, SparseFeature
 from tests.ranks import on_two_ranks
-from tests.training.fit.test_run import assert_same_weights, losses, make_config
-from training.config import DenseOptimizer, FusedOptimizer, ShardingConfig
+from tests.training.fit.test_run import assert_same_weights, final_model, losses, make_config
+from tests.training.fit.test_warm_start import finish
+from training.config import DenseOptimizer, FusedOptimizer, ShardingConfig, TablePrecision
 from training.data.batch import to_batch
 from training.data.opened_dataset import Dataset
 from training.fit.regularization import EmbeddingL2
-from training.fit.run import Run, build_model, fit
+from training.fit.run import Run, build_model, train_rank
 from training.model.embedding import FieldEmbedding, ModelError
 from training.sharding import checkpoint
+from training.ship.export import export
+from training.ship.predict import Predictor
 from training.ship.quantization import quantize
 
 LANES: dict[str, dict[str, Any]] = {
@@ -92,7 +95,7 @@ def test_a_shared_hash_gives_a_value_one_id(dataset: tiny_dataset.TinyDataset) -
 
 def fit_lanes(folder: Path, dataset: Path) -> None:
     for lane, changes in LANES.items():
-        fit(Run(folder / lane), make_config(dataset, max_epochs=1, **changes))
+        train_rank(Run(folder / lane), make_config(dataset, max_epochs=1, **changes))
 
 
 def test_two_ranks_train_as_one(dataset: tiny_dataset.TinyDataset, tmp_path: Path, one_rank: None) -> None:
@@ -113,6 +116,34 @@ def test_two_ranks_train_as_one(dataset: tiny_dataset.TinyDataset, tmp_path: Pat
         with torch.no_grad():
             expected = model.eval()(batch).fused
             assert float((quantize(model, "float16").eval()(batch).fused - expected).abs().max()) < 1e-2
+
+
+def test_an_artifact_scores_as_the_trained_model(
+    dataset: tiny_dataset.TinyDataset, tmp_path: Path, one_rank: None
+) -> None:
+    names = ("user", "genres", "device", "age", "row", "price")
+    values = [
+        ("u", "a|b", "mobile", "33", "0.1", "2.5"),
+        ("v", "", "tablet", "", "0.2", ""),
+        ("", "c|a|u|d", "watch", "60", "", "7"),
+        ("a", "a", "", "18", "0.4", "-1"),
+    ]
+    rows: list[dict[str, str | None]] = [
+        dict(zip(names, (value or None for value in row), strict=True)) for row in values
+    ]
+    log = tmp_path / "made.csv"
+    log.write_text("\n".join(",".join(row) for row in (names, *values)) + "\n")
+    run = finish(tmp_path / "run", make_config(dataset.path, **LANES["by feature"]))
+    trained = final_model(run, run.config()).eval()
+    assert trained.embedding.projections and any(len(table.features) > 1 for table in trained.tables)
+    batch = to_batch(RowEncoder(dataset.schema, dataset.learnt).encode(rows), dataset.schema)
+    for tables in get_args(TablePrecision):
+        export(run, tmp_path / tables, str(log), tables)
+        scores = Predictor.load(tmp_path / tables).predict(rows)
+        with torch.no_grad():
+            expected = torch.sigmoid(quantize(trained, tables)(batch).fused.double()).numpy()
+        np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-7)
+        assert len(set(scores)) == len(rows)
 
 
 def test_a_shared_table_is_counted_once(dataset: tiny_dataset.TinyDataset) -> None:

@@ -139,7 +139,7 @@ def test_parameters_without_optimizer_state_are_left_out(
     checkpoint.save(tmp_path / "checkpoints", 1, saved, {})
     found = checkpoint.newest(tmp_path / "checkpoints")
     assert found is not None
-    checkpoint.restore(found, restored)
+    checkpoint.restore_checkpoint(found, restored)
     assert not without_empty_state({"state": {"x": {}}, "param_groups": {}})["state"]
     before, after = (_local(parallel.model.state_dict()) for parallel in parallels)
     assert before.keys() == after.keys()

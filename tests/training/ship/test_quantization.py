@@ -30,7 +30,7 @@ from training.ship.quantization import (
     check_layout,
     quantize,
     quantize_rows,
-    restore,
+    restore_artifact,
     table_bytes,
     to_tensors,
 )
@@ -152,7 +152,7 @@ def test_stored_tensors_give_the_model_back(tiny: Any, tables: TablePrecision) -
         tiny.schema, tiny.num_embeddings, CONFIG, pad_tables=True, device="cpu" if tables == "float32" else "meta"
     )
     check_layout(again, tensors, tables)
-    restore(again, tensors, tables)
+    restore_artifact(again, tensors, tables)
     batch = to_batch(tiny.columns["valid"], tiny.schema)
     with torch.no_grad():
         served, found, exact = (m.eval()(batch).fused for m in (quantize(model, tables), again, model))
