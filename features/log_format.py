@@ -11,10 +11,6 @@ MAX_LINE = 1 << 24
 TOO_LONG = f"longer than {MAX_LINE} characters"
 
 
-COLUMNAR_KINDS = ("parquet", "orc", "delta")
-"""Formats of columns with names and types."""
-
-
 class LogError(ValueError):
     """A raw log cannot be read; the message names the file and, where it can, the line."""
 
@@ -70,7 +66,7 @@ class LogFormat:
     @property
     def is_text(self) -> bool:
         """Tell whether the files are lines of text; others hold columns with names and types."""
-        return self.kind not in COLUMNAR_KINDS
+        return self.kind not in ("parquet", "orc", "delta")
 
     @property
     def has_header(self) -> bool:

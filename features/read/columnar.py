@@ -21,7 +21,7 @@ from features.raw_block import RawBlock, RejectedLine, Slices, Wanted
 from features.read.arrays import join_arrays, null_texts, null_where
 from features.read.lines import Positions, not_text
 
-BLOCK_ROWS = 1 << 16
+MAX_BLOCK_ROWS = 1 << 16
 """Rows of a block at most: a row group may have millions."""
 COLUMNAR_ERRORS = (pa.ArrowException, ValueError, OverflowError, OSError)
 """Errors of a damaged file."""
@@ -139,8 +139,8 @@ def read_groups(
             first = groups.first_row(group)
             table = groups.read(group, [".".join(path) for path in paths.values()])
             table.validate(full=True)
-            for low in range(0, len(table), BLOCK_ROWS):
-                part = table.slice(low, BLOCK_ROWS)
+            for low in range(0, len(table), MAX_BLOCK_ROWS):
+                part = table.slice(low, MAX_BLOCK_ROWS)
                 columns = {name: _take_out(part, path) for name, path in paths.items()}
                 yield _to_block(columns, len(part), first + low, row + low, log_format, wanted)
             row += len(table)

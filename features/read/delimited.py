@@ -18,7 +18,7 @@ from features.log_format import LogError, LogFormat
 from features.raw_block import RawBlock, Slices, Wanted
 from features.read.arrays import are_numbers, join_arrays
 from features.read.lines import LineBlock, LineReader, Positions
-from features.read.quotes import BADLY_QUOTED, Dialect, LineRows, find_rows, scan_row, write_row
+from features.read.quotes import BADLY_QUOTED, Dialect, LineRows, find_rows, reason_with, scan_row, write_row
 from features.read.streams import open_stream
 
 WRONG_COLUMNS = "wrong number of columns"
@@ -126,7 +126,10 @@ class DelimitedReader:
         columns, is_wrong = self._parse(lines, rows, starts, lengths)
         rejected = [lines.reject(index, reason) for index, reason in rows.rejected.items()]
         if is_wrong.any():
-            rejected += [lines.reject(index, WRONG_COLUMNS) for index in rows.first[is_wrong].tolist()]
+            rejected += [
+                lines.reject(index, reason_with(WRONG_COLUMNS, lines.bytes_of(index), self._dialect))
+                for index in rows.first[is_wrong].tolist()
+            ]
             first, starts, lengths = rows.first[~is_wrong], starts[~is_wrong], lengths[~is_wrong]
         else:
             first = rows.first

@@ -5,23 +5,25 @@ to the end of its last row; where the next one began too early, inside that row,
 again from where it should have begun. Lines are numbered from 1 in every portion: each says how many it had.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
+import pyarrow as pa
+
+from features.encoding import RowError, to_number
 from features.log_format import LogError, LogFormat
 from features.raw_block import RawBlock, Wanted
 from features.read.columnar import cut_groups, open_groups, read_groups
 from features.read.delimited import DelimitedReader, read_header
-from features.read.json_lines import JsonReader
+from features.read.json_lines import JsonReader, parse_object
+from features.read.libffm import LibffmReader
 from features.read.lines import STEP_BYTES, LineReader, has_plain_line_ends
 from features.read.streams import STREAM_ERRORS, compression_of, open_stream
 
 PORTION_BYTES = 64 << 20
 """Bytes of a portion: a constant, so that the cluster's size changes no result."""
-COLUMNAR_KINDS = ("parquet", "orc", "delta")
-"""Kinds of logs that have row groups instead of lines."""
 _BLOCK_BYTES = 1 << 20
 
 
@@ -92,7 +94,7 @@ def plan_portions(file: str, size: int, log_format: LogFormat, num_bytes: int = 
     Raises:
         LogError: the file cannot be read or is no text; names it.
     """
-    if log_format.kind in COLUMNAR_KINDS:
+    if not log_format.is_text:
         runs = cut_groups(open_groups(file, log_format), num_bytes)
         return [Portion(file, start, end) for start, end in runs]
     try:
@@ -142,15 +144,36 @@ def misplaced(portions: Sequence[Portion], ends: Sequence[PortionEnd]) -> dict[i
     return found
 
 
-def read_portion(portion: Portion, log_format: LogFormat, wanted: Wanted, step: int = STEP_BYTES) -> Reading:
-    """Read a portion in steps of ``step`` bytes of text.
+def read_portion(
+    portion: Portion,
+    log_format: LogFormat,
+    wanted: Wanted,
+    step: int = STEP_BYTES,
+    partition: Mapping[str, str | None] | None = None,
+) -> Reading:
+    """Read a portion in steps.
+
+    Args:
+        portion: what to read.
+        log_format: the file's.
+        wanted: columns to return.
+        step: bytes of text to read at a time.
+        partition: columns that the file's path names, with their values; None is missing.
 
     Raises:
-        LogError: the file is damaged, or lacks a wanted column; names it. Raised while blocks are taken.
+        LogError: the file is damaged, lacks a wanted column, or has one that its path names too; names it. Raised while
+            blocks are taken.
     """
-    if log_format.kind in COLUMNAR_KINDS:
-        return Reading(_read_columnar(portion, log_format, wanted))
-    return Reading(_read_text(portion, log_format, wanted, step))
+    constants = {name: value for name, value in (partition or {}).items() if name in wanted.columns}
+    if not constants:
+        return Reading(_read(portion, log_format, wanted, step))
+    return Reading(_read_with(constants, portion, log_format, wanted, step))
+
+
+def _read(portion: Portion, log_format: LogFormat, wanted: Wanted, step: int) -> Generator[RawBlock, None, PortionEnd]:
+    if not log_format.is_text:
+        return _read_columnar(portion, log_format, wanted)
+    return _read_text(portion, log_format, wanted, step)
 
 
 def _read_columnar(portion: Portion, log_format: LogFormat, wanted: Wanted) -> Generator[RawBlock, None, PortionEnd]:
@@ -165,13 +188,74 @@ def _read_text(
 ) -> Generator[RawBlock, None, PortionEnd]:
     file = portion.file
     try:
-        if log_format.kind == "jsonl":
-            rows = JsonReader(log_format, wanted)
-        else:
-            rows = DelimitedReader(file, read_header(file, log_format), log_format, wanted)
+        rows = _make_reader(file, log_format, wanted)
         with open_stream(file, portion.start) as source:
             reader = LineReader(source, file, log_format.encoding, portion.start, portion.end, step)
             yield from rows.read(reader)
             return PortionEnd(portion.start, reader.position, reader.number - 1)
     except STREAM_ERRORS as error:
         raise LogError(f"{file} cannot be read: {error}") from error
+
+
+def _make_reader(file: str, log_format: LogFormat, wanted: Wanted) -> DelimitedReader | JsonReader | LibffmReader:
+    if log_format.kind == "jsonl":
+        return JsonReader(log_format, wanted)
+    if log_format.kind == "libffm":
+        return LibffmReader(file, log_format, wanted)
+    return DelimitedReader(file, read_header(file, log_format), log_format, wanted)
+
+
+def _read_with(
+    constants: dict[str, str | None], portion: Portion, log_format: LogFormat, wanted: Wanted, step: int
+) -> Generator[RawBlock, None, PortionEnd]:
+    """Read a portion, and add the columns of its path."""
+    if log_format.kind == "libffm":  # it says itself which columns it has
+        looked_for = replace(wanted, columns=tuple(name for name in wanted.columns if name not in constants))
+    else:
+        looked_for = replace(wanted, optional=wanted.optional | constants.keys())
+    blocks = _read(portion, log_format, looked_for, step)
+    while True:
+        try:
+            block = next(blocks)
+        except StopIteration as stop:
+            return stop.value
+        twice = [name for name in constants if name in block.columns and name not in block.absent]
+        if twice:
+            names = ", ".join(map(repr, twice))
+            raise LogError(f"{portion.file} has column {names}, and so has its path: rename one of them")
+        added = {name: _constant(name, value, len(block), log_format, wanted) for name, value in constants.items()}
+        columns = {name: added.get(name, block.columns.get(name)) for name in wanted.columns}
+        yield replace(block, columns=columns, absent=tuple(name for name in block.absent if name not in constants))
+
+
+def _constant(name: str, value: str | None, num_rows: int, log_format: LogFormat, wanted: Wanted) -> pa.Array:
+    text = None if value in ("", *log_format.null_values) else value
+    if name in wanted.numbers:
+        try:
+            return pa.repeat(pa.scalar(to_number(text), pa.float64()), num_rows)
+        except RowError:
+            pass  # whoever encodes it says what is wrong
+    return pa.repeat(pa.scalar(text, pa.string()), num_rows)
+
+
+def column_names(file: str, log_format: LogFormat, num_lines: int | None = None) -> tuple[str, ...]:
+    """List the columns of a file; of JSON lines, the keys of the first ``num_lines`` (None: of all).
+
+    Raises:
+        LogError: the file cannot be read; names it.
+    """
+    if not log_format.is_text:
+        return tuple(open_groups(file, log_format).schema.names)
+    if log_format.kind == "libffm":
+        raise LogError(f"{file}: a libffm log has no names of columns")
+    if log_format.kind != "jsonl":
+        return read_header(file, log_format).columns
+    names: dict[str, None] = {}
+    with open_stream(file) as source:
+        reader = LineReader(source, file, log_format.encoding, step=STEP_BYTES if num_lines is None else 1 << 16)
+        while lines := reader.read():
+            for index in range(len(lines)):
+                names |= dict.fromkeys(parse_object(lines.bytes_of(index)) or ())
+                if num_lines is not None and lines.number + index >= num_lines:
+                    return tuple(names)
+    return tuple(names)

@@ -24,6 +24,8 @@ from features.read.lines import MAX_BYTES_A_CHARACTER, LineBlock, Positions
 MAX_JOINED_LINES = 10_000
 """Lines of one row at most: a stray quote must not swallow a file."""
 BADLY_QUOTED = "badly quoted"
+NO_ESCAPE = "badly quoted: a backslash before a quote (set input.format.escape)"
+"""Reason for a line that is no row, though it might be one if a backslash were the escape."""
 _LINE_ENDS = b"\r\n"
 _BLOCK_BYTES = 1 << 20
 """Bytes whose quotes are looked at together: all of a step would leave the cache."""
@@ -227,8 +229,14 @@ def _read_suspects(
             is_row[index + 1 : final + 1] = False
             free = final + 1
         else:
-            rejected[index] = BADLY_QUOTED
+            rejected[index] = reason_with(BADLY_QUOTED, lines.bytes_of(index), dialect)
     return max(own, free)
+
+
+def reason_with(reason: str, line: bytes, dialect: Dialect) -> str:
+    """Return the reason for rejecting a line, or the setting that may be missing."""
+    is_escaped = dialect.has_quotes and not dialect.escape and b"\\" + dialect.quote in line
+    return NO_ESCAPE if is_escaped else reason
 
 
 def _has_nul(data: bytes, start: int, end: int) -> bool:

@@ -125,7 +125,7 @@ def test_bytes_that_are_no_text_reject_their_rows(tmp_path: Path) -> None:
 def test_rows_are_those_of_the_old_reader_whatever_the_portions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_bytes: int
 ) -> None:
-    monkeypatch.setattr(columnar, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(columnar, "MAX_BLOCK_ROWS", 7)
     table = pa.table(
         {"a": list(range(100)), "s": [f"x{i % 3}" for i in range(100)], "l": [[i] * (i % 3) for i in range(100)]}
     )

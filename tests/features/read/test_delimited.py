@@ -220,6 +220,16 @@ def test_escapes_inside_quotes(tmp_path: Path, escape: str, text: str, values: l
         assert [list(row.values()) for *_, row in rows] == [["1", "2", "3"], values, ["4", "5", "6"]]
 
 
+def test_rows_that_an_escape_would_make_are_told_from_others(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('a,b\n"5\\" pipe",1\n"x\\", y",2\n"z,3\nw\\,4\n5\n')
+    for cut in CUTS:
+        rows, rejected = read_whole(path, LogFormat(), Wanted(("a", "b")), *cut)
+        assert [row["a"] for *_, row in rows] == ["w\\"]
+        reasons = [reason for *_, reason in rejected]
+        assert reasons == [quotes.NO_ESCAPE, quotes.NO_ESCAPE, BADLY_QUOTED, WRONG_COLUMNS]
+
+
 @pytest.mark.parametrize(
     "encoding", ["ISO-8859-1", "cp1252", "GBK", "gb18030", "Shift_JIS", "EUC-KR", "UTF-16", "utf-32-le", "utf-8-sig"]
 )
