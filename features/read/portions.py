@@ -15,7 +15,7 @@ import pyarrow as pa
 from features.encoding import RowError, to_number
 from features.log_format import LogError, LogFormat
 from features.raw_block import RawBlock, Wanted
-from features.read.columnar import cut_groups, open_groups, read_groups
+from features.read.columnar import cut_groups, find_columns, open_groups, read_groups
 from features.read.delimited import DelimitedReader, read_header
 from features.read.json_lines import JsonReader, parse_object
 from features.read.libffm import LibffmReader
@@ -174,6 +174,22 @@ def _read(portion: Portion, log_format: LogFormat, wanted: Wanted, step: int) ->
     if not log_format.is_text:
         return _read_columnar(portion, log_format, wanted)
     return _read_text(portion, log_format, wanted, step)
+
+
+def check_file(file: str, log_format: LogFormat, wanted: Wanted, partition: Mapping[str, str | None]) -> None:
+    """Check the columns that a file declares, without reading its rows; JSON lines declare none.
+
+    Raises:
+        LogError: the file is damaged or lacks a wanted column; names it.
+    """
+    own = replace(wanted, optional=wanted.optional | partition.keys())
+    try:
+        if log_format.is_text:
+            _make_reader(file, log_format, own)
+        else:
+            find_columns(file, open_groups(file, log_format).schema, own)
+    except STREAM_ERRORS as error:
+        raise LogError(f"{file} cannot be read: {error}") from error
 
 
 def _read_columnar(portion: Portion, log_format: LogFormat, wanted: Wanted) -> Generator[RawBlock, None, PortionEnd]:

@@ -36,9 +36,9 @@ from pipeline.build.encode_rows import (
 from pipeline.build.exchange import key_borders, read_block
 from pipeline.build.learn import count_known, fit_learnt, rounded
 from pipeline.build.measure import Sums, add_up, dense_statistics, sparse_statistics, splits_of
-from pipeline.build.portions import REJECTED_LINES, hash_ranges, plan_tasks, read_all, write_rejected
+from pipeline.build.portions import REJECTED_LINES, describe_absent, hash_ranges, plan_tasks, read_all, write_rejected
 from pipeline.build.quality import check_rejected, enforce_limits
-from pipeline.build.sources import InputPlan, sample_step, wanted_columns
+from pipeline.build.sources import InputPlan, sample_step
 from pipeline.build.write import FileTask, commit, commit_to_store, max_ids, new_version, num_files, staging
 from pipeline.build.write_rows import (
     FinishWork,
@@ -139,13 +139,13 @@ class _Build:
         work = EncodeWork(
             self.schema,
             self.pipeline,
-            wanted_columns(self.pipeline, self.schema),
             str(self.exchange),
             sample_step(self.plan, self.pipeline.input.format),
         )
         if self.pipeline.dedupe:
             tasks = self._mark_duplicates(work, tasks)
         results = self._read(work, tasks)
+        self.warnings += describe_absent(tasks, results, self.plan, self.pipeline.input.format)
         total = add_up(result.sums for result in results)
         num_rejected = check_rejected(tasks, results, total, self.pipeline.quality)
         blocks = tuple(name for result in results for name in result.blocks)
@@ -184,7 +184,7 @@ class _Build:
         for name in names:
             (self.exchange / f"{name}.arrow").unlink()
         none = np.empty(0, np.int64)
-        return [dataclasses.replace(task, duplicates=duplicates.get(task.file_number, none)) for task in tasks]
+        return [dataclasses.replace(task, duplicates=duplicates.get(task.source.number, none)) for task in tasks]
 
     def _read(self, work: EncodeWork, tasks: list[PortionTask]) -> list[PortionResult]:
         return read_all(tasks, lambda todo: self._tasks(partial(encode_portion, work), todo, "read"))

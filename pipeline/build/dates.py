@@ -80,7 +80,7 @@ def count_dates(
             raise DatasetError(str(error)) from error
         counts: dict[str, Counter[str]] = {}
         for task, result in zip(tasks, results, strict=True):
-            counts.setdefault(task.file, Counter()).update(result.dates)
+            counts.setdefault(task.source.file.absolute, Counter()).update(result.dates)
         if any(result.rejected for result in results):
             write_rejected(folder, undated, tasks, results)
     return {file: dict(dates) for file, dates in counts.items() if dates}
@@ -90,8 +90,8 @@ def _count(work: DateWork, task: PortionTask) -> DateResult:
     result = DateResult(PortionEnd(0, 0, 0))
     name = work.time.column
     wanted = Wanted((name,), frozenset({name}), frozenset(), frozenset(work.config.input.format.optional))
-    reading = read_portion(task.portion, work.config.input.format, wanted)
-    with RejectedFile(Path(work.folder), f"rejected-{task.number}", task.file) as rejected:
+    reading = read_portion(task.portion, work.config.input.format, wanted, partition=task.source.file.partition)
+    with RejectedFile(Path(work.folder), f"rejected-{task.number}", task.source.file.absolute) as rejected:
         for raw in reading:
             found, is_time = seconds(raw.columns[name], work.time.format, work.schema.values)
             known = is_time & (found >= _FIRST_SECOND) & (found <= _LAST_SECOND)

@@ -18,19 +18,22 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from features.disk.dataset import SPLITS
-from features.encode import Coded, Finisher, Hashed, Prepared, prepare, squared_tokens, transformed_numbers
+from features.encode import Coded, Finisher, Hashed, Prepared, prepare, squared_tokens, text_fault, transformed_numbers
 from features.hashing import SPARK_SEED, hash_slices, mixed, salt_seed
 from features.learnt import Learnt
-from features.raw_block import RawBlock, RejectedLine, Wanted
+from features.log_format import Lookup
+from features.raw_block import RawBlock, RejectedLine
+from features.read.lookup import load_lookup
 from features.read.portions import Portion, PortionEnd, read_portion
 from features.schema import FeatureSchema, QuantilesEncoding, SparseFeature
-from features.values import loose_texts, seconds
+from features.values import loose_texts, seconds, texts
 from pipeline.build.cardinality import ValueSketch
 from pipeline.build.counts import Codes, number_counts, token_counts
 from pipeline.build.duplicates import key_table
 from pipeline.build.exchange import KEY, SPLIT, row_keys, row_numbers, sort_rows, split_row_numbers, write_block
 from pipeline.build.measure import Sums, add_up
 from pipeline.build.moments import Moments
+from pipeline.build.sources import SourceFile
 from pipeline.build.split import draws_of, split_of
 from pipeline.config import HashSplit, PipelineConfig
 
@@ -47,14 +50,12 @@ class EncodeWork:
     Attributes:
         schema: the features.
         config: the build's config.
-        wanted: raw columns to read.
         folder: folder of the exchange.
         one_in: of so many rows one is in the sample that head shares come from.
     """
 
     schema: FeatureSchema
     config: PipelineConfig
-    wanted: Wanted
     folder: str
     one_in: int
 
@@ -65,17 +66,13 @@ class PortionTask:
 
     Attributes:
         number: its place among all portions of the build.
-        file_number: place of its file among all files.
-        split: split that the file was given for.
-        file: path to name in messages.
+        source: its file.
         portion: what to read.
         duplicates: offsets of rows in the file that are duplicates of earlier ones, rising.
     """
 
     number: int
-    file_number: int
-    split: str
-    file: str
+    source: SourceFile
     portion: Portion
     duplicates: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
@@ -93,7 +90,8 @@ class PortionResult:
         first: the first rejected lines.
         rejected: file of all rejected lines in the exchange; None: there are none.
         num_tokens: distinct tokens of all blocks, counted in each of them.
-        absent: columns that the file lacks, though the config allows it.
+        absent: columns that the file lacks, or keys that no line of a block has.
+        matched: path of a lookup's table -> rows whose key it has.
     """
 
     end: PortionEnd
@@ -105,6 +103,7 @@ class PortionResult:
     rejected: str | None = None
     num_tokens: int = 0
     absent: tuple[str, ...] = ()
+    matched: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass
@@ -115,11 +114,13 @@ class KeyResult:
         end: where the reading began and ended.
         tables: names of its tables in the exchange.
         num_incomplete: rows that cannot be compared, because a part of their key is missing.
+        matched: path of a lookup's table -> rows whose key it has.
     """
 
     end: PortionEnd
     tables: list[str] = field(default_factory=list)
     num_incomplete: int = 0
+    matched: Counter[str] = field(default_factory=Counter)
 
 
 def late_features(schema: FeatureSchema) -> dict[str, str]:
@@ -131,27 +132,41 @@ def late_features(schema: FeatureSchema) -> dict[str, str]:
 # ----------------------------------------------------------------------------------------------------------------- read
 
 
-def _blocks(work: EncodeWork, task: PortionTask) -> Iterator[tuple[RawBlock, Prepared] | PortionEnd]:
+def _blocks(
+    work: EncodeWork, task: PortionTask, matched: Counter[str]
+) -> Iterator[tuple[RawBlock, Prepared] | PortionEnd]:
     """Read and check a portion: blocks of good rows, with their rejected lines; the portion's end comes last."""
-    reading = read_portion(task.portion, work.config.input.format, work.wanted)
+    source = task.source
+    reading = read_portion(task.portion, work.config.input.format, source.wanted, partition=source.file.partition)
     for raw in reading:
+        for lookup, path in zip(work.config.input.lookups, source.lookups, strict=True):
+            raw = _join(work, raw, lookup, path, matched)
         prepared = prepare(work.schema, raw.columns, raw.lists, with_own=True)
         if work.config.input.times is not None:
             raw, prepared = _in_times(work.schema, raw, prepared, work.config.input.times)
         if prepared.reason is not None and (prepared.reason >= 0).any():
             bad = np.flatnonzero(prepared.reason >= 0)
-            rejected = [
-                RejectedLine(
-                    int(raw.numbers[row]),
-                    int(raw.offsets[row]),
-                    raw.lines.text(row),
-                    prepared.reasons[prepared.reason[row]],
-                )
-                for row in bad.tolist()
-            ]
+            rejected = [_reject(raw, row, prepared.reasons[prepared.reason[row]]) for row in bad.tolist()]
             raw, prepared = raw.take(prepared.is_good, rejected), prepared.take(prepared.is_good)
         yield raw, prepared
     yield reading.end
+
+
+def _join(work: EncodeWork, raw: RawBlock, lookup: Lookup, path: str, matched: Counter[str]) -> RawBlock:
+    """Join a lookup's table to rows; rows whose key is no category are rejected."""
+    found, bad = texts(raw.columns[lookup.key], work.schema.values)
+    if bad is not None:
+        reason = f"column {lookup.key!r}, the key of a lookup: {text_fault(lookup.key, raw.columns[lookup.key].type)}"
+        raw = raw.take(~bad, [_reject(raw, row, reason) for row in np.flatnonzero(bad).tolist()])
+        found = found.filter(pa.array(~bad))
+    lists = frozenset(f.columns[0] for f in work.schema.sparse if f.kind.takes_lists)
+    joined, count = load_lookup(path, lookup, lists).join(raw, found)
+    matched[path] += count
+    return joined
+
+
+def _reject(raw: RawBlock, row: int, reason: str) -> RejectedLine:
+    return RejectedLine(int(raw.numbers[row]), int(raw.offsets[row]), raw.lines.text(row), reason)
 
 
 def _in_times(
@@ -174,7 +189,7 @@ def read_keys(work: EncodeWork, task: PortionTask) -> KeyResult:
         LogError: the file cannot be read.
     """
     result = KeyResult(PortionEnd(0, 0, 0))
-    for found in _blocks(work, task):
+    for found in _blocks(work, task, result.matched):
         if isinstance(found, PortionEnd):
             result.end = found
             break
@@ -183,7 +198,7 @@ def read_keys(work: EncodeWork, task: PortionTask) -> KeyResult:
             [loose_texts(raw.columns[name], work.schema.values) for name in work.config.dedupe],
             prepared.own.get("timestamp"),
             _line_hashes(raw, SPARK_SEED),
-            row_numbers(task.file_number, raw.offsets),
+            row_numbers(task.source.number, raw.offsets),
         )
         result.tables.append(f"keys-{task.number}-{len(result.tables)}")
         write_block(Path(work.folder), result.tables[-1], table)
@@ -206,15 +221,15 @@ def encode_portion(work: EncodeWork, task: PortionTask) -> PortionResult:
     """
     folder = Path(work.folder)
     result = PortionResult(PortionEnd(0, 0, 0))
-    sums = []
-    rejected = RejectedFile(folder, f"rejected-{task.number}", task.file)
+    sums, absent = [], None
+    rejected = RejectedFile(folder, f"rejected-{task.number}", task.source.file.absolute)
     with rejected:
-        for found in _blocks(work, task):
+        for found in _blocks(work, task, result.matched):
             if isinstance(found, PortionEnd):
                 result.end = found
                 break
             raw, prepared = found
-            result.absent = raw.absent
+            absent = absent & set(raw.absent) if absent is not None else set(raw.absent)
             for line in raw.rejected:
                 rejected.add(line)
                 result.reasons[line.reason] += 1
@@ -230,6 +245,7 @@ def encode_portion(work: EncodeWork, task: PortionTask) -> PortionResult:
                 result.blocks.append(name)
                 sums.append(block.measure())
     result.rejected = rejected.name
+    result.absent = tuple(sorted(absent or ()))
     result.sums = add_up(sums)
     return result
 
@@ -268,7 +284,7 @@ class _Block:
 
     def __init__(self, work: EncodeWork, task: PortionTask, raw: RawBlock, prepared: Prepared) -> None:
         self._schema, self._work, self._prepared = work.schema, work, prepared
-        self._keys = row_keys(task.file_number, raw.offsets)
+        self._keys = row_keys(task.source.number, raw.offsets)
         self._splits = self._split(task, raw)
         self._coded = {
             **prepared.coded,
@@ -285,7 +301,7 @@ class _Block:
             own = _line_hashes(raw, salt_seed(rule.salt))
             values = None if rule.column is None else loose_texts(raw.columns[rule.column], self._schema.values)
             share = draws_of(rule.salt, values, own)
-        return split_of(self._work.config, task.split, self._prepared.own.get("timestamp"), share, len(raw))
+        return split_of(self._work.config, task.source.split, self._prepared.own.get("timestamp"), share, len(raw))
 
     def write(self, folder: Path, name: str) -> int:
         """Write the block's rows, and counts of its tokens and numbers; return the number of distinct tokens."""

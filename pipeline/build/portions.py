@@ -8,8 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from features.log_format import LogFormat
-from features.read.portions import PortionEnd, misplaced, plan_portions
+from features.log_format import LogError, LogFormat
+from features.read.portions import PORTION_BYTES, PortionEnd, misplaced, plan_portions
 from pipeline.build.encode_rows import PortionResult, PortionTask
 from pipeline.build.sources import InputPlan
 
@@ -26,6 +26,8 @@ class _RejectingResult(_Result, Protocol):
 
 R = TypeVar("R", bound=_Result)
 
+_MAX_FILES = 3
+"""Files that a warning names."""
 REJECTED_LINES = "rejected.jsonl"
 """File of the lines that are no rows: JSON lines of file, number, line and reason."""
 
@@ -38,8 +40,10 @@ def plan_tasks(plan: InputPlan, log_format: LogFormat) -> list[PortionTask]:
     """
     tasks: list[PortionTask] = []
     for source in plan.files:
-        for portion in plan_portions(source.file.real, source.num_bytes, log_format):
-            tasks.append(PortionTask(len(tasks), source.number, source.split, source.file.absolute, portion))
+        if not source.num_bytes:
+            continue
+        for portion in plan_portions(source.file.real, source.num_bytes, log_format, PORTION_BYTES):
+            tasks.append(PortionTask(len(tasks), source, portion))
     return tasks
 
 
@@ -62,7 +66,7 @@ def read_all(tasks: list[PortionTask], read: Callable[[list[PortionTask]], list[
 def _misplaced(tasks: Sequence[PortionTask], results: Sequence[_Result]) -> dict[int, PortionTask]:
     places: dict[int, list[int]] = defaultdict(list)
     for place, task in enumerate(tasks):
-        places[task.file_number].append(place)
+        places[task.source.number].append(place)
     found = {}
     for of_file in places.values():
         wrong = misplaced([tasks[place].portion for place in of_file], [results[place].end for place in of_file])
@@ -89,9 +93,9 @@ def write_rejected(
                 with (exchange / result.rejected).open(encoding="utf-8") as lines:
                     for text in lines:
                         line = json.loads(text)
-                        line["number"] += before[task.file_number]
+                        line["number"] += before[task.source.number]
                         file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            before[task.file_number] += result.end.num_lines
+            before[task.source.number] += result.end.num_lines
 
 
 def first_rejected(tasks: Sequence[PortionTask], results: Sequence[PortionResult], limit: int) -> list[str]:
@@ -100,9 +104,9 @@ def first_rejected(tasks: Sequence[PortionTask], results: Sequence[PortionResult
     found: list[str] = []
     for task, result in zip(tasks, results, strict=True):
         for line in result.first[: limit - len(found)]:
-            number = line.number + before[task.file_number]
-            found.append(f"{task.file} line {number}: {line.reason}: {line.text[:120]!r}")
-        before[task.file_number] += result.end.num_lines
+            number = line.number + before[task.source.number]
+            found.append(f"{task.source.file.absolute} line {number}: {line.reason}: {line.text[:120]!r}")
+        before[task.source.number] += result.end.num_lines
     return found
 
 
@@ -111,3 +115,38 @@ def hash_ranges(count: int, end: int) -> list[tuple[int, int]]:
     count = min(count, end)
     borders = [number * end // count for number in range(count + 1)]
     return list(pairwise(borders))
+
+
+def describe_absent(
+    tasks: Sequence[PortionTask], results: Sequence[PortionResult], plan: InputPlan, log_format: LogFormat
+) -> list[str]:
+    """Say which files lack columns, or have no rows; their values count as missing.
+
+    Raises:
+        LogError: a key that the config does not call optional is in no line of any file.
+    """
+    lacking: dict[str, dict[str, bool]] = defaultdict(dict)
+    for task, result in zip(tasks, results, strict=True):
+        file = task.source.file.absolute
+        for name in task.source.wanted.columns:
+            lacking[name][file] = lacking[name].get(file, True) and name in result.absent
+    said = []
+    empty = [source.file.path for source in plan.files if not source.num_bytes]
+    if empty:
+        said.append(f"no rows, because they are empty: {_listed(empty)}")
+    for name, files in lacking.items():
+        without = [file for file, lacks in files.items() if lacks]
+        if not without:
+            continue
+        if len(without) == len(files) and name not in log_format.optional:
+            raise LogError(
+                f"no line of {_listed(without)} has {name!r}; if quieter files may lack it, name it in "
+                "pipeline.input.format.optional"
+            )
+        said.append(f"column {name!r} is missing in all rows of {_listed(without)}")
+    return said
+
+
+def _listed(files: Sequence[str]) -> str:
+    more = f" and {len(files) - _MAX_FILES:,} more" if len(files) > _MAX_FILES else ""
+    return ", ".join(files[:_MAX_FILES]) + more

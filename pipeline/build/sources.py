@@ -3,12 +3,16 @@
 A missing file, column or lookup ends the job here, in a second, and not an hour into it.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from features.log_files import FoundLogs, LogFile, find_splits, identity_of, size_of
 from features.log_format import LogFormat
 from features.raw_block import Wanted
+from features.rawlog import find_lookup
+from features.read.lookup import load_lookup
+from features.read.portions import check_file
 from features.read.streams import open_stream
 from features.schema import FeatureSchema
 from pipeline.config import HashSplit, PipelineConfig
@@ -26,12 +30,16 @@ class SourceFile:
         split: split that it was given for.
         file: where it is.
         num_bytes: its size.
+        wanted: columns to read of it.
+        lookups: path of each lookup's table.
     """
 
     number: int
     split: str
     file: LogFile
     num_bytes: int
+    wanted: Wanted
+    lookups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,8 +55,11 @@ class InputPlan:
     found: dict[str, FoundLogs] = field(default_factory=dict)
 
     def inputs(self) -> dict[str, list[str]]:
-        """Map each split to its files, for the manifest."""
-        return {split: [file.absolute for file in logs.files] for split, logs in self.found.items()}
+        """Map each split and lookup to its files, for the manifest."""
+        inputs = {split: [file.absolute for file in logs.files] for split, logs in self.found.items()}
+        for number, _ in enumerate(self.files[0].lookups if self.files else ()):
+            inputs[f"lookup {number}"] = sorted({source.lookups[number] for source in self.files})
+        return inputs
 
     def identities(self) -> list[dict[str, Any]]:
         """Describe each file with its size and time, for the manifest."""
@@ -72,16 +83,36 @@ def is_packed(name: str) -> bool:
 
 
 def plan_sources(config: PipelineConfig, schema: FeatureSchema) -> InputPlan:
-    """Find every file.
+    """Find every file and its lookups, and look at the columns of each.
 
     Raises:
-        LogError: names the pattern or file that is missing.
+        LogError: names the pattern, file, column or lookup that is missing.
         StorageError: a store cannot be listed.
     """
     found = find_splits(config.inputs())
-    files = [(split, file) for split, logs in found.items() for file in logs.files]
-    sources = [SourceFile(n, split, file, size_of(file.real)) for n, (split, file) in enumerate(files)]
+    wanted = wanted_columns(config, schema)
+    sources: list[SourceFile] = []
+    for split, logs in found.items():
+        for file in logs.files:
+            lookups = tuple(str(Path(find_lookup(one, file.real)).absolute()) for one in config.input.lookups)
+            own = _wanted_from_file(wanted, config, lookups)
+            num_bytes = size_of(file.real)
+            if num_bytes:
+                check_file(file.real, config.input.format, own, file.partition)
+            sources.append(SourceFile(len(sources), split, file, num_bytes, own, lookups))
     return InputPlan(tuple(sources), found)
+
+
+def _wanted_from_file(wanted: Wanted, config: PipelineConfig, lookups: tuple[str, ...]) -> Wanted:
+    """The wanted columns that no lookup brings, and the keys of the lookups."""
+    brought: set[str] = set()
+    keys: list[str] = []
+    for lookup, path in zip(config.input.lookups, lookups, strict=True):
+        if lookup.key not in brought:
+            keys.append(lookup.key)
+        brought.update(load_lookup(path, lookup, wanted.lists).columns)
+    columns = tuple(dict.fromkeys([*(c for c in wanted.columns if c not in brought), *keys]))
+    return replace(wanted, columns=columns, numbers=wanted.numbers - set(keys))
 
 
 def wanted_columns(config: PipelineConfig, schema: FeatureSchema) -> Wanted:
@@ -113,7 +144,7 @@ def sample_step(plan: InputPlan, log_format: LogFormat) -> int:
 
 def _guess_rows(plan: InputPlan, log_format: LogFormat) -> int:
     for source in plan.files:
-        if source.num_bytes and log_format.kind in ("csv", "tsv", "jsonl", "libffm"):
+        if source.num_bytes and log_format.is_text:
             with open_stream(source.file.real) as stream:
                 head = stream.read(_HEAD_BYTES)
             return plan.num_bytes() * max(head.count(b"\n"), 1) // max(len(head), 1)

@@ -9,22 +9,14 @@ USER = {"label": "click", "sparse": [{"name": "user", "encoding": {"kind": "hash
 
 
 @pytest.fixture
-def splits(spark, tmp_path):
-    """``splits(features, pipeline) -> {row: split}`` of the good rows, without writing a dataset."""
-    from pipeline.build.encode import prepare_rows
-    from pipeline.build.ingest import SPLIT, read_logs
-
-    from jobs.cli.config import parse_config
-    from jobs.launch.dataset_build import check_build
-    from pipeline.build.sources import plan_sources
+def splits(build, read_split):
+    """``splits(features, pipeline) -> {row: split}`` of the good rows."""
 
     def run(features, pipeline):
-        tree = {"features": {**features, "carry": ["row"]}, "pipeline": {"output": "x", **pipeline}}
-        config = parse_config({**tree, "training": {"dataset": "x"}})
-        check_build(config)
-        plan = plan_sources(config.pipeline, config.features)
-        rows = prepare_rows(read_logs(spark, config.pipeline, config.features, plan), config.features, config.pipeline)
-        return {row["row"]: row[SPLIT] for row in rows.select("row", SPLIT).collect()}
+        manifest, dataset = build({**features, "carry": ["row"]}, pipeline)
+        return {
+            row: split for split in manifest.splits for row in read_split(manifest, dataset, split)["row"].to_pylist()
+        }
 
     return run
 

@@ -7,11 +7,9 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from pipeline.build.footer import sort_encodings
-from pipeline.build.ingest import ROW_ID, SPLIT
 
 from features.disk.dataset import DatasetError
-from pipeline.build.write import new_version, num_files, write_files
+from pipeline.build.write import new_version, num_files
 from pipeline.config import WriteConfig
 
 
@@ -20,64 +18,56 @@ def test_num_files():
     assert [num_files(n, config) for n in (1, 7, 8, 5000, 8001)] == [1, 7, 8, 8, 9]
 
 
-def test_files_are_near_equal_shuffled_and_hold_every_row_once(spark, tmp_path):
-    from pyspark.sql import functions as F
-
-    rows = spark.range(0, 20_000, 1, 3).select(
-        F.col("id").alias(ROW_ID),
-        F.when(F.col("id") % 10 == 0, "valid").otherwise("train").alias(SPLIT),
-        F.col("id").cast("int").alias("user"),
-    )
-    counts = {"train": 18_000, "valid": 2_000}
-    config = WriteConfig(rows_per_file=4_000, min_files=2, row_group_rows=1_500)
-
-    def write(name, frame):
-        version = tmp_path / name / "version-x"
-        version.mkdir(parents=True)
-        return write_files(spark, frame, counts, config, version)
-
-    files = write("a", rows)
+def test_files_are_near_equal_shuffled_and_the_same_whatever_the_portions_are(build, read_split, tmp_path, monkeypatch):
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    for number in range(2):
+        rows = range(number * 10_000, (number + 1) * 10_000)
+        lines = "".join(f"{row},u{row % 977},{row % 2}\n" for row in rows)
+        (logs / f"{number}.csv").write_text("row,user,click\n" + lines)
+    features = {
+        "label": "click",
+        "sparse": [
+            {"name": "user", "encoding": {"kind": "vocabulary", "min_count": 21}},
+            {"name": "click_bucket", "columns": ["row"], "encoding": {"kind": "quantiles", "num_buckets": 50}},
+        ],
+        "dense": [{"name": "row", "standardise": True}],
+    }
+    pipeline = {
+        "input": {"train": str(logs)},
+        "split": {"kind": "hash", "valid": 0.1, "test": 0},
+        "write": {"rows_per_file": 4_000, "min_files": 2, "row_group_rows": 1_500},
+    }
+    manifest, dataset = build(features, pipeline, "whole")
+    files = {split: found.files for split, found in manifest.splits.items()}
     assert {split: len(of_split) for split, of_split in files.items()} == {"train": 5, "valid": 2}
+    assert sum(split.num_rows for split in manifest.splits.values()) == 20_000
+    mean, deviation = manifest.load_learnt(dataset).moments["row"]
     seen = []
     for of_split in files.values():
+        assert max(f.num_rows for f in of_split) - min(f.num_rows for f in of_split) <= 1
         for file in of_split:
-            ids = pyarrow.parquet.read_table(tmp_path / "a" / file.path, partitioning=None)["user"].to_numpy()
-            seen += ids.tolist()
+            rows = pyarrow.parquet.read_table(dataset / file.path, partitioning=None)["row"].to_numpy()
+            places = np.rint(rows.astype(np.float64) * deviation + mean)
+            seen += places.tolist()
             assert set(file.row_groups[:-1]) <= {1_500} and 0 < file.row_groups[-1] <= 1_500
             # Shuffled over the whole split: neither the order nor the range of the input is left.
-            assert abs(np.corrcoef(np.arange(len(ids)), ids)[0, 1]) < 0.1 and np.ptp(ids) > 19_000
+            assert abs(np.corrcoef(np.arange(len(places)), places)[0, 1]) < 0.1 and np.ptp(places) > 19_000
     assert sorted(seen) == list(range(20_000))
-    sizes = [file.num_rows for file in files["train"]]
-    assert max(sizes) - min(sizes) < 0.1 * 3_600
-    # Other partitions in, the same bytes out.
-    again = write("b", rows.repartition(7))
-    assert again == files
-    with pytest.raises(DatasetError, match="18000 rows in its files where 18001 were counted"):
-        counts = {"train": 18_001, "valid": 2_000}
-        write("c", rows)
+    # Other portions, the same bytes.
+    monkeypatch.setattr("pipeline.build.portions.PORTION_BYTES", 33_333)
+    again, _ = build(features, pipeline, "cut")
+    assert {split: found.fingerprint for split, found in again.splits.items()} == {
+        split: found.fingerprint for split, found in manifest.splits.items()
+    }
+    assert again.learnt_fingerprint == manifest.learnt_fingerprint
 
 
-def test_footers_lose_the_order_of_a_hash_set(tmp_path):
-    paths = []
-    for name, order in (("a", (6, 0)), ("b", (0, 6))):
-        path = tmp_path / f"{name}.parquet"
-        table = pyarrow.table({f"column{i}": [i, i + 1] for i in range(20)})
-        pyarrow.parquet.write_table(table, path, use_dictionary=False, compression="none")
-        data = path.read_bytes()
-        start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
-        # Pyarrow writes [RLE, PLAIN] for each column, as a Thrift list of two one-byte integers: field 2, 0x19 0x25.
-        original = bytes([0x19, 0x25, 6, 0])
-        assert data.count(original, start) >= 20
-        path.write_bytes(data[:start] + data[start:].replace(original, bytes([0x19, 0x25, *order])))
-        paths.append(path)
-    assert paths[0].read_bytes() != paths[1].read_bytes()
-    for path in paths:
-        sort_encodings(path)
-        assert pyarrow.parquet.read_table(path)["column19"].to_pylist() == [19, 20]
-    assert paths[0].read_bytes() == paths[1].read_bytes()
-    paths[0].write_bytes(b"PAR1 cut before the footer")
-    with pytest.raises(ValueError, match="no complete Parquet file"):
-        sort_encodings(paths[0])
+def test_few_rows_fill_every_file(build, tmp_path):
+    (tmp_path / "log.csv").write_text("user,click\n" + "".join(f"u{i},{i % 2}\n" for i in range(9)))
+    features = {"label": "click", "sparse": [{"name": "user", "encoding": {"kind": "hash", "num_buckets": 10}}]}
+    manifest, _ = build(features, {"input": {"train": str(tmp_path / "log.csv")}})
+    assert sorted(file.num_rows for file in manifest.split("train").files) == [1] * 7 + [2]
 
 
 def test_a_failed_version_leaves_nothing(tmp_path):
