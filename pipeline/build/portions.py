@@ -140,7 +140,7 @@ def describe_absent(
             continue
         if len(without) == len(files) and name not in log_format.optional:
             raise LogError(
-                f"no line of {_listed(without)} has {name!r}; if quieter files may lack it, name it in "
+                f"{_listed(without)}: no line has {name!r}; if quieter files may lack it, name it in "
                 "pipeline.input.format.optional"
             )
         said.append(f"column {name!r} is missing in all rows of {_listed(without)}")

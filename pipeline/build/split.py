@@ -23,16 +23,16 @@ def parse_time(text: str) -> int:
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
 
-def draws_of(salt: str, values: pa.Array, row_hashes: NDArray[np.uint64]) -> NDArray[np.float64]:
+def draws_of(salt: str, values: pa.Array | None, row_hashes: NDArray[np.uint64]) -> NDArray[np.float64]:
     """Draw a number in [0, 1) for each row from its value; a row without one draws by itself.
 
     Args:
         salt: text hashed before the value.
-        values: (n,) texts, null where missing.
+        values: (n,) texts, null where missing. None: every row draws by itself.
         row_hashes: (n,) hash of each whole raw row, seeded with the salt.
     """
-    hashes = hash_array(values, salt_seed(salt))
-    if values.null_count:
+    hashes = row_hashes if values is None else hash_array(values, salt_seed(salt))
+    if values is not None and values.null_count:
         hashes = np.where(values.is_null().to_numpy(zero_copy_only=False), row_hashes, hashes)
     return draws(hashes)
 

@@ -16,8 +16,8 @@ def test_only_documented_errors_and_little_memory(name: str) -> None:
     assert outcome["grown"] < 100 << 20
 
 
-def test_spark_and_python_agree_on_odd_lines(spark) -> None:
-    outcome = fuzz_twins(1_200, seed=7, spark=spark)
+def test_blocks_and_lines_agree_on_odd_lines() -> None:
+    outcome = fuzz_twins(1_200, seed=7)
     assert outcome.defects == {}
     assert outcome.inputs == 1_200 and outcome.accepted > 100
     assert set(outcome.refused) >= {"badly quoted", "wrong number of columns", "not a JSON object", "not UTF-8 text"}

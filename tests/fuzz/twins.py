@@ -1,10 +1,11 @@
-"""Twins: the same odd lines through Spark and through Python must be rejected alike and hold the same values.
+"""Twins: the same odd lines, read in blocks and line by line, must be rejected alike and hold the same values.
 
-All lines of a format are one file and one Spark job, and every line counts as an input.
+All lines of a format are one file, read in portions of a few lines, and every line counts as an input.
 """
 
 import json
 import random
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Any
 from hypothesis import strategies as st
 
 from features.encoding import to_text
-from features.rawlog import LogError, LogFormat, read_lines
-from jobs.cli.config import parse_config
+from features.log_format import LogError, LogFormat
+from features.raw_block import RawBlock, Wanted
+from features.rawlog import read_lines
+from features.read.portions import Portion, PortionEnd, misplaced, plan_portions, read_portion
 from tests.fuzz.campaign import Outcome
 from tests.fuzz.mutation import draw, mutate_bytes
 
@@ -26,14 +29,8 @@ FORMATS: dict[str, dict[str, Any]] = {
     "latin": {"kind": "csv", "encoding": "ISO-8859-1"},
     "jsonl": {"kind": "jsonl"},
 }
-FEATURES = {
-    "label": "click",
-    "sparse": [
-        {"name": "user", "encoding": {"kind": "hash", "num_buckets": 9}},
-        {"name": "tags", "separator": "|", "encoding": {"kind": "hash", "num_buckets": 9}},
-    ],
-}
 COLUMNS = ("user", "tags", "click")
+_PORTION_BYTES = 1_000
 REASONS = {
     "badly quoted": "badly quoted",
     "not a JSON": "not a JSON object",
@@ -74,53 +71,46 @@ def valid_lines(name: str) -> list[bytes]:
     return lines
 
 
-def fuzz_twins(inputs: int, seed: int, progress: Any = None, spark: Any = None) -> Outcome:
-    """Read ``inputs`` odd lines with both readers; a line on which they differ is a defect.
-
-    Args:
-        spark: a session; None: one of its own, with a gigabyte.
-    """
+def fuzz_twins(inputs: int, seed: int, progress: Any = None) -> Outcome:
+    """Read ``inputs`` odd lines with both readers; a line on which they differ is a defect."""
     outcome = Outcome("spark")
     started = time.perf_counter()
-    own = spark is None
-    if own:
-        from pipeline.config import SparkConfig
-        from pipeline.session import size_shuffles, start_spark
-
-        spark = start_spark(SparkConfig(master="local[2]", driver_memory="1g"))
-        size_shuffles(spark, 0)
     with tempfile.TemporaryDirectory(prefix="twinfocus-fuzz-") as folder:
         left = inputs
         for i, name in enumerate(FORMATS):
             count = left // (len(FORMATS) - i)
-            _compare(spark, Path(folder), name, make_lines(name, count, seed), outcome)
+            _compare(Path(folder), name, make_lines(name, count, seed), outcome)
             left -= count
             if progress is not None:
                 progress(count)
-    if own:
-        spark.stop()
     outcome.seconds = time.perf_counter() - started
     return outcome
 
 
-def _compare(spark: Any, folder: Path, name: str, lines: list[bytes], outcome: Outcome) -> None:
+def _compare(folder: Path, name: str, lines: list[bytes], outcome: Outcome) -> None:
     path = folder / f"{name}.txt"
     head = [] if name == "long" else [valid_jsonl()] if name == "jsonl" else [header(name)]
     path.write_bytes(b"\n".join([*head, *lines]) + b"\n")
     started = time.perf_counter()
-    in_spark, in_python = _by_spark(spark, path, FORMATS[name]), _by_python(path, FORMATS[name])
+    in_blocks, by_line = _by_blocks(path, FORMATS[name]), _by_line(path, FORMATS[name])
     outcome.slowest = max(outcome.slowest, (time.perf_counter() - started) / len(lines))
     outcome.inputs += len(lines)
-    if len(in_spark) != len(in_python):
-        _record(outcome, f"{name}: rows", f"{len(in_spark)} in Spark, {len(in_python)} in Python", "")
-    for (line, spark_reason, spark_values), (python_reason, python_values) in zip(in_spark, in_python, strict=False):
-        outcome.accepted += spark_reason is None
-        if spark_reason is not None:
-            outcome.refused["column" if spark_reason.startswith("column ") else spark_reason] += 1
-        if spark_reason != python_reason and not (name == "jsonl" and spark_reason and python_reason):
-            _record(outcome, f"{name}: {spark_reason} in Spark, {python_reason} in Python", f"{python_values}", line)
-        elif spark_reason is None and spark_values != python_values:
-            _record(outcome, f"{name}: values", f"{spark_values} in Spark, {python_values} in Python", line)
+    joined: set[int] = set()  # lines of rows that a quoted line break goes through: line by line they are none
+    for number, (line, reason, values) in in_blocks.items():
+        num_ends = len(re.split("\r\n|\r|\n", line)) - 1
+        outcome.accepted += reason is None
+        if reason is not None:
+            outcome.refused["column" if reason.startswith("column ") else reason] += 1
+        if num_ends:
+            joined |= set(range(number, number + num_ends + 1))
+            continue
+        other, others = by_line.get(number, ("no row", []))
+        if reason != other and not (name == "jsonl" and reason and other):
+            _record(outcome, f"{name}: {reason} in blocks, {other} by line", f"{others}", line)
+        elif reason is None and values != others:
+            _record(outcome, f"{name}: values", f"{values} in blocks, {others} by line", line)
+    if lost := by_line.keys() - in_blocks.keys() - joined:
+        _record(outcome, f"{name}: rows", f"lines {sorted(lost)[:5]} are no rows in blocks", "")
 
 
 def header(name: str) -> bytes:
@@ -136,37 +126,45 @@ def _record(outcome: Outcome, place: str, message: str, line: str) -> None:
     entry["count"] += 1
 
 
-def _by_spark(spark: Any, path: Path, log_format: dict[str, Any]) -> list[tuple[str, str | None, list[Any]]]:
-    from pipeline.build.ingest import LINE, REASON, ROW_ID, listed, raw, read_logs
-
-    from pipeline.build.sources import plan_sources
-
-    pipeline = {"output": "x", "input": {"train": str(path), "format": log_format}}
-    config = parse_config({"features": FEATURES, "pipeline": pipeline, "training": {"dataset": "x"}})
-    [frame] = read_logs(spark, config.pipeline, config.features, plan_sources(config.pipeline, config.features))
-    lists = [f"`{listed('tags')}`"] if listed("tags") in frame.columns else []
-    columns = [f"`{raw(name)}`" for name in COLUMNS]
-    rows = []
-    for line, reason, user, tags, click, *more in (
-        frame.orderBy(ROW_ID).select(LINE, REASON, *columns, *lists).collect()
-    ):
-        tags = more[0] if more and more[0] is not None else tags
-        rows.append((line, reason, [user, tags, click]))
+def _by_blocks(path: Path, log_format: dict[str, Any]) -> dict[int, tuple[str, str | None, list[Any]]]:
+    """Number of a row's first line -> (its text, the reason why it is none, its values)."""
+    layout, wanted = LogFormat(**log_format), Wanted(COLUMNS, lists=frozenset({"tags"}))
+    portions = plan_portions(str(path), path.stat().st_size, layout, _PORTION_BYTES)
+    read: list[tuple[list[RawBlock], PortionEnd]] = [_read(portion, layout, wanted) for portion in portions]
+    while wrong := misplaced(portions, [end for _, end in read]):
+        for place, portion in wrong.items():
+            portions[place], read[place] = portion, _read(portion, layout, wanted)
+    rows, before = {}, 0
+    for blocks, end in read:
+        for block in blocks:
+            for line in block.rejected:
+                rows[line.number + before] = (line.text, line.reason, [])
+            values = [block.columns[name].to_pylist() for name in COLUMNS]
+            tags = block.lists["tags"].to_pylist() if "tags" in block.lists else [None] * len(block)
+            for row, (number, user, tag, click) in enumerate(zip(block.numbers.tolist(), *values, strict=True)):
+                found = [user, tag if tags[row] is None else tags[row], click]
+                rows[number + before] = (block.lines.text(row), None, found)
+        before += end.num_lines
     return rows
 
 
-def _by_python(path: Path, log_format: dict[str, Any]) -> list[tuple[str | None, list[Any]]]:
-    rows: list[tuple[str | None, list[Any]]] = []
-    for _, row in read_lines(str(path), LogFormat(**log_format)):
+def _read(portion: Portion, log_format: LogFormat, wanted: Wanted) -> tuple[list[RawBlock], PortionEnd]:
+    reading = read_portion(portion, log_format, wanted)
+    return list(reading), reading.end
+
+
+def _by_line(path: Path, log_format: dict[str, Any]) -> dict[int, tuple[str | None, list[Any]]]:
+    rows: dict[int, tuple[str | None, list[Any]]] = {}
+    for number, row in read_lines(str(path), LogFormat(**log_format)):
         if isinstance(row, LogError):
             text = str(row)
             known = [reason for start, reason in REASONS.items() if text.startswith(start)]
-            rows.append((known[0] if known else "wrong number of columns", []))
+            rows[number] = (known[0] if known else "wrong number of columns", [])
             continue
         try:
-            rows.append((None, [_value(row.get(name), name) for name in COLUMNS]))
+            rows[number] = (None, [_value(row.get(name), name) for name in COLUMNS])
         except ValueError as error:
-            rows.append((str(error), []))
+            rows[number] = (str(error), [])
     return rows
 
 
