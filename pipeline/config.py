@@ -94,6 +94,22 @@ class QualityLimits:
 
 
 @dataclass(frozen=True, config=STRICT)
+class OddityLimits:
+    """Levels from which on a build that succeeds says that something is odd."""
+
+    max_split_distance: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """Distance of a split's share of the rows from the share that a hash rule asks for, beyond its scatter."""
+    max_group_share: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Share of the rows that one value of a hash rule's column may have."""
+    min_lookup_share: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of the rows whose key a lookup's table should have."""
+    max_collision_rate: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of a hashed feature's values that may share an id with another."""
+    max_deviations: Annotated[float, Field(gt=0)] = 100.0
+    """Distance of the farthest value of a standardised feature from its mean, in standard deviations."""
+
+
+@dataclass(frozen=True, config=STRICT)
 class QualityConfig:
     """Quality limits of a dataset and the action beyond them."""
 
@@ -104,6 +120,7 @@ class QualityConfig:
     limits: QualityLimits = field(default_factory=QualityLimits)
     features: dict[str, QualityLimits] = field(default_factory=dict)
     """Per-feature limits; a value given here replaces the one in ``limits``."""
+    odd: OddityLimits = field(default_factory=OddityLimits)
 
 
 @dataclass(frozen=True, config=STRICT)

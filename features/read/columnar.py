@@ -170,7 +170,7 @@ def find_columns(file: str, schema: pa.Schema, wanted: Wanted) -> dict[str, list
         elif name not in wanted.optional:
             raise LogError(
                 f"{file} has no column {name!r}; it has: {', '.join(schema.names)}; if older files may lack it, name "
-                "it in input.format.optional"
+                "it in pipeline.input.format.optional"
             )
     return found
 

@@ -79,7 +79,7 @@ def check_columns(file: str, present: tuple[str, ...], wanted: Wanted) -> None:
         names = ", ".join(map(repr, missing))
         raise LogError(
             f"{file} has no column {names}; it has: {', '.join(present)}; if older files may lack it, name it in "
-            "input.format.optional"
+            "pipeline.input.format.optional"
         )
     twice = [name for name in wanted.columns if present.count(name) > 1]
     if twice:

@@ -24,7 +24,7 @@ from features.read.lines import MAX_BYTES_A_CHARACTER, LineBlock, Positions
 MAX_JOINED_LINES = 10_000
 """Lines of one row at most: a stray quote must not swallow a file."""
 BADLY_QUOTED = "badly quoted"
-NO_ESCAPE = "badly quoted: a backslash before a quote (set input.format.escape)"
+NO_ESCAPE = "badly quoted: a backslash before a quote (set pipeline.input.format.escape)"
 """Reason for a line that is no row, though it might be one if a backslash were the escape."""
 _LINE_ENDS = b"\r\n"
 _BLOCK_BYTES = 1 << 20

@@ -25,7 +25,7 @@ _NO_TEXT = {
     b"PK\x05\x06": "a zip archive: unpack it",
     b"\xfd7zXZ\x00": "compressed by xz: use gzip, bzip2, zstd or lz4",
     b"7z\xbc\xaf\x27\x1c": "a 7-zip archive: unpack it",
-    b"PAR1": 'Parquet: set input.format.kind = "parquet"',
+    b"PAR1": 'Parquet: set pipeline.input.format.kind = "parquet"',
 }
 _TAR_MAGIC_AT = 257
 _HEAD = 512
@@ -63,7 +63,7 @@ def compression_of(file: str) -> str | None:
     if found is None:
         _refuse_archives(file, head)
         if head.startswith(b"ORC") and tail.startswith(b"ORC"):
-            raise LogError(f'{file} is no text, it is ORC: set input.format.kind = "orc"')
+            raise LogError(f'{file} is no text, it is ORC: set pipeline.input.format.kind = "orc"')
     return found
 
 

@@ -36,6 +36,7 @@ from pipeline.build.encode_rows import (
 from pipeline.build.exchange import key_borders, read_block
 from pipeline.build.learn import count_known, fit_learnt, rounded
 from pipeline.build.measure import Sums, add_up, dense_statistics, sparse_statistics, splits_of
+from pipeline.build.oddities import Signs, tell_oddities
 from pipeline.build.portions import REJECTED_LINES, describe_absent, hash_ranges, plan_tasks, read_all, write_rejected
 from pipeline.build.quality import check_rejected, enforce_limits
 from pipeline.build.sources import InputPlan, sample_step
@@ -154,6 +155,7 @@ class _Build:
             split: sparse_statistics(total, counts, known, self.schema, learnt, split) for split in splits_of(total)
         }
         self.warnings += enforce_limits(statistics["train"], self.pipeline.quality)
+        self._tell_oddities(tasks, results, total, statistics)
         files = self._write(blocks, total)
         if num_rejected:
             write_rejected(self.exchange, self.version / REJECTED_FOLDER, tasks, results)
@@ -214,6 +216,24 @@ class _Build:
         learnt = fit_learnt(self.schema, tokens, numbers, total.transformed, base)
         learnt.save(self.version / LEARNT_FOLDER)
         return learnt, counts, {} if tokens is None else count_known(self.schema, tokens, learnt)
+
+    def _tell_oddities(
+        self,
+        tasks: Sequence[PortionTask],
+        results: Sequence[PortionResult],
+        total: Sums,
+        statistics: dict[str, dict[str, FeatureStatistics]],
+    ) -> None:
+        matched: Counter[str] = Counter({path: 0 for source in self.plan.files for path in source.lookups})
+        rows: Counter[str] = Counter()
+        rejected: Counter[str] = Counter()
+        for task, result in zip(tasks, results, strict=True):
+            matched.update(result.matched)
+            rows[task.source.file.absolute] += sum(result.sums.rows.values()) + result.num_duplicates
+            rejected[task.source.file.absolute] += sum(result.reasons.values())
+        nothing = [file for file, count in rejected.items() if count and not rows[file]]
+        signs = sum((result.signs for result in results), Signs())
+        self.warnings += tell_oddities(self.schema, self.pipeline, total, signs, statistics, matched, nothing)
 
     def _write(self, blocks: tuple[str, ...], total: Sums) -> dict[str, tuple[DataFile, ...]]:
         learnt = self.version / LEARNT_FOLDER

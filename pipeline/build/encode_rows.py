@@ -33,6 +33,7 @@ from pipeline.build.duplicates import key_table
 from pipeline.build.exchange import KEY, SPLIT, row_keys, row_numbers, sort_rows, split_row_numbers, write_block
 from pipeline.build.measure import Sums, add_up
 from pipeline.build.moments import Moments
+from pipeline.build.oddities import Signs
 from pipeline.build.sources import SourceFile
 from pipeline.build.split import draws_of, split_of
 from pipeline.config import HashSplit, PipelineConfig
@@ -92,6 +93,7 @@ class PortionResult:
         num_tokens: distinct tokens of all blocks, counted in each of them.
         absent: columns that the file lacks, or keys that no line of a block has.
         matched: path of a lookup's table -> rows whose key it has.
+        signs: signs of something odd.
     """
 
     end: PortionEnd
@@ -104,6 +106,7 @@ class PortionResult:
     num_tokens: int = 0
     absent: tuple[str, ...] = ()
     matched: Counter[str] = field(default_factory=Counter)
+    signs: Signs = field(default_factory=Signs)
 
 
 @dataclass
@@ -244,6 +247,7 @@ def encode_portion(work: EncodeWork, task: PortionTask) -> PortionResult:
                 result.num_tokens += block.write(folder, name)
                 result.blocks.append(name)
                 sums.append(block.measure())
+                result.signs.look_at(work.schema, raw, block.groups, prepared.own.get("timestamp"))
     result.rejected = rejected.name
     result.absent = tuple(sorted(absent or ()))
     result.sums = add_up(sums)
@@ -285,6 +289,8 @@ class _Block:
     def __init__(self, work: EncodeWork, task: PortionTask, raw: RawBlock, prepared: Prepared) -> None:
         self._schema, self._work, self._prepared = work.schema, work, prepared
         self._keys = row_keys(task.source.number, raw.offsets)
+        self.groups: pa.StringArray | None = None
+        """Values of the split's column."""
         self._splits = self._split(task, raw)
         self._coded = {
             **prepared.coded,
@@ -299,8 +305,9 @@ class _Block:
         share = None
         if isinstance(rule, HashSplit):
             own = _line_hashes(raw, salt_seed(rule.salt))
-            values = None if rule.column is None else loose_texts(raw.columns[rule.column], self._schema.values)
-            share = draws_of(rule.salt, values, own)
+            if rule.column is not None:
+                self.groups = loose_texts(raw.columns[rule.column], self._schema.values)
+            share = draws_of(rule.salt, self.groups, own)
         return split_of(self._work.config, task.source.split, self._prepared.own.get("timestamp"), share, len(raw))
 
     def write(self, folder: Path, name: str) -> int:
