@@ -28,6 +28,9 @@ _MOST_RETRIES = 3
 _BAD_NUMBER = re.compile(r"CSV column #(\d+)")
 _BLOCK_BYTES = 1 << 19
 """Bytes that pyarrow parses at a time: a step at once leaves the cache and takes more than twice as long."""
+_BLOCK_ROWS = 1_000
+"""Rows that it parses at a time at least, up to ``_MOST_BYTES``: each block costs something for each column."""
+_MOST_BYTES = 1 << 22
 _SPARE = bytes([*range(1, 9), *range(14, 32)])
 """Bytes that stand in for a separator or quote that pyarrow cannot take, where a step is free of them."""
 
@@ -183,8 +186,9 @@ class DelimitedReader:
             pieces.insert(0, b"\n")
         text = pieces[0] if len(pieces) == 2 else b"".join(pieces)
         has_breaks = bool((rows.last > rows.first).any())
+        block = min(max(_BLOCK_BYTES, _BLOCK_ROWS * len(text) // len(starts)), _MOST_BYTES)
         shown_quote = quote.decode() if dialect.has_quotes else ""
-        return _PlainText(text, separator.decode(), shown_quote, has_breaks, max(_BLOCK_BYTES, 2 * longest))
+        return _PlainText(text, separator.decode(), shown_quote, has_breaks, max(block, 2 * longest))
 
     def _parse_plain(self, plain: "_PlainText", num_rows: int) -> tuple[dict[str, pa.Array], NDArray[np.bool_]] | None:
         """Parse by pyarrow; None where it does not see the rows that are there."""
@@ -207,8 +211,8 @@ class DelimitedReader:
             if np.count_nonzero(is_wrong) != len(wrong):
                 return None
             table = table.combine_chunks()
-            columns = {name: table.column(str(place)) for name, place in self._places.items()}
-            columns = {name: join_arrays(values.chunks, values.type) for name, values in columns.items()}
+            found = zip(self._places, table.columns, strict=False)  # by place: a look-up by name takes long
+            columns = {name: join_arrays(values.chunks, values.type) for name, values in found}
             beyond = {name for name in typed if not are_numbers(columns[name])}
             if not beyond:
                 return columns, is_wrong

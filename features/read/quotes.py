@@ -11,7 +11,7 @@ one by one here and written anew, so that one parser can read them all.
 
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -87,11 +87,26 @@ class Dialect:
         others = b"" if len(self.separator) == 1 else b"|(?!" + re.escape(self.separator) + b")" + first
         return re.compile(b"(?:[^\r\n" + first + b"]++" + others + b")*+")
 
+    def row(self, num_columns: int, is_whole: bool = False) -> re.Pattern[bytes]:
+        """Pattern of a row of up to ``num_columns`` values, or of so many, up to a separator or the line's end."""
+        return _row_pattern(self, num_columns, is_whole)
+
     def unquote(self, text: bytes) -> bytes:
         """Return what the text between two quotes stands for."""
         if self.quote not in text and not (self.escape and self.escape in text):
             return text
         return self.special.sub(lambda match: match[1] or match[2], text)
+
+
+@lru_cache
+def _row_pattern(dialect: Dialect, num_columns: int, is_whole: bool) -> re.Pattern[bytes]:
+    quote = re.escape(dialect.quote)
+    quoted = quote + dialect.inside.pattern + quote
+    field = b"(?:" + quoted + b"|(?!" + quote + b")" + dialect.outside.pattern + b")"
+    others = (
+        b"(?:" + re.escape(dialect.separator) + field + b"){%d,%d}+" % (is_whole * (num_columns - 1), num_columns - 1)
+    )
+    return re.compile(field + others, re.DOTALL)
 
 
 class Scan(NamedTuple):
@@ -211,26 +226,43 @@ def _read_suspects(
         if len(damaged):
             behind = int(np.searchsorted(damaged, index))
             stop = min(stop, int(damaged[behind])) if behind < len(damaged) else stop
-        start = int(lines.starts[index])
-        scan = scan_row(lines.data, start, int(ends[stop - 1]), dialect, int(ends[index]), num_columns)
-        if scan.is_open and stop == len(lines) and not lines.is_last and not _is_long(lines.data, start, scan.end):
-            return index
-        final = int(np.searchsorted(lines.starts, scan.end, side="right")) - 1 if scan.end > start else index
-        if final == index and scan.fields is not None and not _has_nul(lines.data, start, scan.end):
+        start, line_end, limit = int(lines.starts[index]), int(ends[index]), int(ends[stop - 1])
+        end = _plain_end(lines.data, start, limit, dialect, num_columns)
+        scan = None
+        if end is None:
+            scan = scan_row(lines.data, start, limit, dialect, line_end, num_columns)
+            if scan.is_open and stop == len(lines) and not lines.is_last and not _is_long(lines.data, start, scan.end):
+                return index
+            end = scan.end
+        is_alone = end <= line_end
+        if scan is None:
+            is_good = is_alone or dialect.row(num_columns, is_whole=True).match(lines.data, start, end) is not None
+        else:
+            is_good = scan.fields is not None and (is_alone or len(scan.fields) == num_columns)
+        if not is_good or _has_nul(lines.data, start, end) or (not is_alone and _is_long(lines.data, start, end)):
+            rejected[index] = reason_with(BADLY_QUOTED, lines.bytes_of(index), dialect)
+            continue
+        if scan is not None and scan.fields is not None:
             rewritten[index] = scan.fields
-        elif (
-            scan.fields is not None
-            and len(scan.fields) == num_columns
-            and not _has_nul(lines.data, start, scan.end)
-            and not _is_long(lines.data, start, scan.end)
-        ):
-            rewritten[index] = scan.fields
+        if not is_alone:
+            final = int(np.searchsorted(lines.starts, end, side="right")) - 1
             last[index] = final
             is_row[index + 1 : final + 1] = False
             free = final + 1
-        else:
-            rejected[index] = reason_with(BADLY_QUOTED, lines.bytes_of(index), dialect)
     return max(own, free)
+
+
+def _plain_end(data: bytes, start: int, limit: int, dialect: Dialect, num_columns: int) -> int | None:
+    """Find the end of a row that pyarrow reads as it is; None where it may not."""
+    if len(dialect.quote) > 1 or len(dialect.separator) > 1:
+        return None
+    match = dialect.row(num_columns).match(data, start, limit)
+    if match is None:
+        return None
+    end = match.end()
+    if end < limit and data[end] not in _LINE_ENDS:
+        return None
+    return None if dialect.escape and data.find(dialect.escape, start, end) >= 0 else end
 
 
 def reason_with(reason: str, line: bytes, dialect: Dialect) -> str:

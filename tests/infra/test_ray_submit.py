@@ -79,8 +79,15 @@ def listening(url: str) -> set[str]:
     return {
         c.laddr.ip
         for c in psutil.net_connections("tcp")
-        if c.status == psutil.CONN_LISTEN and c.pid and os.getpgid(c.pid) == head
+        if c.status == psutil.CONN_LISTEN and c.pid and _is_of_group(c.pid, head)
     }
+
+
+def _is_of_group(process: int, group: int) -> bool:
+    try:
+        return os.getpgid(process) == group
+    except ProcessLookupError:  # it has ended since it was listed
+        return False
 
 
 def status(url: str) -> int:

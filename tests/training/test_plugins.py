@@ -17,7 +17,7 @@ from features.disk.trained_on import TrainedOn
 from jobs.cli.config import Config, load_config, parse_config
 from jobs.cli.errors import ConfigError
 from jobs.pages.report_files import read_run
-from jobs.pages.report_page import render
+from jobs.pages.report_page import render_report
 from tests.stand_ins.plugin import page_files
 from tests.stand_ins.tiny_dataset import TINY_FEATURES, TinyDataset
 from tests.stand_ins.tiny_model import COLUMNS, raw_rows
@@ -79,7 +79,7 @@ def check_brier(run: Run, metrics: dict[str, Any]) -> None:
     before = plugins.registered()
     plugins.restore([{} for _ in before])
     assert "brier" not in METRICS, "the report imports no plugin"
-    assert render(read_run(run.path)).count(">brier</th>") == 2
+    assert render_report(read_run(run.path)).count(">brier</th>") == 2
     plugins.restore(before)
 
 

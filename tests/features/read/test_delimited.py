@@ -146,7 +146,7 @@ def test_damaged_bytes_are_found_line_by_line_as_by_the_old_reader(tmp_path: Pat
 @given(text=TEXTS, separator=st.sampled_from(["::", "§", "\x01", "\t", ", "]), quote=st.sampled_from(["", '"', "«"]))
 def test_any_separator_and_quote(tmp_path: Path, text: str, separator: str, quote: str) -> None:
     path = tmp_path / "a.csv"
-    text = text.replace(",", separator).replace('"', quote or '"').removeprefix("\ufeff")
+    text = text.replace(",", separator).replace('"', quote or '"').lstrip("\ufeff")
     log_format = LogFormat(separator=separator, quote=quote, header=False, columns=ABC)
     path.write_bytes(text.encode())
     found = read_whole(path, log_format, Wanted(ABC))
@@ -218,6 +218,64 @@ def test_escapes_inside_quotes(tmp_path: Path, escape: str, text: str, values: l
         rows, rejected = read_whole(path, log_format, Wanted(ABC), *cut)
         assert not rejected
         assert [list(row.values()) for *_, row in rows] == [["1", "2", "3"], values, ["4", "5", "6"]]
+
+
+def parse_escaped(text: str) -> list[str] | None:
+    """Values of one row, character by character; None if it is badly quoted."""
+    fields: list[str] = []
+    at = 0
+    while True:
+        value = ""
+        if text[at : at + 1] == '"':
+            at += 1
+            while True:
+                one, two = text[at : at + 1], text[at : at + 2]
+                if not one or two == "\\":
+                    return None
+                if one == "\\":
+                    value, at = value + text[at + 1], at + 2
+                elif two == '""':
+                    value, at = value + '"', at + 2
+                elif one == '"':
+                    at += 1
+                    break
+                else:
+                    value, at = value + one, at + 1
+        else:
+            while at < len(text) and text[at] != ",":
+                value, at = value + text[at], at + 1
+        fields.append(value)
+        if at == len(text):
+            return fields
+        if text[at] != ",":
+            return None
+        at += 1
+
+
+@SAME_FOLDER
+@given(rows=st.lists(st.text(alphabet='a",\\é\n', max_size=8), max_size=6))
+def test_escapes_are_read_as_character_by_character(tmp_path: Path, rows: list[str]) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes("\n".join(rows).encode())
+    lines, expected, i = "\n".join(rows).split("\n"), [], 0
+    while i < len(lines):
+        first, i = i, i + 1
+        if not lines[first]:
+            continue
+        whole = next(
+            (j for j in range(i, len(lines) + 1) if parse_escaped("\n".join(lines[first:j])) is not None), None
+        )
+        fields = whole and parse_escaped("\n".join(lines[first:whole]))
+        if fields and (whole == i or len(fields) == 2):
+            i = whole
+            expected.append((first + 1, [field or None for field in fields] if len(fields) == 2 else WRONG_COLUMNS))
+        else:
+            expected.append((first + 1, BADLY_QUOTED))
+    log_format = LogFormat(escape="\\", header=False, columns=("a", "b"))
+    for cut in CUTS:
+        good, bad = read_whole(path, log_format, Wanted(("a", "b")), *cut)
+        found = [(number, list(row.values())) for number, _, _, row in good]
+        assert sorted([*found, *((number, reason) for number, _, _, reason in bad)], key=lambda row: row[0]) == expected
 
 
 def test_rows_that_an_escape_would_make_are_told_from_others(tmp_path: Path) -> None:

@@ -222,6 +222,7 @@ def test_deep_lines_are_refused_at_one_depth(tmp_path: Path, depth: int, is_row:
         assert all(reason == NOT_JSON for *_, reason in rejected)
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(GOOD, OBJECTS), min_size=1, max_size=4).map("\n".join))
 def test_quoting_bare_values(text: str) -> None:
     data = text.encode("utf-8", "replace")

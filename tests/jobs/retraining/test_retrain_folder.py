@@ -11,7 +11,7 @@ from features.disk.retrain_folder import RETRAIN_FORMAT
 from jobs.cli.config import parse_config
 from jobs.retraining.raw_partitions import RawPartition
 from jobs.retraining.retrain_folder import RetrainFolder
-from jobs.retraining.retraining import describe
+from jobs.retraining.retraining import describe_todo
 from tests.stand_ins.tiny_dataset import TINY_FEATURES, write_tiny_dataset
 
 Open = Callable[..., RetrainFolder]
@@ -100,8 +100,8 @@ def test_files_are_known_by_the_name_that_spark_gives_them(open_folder: Open, tm
 def test_a_dry_run_refuses_a_folder_of_a_newer_version(open_folder: Open, tmp_path: Path) -> None:
     place = open_folder()
     log(tmp_path, "20240101-a", "20240102-a")
-    assert "would build and check 20240101, 20240102" in describe(place, None)
+    assert "would build and check 20240101, 20240102" in describe_todo(place, None)
     place.write(place.version_file, {"version": RETRAIN_FORMAT.version + 1})
     with pytest.raises(ValueError, match="was made by a newer version of twinfocus"):
-        describe(place, None)
+        describe_todo(place, None)
     assert [path.name for path in place.root.iterdir()] == ["retrain.json"]

@@ -17,7 +17,7 @@ from jobs.cli.config import load_config
 from jobs.cli.errors import ConfigError
 from jobs.launch import run_guard
 from jobs.pages.report_files import read_run
-from jobs.pages.report_page import render
+from jobs.pages.report_page import render_report
 from tests.features.test_fingerprint import TINY_VERSION_1, age
 from tests.stand_ins.tiny_dataset import write_tiny_dataset
 from tests.stand_ins.tiny_model import train_tiny
@@ -200,7 +200,7 @@ def test_another_dataset_than_the_runs_is_said(begin: Begin, run_here: Any) -> N
 
 def test_each_program_says_that_the_runs_dataset_is_another_now(begin: Begin, run_here: Any, tmp_path: Path) -> None:
     run, path = begin(None)
-    assert "is not what this run was trained on" not in render(read_run(run.path))
+    assert "is not what this run was trained on" not in render_report(read_run(run.path))
     rebuild(path, seed=0, test=((9,),))
     log = tmp_path / "made.csv"
     log.write_text("user,genres,device,age,row,price\nu,a|b,mobile,33,1,2.5\n")
@@ -218,10 +218,10 @@ def test_each_program_says_that_the_runs_dataset_is_another_now(begin: Begin, ru
             assert run_here(program, "--run", run.path, "--dataset", path.parent / "dataset", *more)[2] == ""
     files = read_run(run.path)
     assert files.attribution["data"] == files.tables["data"]
-    assert "is not what this run was trained on: test has 9 rows (fingerprint " in render(files)
+    assert "is not what this run was trained on: test has 9 rows (fingerprint " in render_report(files)
     assert run_here(evaluate.main, "--run", run.path)[0] == 0
     words = "test was scored on another dataset, 9 rows (fingerprint "
-    assert words in render(read_run(run.path)) and "trained on had 20 rows" in render(read_run(run.path))
+    assert words in render_report(read_run(run.path)) and "trained on had 20 rows" in render_report(read_run(run.path))
 
 
 # ------------------------------------------------------------------------------------------------- a model's choices

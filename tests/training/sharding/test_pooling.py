@@ -20,7 +20,7 @@ from training.config import DenseOptimizer, FusedOptimizer, ShardingConfig, Shar
 from training.data.batch import to_batch
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
-from training.fit.run import Run, fit
+from training.fit.run import Run, train_rank
 from training.fit.scoring import score
 from training.judge.metrics import evaluate
 from training.model.ctr_model import CTRModel
@@ -165,7 +165,7 @@ def make_lane(dataset: Path, lane: str) -> TrainingConfig:
 
 def fit_lanes(folder: Path, dataset: Path) -> None:
     for lane in TRAINED:
-        fit(Run(folder / lane), make_lane(dataset, lane))
+        train_rank(Run(folder / lane), make_lane(dataset, lane))
 
 
 def test_what_is_evaluated_is_what_is_shipped(tmp_path: Path, one_rank: None) -> None:
