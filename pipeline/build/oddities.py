@@ -1,7 +1,7 @@
 """Oddities: what is plainly odd in a build that succeeds, told in a sentence each, with its cure.
 
-Nothing is changed or refused: a split of one class, a feature that says nothing, a side table that matches no row, a time
-in the future are all built; but none of them passes without a word.
+Nothing is changed or refused: a split of one class, a feature that says nothing, a side table that matches no row, a
+time in the future are all built; but none of them passes without a word.
 """
 
 import math
@@ -138,8 +138,8 @@ def _groups(config: PipelineConfig, signs: Signs, rows: int, limits: OddityLimit
     if count <= limits.max_group_share * rows:
         return []
     return [
-        f"{config.split.column} {value!r} has {count / rows:.0%} of all rows, which the split keeps together: leave that "
-        "value out of the log (a robot?), or split by another column or by time"
+        f"{config.split.column} {value!r} has {count / rows:.0%} of all rows, which the split keeps together: leave "
+        "that value out of the log (a robot?), or split by another column or by time"
     ]
 
 
