@@ -26,7 +26,7 @@ def main() -> int:
 
     check_build(config)
     plan = plan_sources(config.pipeline, config.features)
-    spark = start_spark(config.pipeline.spark, arguments.verbose, plan.num_bytes())
+    spark = start_spark(config.pipeline.spark, arguments.verbose)
     try:
         summary = run_build(spark, config, plan)
     finally:

@@ -145,8 +145,8 @@ class SparkConfig:
     """Spark master; None: the one of spark-submit, else local[*]."""
     driver_memory: str = "4g"
     """Driver memory under ``python -m``; spark-submit has a flag of its own."""
-    max_partition_bytes: int = 32 * 1024 * 1024
-    """Input bytes of one task. Fixed, because the order of the rows follows from it."""
+    max_partition_bytes: Annotated[int, Field(ge=1)] = 32 * 1024 * 1024
+    """Input bytes of one task; no result depends on it."""
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -1,4 +1,4 @@
-"""Spark session with pinned settings: no cluster changes the values and the order of rows."""
+"""Spark session that hands out tasks; what they do to rows is Python's."""
 
 import atexit
 import contextlib
@@ -8,7 +8,6 @@ import re
 import sys
 import tempfile
 import traceback
-import warnings
 from pathlib import Path
 
 from py4j.protocol import Py4JError, Py4JJavaError
@@ -26,34 +25,29 @@ logging.getLogger("py4j.clientserver").setLevel(logging.CRITICAL)
 SPARK_ERRORS = (Py4JError, PySparkException, ConnectionError)
 """Errors of a failed Spark action in Python, and of any action after Spark's process has ended."""
 
-MIN_PARTITIONS = 16
-"""Least number of tasks of a splittable input: a constant, because row ids follow from it."""
-
-_SMALL_JOB = 64 << 20
-_BYTES_PER_SHUFFLE_PARTITION = 4 << 20
-
-warnings.filterwarnings("ignore", message=r"\w+ attempted Arrow optimization")  # and then a stack trace of Java's
+LOCAL_MASTER = "local[*,4]"
+"""Master of a local session: all cores, four tries as on a cluster; local[*] fails with the first dead worker."""
+_DRIVER_OPTIONS = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m"
+"""Java only hands out tasks: its optimising compiler would cost more than it saves."""
 _READ_ERROR = re.compile(r"(?:reading|read) file:? (?:file:)?/*(/\S+?)[.]?(?:\s|$)")
 _CAUSE = re.compile(r"Caused by: (.+)")
 _FULL = re.compile(r"No space left on device|Disk quota exceeded")
 
 
-def start_spark(config: SparkConfig, verbose: bool = False, num_bytes: int = 0) -> SparkSession:
+def start_spark(config: SparkConfig, verbose: bool = False) -> SparkSession:
     """Start a session, or join the one spark-submit has made ready.
 
     Args:
         config: master and driver memory count only where spark-submit has not decided already.
         verbose: keep Spark's own warnings; otherwise only this program speaks.
-        num_bytes: size of the input; a small job does not wait for Java's optimising compiler.
     """
     builder = SparkSession.builder.appName("twinfocus-build-dataset")
     under_spark_submit = "PYSPARK_GATEWAY_PORT" in os.environ
     if config.master or not under_spark_submit:
-        builder = builder.master(config.master or "local[*]")
+        builder = builder.master(config.master or LOCAL_MASTER)
     if not under_spark_submit:
         builder = builder.config("spark.driver.memory", config.driver_memory).config("spark.ui.enabled", "false")
-        options = ["-XX:TieredStopAtLevel=1"] if num_bytes < _SMALL_JOB else []
-        options.append(JAVA_OPTIONS)
+        options = [_DRIVER_OPTIONS, JAVA_OPTIONS]
         options += [] if verbose else [f"-Dlog4j2.configurationFile=file:{_quiet_log()}"]
         builder = builder.config("spark.driver.extraJavaOptions", " ".join(options))
         # A machine whose host name does not resolve can still run a local session.
@@ -63,7 +57,6 @@ def start_spark(config: SparkConfig, verbose: bool = False, num_bytes: int = 0) 
     builder = builder.config("spark.ui.showConsoleProgress", str(sys.stderr.isatty()).lower())
     spark = builder.getOrCreate()
     spark.sparkContext.setLogLevel("WARN" if verbose else "OFF")
-    configure(spark, config)
     return spark
 
 
@@ -85,39 +78,6 @@ def _quiet_log() -> str:
 
 def _is_local(master: str | None) -> bool:
     return master is None or master.startswith("local")
-
-
-def configure(spark: SparkSession, config: SparkConfig) -> None:
-    """Pin the SQL settings that values and row order depend on."""
-    settings = {
-        "spark.sql.session.timeZone": "UTC",
-        "spark.sql.ansi.enabled": "true",
-        "spark.sql.caseSensitive": "true",
-        "spark.sql.legacy.timeParserPolicy": "CORRECTED",
-        "spark.sql.files.maxPartitionBytes": str(config.max_partition_bytes),
-        "spark.sql.files.minPartitionNum": str(MIN_PARTITIONS),
-        "spark.sql.files.openCostInBytes": str(1 << 20),
-        "spark.sql.files.ignoreCorruptFiles": "false",
-        "spark.sql.files.ignoreMissingFiles": "false",
-        # A parsed line is used for all its columns: Spark must not parse it once for each.
-        "spark.sql.optimizer.enableCsvExpressionOptimization": "false",
-        "spark.sql.optimizer.enableJsonExpressionOptimization": "false",
-        # Rows are kept between passes for minutes: packing their hashes tighter takes longer than it saves.
-        "spark.sql.inMemoryColumnarStorage.compressed": "false",
-        # Vocabularies travel as literals or broadcast tables: keep them out of the plan's printed form.
-        "spark.sql.maxPlanStringLength": "10000",
-        "spark.sql.execution.arrow.pyspark.enabled": "true",
-        # A failed action fails once, in one sentence: not again, slower, after a stack trace.
-        "spark.sql.execution.arrow.pyspark.fallback.enabled": "false",
-    }
-    for key, value in settings.items():
-        spark.conf.set(key, value)
-
-
-def size_shuffles(spark: SparkSession, num_bytes: int) -> None:
-    """Fit the number of shuffle partitions to the input: Spark's 200 are most of the time of a small job."""
-    partitions = min(max(num_bytes // _BYTES_PER_SHUFFLE_PARTITION, 8), 2_000)
-    spark.conf.set("spark.sql.shuffle.partitions", str(partitions))
 
 
 def explain(error: Exception, output: Path) -> str:

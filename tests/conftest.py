@@ -46,10 +46,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def spark():
     """One local Spark session with the job's settings for all tests of a process."""
     from pipeline.config import SparkConfig
-    from pipeline.session import size_shuffles, start_spark
+    from pipeline.session import start_spark
 
     session = start_spark(SparkConfig(master="local[2]", driver_memory="2g"))
-    size_shuffles(session, 0)
     yield session
     session.stop()
 

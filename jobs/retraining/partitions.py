@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from features.disk.window import SOURCE_SPLIT
-from features.log_files import size_of
 from features.profile.profile import DataProfile, measure, total
 from jobs.cli.data_checks_config import DataChecksConfig, RowLimits
 from jobs.cli.errors import ConfigError
@@ -36,7 +35,7 @@ def find_dates(place: RetrainFolder, files: Sequence[str]) -> None:
     assert span != "path"
     pipeline = _pipeline(place, RawPartition(dict.fromkeys(files)))
     plan = plan_sources(pipeline, schema)
-    spark = start_spark(pipeline.spark, num_bytes=plan.num_bytes())
+    spark = start_spark(pipeline.spark)
     try:
         found = place.dates.add(files, lambda undated: count_dates(spark, schema, pipeline, plan, span, undated))
     finally:
@@ -58,7 +57,6 @@ def build_partitions(place: RetrainFolder, raw: Mapping[str, RawPartition]) -> N
 
     left = {name: partition for name, partition in raw.items() if name not in place.built()}
     base, spark = place.last_built(), None
-    num_bytes = sum(size_of(file) for partition in left.values() for file in partition.files)
     try:
         for name, partition in left.items():
             pipeline = dataclasses.replace(
@@ -68,7 +66,7 @@ def build_partitions(place: RetrainFolder, raw: Mapping[str, RawPartition]) -> N
             )
             config = dataclasses.replace(place.config, pipeline=pipeline)
             check_build(config)
-            spark = spark or start_spark(pipeline.spark, num_bytes=num_bytes)
+            spark = spark or start_spark(pipeline.spark)
             _log.info("partition %s\n%s", name, describe_build(run_build(spark, config)), extra={"partition": name})
             base = name
     finally:

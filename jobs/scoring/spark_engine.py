@@ -1,6 +1,5 @@
 """score_with_spark: score raw logs into a folder, on Spark's executors."""
 
-import os
 import sys
 from argparse import Namespace
 
@@ -20,7 +19,7 @@ def score_with_spark(arguments: Namespace) -> int:
     job = plan_job(arguments.artifact, arguments.input, arguments.output, arguments.registry)
     for note in job.notes:
         print(f"warning: {note}", file=sys.stderr)
-    spark = start_tasks("PYSPARK_GATEWAY_PORT" in os.environ, arguments.verbose)
+    spark = start_tasks(arguments.verbose)
     try:
         summary = score_folder(spark, job)
     finally:

@@ -22,6 +22,7 @@ from features.disk.dataset import DataFile, DatasetError, DatasetManifest, Featu
 from features.disk.object_store import ObjectPath
 from features.disk.place import locate
 from features.learnt import Learnt
+from features.log_files import STORE
 from features.schema import VOCABULARY_KINDS, FeatureSchema
 from pipeline.build.counts import NUM_HASH_RANGES, ValueCounts
 from pipeline.build.encode_rows import (
@@ -37,9 +38,17 @@ from pipeline.build.exchange import key_borders, read_block
 from pipeline.build.learn import count_known, fit_learnt, rounded
 from pipeline.build.measure import Sums, add_up, dense_statistics, sparse_statistics, splits_of
 from pipeline.build.oddities import Signs, tell_oddities
-from pipeline.build.portions import REJECTED_LINES, describe_absent, hash_ranges, plan_tasks, read_all, write_rejected
+from pipeline.build.portions import (
+    REJECTED_LINES,
+    describe_absent,
+    fetch_file,
+    hash_ranges,
+    plan_tasks,
+    read_all,
+    write_rejected,
+)
 from pipeline.build.quality import check_rejected, enforce_limits
-from pipeline.build.sources import InputPlan, sample_step
+from pipeline.build.sources import InputPlan, SourceFile, sample_step
 from pipeline.build.write import FileTask, commit, commit_to_store, max_ids, new_version, num_files, staging
 from pipeline.build.write_rows import (
     FinishWork,
@@ -136,7 +145,7 @@ class _Build:
         """Take all steps; return the manifest, and warnings for a person."""
         self.exchange.mkdir()
         base = load_base(self.pipeline.base, self.schema)  # under the output's lock: it may be the output
-        tasks = plan_tasks(self.plan, self.pipeline.input.format)
+        tasks = plan_tasks(self._files(), self.pipeline.input.format, self.pipeline.spark.max_partition_bytes)
         work = EncodeWork(
             self.schema,
             self.pipeline,
@@ -164,6 +173,15 @@ class _Build:
         self._account(manifest)
         manifest.check_ids(learnt)
         return manifest, self.warnings + self._missing_splits(manifest)
+
+    def _files(self) -> list[SourceFile]:
+        """All files where tasks can read them: those of an object store are copied into the exchange."""
+        files = list(self.plan.files)
+        stored = [place for place, source in enumerate(files) if source.file.real.startswith(STORE)]
+        fetched = self._tasks(partial(fetch_file, str(self.exchange)), [files[place] for place in stored], "fetch")
+        for place, source in zip(stored, fetched, strict=True):
+            files[place] = source
+        return files
 
     def _tasks(self, act: Callable[[T], A], items: Sequence[T], title: str) -> list[A]:
         return run_tasks(self.spark, act, items, self.version, title)

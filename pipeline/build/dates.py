@@ -15,12 +15,13 @@ from pyspark.sql import SparkSession
 
 from features.disk.dataset import DatasetError
 from features.disk.place import temporary_folder
+from features.log_files import STORE
 from features.raw_block import RejectedLine, Wanted
 from features.read.portions import PortionEnd, read_portion
 from features.schema import FeatureSchema, Timestamp
 from features.values import seconds
 from pipeline.build.encode_rows import PortionTask, RejectedFile
-from pipeline.build.portions import plan_tasks, read_all, write_rejected
+from pipeline.build.portions import fetch_file, plan_tasks, read_all, write_rejected
 from pipeline.build.sources import InputPlan
 from pipeline.config import UNDATED, PipelineConfig
 from pipeline.executors.tasks import TaskError, run_tasks
@@ -71,8 +72,11 @@ def count_dates(
         LogError, DatasetError: one sentence about what is wrong with the input or the disk.
     """
     assert schema.timestamp is not None
-    tasks = plan_tasks(plan, pipeline.input.format)
     with temporary_folder() as folder:
+        files = [
+            fetch_file(str(folder), source) if source.file.real.startswith(STORE) else source for source in plan.files
+        ]
+        tasks = plan_tasks(files, pipeline.input.format, pipeline.spark.max_partition_bytes)
         work = DateWork(schema.timestamp, pipeline, schema, span, str(folder))
         try:
             results = read_all(tasks, lambda todo: run_tasks(spark, partial(_count, work), todo, undated, "read"))

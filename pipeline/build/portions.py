@@ -8,10 +8,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from features.log_files import local_copy
 from features.log_format import LogError, LogFormat
-from features.read.portions import PORTION_BYTES, PortionEnd, misplaced, plan_portions
+from features.read.portions import PortionEnd, misplaced, plan_portions
 from pipeline.build.encode_rows import PortionResult, PortionTask
-from pipeline.build.sources import InputPlan
+from pipeline.build.sources import InputPlan, SourceFile
 
 
 class _Result(Protocol):
@@ -32,17 +33,28 @@ REJECTED_LINES = "rejected.jsonl"
 """File of the lines that are no rows: JSON lines of file, number, line and reason."""
 
 
-def plan_tasks(plan: InputPlan, log_format: LogFormat) -> list[PortionTask]:
-    """Cut every file of a build into portions, a task each.
+def fetch_file(folder: str, source: SourceFile) -> SourceFile:
+    """Copy a file of an object store to a folder, where its portions are read.
+
+    Raises:
+        LogError, StorageError: it cannot be fetched.
+    """
+    own = Path(folder) / f"input-{source.number}"
+    own.mkdir(exist_ok=True)
+    return replace(source, file=replace(source.file, real=str(local_copy(source.file.real, own))))
+
+
+def plan_tasks(files: Sequence[SourceFile], log_format: LogFormat, num_bytes: int) -> list[PortionTask]:
+    """Cut every file of a build into portions of about ``num_bytes``, a task each.
 
     Raises:
         LogError: a file cannot be read or is no text.
     """
     tasks: list[PortionTask] = []
-    for source in plan.files:
+    for source in files:
         if not source.num_bytes:
             continue
-        for portion in plan_portions(source.file.real, source.num_bytes, log_format, PORTION_BYTES):
+        for portion in plan_portions(source.file.real, source.num_bytes, log_format, num_bytes):
             tasks.append(PortionTask(len(tasks), source, portion))
     return tasks
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from features.log_files import FoundLogs, LogFile, find_splits, identity_of, size_of
+from features.log_files import STORE, FoundLogs, LogFile, find_splits, identity_of, size_of
 from features.log_format import LogFormat
 from features.raw_block import Wanted
 from features.rawlog import find_lookup
@@ -97,7 +97,7 @@ def plan_sources(config: PipelineConfig, schema: FeatureSchema) -> InputPlan:
             lookups = tuple(str(Path(find_lookup(one, file.real)).absolute()) for one in config.input.lookups)
             own = _wanted_from_file(wanted, config, lookups)
             num_bytes = size_of(file.real)
-            if num_bytes:
+            if num_bytes and not file.real.startswith(STORE):
                 check_file(file.real, config.input.format, own, file.partition)
             sources.append(SourceFile(len(sources), split, file, num_bytes, own, lookups))
     return InputPlan(tuple(sources), found)
@@ -144,7 +144,7 @@ def sample_step(plan: InputPlan, log_format: LogFormat) -> int:
 
 def _guess_rows(plan: InputPlan, log_format: LogFormat) -> int:
     for source in plan.files:
-        if source.num_bytes and log_format.is_text:
+        if source.num_bytes and log_format.is_text and not source.file.real.startswith(STORE):
             with open_stream(source.file.real) as stream:
                 head = stream.read(_HEAD_BYTES)
             return plan.num_bytes() * max(head.count(b"\n"), 1) // max(len(head), 1)

@@ -27,18 +27,14 @@ A = TypeVar("A")
 
 _REFRESH_SECONDS = 0.5
 
-LOCAL_MASTER = "local[*,4]"
-"""Master of a local session: all cores, four tries as on a cluster; local[*] fails with the first dead worker."""
-
 
 class TaskError(ValueError):
     """A task failed as often as Spark tries, or Spark itself failed."""
 
 
-def start_tasks(under_spark_submit: bool, verbose: bool = False) -> SparkSession:
+def start_tasks(verbose: bool = False) -> SparkSession:
     """Start a session for ``run_tasks``; Java hands out tasks only, so little memory is enough."""
-    master = None if under_spark_submit else LOCAL_MASTER
-    return start_spark(SparkConfig(master=master, driver_memory="1g"), verbose)
+    return start_spark(SparkConfig(driver_memory="1g"), verbose)
 
 
 def run_tasks(

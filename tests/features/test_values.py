@@ -21,7 +21,7 @@ def decimals(values, precision=20, scale=3):
     return pa.array([None if v is None else decimal.Decimal(v) for v in values], pa.decimal128(precision, scale))
 
 
-BAD = object()
+BAD = "bad"
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ def test_num_files():
     assert [num_files(n, config) for n in (1, 7, 8, 5000, 8001)] == [1, 7, 8, 8, 9]
 
 
-def test_files_are_near_equal_shuffled_and_the_same_whatever_the_portions_are(build, read_split, tmp_path, monkeypatch):
+def test_files_are_near_equal_shuffled_and_the_same_whatever_the_portions_are(build, tmp_path):
     logs = tmp_path / "logs"
     logs.mkdir()
     for number in range(2):
@@ -55,8 +55,7 @@ def test_files_are_near_equal_shuffled_and_the_same_whatever_the_portions_are(bu
             assert abs(np.corrcoef(np.arange(len(places)), places)[0, 1]) < 0.1 and np.ptp(places) > 19_000
     assert sorted(seen) == list(range(20_000))
     # Other portions, the same bytes.
-    monkeypatch.setattr("pipeline.build.portions.PORTION_BYTES", 33_333)
-    again, _ = build(features, pipeline, "cut")
+    again, _ = build(features, {**pipeline, "spark": {"max_partition_bytes": 33_333}}, "cut")
     assert {split: found.fingerprint for split, found in again.splits.items()} == {
         split: found.fingerprint for split, found in manifest.splits.items()
     }
