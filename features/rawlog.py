@@ -1,4 +1,4 @@
-"""Reader of small raw logs in Python, the twin of ``pipeline.build.ingest``."""
+"""Reader of raw logs row by row, for scoring."""
 
 import bz2
 import csv

@@ -45,7 +45,7 @@ PLAIN = [
 ]
 
 
-@pytest.mark.parametrize("columns", PLAIN, ids=str)
+@pytest.mark.parametrize("columns", PLAIN, ids="-".join)
 def test_nothing_is_odd(columns):
     assert told(columns) == []
 
