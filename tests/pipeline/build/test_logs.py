@@ -1,0 +1,218 @@
+"""Logs as people have them: what is read, what is said of it, and what the cure that a message names does."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from features.disk.dataset import DatasetError
+from features.log_format import LogError
+
+USER = {"name": "user", "encoding": {"kind": "vocabulary"}}
+CLICKS = {"label": "click", "sparse": [USER]}
+
+
+@pytest.fixture
+def warned(build, tmp_path: Path):
+    """``warned(features, pipeline) -> (manifest, dataset, warnings)``."""
+
+    def run(features: dict, pipeline: dict, folder: str = "dataset"):
+        manifest, dataset = build(features, pipeline, folder)
+        return manifest, dataset, json.loads((dataset / "build.json").read_text())["warnings"]
+
+    return run
+
+
+def csv(path: Path, lines: list[str], header: str = "user,click") -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([header, *lines]) + "\n")
+    return str(path)
+
+
+CLICK_LINES = [f"u{i % 7},{i % 2}" for i in range(40)]
+
+
+def test_hidden_folders_are_left_out_with_a_word_and_empty_files_are_no_error(warned, tmp_path: Path) -> None:
+    csv(tmp_path / "logs" / "a b:c.csv", CLICK_LINES)
+    csv(tmp_path / "logs" / ".tmp" / "x.csv", CLICK_LINES)
+    (tmp_path / "logs" / "quiet.csv").touch()
+    manifest, _, warnings = warned(CLICKS, {"input": {"train": str(tmp_path / "logs")}})
+    assert manifest.num_input_rows == 40
+    assert any(".tmp" in said for said in warnings) and any("quiet.csv" in said for said in warnings)
+
+
+def test_a_file_given_twice_is_read_once(warned, tmp_path: Path) -> None:
+    path = csv(tmp_path / "a.csv", CLICK_LINES)
+    (tmp_path / "link.csv").symlink_to(path)
+    manifest, _, warnings = warned(CLICKS, {"input": {"train": [path, str(tmp_path / "link.csv")]}})
+    assert manifest.num_input_rows == 40 and any("read once" in said for said in warnings)
+
+
+@pytest.mark.parametrize("num_bytes", [1 << 25, 200, 64])
+def test_a_line_break_inside_quotes_is_one_row_wherever_the_log_is_cut(
+    build, read_split, tmp_path: Path, num_bytes: int
+) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("user,note,click\n" + "".join(f'u{i},"a\n{i},""b""\n",{i % 2}\n' for i in range(60)))
+    features = {**CLICKS, "carry": ["note"]}
+    pipeline = {"input": {"train": str(path)}, "spark": {"max_partition_bytes": num_bytes}}
+    manifest, dataset = build(features, pipeline)
+    assert manifest.num_input_rows == 60 and manifest.rejected.num_rows == 0
+    assert sorted(read_split(manifest, dataset)["note"].to_pylist()) == sorted(f'a\n{i},"b"\n' for i in range(60))
+
+
+def test_an_open_quote_costs_its_line_alone(build, tmp_path: Path) -> None:
+    path = csv(tmp_path / "a.csv", [*CLICK_LINES, '"u,1', *CLICK_LINES])
+    pipeline = {"input": {"train": path}, "quality": {"max_rejected_fraction": 0.5}}
+    manifest, dataset = build(CLICKS, pipeline)
+    assert manifest.splits["train"].num_rows == 80 and manifest.rejected.num_rows == 1
+    [line] = (dataset / manifest.rejected.path / "rejected.jsonl").read_text().splitlines()
+    assert json.loads(line)["number"] == 42
+
+
+def test_encodings_escapes_and_nested_keys(build, read_split, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("user,click\n北京,1\n上海,0\n".encode("gbk"))
+    manifest, dataset = build(CLICKS, {"input": {"train": str(tmp_path / "a.csv"), "format": {"encoding": "GBK"}}}, "a")
+    assert manifest.load_learnt(dataset).vocabularies["user"] == ["上海", "北京"]
+    (tmp_path / "b.csv").write_text('user,click\n"a \\"b\\", c",1\nx,0\n')
+    manifest, dataset = build(CLICKS, {"input": {"train": str(tmp_path / "b.csv"), "format": {"escape": "\\"}}}, "b")
+    assert manifest.load_learnt(dataset).vocabularies["user"] == ['a "b", c', "x"]
+    (tmp_path / "c.jsonl").write_text('{"user": {"id": 7}, "click": 1}\n{"user": {}, "click": 0}\n')
+    features = {"label": "click", "sparse": [{**USER, "columns": ["user.id"]}]}
+    manifest, dataset = build(
+        features, {"input": {"train": str(tmp_path / "c.jsonl"), "format": {"kind": "jsonl"}}}, "c"
+    )
+    assert manifest.load_learnt(dataset).vocabularies["user"] == ["7"]
+
+
+def test_columns_of_the_path_and_columns_that_older_files_lack(warned, tmp_path: Path) -> None:
+    csv(tmp_path / "country=us" / "a.csv", CLICK_LINES)
+    csv(tmp_path / "country=de" / "a.csv", ["u1,x,1", "u2,,0"], "user,coupon,click")
+    features = {**CLICKS, "sparse": [USER, *({**USER, "name": name} for name in ("country", "coupon"))]}
+    pipeline = {"input": {"train": str(tmp_path / "country=*")}}
+    with pytest.raises(LogError, match=r"has no column 'coupon'.*pipeline\.input\.format\.optional"):
+        warned(features, pipeline)
+    pipeline["input"]["format"] = {"optional": ["coupon"]}  # type: ignore[assignment]
+    manifest, dataset, warnings = warned(features, pipeline)
+    assert manifest.load_learnt(dataset).vocabularies == {
+        "user": [f"u{i}" for i in range(7)], "country": ["de", "us"], "coupon": ["x"]
+    }  # fmt: skip
+    assert any("'coupon' is missing in all rows of" in said for said in warnings)
+
+
+def test_parquet_of_many_types(build, read_split, tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = pa.table(
+        {
+            "user": pa.array([2**64 - 1, 1, None], pa.uint64()),
+            "t": pa.array(np.array([10**18, 10**18, 10**18], "datetime64[ns]")),
+            "city": pa.array(["a", "b", "a"]).dictionary_encode(),
+            "price": pa.array([1, 2, 3], pa.decimal128(5, 2)),
+            "tags": pa.array([["x", "y"], [], None], pa.large_list(pa.large_string())),
+            "click": pa.array([True, False, True]),
+            "unused": pa.array([{"a": 1}] * 3),
+        }
+    )
+    pyarrow.parquet.write_table(table, path)
+    features = {
+        "label": "click",
+        "timestamp": {"column": "t"},
+        "sparse": [USER, {**USER, "name": "city"}, {**USER, "name": "tags", "separator": ","}],
+        "dense": [{"name": "price"}],
+    }
+    manifest, dataset = build(features, {"input": {"train": str(path), "format": {"kind": "parquet"}}})
+    assert manifest.load_learnt(dataset).vocabularies == {
+        "user": ["1", "18446744073709551615"], "city": ["a", "b"], "tags": ["x", "y"]
+    }  # fmt: skip
+    rows = read_split(manifest, dataset)
+    assert set(rows["timestamp"].to_pylist()) == {10**9} and sorted(rows["price"].to_pylist()) == [1.0, 2.0, 3.0]
+
+
+def test_what_looks_odd_is_told_and_the_named_setting_cures_it(warned, tmp_path: Path) -> None:
+    lines = [f'{i % 5}{"" if i % 2 else ".0"},"[{i % 3}, 7]",{"NULL" if i % 4 else i % 3},{i % 2}' for i in range(120)]
+    path = csv(tmp_path / "a.csv", lines, "user,tags,city,click")
+    features = {**CLICKS, "sparse": [USER, {**USER, "name": "tags", "separator": ","}, {**USER, "name": "city"}]}
+    manifest, dataset, warnings = warned(features, {"input": {"train": path}}, "odd")
+    assert len(manifest.load_learnt(dataset).vocabularies["user"]) == 10
+    for cure in ("null_tokens = ['NULL']", "whole_floats = true", "list_literals = true"):
+        assert any(cure in said for said in warnings), cure
+    values = {"null_tokens": ["NULL"], "whole_floats": True, "list_literals": True}
+    manifest, dataset, warnings = warned({**features, "values": values}, {"input": {"train": path}}, "cured")
+    assert manifest.load_learnt(dataset).vocabularies == {
+        "user": list("01234"), "tags": ["0", "1", "2", "7"], "city": ["0", "1", "2"]
+    }  # fmt: skip
+    assert warnings == []
+
+
+def test_rows_without_a_key_are_no_duplicates_and_rows_without_a_group_are_spread(
+    warned, read_split, tmp_path: Path
+) -> None:
+    lines = [f"{i % 10 if i % 2 else ''},{'u1' if i % 3 else ''},{i % 2}" for i in range(600)]
+    path = csv(tmp_path / "a.csv", lines, "request,user,click")
+    split = {"kind": "hash", "column": "user", "valid": 0.3, "test": 0.3}
+    manifest, _, warnings = warned(CLICKS, {"input": {"train": path}, "dedupe": ["request"], "split": split})
+    assert manifest.num_duplicates == 300 - 5
+    assert any("300 rows lack a part of their key" in said for said in warnings)
+    assert {"train", "valid"} <= set(manifest.splits), "equal raw rows stay together, others are spread"
+    many = [f"{i},{'' if i % 3 else 'bot'},{i % 2}" for i in range(600)]
+    path = csv(tmp_path / "b.csv", many, "request,user,click")
+    manifest, _, warnings = warned(CLICKS, {"input": {"train": path}, "split": split}, "b")
+    assert any(said.startswith("user 'bot' has 33% of all rows") for said in warnings)
+    assert min(found.num_rows for found in manifest.splits.values()) > 60
+
+
+def test_a_degenerate_build_speaks(warned, tmp_path: Path) -> None:
+    lines = [f"u{i % 3},same,,{1_700_000_000_000 + i},{int(i < 50)},{0 if i else 1e9}" for i in range(100)]
+    path = csv(tmp_path / "a.csv", lines, "user,one,none,t,click,price")
+    side = csv(tmp_path / "side.csv", ["U1,x"], "user,brand")
+    hashed = {"encoding": {"kind": "hash", "num_buckets": 3}}
+    features = {
+        "label": "click",
+        "timestamp": {"column": "t"},
+        "sparse": [{"name": name, **hashed} for name in ("user", "one", "none", "brand")],
+        "dense": [{"name": "price", "standardise": True}],
+    }
+    lookups = [{"path": side, "key": "user", "format": {"kind": "csv"}}]
+    quality = {"odd": {"max_deviations": 5}}
+    times = {"kind": "time", "valid_from": "2100-01-01"}
+    pipeline = {"input": {"train": path, "lookups": lookups}, "quality": quality}
+    _, _, warnings = warned(features, pipeline)
+    said = "\n".join(warnings)
+    for part in (
+        "feature 'one' has one value in every training row",
+        "feature 'none' is missing in every training row",
+        "side.csv has the key of 0.0% of all rows",
+        "these look like milliseconds",
+        "standard deviations from its mean",
+        "of its 3 values share an id",
+    ):
+        assert part in said, part
+    times["valid_from"] = "2023-11-14T22:13:20.050"
+    features["timestamp"] = {"column": "t", "format": "unix_ms"}
+    features["label"] = "click"
+    _, _, warnings = warned(features, {**pipeline, "split": {"kind": "time", "valid_from": "2023-11-14T22:13:21"}}, "b")
+    assert any("split 'valid' has no rows" in one for one in warnings)
+
+
+def test_labels_as_text_and_files_without_a_row(warned, tmp_path: Path) -> None:
+    csv(tmp_path / "logs" / "a.csv", ["u1,buy", "u2,view", "u3,cart", "u4,view"], "user,behaviour")
+    features = {"label": "behaviour in buy, cart", "sparse": [USER]}
+    manifest, *_ = warned(features, {"input": {"train": str(tmp_path / "logs")}})
+    assert manifest.split("train").label_rate == 0.5
+    (tmp_path / "logs" / "b.csv").write_text("user,behaviour\nu1,buy,1\nu2\n")
+    pipeline = {"input": {"train": str(tmp_path / "logs")}, "quality": {"max_rejected_fraction": 0.5}}
+    _, _, warnings = warned(features, pipeline)
+    assert any("no line is a row in" in said and "b.csv" in said for said in warnings)
+
+
+def test_archives_and_damaged_files_are_refused_by_name(build, tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(b"PK\x03\x04....")
+    with pytest.raises(LogError, match=r"a\.zip.*unpack"):
+        build(CLICKS, {"input": {"train": str(tmp_path / "a.zip")}})
+    (tmp_path / "b.csv.gz").write_bytes(gzip.compress(b"user,click\n" + b"u,1\n" * 9999)[:-9])
+    with pytest.raises((LogError, DatasetError), match=r"b\.csv\.gz cannot be read"):
+        build(CLICKS, {"input": {"train": str(tmp_path / "b.csv.gz")}})
