@@ -1,8 +1,8 @@
 """Kinds of features: what a feature of each kind is in the Parquet files, in a batch and in its table.
 
 Whoever handles features asks their kind, so a new kind is a class here, its reading of raw values
-(``features.encode``) and what a build measures of it (``pipeline.build.encode_rows``). Shapes: n rows, V ids of all rows
-together.
+(``features.encode``) and what a build measures of it (``pipeline.build.encode_rows``). Shapes: n rows, V ids of
+all rows together.
 """
 
 from collections.abc import Mapping
