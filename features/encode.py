@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from features.arrow import pc
 from features.hashing import MISSING_ID, SPARK_SEED, Hashes, hash_array, hashed_ids, salt_seed
 from features.learnt import Learnt
+from features.rows import Columns, MissingColumnError
 from features.schema import BUCKET_KINDS, DenseFeature, FeatureSchema, HashEncoding, Label, SparseFeature
 from features.token_table import TokenTable, hash_tokens
 from features.values import (
@@ -32,24 +33,12 @@ from features.values import (
     tokens,
 )
 
-RawRow = Mapping[str, Any]
-Columns = dict[str, NDArray[Any]]
-"""Feature -> (n,) int32 ids, or (n, max_length) int32 with a ``NAME__length`` (n,) int32, or (n,) float32."""
-
 _FEW_VALUES = 64
 """Values up to which a call of xxhash each is faster than an Arrow array of them."""
 _STACKED_VALUES = 1 << 15
 """Values up to which the columns of a batch are hashed in one call; more fill NumPy's loops by themselves."""
 _SEARCHED = 1 << 14
 """Numbers that are searched for at a time, so that what lies between two steps stays in the cache."""
-
-
-class RowError(ValueError):
-    """A raw row cannot be encoded: a column is missing or a value is malformed."""
-
-
-class MissingColumnError(RowError):
-    """A raw row lacks a column that a feature needs."""
 
 
 @dataclass(frozen=True)

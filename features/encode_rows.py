@@ -16,19 +16,10 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from features.encode import (
-    Columns,
-    Finisher,
-    MissingColumnError,
-    Prepared,
-    RawRow,
-    RowError,
-    log1p,
-    prepare,
-    squared_tokens,
-)
+from features.encode import Finisher, Prepared, log1p, prepare, squared_tokens
 from features.hashing import MISSING_ID, hashed_ids, salt_seed
 from features.learnt import Learnt
+from features.rows import Columns, MissingColumnError, RawRow, RowError
 from features.schema import FeatureSchema, HashEncoding, SparseFeature
 from features.values import AS_IT_IS, MAX_EXACT, in_range, is_number_text, known_texts, numbers, tokens
 

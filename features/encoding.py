@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from features.encode import Columns, MissingColumnError, RawRow, RowError
 from features.hashing import MISSING_ID, hash_to_id
 from features.learnt import Learnt
+from features.rows import Columns, MissingColumnError, RawRow, RowError
 from features.schema import BUCKET_KINDS, DenseFeature, FeatureSchema, HashEncoding, SparseFeature
 from features.values import MAX_NUMBER, NUMBER_PATTERN
 

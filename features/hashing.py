@@ -6,11 +6,13 @@ are that rule; golden vectors and the xxhash package hold them.
 
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 import xxhash
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 from numpy.typing import NDArray
 
 SPARK_SEED = 42
@@ -94,7 +96,7 @@ def mixed(numbers: Hashes, seed: int | Hashes) -> Hashes:
         return _avalanche(state)
 
 
-def hash_array(texts: pa.Array, seeds: int | Hashes) -> Hashes:
+def hash_array(texts: "pa.Array", seeds: int | Hashes) -> Hashes:
     """Hash the values of an Arrow array of string or binary; a null is hashed as empty text.
 
     Args:
@@ -104,6 +106,8 @@ def hash_array(texts: pa.Array, seeds: int | Hashes) -> Hashes:
     Returns:
         (n,) xxHash64.
     """
+    import pyarrow as pa  # schemas import this module, and pages of numbers alone do without Arrow
+
     n = len(texts)
     is_large = pa.types.is_large_string(texts.type) or pa.types.is_large_binary(texts.type)
     _, ends, values = texts.buffers()

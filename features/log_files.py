@@ -20,7 +20,7 @@ from urllib.parse import unquote
 from features.archives import archive_in, named_archive
 from features.disk.object_store import ObjectPath, StorageError
 from features.disk.place import locate
-from features.rawlog import LogError
+from features.log_format import LogError
 
 _HIDDEN = ("_", ".")
 """First characters of names that are read only where the user gives them: what other programs leave beside a log."""

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from features.disk.dataset import SPLITS
-from features.rawlog import LogFormat, Lookup
+from features.log_format import LogFormat, Lookup
 from features.schema import STRICT
 
 

@@ -15,7 +15,7 @@ from pyspark import SparkConf
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
-from features.rawlog import LogError
+from features.log_format import LogError
 from pipeline.config import SparkConfig
 from pipeline.java import JAVA_OPTIONS
 

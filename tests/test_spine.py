@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from features.disk.artifact import ArtifactError
-from features.encoding import MissingColumnError, RowError
+from features.rows import MissingColumnError, RowError
 from jobs import evaluate as evaluate_run
 from jobs import export as export_run
 from jobs import score

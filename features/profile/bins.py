@@ -10,10 +10,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from features.encoding import Columns
 from features.kinds import present_ids, present_numbers
 from features.profile.distribution import DenseDistribution, Distribution, DriftError, SparseDistribution
 from features.profile.id_counts import FrequentIds, GrowingSample, IdSample
+from features.rows import Columns
 from features.schema import FeatureSchema
 
 NUM_QUANTILES = 10

@@ -16,10 +16,10 @@ from features.disk import atomic
 from features.disk.dataset import Count, DataFile, DatasetError, DatasetManifest, Split, inside
 from features.disk.object_store import ObjectPath
 from features.disk.place import Place, locate, temporary_folder
-from features.encoding import Columns
 from features.learnt import Learnt
 from features.profile.bins import Bins, choose_bins, count
 from features.profile.distribution import Distribution, DriftError, add
+from features.rows import Columns
 from features.schema import STRICT, VOCABULARY_KINDS, FeatureSchema
 
 PROFILE_BATCH_ROWS = 131_072

@@ -18,11 +18,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.json
 
-from features.encoding import NUMBER_PATTERN, RowError, to_number
+from features.encoding import NUMBER_PATTERN, to_number
 from features.log_format import LogFormat
 from features.raw_block import RawBlock, Slices, Wanted
 from features.read.arrays import are_numbers, compute, join_arrays, null_texts
 from features.read.lines import LineBlock, LineReader, Positions
+from features.rows import RowError
 
 NOT_JSON = "not a JSON object"
 MAX_DEPTH = 200

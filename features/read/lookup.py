@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from features.encoding import RowError, to_text
+from features.encoding import to_text
 from features.log_format import LogError, Lookup
 from features.raw_block import RawBlock, Wanted
 from features.read.arrays import compute, join_arrays
 from features.read.portions import column_names, plan_portions, read_portion
+from features.rows import RowError
 
 _REMEMBERED_TABLES = 8
 

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from features.encoding import RowError, to_number
+from features.encoding import to_number
 from features.log_format import LogError, LogFormat
 from features.raw_block import RawBlock, Wanted
 from features.read.columnar import cut_groups, find_columns, open_groups, read_groups
@@ -21,6 +21,7 @@ from features.read.json_lines import JsonReader, parse_object
 from features.read.libffm import LibffmReader
 from features.read.lines import STEP_BYTES, LineReader, has_plain_line_ends
 from features.read.streams import STREAM_ERRORS, compression_of, open_stream
+from features.rows import RowError
 
 PORTION_BYTES = 64 << 20
 """Bytes of a portion: a constant, so that the cluster's size changes no result."""

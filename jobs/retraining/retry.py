@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from features.learnt import LearntError
+from features.log_format import LogError
 from features.profile.distribution import DriftError
-from features.rawlog import LogError
 from jobs.cli.child_process import ProgramError
 from jobs.cli.conventions import EXIT_USAGE
 from jobs.cli.errors import ConfigError

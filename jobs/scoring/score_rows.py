@@ -14,8 +14,8 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from features.disk.artifact import ArtifactError, digest_of_artifact
 from features.disk.atomic import is_full, write_text
-from features.encode import RawRow, RowError
-from features.rawlog import LogError, LogFormat, Lookup
+from features.log_format import LogError, LogFormat, Lookup
+from features.rows import RawRow, RowError
 from pipeline.executors.portions import Portion, read_portion
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from features.encoding import RawRow
+from features.rows import RawRow
 
 TOKEN = "TWINFOCUS_TOKEN"  # nosec B105
 """Environment variable with the bearer token of all requests but those for health; unset: no token is needed."""

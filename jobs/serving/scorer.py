@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from ray import serve
 
-from features.encoding import RawRow
+from features.rows import RawRow
 from jobs.launch.loopback import LOOPBACK
 from jobs.scoring.score_rows import load_predictor, score_rows
 

@@ -24,7 +24,7 @@ from ray.serve._private.common import ReplicaState
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from features.encoding import RawRow
+from features.rows import RawRow
 from jobs.registry.found_artifact import FoundArtifact
 from jobs.serving.score_request import ScoreRequest
 from jobs.serving.scorer import SCORER_BATCH_ROWS, RequestScores, Scorer

@@ -18,7 +18,7 @@ _INDEX_BITS = 12
 
 @dataclass(frozen=True)
 class ValueSketch:
-    """What is kept of the values of one feature in one split.
+    """Sketch of the values of one feature in one split.
 
     Attributes:
         num_values: number of values that are not missing.

@@ -45,7 +45,7 @@ class DateWork:
 
 @dataclass
 class DateResult:
-    """What a task says of a portion: rows of each date, and the file of the rows without one."""
+    """Answer of a task that counts dates: rows of each date, and the file of the rows without one."""
 
     end: PortionEnd
     dates: Counter[str] = field(default_factory=Counter)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from features.hashing import SPARK_SEED, hash_array
 
 _SECOND_SEED = 0x9E3779B97F4A7C15
-FIRST_HASH, SECOND_HASH, SECONDS, TIE, ROW = "first", "second", "seconds", "tie", "row"
+FIRST_HASH, SECOND_HASH, KEY_SECONDS, TIE, ROW = "first", "second", "seconds", "tie", "row"
 
 
 def key_table(
@@ -43,7 +43,7 @@ def key_table(
     columns = {
         FIRST_HASH: first,
         SECOND_HASH: second,
-        SECONDS: np.zeros(len(rows), np.int64) if seconds is None else seconds,
+        KEY_SECONDS: np.zeros(len(rows), np.int64) if seconds is None else seconds,
         TIE: line_hashes.view(np.int64),
         ROW: rows,
     }
@@ -72,7 +72,7 @@ def later_rows(tables: Iterable[pa.Table], first: int, end: int) -> NDArray[np.u
         parts.append(table.slice(start, stop - start))
     keys = pa.concat_tables(parts)
     columns = {name: keys[name].to_numpy() for name in keys.column_names}
-    order = np.lexsort([columns[name] for name in (ROW, TIE, SECONDS, SECOND_HASH, FIRST_HASH)])
+    order = np.lexsort([columns[name] for name in (ROW, TIE, KEY_SECONDS, SECOND_HASH, FIRST_HASH)])
     one, two = columns[FIRST_HASH][order], columns[SECOND_HASH][order]
     again = (one[1:] == one[:-1]) & (two[1:] == two[:-1])
     return columns[ROW][order[1:][again]]

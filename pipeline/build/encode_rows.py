@@ -40,7 +40,7 @@ from pipeline.config import HashSplit, PipelineConfig
 
 MISSING_CODE = -1
 """Code of a missing value, and of padding."""
-NUM_SHOWN = 3
+NUM_SHOWN_LINES = 3
 """Rejected lines of a portion that a message may show."""
 
 
@@ -80,7 +80,7 @@ class PortionTask:
 
 @dataclass
 class PortionResult:
-    """What a task says of the rows that it read.
+    """Answer of a task that encodes a portion.
 
     Attributes:
         end: where the reading began and ended.
@@ -111,7 +111,7 @@ class PortionResult:
 
 @dataclass
 class KeyResult:
-    """What a task says of the keys that it read.
+    """Answer of a task that reads keys.
 
     Attributes:
         end: where the reading began and ended.
@@ -236,7 +236,7 @@ def encode_portion(work: EncodeWork, task: PortionTask) -> PortionResult:
             for line in raw.rejected:
                 rejected.add(line)
                 result.reasons[line.reason] += 1
-            result.first += raw.rejected[: NUM_SHOWN - len(result.first)]
+            result.first += raw.rejected[: NUM_SHOWN_LINES - len(result.first)]
             if len(task.duplicates):
                 keep = ~np.isin(raw.offsets, task.duplicates)
                 result.num_duplicates += int((~keep).sum())

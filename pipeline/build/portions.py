@@ -25,7 +25,7 @@ class _RejectingResult(_Result, Protocol):
     def rejected(self) -> str | None: ...
 
 
-R = TypeVar("R", bound=_Result)
+PortionAnswer = TypeVar("PortionAnswer", bound=_Result)
 
 _MAX_FILES = 3
 """Files that a warning names."""
@@ -59,7 +59,7 @@ def plan_tasks(files: Sequence[SourceFile], log_format: LogFormat, num_bytes: in
     return tasks
 
 
-def read_all(tasks: list[PortionTask], read: Callable[[list[PortionTask]], list[R]]) -> list[R]:
+def read_all(tasks: list[PortionTask], read: Callable[[list[PortionTask]], list[PortionAnswer]]) -> list[PortionAnswer]:
     """Read every portion, and once more those that began inside a row of the one before.
 
     Args:

@@ -5,7 +5,7 @@ from dataclasses import fields
 from itertools import islice
 
 from features.disk.dataset import DatasetError, FeatureStatistics
-from pipeline.build.encode_rows import NUM_SHOWN, PortionResult, PortionTask
+from pipeline.build.encode_rows import NUM_SHOWN_LINES, PortionResult, PortionTask
 from pipeline.build.measure import Sums
 from pipeline.build.portions import first_rejected
 from pipeline.config import QualityConfig, QualityLimits
@@ -30,7 +30,7 @@ def check_rejected(
         raise DatasetError(
             f"{num_rejected:,} of {num_rows:,} rows ({num_rejected / num_rows:.2%}) are malformed, more than "
             f"pipeline.quality.max_rejected_fraction = {config.max_rejected_fraction:g} allows. First: "
-            + "; ".join(first_rejected(tasks, results, NUM_SHOWN))
+            + "; ".join(first_rejected(tasks, results, NUM_SHOWN_LINES))
         )
     if not total.rows.get("train"):
         raise DatasetError("no row is left for the training split: see pipeline.input.train and pipeline.split")

@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from features.disk.place import temporary_folder
+from features.log_format import LogError, LogFormat, Lookup
 from features.rawlog import (
     KEEP_BYTES,
-    LogError,
-    LogFormat,
-    Lookup,
     bounded_lines,
     find_lookup,
     is_text,

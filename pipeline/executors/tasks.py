@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from features.disk.atomic import is_full
 from features.disk.dataset import DatasetError
-from features.rawlog import LogError
+from features.log_format import LogError
 from pipeline.config import SparkConfig
 from pipeline.session import SPARK_ERRORS, explain, start_spark
 

@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from features.encode import Finisher, MissingColumnError, RowError, finish, prepare, squared_tokens
+from features.encode import Finisher, finish, prepare, squared_tokens
 from features.encode_rows import FEW_ROWS, FeatureEncoder
 from features.hashing import hash_text, hash_to_id
 from features.learnt import Learnt, LearntError
+from features.rows import MissingColumnError, RowError
 from features.schema import (
     BoundariesEncoding,
     DenseFeature,

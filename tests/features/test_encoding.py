@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from features.encoding import RowEncoder, RowError, log_squared_token, to_number, to_text
+from features.encoding import RowEncoder, log_squared_token, to_number, to_text
 from features.hashing import hash_to_id
 from features.learnt import Learnt, LearntError
+from features.rows import RowError
 from features.schema import (
     BoundariesEncoding,
     DenseFeature,

@@ -20,9 +20,10 @@ from features.disk.artifact import ArtifactError
 from features.disk.dataset import DatasetError, DatasetManifest
 from features.disk.run_folder import DATASET_NAME
 from features.disk.trained_on import TrainedOn
-from features.encoding import RowEncoder, RowError
+from features.encoding import RowEncoder
 from features.learnt import Learnt, LearntError
 from features.rawlog import LogError, LogFormat, Lookup, read_lines, read_rows
+from features.rows import RowError
 from features.schema import (
     BoundariesEncoding,
     DenseFeature,

@@ -106,7 +106,7 @@ def test_killed_at_any_moment_then_repeated(spark, project):
 
     for name, happened in {
         "begun": lambda: versions() - old,
-        "written": lambda: glob(f"{dataset}/version-*/unsorted/_temporary/0/*/*/part-*"),  # a task is in mid-write
+        "written": lambda: glob(f"{dataset}/version-*/exchange/*.arrow"),  # tasks are at work
     }.items():
         process = subprocess.Popen(
             command(project), cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE

@@ -13,9 +13,9 @@ import numpy as np
 
 from features.disk.atomic import write_json
 from features.disk.dataset import DataFile, DatasetManifest, DenseStatistics, FeatureStatistics, Rejected, Split
-from features.encoding import Columns
 from features.profile.bins import choose_bins, count
 from features.profile.profile import DataProfile, total
+from features.rows import Columns
 from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFeature, VocabularyEncoding
 from jobs.cli.data_checks_config import DataChecksConfig
 from jobs.registry.registry import Registry

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from features.encoding import Columns
 from features.profile.bins import choose_bins, count
 from features.profile.distribution import DenseDistribution, SparseDistribution
 from features.profile.id_counts import IdSample
+from features.rows import Columns
 from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFeature
 
 SCHEMA = FeatureSchema("y", sparse=(SparseFeature("a", HashEncoding(2**20)),), dense=(DenseFeature("x"),))

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from features.disk.dataset import DataFile, DatasetManifest, DenseStatistics, FeatureStatistics, Rejected, Split
-from features.encoding import Columns
 from features.learnt import Learnt
+from features.rows import Columns
 from features.schema import (
     BoundariesEncoding,
     DenseFeature,

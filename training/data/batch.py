@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torchrec import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
-from features.encode import Columns, RowError
 from features.kinds import unpadded
+from features.rows import Columns, RowError
 from features.schema import FeatureSchema, SparseFeature
 from training.data.row_buffer import Rows, lay_end_to_end
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from features.encoding import Columns
+from features.rows import Columns
 from features.schema import FeatureSchema
 from training.data.batch import Batch
 from training.data.reader import Reader

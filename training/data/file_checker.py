@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from features.disk.dataset import DataFile, DatasetError
 from features.disk.digest import file_sha256
-from features.encoding import Columns
 from features.kinds import TABLE, batch_columns
+from features.rows import Columns
 from features.schema import FeatureSchema
 
 PETASTORM_KEY = b"dataset-toolkit."

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from features.encoding import Columns
+from features.rows import Columns
 from training.config import TrainingConfig
 from training.data.batch import Batch, to_batch
 from training.data.file_cache import ShardCache, local_files

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.encode import Columns, RowError
 from features.kinds import BATCH_COLUMNS, Column
+from features.rows import Columns, RowError
 from features.schema import FeatureSchema
 
 BLOCK_ROWS = 4_096

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from features.encoding import Columns
+from features.rows import Columns
 from features.schema import FeatureSchema
 from training.config import ObjectiveConfig
 from training.data.batch import Batch, to_batch

@@ -16,7 +16,8 @@ from features.disk.atomic import write_json
 from features.disk.place import Place
 from features.disk.run_folder import CALIBRATION_NAME, CONFIG_NAME, LEARNT_NAME, METRICS_NAME, RunError
 from features.fingerprint import FINGERPRINT_FORMAT
-from features.rawlog import LogError, expand_paths
+from features.log_format import LogError
+from features.rawlog import expand_paths
 from training.config import TablePrecision, TrainingConfig
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader

@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 from features.disk.artifact import GOLDEN_NAME, WEIGHTS_NAME, Artifact, ArtifactError, open_artifact
 from features.disk.place import Place
 from features.disk.run_folder import CALIBRATION_NAME, CONFIG_NAME, LEARNT_NAME
-from features.encode import RawRow
 from features.encode_rows import FeatureEncoder
 from features.fingerprint import FINGERPRINT_FORMAT
 from features.learnt import Learnt
-from features.rawlog import LogError, LogFormat, Lookup, read_lines
+from features.log_format import LogError, LogFormat, Lookup
+from features.rawlog import read_lines
+from features.rows import RawRow
 from features.schema import FeatureSchema
 from training.config import TablePrecision, TrainingConfig, read_saved_training
 from training.data.batch import to_batch

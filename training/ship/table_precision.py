@@ -9,7 +9,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from features.encoding import Columns
+from features.rows import Columns
 from features.schema import FeatureSchema
 from training.config import TablePrecision
 from training.data.batch import Batch, to_batch

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from features.encoding import Columns
 from features.profile.bins import choose_bins, count
 from features.profile.distribution import DriftError
 from features.profile.drift import MIN_COUNT, jensen_shannon, population_stability, psi
+from features.rows import Columns
 from tests.stand_ins.tiny_counts import SCHEMA, dense, sparse
 
 

@@ -11,12 +11,12 @@ import pytest
 
 from features.disk.dataset import DatasetError, DatasetManifest
 from features.disk.object_store import ObjectPath
-from features.encoding import Columns
 from features.learnt import Learnt
 from features.profile import id_counts
 from features.profile.bins import count
 from features.profile.distribution import DenseDistribution, DriftError, SparseDistribution
 from features.profile.profile import DataProfile, measure, total
+from features.rows import Columns
 from tests.stand_ins.object_store import Bucket
 from tests.stand_ins.tiny_counts import dense
 

@@ -87,7 +87,7 @@ def test_types_that_nothing_can_be_made_of(tmp_path: Path, values: Any, message:
     path = write(tmp_path / "a.parquet", pa.table({"c": values}))
     with pytest.raises(LogError, match=message):
         read_whole(path, PARQUET, Wanted(("c",)))
-    with pytest.raises(LogError, match=r"a\.parquet has no column 'd'; it has: c; .* input\.format\.optional"):
+    with pytest.raises(LogError, match=r"a\.parquet has no column 'd'; it has: c; .*input\.format\.optional"):
         read_whole(path, PARQUET, Wanted(("d",)))
 
 
@@ -169,7 +169,7 @@ def test_damaged_files_are_named(tmp_path: Path, kind: str) -> None:
     else:
         write(path, table)
     good = path.read_bytes()
-    with pytest.raises(LogError, match=r"b\.csv is no text, it is (ORC|Parquet): set input\.format\.kind"):
+    with pytest.raises(LogError, match=r"b\.csv is no text, it is (ORC|Parquet): set pipeline\.input\.format\.kind"):
         (tmp_path / "b.csv").write_bytes(good)
         read_whole(tmp_path / "b.csv", LogFormat(), Wanted(("a",)))
     damaged = [b"", b"x", good[:-4], good[: len(good) // 2]]

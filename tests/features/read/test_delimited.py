@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from features.encoding import RowError, to_number
+from features.encoding import to_number
 from features.log_format import LogError, LogFormat
 from features.raw_block import Wanted
 from features.rawlog import read_lines, split_line
@@ -20,6 +20,7 @@ from features.read import lines as lines_module
 from features.read import quotes
 from features.read.delimited import WRONG_COLUMNS
 from features.read.quotes import BADLY_QUOTED
+from features.rows import RowError
 from tests.features.read.whole import CUTS, read_blocks, read_whole
 
 ABC = ("a", "b", "c")
@@ -328,7 +329,7 @@ def test_header_lines_that_repeat_are_left_out_and_others_are_checked(tmp_path: 
 @pytest.mark.parametrize(
     ("text", "wanted", "message"),
     [
-        ("a,b\n1,2\n", Wanted(("c",)), r"x\.csv has no column 'c'; it has: a, b; .* input\.format\.optional"),
+        ("a,b\n1,2\n", Wanted(("c",)), r"x\.csv has no column 'c'; it has: a, b; .*input\.format\.optional"),
         ("a,a\n1,2\n", Wanted(("a",)), r"x\.csv has column 'a' twice"),
         ('a,"b\n1,2\n', Wanted(("a",)), r"x\.csv: the header is badly quoted"),
         ('a,"b"c\n1,2\n', Wanted(("a",)), r"x\.csv: the header is badly quoted"),

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from features.encoding import Columns
 from features.profile.bins import choose_bins, count
 from features.profile.distribution import DenseDistribution, DriftError, SparseDistribution
 from features.profile.id_counts import IdSample
 from features.profile.profile import DataProfile, measure, total
+from features.rows import Columns
 from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFeature, VocabularyEncoding
 from jobs.cli.data_checks_config import DataChecksConfig
 from jobs.retraining.data_checks import Checks, Delivery, check_data, order_partitions

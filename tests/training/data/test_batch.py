@@ -5,7 +5,8 @@ import pytest
 import torch
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 
-from features.encoding import Columns, RowEncoder, RowError
+from features.encoding import RowEncoder
+from features.rows import Columns, RowError
 from features.schema import FeatureSchema, HashEncoding, SparseFeature
 from training.data.batch import Batch, to_batch
 

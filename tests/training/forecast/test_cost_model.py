@@ -7,7 +7,7 @@ import pytest
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from features.encoding import Columns
+from features.rows import Columns
 from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFeature
 from training.config import MLPEncoder, ModelConfig, ShardingConfig, ShardingKind, SharedSelection, TrainingConfig
 from training.data.batch import to_batch

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
-from features.encoding import Columns
+from features.rows import Columns
 from features.schema import FeatureSchema, HashEncoding, SparseFeature
 from tests.ranks import on_two_ranks
 from tests.stand_ins.tiny_dataset import tiny_columns, tiny_schema, write_tiny_dataset

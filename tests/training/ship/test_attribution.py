@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from features.encoding import Columns
+from features.rows import Columns
 from training.config import (
     BCEObjective,
     BilinearFusion,
