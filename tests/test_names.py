@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("features", "pipeline", "training", "jobs")
-EVERYWHERE = {"main", "T", "A"}
+EVERYWHERE = {"main", "T"}
 """What each program, and each generic function, has one of."""
 UNTIL_LOGS_ARE_READ_ONE_WAY = {
     "PORTION_BYTES",

@@ -54,10 +54,13 @@ def read_header(file: str, log_format: LogFormat) -> Header:
     with open_stream(file) as source:
         reader = LineReader(source, file, log_format.encoding, step=_HEADER_STEP)
         while lines := reader.read():
-            filled = np.flatnonzero(lines.lengths)
-            if not len(filled):
+            filled = [
+                *np.flatnonzero(lines.lengths)[:1].tolist(),
+                *lines.damaged,
+            ]  # a damaged line may have no bytes left
+            if not filled:
                 continue
-            index = int(filled[0])
+            index = min(filled)
             if index in lines.damaged:
                 raise LogError(f"{file}: the header is {lines.damaged[index]}")
             start = int(lines.starts[index])

@@ -18,7 +18,7 @@ from features.hashing import SPARK_SEED, hash_array, mixed
 NUM_HASH_RANGES = 256
 """Number of ranges that hashes of values are cut into; as many tasks can merge counts at the same time."""
 
-FEATURE, CODE, TOKEN_TEXT, NUMBER, RANGE = "feature", "code", "token", "number", "range"
+FEATURE, CODE, TEXT, NUMBER, RANGE = "feature", "code", "token", "number", "range"
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def token_counts(features: Mapping[int, Codes]) -> pa.Table:
         present = values.codes >= 0
         flat = values.codes[present].astype(np.int64) * len(SPLITS) + values.splits[present]
         times = np.bincount(flat, minlength=size * len(SPLITS)).reshape(size, len(SPLITS))
-        parts.append(_table(number, TOKEN_TEXT, values.tokens, hash_array(values.tokens, SPARK_SEED), times))
-    return _sorted(parts, TOKEN_TEXT, pa.string())
+        parts.append(_table(number, TEXT, values.tokens, hash_array(values.tokens, SPARK_SEED), times))
+    return _sorted(parts, TEXT, pa.string())
 
 
 def number_counts(features: Mapping[int, tuple[NDArray[np.float64], NDArray[np.uint8]]]) -> pa.Table:
@@ -158,16 +158,12 @@ def tokens_to_keep(
     for number, owner in owners.items():
         lookup[number] = owner
     table = merged.append_column("owner", pa.array(lookup[features] if len(features) else np.empty(0, np.int32)))
-    sums = table.group_by(["owner", TOKEN_TEXT]).aggregate([("train", "sum")])
+    sums = table.group_by(["owner", TEXT]).aggregate([("train", "sum")])
     keep = np.zeros(len(sums), bool)
     found, counts = sums["owner"].to_numpy(), sums["train_sum"].to_numpy()
     for owner, bound in least.items():
         own = found == owner
         keep |= own & (counts >= bound)
         if owner in known:
-            keep |= own & pc.is_in(sums[TOKEN_TEXT].combine_chunks(), value_set=known[owner]).to_numpy(
-                zero_copy_only=False
-            )
-    return table.join(
-        sums.select(["owner", TOKEN_TEXT]).filter(pa.array(keep)), ["owner", TOKEN_TEXT], join_type="left semi"
-    )
+            keep |= own & pc.is_in(sums[TEXT].combine_chunks(), value_set=known[owner]).to_numpy(zero_copy_only=False)
+    return table.join(sums.select(["owner", TEXT]).filter(pa.array(keep)), ["owner", TEXT], join_type="left semi")

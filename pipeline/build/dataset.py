@@ -65,7 +65,7 @@ from pipeline.executors.tasks import TaskError, run_tasks
 from pipeline.session import SPARK_ERRORS, explain
 
 T = TypeVar("T")
-A = TypeVar("A")
+_Answer = TypeVar("_Answer")
 
 _TOKENS_A_TASK = 2_000_000
 """Distinct tokens of all blocks that one task adds up."""
@@ -183,7 +183,7 @@ class _Build:
             files[place] = source
         return files
 
-    def _tasks(self, act: Callable[[T], A], items: Sequence[T], title: str) -> list[A]:
+    def _tasks(self, act: Callable[[T], _Answer], items: Sequence[T], title: str) -> list[_Answer]:
         return run_tasks(self.spark, act, items, self.version, title)
 
     def _mark_duplicates(self, work: EncodeWork, tasks: list[PortionTask]) -> list[PortionTask]:

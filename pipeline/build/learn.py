@@ -13,7 +13,7 @@ from features.arrow import pc
 from features.disk.dataset import SPLITS
 from features.learnt import Learnt
 from features.schema import VOCABULARY_KINDS, FeatureSchema, LogSquaredEncoding, QuantilesEncoding, VocabularyEncoding
-from pipeline.build.counts import FEATURE, NUMBER, TOKEN_TEXT
+from pipeline.build.counts import FEATURE, NUMBER, TEXT
 from pipeline.build.moments import Moments
 
 SIGNIFICANT_DIGITS = 9
@@ -95,7 +95,7 @@ def _fit_vocabularies(schema: FeatureSchema, tokens: pa.Table, base: Learnt | No
 
     Features that share a table get one vocabulary, learnt as if their values were those of the first of them.
     """
-    sums = tokens.group_by(["owner", TOKEN_TEXT]).aggregate([("train", "sum")])
+    sums = tokens.group_by(["owner", TEXT]).aggregate([("train", "sum")])
     owners, counts = sums["owner"].to_numpy(), sums["train_sum"].to_numpy()
     vocabularies: dict[str, list[str]] = {}
     for owner, least in least_counts(schema).items():
@@ -103,7 +103,7 @@ def _fit_vocabularies(schema: FeatureSchema, tokens: pa.Table, base: Learnt | No
         encoding = feature.encoding
         assert isinstance(encoding, VocabularyEncoding | LogSquaredEncoding)
         own = (owners == owner) & (counts >= least)
-        texts = sums[TOKEN_TEXT].filter(pa.array(own)).combine_chunks()
+        texts = sums[TEXT].filter(pa.array(own)).combine_chunks()
         known = [] if base is None else base.vocabularies[feature.name]
         left_out = [*known, "0"] if isinstance(encoding, LogSquaredEncoding) else known  # the fill value stays out
         if left_out:
@@ -151,6 +151,6 @@ def count_known(schema: FeatureSchema, tokens: pa.Table, learnt: Learnt) -> dict
     for number in table_owners(schema):
         own = tokens.filter(pa.array(features == number))
         vocabulary = pa.array(learnt.vocabularies[schema.sparse[number].name], pa.string())
-        own = own.filter(pc.is_in(own[TOKEN_TEXT], value_set=vocabulary))
+        own = own.filter(pc.is_in(own[TEXT], value_set=vocabulary))
         found |= {(split, number): int(own[split].to_numpy().sum()) for split in SPLITS}
     return found

@@ -19,7 +19,7 @@ from pipeline.build.counts import (
     CODE,
     FEATURE,
     NUMBER,
-    TOKEN_TEXT,
+    TEXT,
     ValueCounts,
     merge_counts,
     sum_counts,
@@ -59,7 +59,7 @@ def merge_tokens(work: MergeWork, hashes: tuple[int, int]) -> tuple[str, dict[tu
         Name of the table of the tokens that may get an id, in the exchange, and the sums over all tokens.
     """
     folder = Path(work.folder)
-    merged = merge_counts((read_block(folder, f"tokens-{name}") for name in work.blocks), TOKEN_TEXT, *hashes)
+    merged = merge_counts((read_block(folder, f"tokens-{name}") for name in work.blocks), TEXT, *hashes)
     kept = tokens_to_keep(
         merged, table_owners(work.schema), least_counts(work.schema), known_tokens(work.schema, work.base)
     )
@@ -137,7 +137,7 @@ def number_codes(work: FinishWork, block: str) -> None:
         tokens, known = _vocabulary(work.folder, feature.name)
         own = np.flatnonzero(features == numbers[feature.name])
         places = pc.index_in(
-            counts[TOKEN_TEXT].take(pa.array(own)).combine_chunks(), value_set=tokens.slice(0, len(tokens) - 1)
+            counts[TEXT].take(pa.array(own)).combine_chunks(), value_set=tokens.slice(0, len(tokens) - 1)
         )
         found = np.empty(len(own) + 1, np.int32)
         found[codes[own]] = known[places.fill_null(len(known) - 1).to_numpy(zero_copy_only=False)]

@@ -23,13 +23,13 @@ from pipeline.config import SparkConfig
 from pipeline.session import SPARK_ERRORS, explain, start_spark
 
 T = TypeVar("T")
-A = TypeVar("A")
+_Answer = TypeVar("_Answer")
 
 _REFRESH_SECONDS = 0.5
 
 
 class TaskError(ValueError):
-    """A task failed as often as Spark tries, or Spark itself failed."""
+    """_Answer task failed as often as Spark tries, or Spark itself failed."""
 
 
 def start_tasks(verbose: bool = False) -> SparkSession:
@@ -38,8 +38,8 @@ def start_tasks(verbose: bool = False) -> SparkSession:
 
 
 def run_tasks(
-    spark: SparkSession, act: Callable[[T], A], items: Sequence[T], output: Path, title: str | None = None
-) -> list[A]:
+    spark: SparkSession, act: Callable[[T], _Answer], items: Sequence[T], output: Path, title: str | None = None
+) -> list[_Answer]:
     """Compute ``[act(item) for item in items]`` with a task for each item.
 
     Args:
@@ -83,7 +83,7 @@ class _Failure:
     error: Exception
 
 
-def _attempt(act: Callable[[T], A], item: T) -> A | _Failure:
+def _attempt(act: Callable[[T], _Answer], item: T) -> _Answer | _Failure:
     try:
         return act(item)
     except (LogError, DatasetError) as error:
