@@ -1,5 +1,6 @@
 """Fixtures of the whole suite."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -40,6 +41,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return "tests/infra" if module.startswith("tests/infra/") else module
 
     return Modules(config, log)
+
+
+@pytest.fixture(autouse=True)
+def no_handler_is_left():
+    """Programs that run in the tests' process set logging up; the next test begins without it."""
+    yield
+    root = logging.getLogger()
+    for handler in [one for one in root.handlers if type(one).__module__ == "jobs.cli.logging"]:
+        root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")
