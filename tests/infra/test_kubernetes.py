@@ -168,5 +168,5 @@ def test_spark_of_a_retraining_is_that_of_a_build():
     ours = {value for flag, value in pairwise(words) if flag == "--conf"}
     theirs = {word.removeprefix("--conf=") for word in build if word.startswith("--conf=")}
     assert words[-1] == "pyspark-shell"
-    assert ours - theirs == {"spark.executor.memory=6g"}
+    assert ours - theirs == {"spark.executor.memory=1g"}
     assert theirs - ours == {"spark.ui.enabled=false"}

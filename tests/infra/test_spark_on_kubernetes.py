@@ -155,7 +155,7 @@ def run(built, server: tuple[Cluster, int]) -> Run:
     here = {
         "k8s://https://kubernetes.default.svc": f"k8s://http://127.0.0.1:{port}",
         "$(NAMESPACE)": "default", "$(POD_NAME)": "driver", "$(POD_IP)": "127.0.0.1",
-        "driver-memory=3g": "driver-memory=1g", "executor-memory=6g": "executor-memory=512m",
+        "driver-memory=3g": "driver-memory=1g", "executor-memory=1g": "executor-memory=512m",
         "instances=4": "instances=2", "cores=4": "cores=1",
         "jobs/configs/demo.toml": str(built.config),
         "/data/logs": str(built.folder / "train.csv"), "/data/dataset": str(dataset),
