@@ -95,6 +95,10 @@ class RawBlock:
     def __len__(self) -> int:
         return len(self.numbers)
 
+    def reject(self, row: int, reason: str) -> RejectedLine:
+        """Describe one row as a rejected line."""
+        return RejectedLine(int(self.numbers[row]), int(self.offsets[row]), self.lines.text(row), reason)
+
     def take(self, keep: NDArray[np.bool_], rejected: list[RejectedLine] | None = None) -> "RawBlock":
         """Keep the rows of a mask; ``rejected`` lines join the others, in the order of the file."""
         mask = pa.array(keep)

@@ -1,16 +1,11 @@
 """Small helpers for Arrow arrays."""
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 from numpy.typing import NDArray
 
+from features.arrow import pc
 from features.encoding import MAX_NUMBER
-
-compute: Any = pyarrow.compute
-"""Module of Arrow's functions, which are made at run time, so that type checkers know none."""
 
 
 def join_arrays(arrays: list[pa.Array], kind: pa.DataType) -> pa.Array:
@@ -49,7 +44,7 @@ def null_texts(values: pa.Array, nulls: pa.Array) -> pa.Array:
     ends = np.frombuffer(offsets, np.int32, len(values) + 1, 4 * values.offset)
     mask = ends[1:] == ends[:-1]
     if len(nulls):
-        mask |= compute.is_in(values, nulls).to_numpy(zero_copy_only=False)
+        mask |= pc.is_in(values, nulls).to_numpy(zero_copy_only=False)
     elif np.count_nonzero(mask) == values.null_count:  # and nothing else is empty
         return values
     return null_where(values, mask)

@@ -18,10 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.json
 
+from features.arrow import pc
 from features.encoding import NUMBER_PATTERN, to_number
 from features.log_format import LogFormat
 from features.raw_block import RawBlock, Slices, Wanted
-from features.read.arrays import are_numbers, compute, join_arrays, null_texts
+from features.read.arrays import are_numbers, join_arrays, null_texts
 from features.read.lines import LineBlock, LineReader, Positions
 from features.rows import RowError
 
@@ -542,7 +543,7 @@ def quote_bare_values(text: bytes) -> bytes | None:
     np.cumsum(lengths, out=offsets[1:])
     picked = values[np.repeat(starts - offsets[:-1], lengths) + np.arange(int(offsets[-1]))]
     tokens = pa.StringArray.from_buffers(len(starts), pa.py_buffer(offsets), pa.py_buffer(picked))
-    if not compute.all(compute.match_substring_regex(tokens, _BARE_VALUE)).as_py():
+    if not pc.all(pc.match_substring_regex(tokens, _BARE_VALUE)).as_py():
         return None
     return np.insert(np.frombuffer(text, np.uint8), np.concatenate([starts, ends]), ord('"')).tobytes()
 

@@ -19,9 +19,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from features.arrow import pc
 from features.log_format import LogError, LogFormat
 from features.raw_block import RawBlock, Slices, Wanted
-from features.read.arrays import compute, null_texts
+from features.read.arrays import null_texts
 from features.read.lines import LineBlock, LineReader, Positions
 
 NOT_LIBFFM = "not label field:feature:value"
@@ -56,23 +57,23 @@ class LibffmReader:
         rejected = dict(lines.damaged)
         rows = _find_filled(lines, rejected)
         texts = pa.array([lines.bytes_of(index) for index in rows.tolist()], pa.binary()).cast(pa.string())
-        words = compute.utf8_split_whitespace(compute.ascii_trim_whitespace(texts))
-        num_words = compute.list_value_length(words).to_numpy(zero_copy_only=False).astype(np.int64)
+        words = pc.utf8_split_whitespace(pc.ascii_trim_whitespace(texts))
+        num_words = pc.list_value_length(words).to_numpy(zero_copy_only=False).astype(np.int64)
         flat = words.flatten()
         is_label = np.zeros(len(flat), np.bool_)
         is_label[np.cumsum(num_words) - num_words] = True
         labels = flat.filter(pa.array(is_label))
-        items = compute.extract_regex(flat.filter(pa.array(~is_label)), _ITEM)
+        items = pc.extract_regex(flat.filter(pa.array(~is_label)), _ITEM)
         row_of = np.repeat(np.arange(len(rows)), num_words - 1)
         is_wrong = np.zeros(len(rows), np.bool_)
         is_wrong[row_of[items.is_null().to_numpy(zero_copy_only=False)]] = True
-        is_wrong |= compute.match_substring(labels, ":").to_numpy(zero_copy_only=False)
+        is_wrong |= pc.match_substring(labels, ":").to_numpy(zero_copy_only=False)
         for row in np.flatnonzero(is_wrong).tolist():
             rejected[int(rows[row])] = NOT_LIBFFM
         fields, features, values = (
             items.flatten()[items.type.get_field_index(k)] for k in ("field", "feature", "value")
         )
-        has_field = (compute.binary_length(fields).fill_null(0).to_numpy(zero_copy_only=False)) > 0
+        has_field = (pc.binary_length(fields).fill_null(0).to_numpy(zero_copy_only=False)) > 0
         fields = join_where(has_field, fields, features)
         columns: dict[str, pa.Array] = {}
         lists: dict[str, pa.Array] = {}
@@ -83,7 +84,7 @@ class LibffmReader:
                 continue
             mask = np.ones(len(row_of), np.bool_)
             if part is not None:
-                mask = compute.equal(fields, part[2]).fill_null(False).to_numpy(zero_copy_only=False)
+                mask = pc.equal(fields, part[2]).fill_null(False).to_numpy(zero_copy_only=False)
             picked = (values if part and part[1] == "value" else features).filter(pa.array(mask))
             counts = np.bincount(row_of[mask], minlength=len(rows))
             if part is None or (part[1] == "field" and name in self._wanted.lists):

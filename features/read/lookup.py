@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from features.arrow import pc
 from features.encoding import to_text
 from features.log_format import LogError, Lookup
 from features.raw_block import RawBlock, Wanted
-from features.read.arrays import compute, join_arrays
+from features.read.arrays import join_arrays
 from features.read.portions import column_names, plan_portions, read_portion
 from features.rows import RowError
 
@@ -41,7 +42,7 @@ class LookupTable:
         Returns:
             The rows, with null where the table has no such key, and the number of rows whose key it has.
         """
-        places = compute.index_in(keys, self.keys)
+        places = pc.index_in(keys, self.keys)
         names = [name for name in self.columns if wanted is None or name in wanted]
         columns = block.columns | {name: self.columns[name].take(places) for name in names}
         lists = {name: values for name, values in block.lists.items() if name not in names}

@@ -104,14 +104,14 @@ def plan_portions(file: str, size: int, log_format: LogFormat, num_bytes: int = 
         with Path(file).open("rb") as stream:
             starts = [0]
             for target in range(num_bytes, size, num_bytes):
-                if target > starts[-1] and (start := _next_line(stream, target)) < size:
+                if target > starts[-1] and (start := next_line_start(stream, target)) < size:
                     starts.append(start)
     except OSError as error:
         raise LogError(f"{file} cannot be read: {error}") from error
     return [Portion(file, start, end) for start, end in zip(starts, [*starts[1:], size], strict=True)]
 
 
-def _next_line(stream: BinaryIO, target: int) -> int:
+def next_line_start(stream: BinaryIO, target: int) -> int:
     """Find the start of the first line whose preceding line feed is at ``target`` or after; else the end of the file.
 
     A line feed always ends a line, and a carriage return before it is then no end of its own.

@@ -165,7 +165,7 @@ class _Build:
         }
         self.warnings += enforce_limits(statistics["train"], self.pipeline.quality)
         self._tell_oddities(tasks, results, total, statistics)
-        files = self._write(blocks, total)
+        files = self._write(blocks, total, learnt)
         if num_rejected:
             write_rejected(self.exchange, self.version / REJECTED_FOLDER, tasks, results)
         shutil.rmtree(self.exchange)
@@ -253,11 +253,11 @@ class _Build:
         signs = sum((result.signs for result in results), Signs())
         self.warnings += tell_oddities(self.schema, self.pipeline, total, signs, statistics, matched, nothing)
 
-    def _write(self, blocks: tuple[str, ...], total: Sums) -> dict[str, tuple[DataFile, ...]]:
-        learnt = self.version / LEARNT_FOLDER
-        work = FinishWork(self.schema, str(learnt), str(self.exchange), str(self.version), blocks, self.pipeline.write)
+    def _write(self, blocks: tuple[str, ...], total: Sums, learnt: Learnt) -> dict[str, tuple[DataFile, ...]]:
+        saved = str(self.version / LEARNT_FOLDER)
+        work = FinishWork(self.schema, saved, str(self.exchange), str(self.version), blocks, self.pipeline.write)
         if work.coded:
-            write_vocabularies(self.exchange, self.schema, Learnt.load(learnt, self.schema))
+            write_vocabularies(self.exchange, learnt)
             self._tasks(partial(number_codes, work), blocks, "look up")
         tasks = []
         for split in splits_of(total):

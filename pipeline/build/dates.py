@@ -16,7 +16,7 @@ from pyspark.sql import SparkSession
 from features.disk.dataset import DatasetError
 from features.disk.place import temporary_folder
 from features.log_files import STORE
-from features.raw_block import RejectedLine, Wanted
+from features.raw_block import Wanted
 from features.read.portions import PortionEnd, read_portion
 from features.schema import FeatureSchema, Timestamp
 from features.values import seconds
@@ -102,11 +102,8 @@ def _count(work: DateWork, task: PortionTask) -> DateResult:
             for date, count in _by_date(found[known], work.span):
                 result.dates[date] += count
             reason = f"timestamp {name!r} is missing or unreadable"
-            undated = [
-                RejectedLine(int(raw.numbers[row]), int(raw.offsets[row]), raw.lines.text(row), reason)
-                for row in np.flatnonzero(~known).tolist()
-            ]
-            for line in raw.take(known, undated).rejected:
+            undated = [raw.reject(row, reason) for row in np.flatnonzero(~known).tolist()]
+            for line in sorted([*raw.rejected, *undated], key=lambda line: line.offset):
                 rejected.add(line)
                 result.dates[UNDATED] += 1
         result.end = reading.end

@@ -143,33 +143,30 @@ def _blocks(
     reading = read_portion(task.portion, work.config.input.format, source.wanted, partition=source.file.partition)
     for raw in reading:
         for lookup, path in zip(work.config.input.lookups, source.lookups, strict=True):
-            raw = _join(work, raw, lookup, path, matched)
+            raw = _join(work, raw, lookup, path, source.wanted.lists, matched)
         prepared = prepare(work.schema, raw.columns, raw.lists, with_own=True)
         if work.config.input.times is not None:
             raw, prepared = _in_times(work.schema, raw, prepared, work.config.input.times)
         if prepared.reason is not None and (prepared.reason >= 0).any():
             bad = np.flatnonzero(prepared.reason >= 0)
-            rejected = [_reject(raw, row, prepared.reasons[prepared.reason[row]]) for row in bad.tolist()]
+            rejected = [raw.reject(row, prepared.reasons[prepared.reason[row]]) for row in bad.tolist()]
             raw, prepared = raw.take(prepared.is_good, rejected), prepared.take(prepared.is_good)
         yield raw, prepared
     yield reading.end
 
 
-def _join(work: EncodeWork, raw: RawBlock, lookup: Lookup, path: str, matched: Counter[str]) -> RawBlock:
+def _join(
+    work: EncodeWork, raw: RawBlock, lookup: Lookup, path: str, lists: frozenset[str], matched: Counter[str]
+) -> RawBlock:
     """Join a lookup's table to rows; rows whose key is no category are rejected."""
     found, bad = texts(raw.columns[lookup.key], work.schema.values)
     if bad is not None:
         reason = f"column {lookup.key!r}, the key of a lookup: {text_fault(lookup.key, raw.columns[lookup.key].type)}"
-        raw = raw.take(~bad, [_reject(raw, row, reason) for row in np.flatnonzero(bad).tolist()])
+        raw = raw.take(~bad, [raw.reject(row, reason) for row in np.flatnonzero(bad).tolist()])
         found = found.filter(pa.array(~bad))
-    lists = frozenset(f.columns[0] for f in work.schema.sparse if f.kind.takes_lists)
     joined, count = load_lookup(path, lookup, lists).join(raw, found)
     matched[path] += count
     return joined
-
-
-def _reject(raw: RawBlock, row: int, reason: str) -> RejectedLine:
-    return RejectedLine(int(raw.numbers[row]), int(raw.offsets[row]), raw.lines.text(row), reason)
 
 
 def _in_times(
@@ -334,7 +331,8 @@ class _Block:
 
     def _table(self) -> pa.Table:
         prepared, schema = self._prepared, self._schema
-        early = Finisher(schema, Learnt(), [f.name for f in schema.sparse if f.name not in late_features(schema)])
+        late = late_features(schema)
+        early = Finisher(schema, Learnt(), [f.name for f in schema.sparse if f.name not in late])
         columns: dict[str, Any] = {KEY: self._keys, SPLIT: self._splits}
         for feature in schema.sparse:
             if feature.name in self._coded:

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -98,28 +98,32 @@ def write_rejected(
         results: their answers.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    before: dict[int, int] = defaultdict(int)
     with (folder / REJECTED_LINES).open("w", encoding="utf-8") as file:
-        for task, result in zip(tasks, results, strict=True):
+        for before, result in zip(_lines_before(tasks, results), results, strict=True):
             if result.rejected is not None:
                 with (exchange / result.rejected).open(encoding="utf-8") as lines:
                     for text in lines:
                         line = json.loads(text)
-                        line["number"] += before[task.source.number]
+                        line["number"] += before
                         file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            before[task.source.number] += result.end.num_lines
 
 
 def first_rejected(tasks: Sequence[PortionTask], results: Sequence[PortionResult], limit: int) -> list[str]:
     """Describe the first rejected lines by file, number, reason and text."""
-    before: dict[int, int] = defaultdict(int)
     found: list[str] = []
-    for task, result in zip(tasks, results, strict=True):
+    for task, before, result in zip(tasks, _lines_before(tasks, results), results, strict=True):
         for line in result.first[: limit - len(found)]:
-            number = line.number + before[task.source.number]
-            found.append(f"{task.source.file.absolute} line {number}: {line.reason}: {line.text[:120]!r}")
-        before[task.source.number] += result.end.num_lines
+            place = f"{task.source.file.absolute} line {line.number + before}"
+            found.append(f"{place}: {line.reason}: {line.text[:120]!r}")
     return found
+
+
+def _lines_before(tasks: Sequence[PortionTask], results: Sequence[_Result]) -> Iterator[int]:
+    """Count the lines of each portion's file that lie before it."""
+    before: dict[int, int] = defaultdict(int)
+    for task, result in zip(tasks, results, strict=True):
+        yield before[task.source.number]
+        before[task.source.number] += result.end.num_lines
 
 
 def hash_ranges(count: int, end: int) -> list[tuple[int, int]]:

@@ -5,9 +5,8 @@ A missing file, column or lookup ends the job here, in a second, and not an hour
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from features.log_files import STORE, FoundLogs, LogFile, find_splits, identity_of, size_of
+from features.log_files import STORE, FoundLogs, LogFile, find_splits, size_of
 from features.log_format import LogFormat
 from features.raw_block import Wanted
 from features.rawlog import find_lookup
@@ -61,16 +60,9 @@ class InputPlan:
             inputs[f"lookup {number}"] = sorted({source.lookups[number] for source in self.files})
         return inputs
 
-    def identities(self) -> list[dict[str, Any]]:
-        """Describe each file with its size and time, for the manifest."""
-        return [identity_of(source.file) for source in self.files]
-
     def num_bytes(self) -> int:
         """Sum the sizes of the logs in bytes, what is compressed counted five times."""
-        return sum(size * (_UNPACKS_TO if is_packed(name) else 1) for name, size in self._sizes())
-
-    def _sizes(self) -> list[tuple[str, int]]:
-        return [(source.file.real, source.num_bytes) for source in self.files]
+        return sum(one.num_bytes * (_UNPACKS_TO if is_packed(one.file.real) else 1) for one in self.files)
 
     def notes(self) -> list[str]:
         """Say what was left out and what was named twice."""

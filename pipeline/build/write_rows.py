@@ -118,7 +118,7 @@ def _vocabulary(folder: str, name: str) -> tuple[pa.Array, NDArray[np.int32]]:
     return table["token"].combine_chunks(), table["id"].to_numpy()
 
 
-def write_vocabularies(folder: Path, schema: FeatureSchema, learnt: Learnt) -> None:
+def write_vocabularies(folder: Path, learnt: Learnt) -> None:
     """Write the vocabularies as tables of tokens and ids into the exchange; the last token stands for unknown ones."""
     for name in learnt.vocabularies:
         ids = learnt.ids_of(name)

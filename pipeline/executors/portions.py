@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from features.disk.place import temporary_folder
 from features.log_format import LogError, LogFormat, Lookup
@@ -23,6 +23,7 @@ from features.rawlog import (
     read_lines,
     split_line,
 )
+from features.read.portions import next_line_start
 
 PORTION_BYTES = 16 << 20
 """Bytes of a portion of a plain file: a constant, so that the cluster's size changes no result."""
@@ -82,7 +83,7 @@ def _cut(whole: Portion, log_format: LogFormat, num_bytes: int) -> list[Portion]
         size = file.seek(0, 2)
         starts = [0]
         for target in range(num_bytes, size, num_bytes):
-            if target > starts[-1] and (start := _next_line(file, target)) < size:
+            if target > starts[-1] and (start := next_line_start(file, target)) < size:
                 starts.append(start)
     if len(starts) == 1:
         return [whole]
@@ -109,20 +110,6 @@ def _find_header(path: str, log_format: LogFormat, num_bytes: int) -> str | None
                 continue  # a row with an error, and the next line is the header
             return text
     return None
-
-
-def _next_line(file: BinaryIO, target: int) -> int:
-    """Find the start of the first line whose preceding line feed is at ``target`` or after; else the end of the file.
-
-    A line feed always ends a line, and a carriage return before it is then no end of its own.
-    """
-    position = file.seek(target)
-    while block := file.read(_BLOCK_BYTES):
-        found = block.find(b"\n")
-        if found >= 0:
-            return position + found + 1
-        position += len(block)
-    return position
 
 
 def count_lines(portion: Portion) -> int:
