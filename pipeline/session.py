@@ -31,6 +31,9 @@ _DRIVER_OPTIONS = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m"
 """Java only hands out tasks: its optimising compiler would cost more than it saves."""
 _READ_ERROR = re.compile(r"(?:reading|read) file:? (?:file:)?/*(/\S+?)[.]?(?:\s|$)")
 _CAUSE = re.compile(r"Caused by: (.+)")
+_PYTHON_ERROR = re.compile(r"PythonException: Traceback.*?\n(?=\S)(.+?)\s*\n", re.DOTALL)
+"""A Python error on an executor: below its traceback, whose lines are indented, stands the error itself."""
+_NO_MODULE = re.compile(r"ModuleNotFoundError: (No module named '(?:pipeline|features|training|jobs)\b.*)")
 _FULL = re.compile(r"No space left on device|Disk quota exceeded")
 
 
@@ -126,6 +129,10 @@ def _describe_full_disk(error: Exception, text: str, output: Path) -> str:
 
 
 def _cause(text: str) -> str:
+    if found := _NO_MODULE.search(text):
+        return f"{found[1]} on an executor: give spark-submit --py-files with what `make package` builds"
+    if found := _PYTHON_ERROR.search(text):
+        return found[1][:500]
     causes = _CAUSE.findall(text)
     line = causes[-1] if causes else next((line for line in text.splitlines() if line.strip()), "unknown error")
     return re.sub(r"^(?:[a-z]+\.)+(\w+): ", r"\1: ", line.strip())[:500]

@@ -26,7 +26,7 @@ from tests.chaos.outcome import Outcome, Skipped, Unexpected
 from tests.chaos.shards import CASES as SHARD_CASES
 
 ROOT = Path(__file__).parents[2]
-NUM_ROWS = {"old": 12_000, "new": 30_000}
+NUM_ROWS = {"old": 12_000, "new": 120_000}
 CONFIG = """
 [features]
 label = "click"
@@ -45,11 +45,13 @@ standardise = true
 output = "{output}"
 input.train = "{log}"
 split = {{ kind = "hash", valid = 0.2, test = 0.0 }}
+spark.max_partition_bytes = 262_144
 [training]
 dataset = "{output}"
 """
 END_SECONDS = 300.0
 MIB = 1 << 20
+PAGE = 4_096
 
 
 class Build:
@@ -74,7 +76,7 @@ class Build:
         return subprocess.Popen(
             command,
             cwd=ROOT,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},  # for executors of their own
             start_new_session=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -82,12 +84,12 @@ class Build:
         )
 
     def wait_for_writing(self, process: subprocess.Popen[str]) -> None:
-        """Return when a task has begun a Parquet file, and a little later.
+        """Return when a task has written its first encoded rows, and a little later.
 
         Raises:
             Unexpected: the build ends before.
         """
-        while not glob(f"{self.dataset}/version-*/unsorted/_temporary/0/*/*/part-*"):
+        while not glob(f"{self.dataset}/version-*/exchange/*.arrow"):
             if process.poll() is not None:
                 raise Unexpected(f"the build ended with {process.returncode} before it wrote: {process.communicate()}")
             time.sleep(0.005)
@@ -284,8 +286,7 @@ def fill_output(folder: Path, seed: int) -> Outcome:
 def fill_scratch(folder: Path, seed: int) -> Outcome:
     """The disk of Spark's scratch files is full."""
     build = Build(folder, seed)
-    size = random.Random(seed).randrange(100_000, 500_000)
-    with small_disk(folder / "scratch", size) as disk:
+    with small_disk(folder / "scratch", 2 * PAGE) as disk:
         process = build.start(environment={"SPARK_LOCAL_DIRS": str(disk)})
         build.expect_refusal(process, f"scratch files in {disk}", "SPARK_LOCAL_DIRS")
     return build.build()

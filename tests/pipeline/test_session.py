@@ -13,6 +13,12 @@ from pipeline.session import explain
 SHUFFLE = "java.io.IOException: No space left on device\n\tat org.apache.spark.storage.TimeTrackingOutputStream.write"
 PARQUET = "org.apache.hadoop.fs.FSError: java.io.IOException: No space left on device\n\tat org.apache.hadoop.fs.Raw"
 
+WORKER = (
+    "Lost task 1.3: org.apache.spark.api.python.PythonException: Traceback (most recent call last):\n"
+    '  File "worker.py", line 500, in loads\n    return loads(obj)\n           ^^^^^^^^^^\n'
+    "{}\n\n\tat org.apache.spark.api.python.PythonRunner\nCaused by: java.io.IOException: another\n"
+)
+
 
 class JavaError(Exception):
     """Stands for Py4J's, whose text is asked of Java."""
@@ -35,6 +41,11 @@ class JavaError(Exception):
         (Py4JNetworkError("Answer from Java side is empty"), "Spark's process died, most"),
         (Py4JError("An error occurred while calling o1.stop"), "Spark's process died, most"),
         (Py4JError("An error occurred while calling o1.x. Trace:\nno such method"), "Spark failed: An error occurred"),
+        (JavaError(WORKER.format("KeyError: 'a'")), "Spark failed: KeyError: 'a'$"),
+        (
+            JavaError(WORKER.format("ModuleNotFoundError: No module named 'pipeline'")),
+            "Spark failed: No module named 'pipeline' on an executor: .*--py-files.*make package",
+        ),
     ],
 )
 def test_which_disk_is_full_and_who_died(monkeypatch: pytest.MonkeyPatch, error: Exception, said: str) -> None:
