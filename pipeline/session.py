@@ -31,8 +31,8 @@ _DRIVER_OPTIONS = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m"
 """Java only hands out tasks: its optimising compiler would cost more than it saves."""
 _READ_ERROR = re.compile(r"(?:reading|read) file:? (?:file:)?/*(/\S+?)[.]?(?:\s|$)")
 _CAUSE = re.compile(r"Caused by: (.+)")
-_PYTHON_ERROR = re.compile(r"PythonException: Traceback.*?\n(?=\S)(.+?)\s*\n", re.DOTALL)
-"""A Python error on an executor: below its traceback, whose lines are indented, stands the error itself."""
+_PYTHON_ERROR = re.compile(r"PythonException: (Traceback.*?)\n\s*\tat ", re.DOTALL)
+"""A Python error on an executor: its traceback, whose last line is the error itself, before Java's own."""
 _NO_MODULE = re.compile(r"ModuleNotFoundError: (No module named '(?:pipeline|features|training|jobs)\b.*)")
 _FULL = re.compile(r"No space left on device|Disk quota exceeded")
 
@@ -132,7 +132,7 @@ def _cause(text: str) -> str:
     if found := _NO_MODULE.search(text):
         return f"{found[1]} on an executor: give spark-submit --py-files with what `make package` builds"
     if found := _PYTHON_ERROR.search(text):
-        return found[1][:500]
+        return found[1].rstrip().rsplit("\n", 1)[-1][:500]
     causes = _CAUSE.findall(text)
     line = causes[-1] if causes else next((line for line in text.splitlines() if line.strip()), "unknown error")
     return re.sub(r"^(?:[a-z]+\.)+(\w+): ", r"\1: ", line.strip())[:500]

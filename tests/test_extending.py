@@ -32,17 +32,20 @@ def test_a_diff_still_fits(name: str, hunk: str) -> None:
 
 
 GROWN = """
-import pyarrow, pyarrow.orc, pyarrow.parquet
-from features.rawlog import LogFormat, read_rows
+import pyarrow, pyarrow.feather, pyarrow.parquet
+from features.log_format import LogFormat
+from features.raw_block import Wanted
+from features.read.portions import Portion, read_portion
 from features.schema import HashEncoding, SparseFeature
 from training.judge.metrics import evaluate
 from training.judge.scores import Scores
 
 table = pyarrow.table({"user": ["a", None, "b"] * 1000, "price": [1.5, 2.0, None] * 1000})
 pyarrow.parquet.write_table(table, "log.parquet")
-pyarrow.orc.write_table(table, "log.orc")
-rows = [list(read_rows(f"log.{kind}", LogFormat(kind=kind))) for kind in ("orc", "parquet")]
-assert rows[0] == rows[1] == table.to_pylist()
+pyarrow.feather.write_feather(table, "log.arrow", compression="uncompressed")
+for kind in ("arrow", "parquet"):
+    blocks = list(read_portion(Portion(f"log.{kind}"), LogFormat(kind=kind), Wanted(("user", "price"))))
+    assert pyarrow.concat_tables(pyarrow.table(block.columns) for block in blocks).to_pylist() == table.to_pylist()
 assert evaluate(Scores.of([0.0, 0.0], [0, 1]))["brier"] == 0.25
 steps = SparseFeature("price", HashEncoding(num_buckets=64), steps=(1.0, 10.0))
 assert [column.shape for column in steps.kind.columns(steps)] == [(2,)]

@@ -8,13 +8,6 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("features", "pipeline", "training", "jobs")
 EVERYWHERE = {"main", "T"}
 """What each program, and each generic function, has one of."""
-UNTIL_LOGS_ARE_READ_ONE_WAY = {
-    "PORTION_BYTES",
-    "Portion",
-    "plan_portions",
-    "read_portion",
-}
-"""Names that features.read shares with the readers of builds and of folder scoring, until it replaces them."""
 
 
 def public_names(module: Path) -> set[str]:
@@ -41,10 +34,7 @@ def shared_names(root: Path) -> dict[str, list[str]]:
 
 def test_a_public_name_exists_once() -> None:
     found = shared_names(ROOT)
-    shared = {name: modules for name, modules in found.items() if name not in UNTIL_LOGS_ARE_READ_ONE_WAY}
-    settled = UNTIL_LOGS_ARE_READ_ONE_WAY - found.keys()
-    assert not settled, f"take these out of UNTIL_LOGS_ARE_READ_ONE_WAY, they are defined once now: {sorted(settled)}"
-    assert not shared, f"each of these names says two things; rename one: {shared}"
+    assert not found, f"each of these names says two things; rename one: {found}"
 
 
 def test_what_counts_as_a_public_name(tmp_path: Path) -> None:

@@ -20,8 +20,9 @@ from torch import nn
 from features.disk.artifact import ArtifactError
 from features.disk.dataset import DatasetError, DatasetManifest
 from features.disk.trained_on import TrainedOn
-from features.rawlog import LogError, LogFormat, read_rows
+from features.log_format import LogError, LogFormat
 from tests.fuzz.targets import CONFIG, digests, make_artifact, make_checkpoint, make_dataset
+from tests.oracles.row_reader import read_rows
 from tests.stand_ins.tiny_dataset import describe_file
 from training.config import TrainingConfig
 from training.data.opened_dataset import Dataset

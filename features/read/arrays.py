@@ -5,7 +5,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from features.arrow import pc
-from features.encoding import MAX_NUMBER
+from features.values import MAX_NUMBER
 
 
 def join_arrays(arrays: list[pa.Array], kind: pa.DataType) -> pa.Array:
@@ -51,7 +51,7 @@ def null_texts(values: pa.Array, nulls: pa.Array) -> pa.Array:
 
 
 def are_numbers(values: pa.Array) -> bool:
-    """Tell whether all of some float64 are numbers that ``features.encoding.to_number`` takes; a null must be 0."""
+    """Tell whether all of some float64 are numbers that ``features.values.numbers`` takes; a null must be 0."""
     if not len(values):
         return True
     numbers = np.frombuffer(values.buffers()[1], np.float64, len(values), 8 * values.offset)

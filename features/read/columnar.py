@@ -34,10 +34,14 @@ class ColumnGroups(Protocol):
     Attributes:
         schema: columns of the file.
         num_groups: number of groups.
+        sizes: bytes of each group, unpacked; none: the groups can only be read from the first to the last.
     """
 
     schema: pa.Schema
     num_groups: int
+    sizes: list[int]
+
+    def __init__(self, file: str) -> None: ...
 
     def first_row(self, group: int) -> int:
         """Return the number of rows before a group."""
@@ -58,7 +62,6 @@ class ParquetGroups:
         self.num_groups = metadata.num_row_groups
         self._rows = [metadata.row_group(group).num_rows for group in range(self.num_groups)]
         self.sizes = [metadata.row_group(group).total_byte_size for group in range(self.num_groups)]
-        """Bytes of each group, unpacked."""
 
     def first_row(self, group: int) -> int:
         """Return the number of rows before a group."""
@@ -80,6 +83,7 @@ class OrcStripes:
         self._file = pyarrow.orc.ORCFile(file)
         self.schema = self._file.schema
         self.num_groups = self._file.nstripes
+        self.sizes: list[int] = []
         self._next = 0, 0
 
     def first_row(self, group: int) -> int:
@@ -95,22 +99,30 @@ class OrcStripes:
         return pa.Table.from_batches([batch])
 
 
-def open_groups(file: str, log_format: LogFormat) -> ParquetGroups | OrcStripes:
+_READERS: dict[str, tuple[str, type[ColumnGroups]]] = {
+    "parquet": ("a Parquet", ParquetGroups),
+    "delta": ("a Parquet", ParquetGroups),
+    "orc": ("an ORC", OrcStripes),
+}
+"""Kind of log -> what its files are, and their reader."""
+
+
+def open_groups(file: str, log_format: LogFormat) -> ColumnGroups:
     """Open a file.
 
     Raises:
         LogError: it is damaged, or not what the format says; names it.
     """
+    kind, reader = _READERS[log_format.kind]
     try:
-        return OrcStripes(file) if log_format.kind == "orc" else ParquetGroups(file)
+        return reader(file)
     except COLUMNAR_ERRORS as error:
-        kind = "an ORC" if log_format.kind == "orc" else "a Parquet"
         raise LogError(f"{file} cannot be read as {kind} file: {error}") from error
 
 
-def cut_groups(groups: ParquetGroups | OrcStripes, num_bytes: int) -> list[tuple[int, int]]:
+def cut_groups(groups: ColumnGroups, num_bytes: int) -> list[tuple[int, int]]:
     """Cut row groups into runs of about ``num_bytes``: (first, behind the last) of each; an ORC file is one run."""
-    if isinstance(groups, OrcStripes):
+    if not groups.sizes:
         return [(0, groups.num_groups)]
     totals = list(accumulate(groups.sizes, initial=0))
     starts = [0]

@@ -19,12 +19,11 @@ import pyarrow as pa
 import pyarrow.json
 
 from features.arrow import pc
-from features.encoding import NUMBER_PATTERN, to_number
 from features.log_format import LogFormat
 from features.raw_block import RawBlock, Slices, Wanted
 from features.read.arrays import are_numbers, join_arrays, null_texts
 from features.read.lines import LineBlock, LineReader, Positions
-from features.rows import RowError
+from features.values import NUMBER_PATTERN, numbers
 
 NOT_JSON = "not a JSON object"
 MAX_DEPTH = 200
@@ -433,10 +432,8 @@ def _transpose(rows: list[list[Any]], num_columns: int) -> Sequence[Sequence[Any
 
 
 def _to_floats(texts: list[str | None]) -> pa.Array | None:
-    try:
-        return pa.array([to_number(text and text.strip(" \t")) for text in texts], _FLOAT)
-    except RowError:
-        return None
+    found, bad = numbers(pa.array(texts, _TEXT))
+    return pa.array(found, from_pandas=True) if bad is None else None
 
 
 def _has_values(values: pa.Array) -> bool:

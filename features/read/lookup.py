@@ -7,12 +7,11 @@ from pathlib import Path
 import pyarrow as pa
 
 from features.arrow import pc
-from features.encoding import to_text
 from features.log_format import LogError, Lookup
 from features.raw_block import RawBlock, Wanted
 from features.read.arrays import join_arrays
 from features.read.portions import column_names, plan_portions, read_portion
-from features.rows import RowError
+from features.values import texts
 
 _REMEMBERED_TABLES = 8
 
@@ -83,9 +82,12 @@ def _load(path: str, size: int, time: int, lookup: Lookup, lists: frozenset[str]
                 raise LogError(f"{path} line {line.number + before}: {line.reason}")
             blocks.append(block)
         before += reading.end.num_lines
-    keys = [_key_text(path, lookup.key, value) for block in blocks for value in block.columns[lookup.key].to_pylist()]
-    texts = pa.array(keys, pa.string())
-    counts = texts.value_counts()
+    values = _join([block.columns[lookup.key] for block in blocks])
+    keys, bad = texts(values)
+    if bad is not None:
+        shown = values[int(bad.argmax())].as_py()
+        raise LogError(f"{path}: key {lookup.key!r}: {shown!r} is neither text nor a whole number")
+    counts = keys.value_counts()
     twice = [row["values"] for row in counts.to_pylist() if row["counts"] > 1 or row["values"] is None]
     if twice:
         raise LogError(f"{path}: key {lookup.key!r} is missing or twice: {twice[0]!r}")
@@ -95,14 +97,7 @@ def _load(path: str, size: int, time: int, lookup: Lookup, lists: frozenset[str]
     arrays = {
         name: _join([block.lists.get(name, pa.nulls(len(block), empty[name])) for block in blocks]) for name in listed
     }
-    return LookupTable(texts, columns, arrays)
-
-
-def _key_text(path: str, key: str, value: object) -> str | None:
-    try:
-        return to_text(value)
-    except RowError as error:
-        raise LogError(f"{path}: key {key!r}: {error}") from error
+    return LookupTable(keys, columns, arrays)
 
 
 def _join(arrays: list[pa.Array]) -> pa.Array:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import pyarrow as pa
 
-from features.encoding import to_number
 from features.log_format import LogError, LogFormat
 from features.raw_block import RawBlock, Wanted
 from features.read.columnar import cut_groups, find_columns, open_groups, read_groups
@@ -21,9 +21,9 @@ from features.read.json_lines import JsonReader, parse_object
 from features.read.libffm import LibffmReader
 from features.read.lines import STEP_BYTES, LineReader, has_plain_line_ends
 from features.read.streams import STREAM_ERRORS, compression_of, open_stream
-from features.rows import RowError
+from features.values import numbers
 
-PORTION_BYTES = 64 << 20
+PORTION_BYTES = 16 << 20
 """Bytes of a portion: a constant, so that the cluster's size changes no result."""
 _BLOCK_BYTES = 1 << 20
 
@@ -123,6 +123,30 @@ def next_line_start(stream: BinaryIO, target: int) -> int:
             return position + found + 1
         position += len(block)
     return position
+
+
+def count_lines(portion: Portion, log_format: LogFormat) -> int:
+    """Count the lines of a portion as far as its bytes alone tell; of a columnar file, its rows.
+
+    Raises:
+        LogError: the file cannot be read, or has become shorter.
+    """
+    if not log_format.is_text:
+        groups = open_groups(portion.file, log_format)
+        end = groups.num_groups if portion.end is None else portion.end
+        return groups.first_row(end) - groups.first_row(portion.start)
+    count, last = 0, b""
+    try:
+        with open_stream(portion.file, portion.start) as stream:
+            rest = portion.end and portion.end - portion.start
+            while block := stream.read(_BLOCK_BYTES if rest is None else min(rest, _BLOCK_BYTES)):
+                rest = rest and rest - len(block)
+                count += block.count(b"\n") + block.count(b"\r") - block.count(b"\r\n")
+                count -= last == b"\r" and block.startswith(b"\n")
+                last = block[-1:]
+    except STREAM_ERRORS as error:
+        raise LogError(f"{portion.file} cannot be read: {error}") from error
+    return count
 
 
 def misplaced(portions: Sequence[Portion], ends: Sequence[PortionEnd]) -> dict[int, Portion]:
@@ -248,10 +272,9 @@ def _read_with(
 def _constant(name: str, value: str | None, num_rows: int, log_format: LogFormat, wanted: Wanted) -> pa.Array:
     text = None if value in ("", *log_format.null_values) else value
     if name in wanted.numbers:
-        try:
-            return pa.repeat(pa.scalar(to_number(text), pa.float64()), num_rows)
-        except RowError:
-            pass  # whoever encodes it says what is wrong
+        found, bad = numbers(pa.array([text], pa.string()))
+        if bad is None:  # else whoever encodes it says what is wrong
+            return pa.repeat(pa.scalar(None if np.isnan(found[0]) else found[0], pa.float64()), num_rows)
     return pa.repeat(pa.scalar(text, pa.string()), num_rows)
 
 

@@ -13,10 +13,11 @@ import pyarrow as pa
 
 from features.log_format import LogError
 
-STREAM_ERRORS = (OSError, EOFError, zlib.error, pa.ArrowException)
-"""Errors of a file that is damaged, cut off or not there."""
+STREAM_ERRORS = (OSError, EOFError, zlib.error, pa.ArrowException, UnicodeError)
+"""Errors of a file that is damaged, cut off, not there, or (UTF-16) without the mark that its encoding begins with."""
 
-_SUFFIXES = {".gz": "gzip", ".bz2": "bzip2", ".zst": "zstd", ".zstd": "zstd", ".lz4": "lz4"}
+PACKED_SUFFIXES = {".gz": "gzip", ".bz2": "bzip2", ".zst": "zstd", ".zstd": "zstd", ".lz4": "lz4"}
+"""Ends of names of compressed files."""
 _MAGIC = {"gzip": b"\x1f\x8b\x08", "bzip2": b"BZh", "zstd": b"\x28\xb5\x2f\xfd", "lz4": b"\x04\x22\x4d\x18"}
 _BZIP2_BLOCK = (b"\x31\x41\x59\x26\x53\x59", b"\x17\x72\x45\x38\x50\x90")
 """Bytes behind ``BZh`` and a digit: text may begin with BZh too."""
@@ -54,7 +55,7 @@ def compression_of(file: str) -> str | None:
         head = stream.read(_HEAD)
         stream.seek(-min(_TAIL, stream.seek(0, 2)), 2)
         tail = stream.read(_TAIL)
-    named = _SUFFIXES.get(Path(file).suffix.lower())
+    named = PACKED_SUFFIXES.get(Path(file).suffix.lower())
     found = next((kind for kind, magic in _MAGIC.items() if head.startswith(magic)), None)
     if found == "bzip2" and head[4:10] not in _BZIP2_BLOCK and named is None:
         found = None

@@ -304,7 +304,7 @@ def _explain(error: ValidationError) -> str:
 
 def _known_keys() -> list[str]:
     """List the keys of all config dataclasses."""
-    import features.rawlog
+    import features.log_format
     import features.schema
     import jobs.cli.data_checks_config
     import jobs.cli.retrain_config
@@ -313,7 +313,7 @@ def _known_keys() -> list[str]:
     import training.judge.gate
 
     keys = {field.name for field in fields(Config)}  # pyright: ignore[reportArgumentType]
-    modules = (features.schema, features.rawlog, pipeline.config, training.config)
+    modules = (features.schema, features.log_format, pipeline.config, training.config)
     for module in (*modules, training.judge.gate, jobs.cli.data_checks_config, jobs.cli.retrain_config):
         for item in vars(module).values():
             if isinstance(item, type) and hasattr(item, "__dataclass_fields__"):

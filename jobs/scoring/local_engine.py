@@ -3,15 +3,19 @@
 import json
 import sys
 from argparse import Namespace
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
 from features.disk.atomic import replacing
-from features.log_files import find_files
+from features.disk.place import temporary_folder
+from features.log_files import find_files, local_copy, size_of
+from features.raw_block import RawBlock
+from features.read.portions import Portion
 from jobs.cli.conventions import EXIT_DATA, local
 from jobs.registry.found_artifact import find_artifact
-from jobs.scoring.score_rows import HEADER, describe_scoring, exceeds_limit, write_scores
+from jobs.scoring.score_rows import HEADER, LineCounts, describe_scoring, exceeds_limit, write_scores
 from training.ship.predict import Predictor
 
 
@@ -27,14 +31,27 @@ def score_here(arguments: Namespace) -> int:
     found = find_files(arguments.input)
     for note in found.notes():
         print(f"warning: {note}", file=sys.stderr)
-    num_rows = num_errors = 0
+    reader, counts = predictor.log_reader, LineCounts()
     with replacing(output) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         file.write(HEADER.decode())
-        for path in (log.path for log in found.files):
-            lines = tqdm(predictor.read_log(path), disable=None, unit="row", desc=Path(path).name)
-            rows, errors = write_scores(file, path, predictor, lines)
-            num_rows, num_errors = num_rows + rows, num_errors + errors
-    summary = {"rows": num_rows, "errors": num_errors, "output": str(output), "artifact": artifact.named}
+        for log in found.files:
+            if not size_of(log.real):
+                continue
+            with temporary_folder() as folder:
+                portion = Portion(str(local_copy(log.real, folder)))
+                blocks = _shown(reader.read(portion, reader.find_tables(log.real), log.partition), log.path)
+                read = write_scores(file, log.path, predictor, blocks, before=0)
+            counts.add(read.rows, read.errors, read.absent)
+        counts.check(reader.log_format)
+    summary = {"rows": counts.rows, "errors": counts.errors, "output": str(output), "artifact": artifact.named}
     output.with_name(output.name + ".json").write_text(json.dumps(summary) + "\n", encoding="utf-8")
-    print(describe_scoring(num_rows, num_errors, output))
-    return EXIT_DATA if exceeds_limit(num_rows, num_errors, predictor) else 0
+    print(describe_scoring(counts.rows, counts.errors, output))
+    return EXIT_DATA if exceeds_limit(counts.rows, counts.errors, predictor) else 0
+
+
+def _shown(blocks: Iterable[RawBlock], path: str) -> Iterator[RawBlock]:
+    """Pass blocks on, and show on a terminal how many rows have passed."""
+    with tqdm(disable=None, unit="row", desc=Path(path).name, leave=False) as bar:
+        for block in blocks:
+            yield block
+            bar.update(len(block))

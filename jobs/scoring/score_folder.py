@@ -6,26 +6,24 @@ accepts. Spark's own writers choose file names, distribute the rows over files, 
 
 import os
 import shutil
-from collections import defaultdict
+import uuid
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from features.disk.artifact import ArtifactError
 from features.disk.atomic import new_folder, write_json
 from features.disk.place import locate
 from features.disk.relative_path import check_relative
-from features.log_files import find_files
+from features.log_files import STORE, LogFile, find_files, local_copy, size_of
+from features.read.portions import PORTION_BYTES, check_file, count_lines, plan_portions
+from features.read.streams import PACKED_SUFFIXES
 from jobs.cli.conventions import local
 from jobs.registry.found_artifact import REGISTRY, FoundArtifact, find_artifact
-from jobs.scoring.score_rows import HEADER, Part, ScoreError, Work, load_predictor, score_portion
-from pipeline.config import InputConfig
-from pipeline.executors.portions import PORTION_BYTES, Portion, count_lines, number_lines, plan_portions
+from jobs.scoring.score_rows import HEADER, LineCounts, Part, ScoreError, ScoreTask, Work, load_predictor, score_portion
 from pipeline.executors.tasks import run_tasks
 
 if TYPE_CHECKING:
@@ -44,7 +42,7 @@ class ScoreJob:
 
     artifact: FoundArtifact
     predictor: "Predictor"
-    input: InputConfig
+    logs: tuple[LogFile, ...]
     files: dict[str, str]
     """Output paths: raw file -> path of its scores below ``output``."""
     output: Path
@@ -69,18 +67,15 @@ def plan_job(artifact: str, inputs: Sequence[str], output: str, registry: str = 
     """
     found = find_artifact(artifact, registry)
     predictor = load_predictor(found.place, found.sha256)
-    try:
-        given = TypeAdapter(InputConfig).validate_python(predictor.config["pipeline"]["input"])
-    except (KeyError, TypeError, ValidationError) as error:
-        raise ArtifactError(f"the artifact's config does not say what its logs look like: {error}") from error
+    log_format = predictor.log_reader.log_format
     folder = local(output).resolve()
     refuse_foreign(folder)
     inputs = [str(locate(given)) if given.startswith("file://") else given for given in inputs]
-    logs = find_files(inputs)
-    files = [file.path for file in logs.files]
+    found_logs = find_files(inputs)
+    files = [file.path for file in found_logs.files]
     _check_apart(folder, inputs, files)
-    outputs = name_outputs(inputs, files, given.format.kind)
-    return ScoreJob(found, predictor, given, outputs, folder, tuple(logs.notes()))
+    outputs = name_outputs(inputs, files, log_format.kind)
+    return ScoreJob(found, predictor, found_logs.files, outputs, folder, tuple(found_logs.notes()))
 
 
 def refuse_foreign(output: Path) -> None:
@@ -123,7 +118,7 @@ def name_outputs(inputs: Sequence[str], files: Sequence[str], kind: str) -> dict
     owners: dict[str, str] = {}
     for file in files:
         name = os.path.relpath(file, root)
-        for suffix in (".gz", ".bz2", f".{kind}"):
+        for suffix in (*PACKED_SUFFIXES, f".{kind}"):
             name = name.removesuffix(suffix)
         names[file] = check_relative(f"{name}.csv")
         other = owners.setdefault(names[file], file)
@@ -155,9 +150,9 @@ def score_folder(spark: "SparkSession", job: ScoreJob, portion_bytes: int = PORT
         LogError: an input file or a lookup is missing.
         ReplacementError: another job is writing to the output.
     """
-    portions = plan_portions(list(job.files), job.input.format, job.input.lookups, portion_bytes)
     with new_folder(job.output, refuse_foreign) as (new, scratch):
-        parts = _score_portions(spark, job, portions, scratch)
+        tasks = _plan_tasks(spark, job, scratch, portion_bytes)
+        parts = _score_portions(spark, job, tasks, scratch)
         files = [
             {"input": file, "output": name, **_lay(parts[file], scratch, new / name)}
             for file, name in job.files.items()
@@ -169,20 +164,79 @@ def score_folder(spark: "SparkSession", job: ScoreJob, portion_bytes: int = PORT
     return summary
 
 
+def _plan_tasks(spark: "SparkSession", job: ScoreJob, scratch: Path, portion_bytes: int) -> list[ScoreTask]:
+    """Cut the files into portions, a task each, with the number of lines before it."""
+    reader, tasks = job.predictor.log_reader, []
+    stored = [log for log in job.logs if log.real.startswith(STORE)]
+    copies = dict(zip(stored, run_tasks(spark, partial(_fetch, scratch), stored, job.output), strict=True))
+    for log in job.logs:
+        copy = copies.get(log, log)
+        size = size_of(copy.real)
+        if not size:
+            continue
+        tables = reader.find_tables(log.real)
+        check_file(copy.real, reader.log_format, reader.wanted_of_file(tables), copy.partition)
+        for portion in plan_portions(copy.real, size, reader.log_format, portion_bytes):
+            tasks.append(ScoreTask(copy, portion, tables))
+    num_portions = Counter(task.file.path for task in tasks)
+    cut = [task.portion for task in tasks if num_portions[task.file.path] > 1]
+    found = run_tasks(spark, partial(count_lines, log_format=reader.log_format), cut, job.output)
+    counts, before = dict(zip(cut, found, strict=True)), Counter[str]()
+    for place, task in enumerate(tasks):
+        tasks[place] = replace(task, before=before[task.file.path])
+        before[task.file.path] += counts.get(task.portion, 0)
+    return tasks
+
+
+def _fetch(scratch: Path, log: LogFile) -> LogFile:
+    folder = scratch / uuid.uuid4().hex
+    folder.mkdir()
+    return replace(log, real=str(local_copy(log.real, folder)))
+
+
 def _score_portions(
-    spark: "SparkSession", job: ScoreJob, portions: Sequence[Portion], folder: Path
+    spark: "SparkSession", job: ScoreJob, tasks: list[ScoreTask], folder: Path
 ) -> dict[str, list[Part]]:
     """Score portions on the executors; return raw file -> its parts in order, whose files are in ``folder``."""
-    cut = [portion for portion in portions if portion.end is not None]
-    counts = dict(zip(cut, run_tasks(spark, count_lines, cut, job.output), strict=True))
-    portions = number_lines(portions, [counts.get(portion, 0) for portion in portions])
-    work = Work(job.artifact.place, job.artifact.sha256, str(folder), job.input.format, job.input.lookups)
+    work = Work(job.artifact.place, job.artifact.sha256, str(folder))
+
+    def score(todo: Sequence[ScoreTask]) -> list[Part]:
+        parts = []
+        for answer in run_tasks(spark, partial(score_portion, work), todo, folder, "score"):
+            if isinstance(answer, str):
+                raise ScoreError(answer)
+            parts.append(answer)
+        return parts
+
+    found = score(tasks)
+    # What the bytes alone said about a portion's beginning holds as long as no row has ends of lines in quotes.
+    while wrong := _misjudged(tasks, found):
+        for place, task in wrong.items():
+            tasks[place] = task
+            (folder / found[place].name).unlink()
+        for place, part in zip(wrong, score(list(wrong.values())), strict=True):
+            found[place] = part
     parts: dict[str, list[Part]] = defaultdict(list)
-    for portion, answer in zip(portions, run_tasks(spark, partial(score_portion, work), portions, folder), strict=True):
-        if "failure" in answer:
-            raise ScoreError(answer["failure"])
-        parts[portion.file].append(Part(**answer))
+    counts = LineCounts()
+    for task, part in zip(tasks, found, strict=True):
+        parts[task.file.path].append(part)
+        counts.add(part.num_rows, part.num_errors, part.absent)
+    counts.check(job.predictor.log_reader.log_format)
     return parts
+
+
+def _misjudged(tasks: Sequence[ScoreTask], parts: Sequence[Part]) -> dict[int, ScoreTask]:
+    """Find the tasks that began inside a row of the one before, or whose lines were numbered from another one."""
+    wrong, before = {}, 0
+    for place, (task, part) in enumerate(zip(tasks, parts, strict=True)):
+        begin = part.end.begin
+        if place and tasks[place - 1].file == task.file:
+            begin, before = parts[place - 1].end.end, before + parts[place - 1].end.num_lines
+        else:
+            before = 0
+        if (begin, before) != (part.end.begin, task.before):
+            wrong[place] = replace(task, portion=replace(task.portion, start=begin), before=before)
+    return wrong
 
 
 def _lay(parts: Sequence[Part], scratch: Path, to: Path) -> dict[str, int]:

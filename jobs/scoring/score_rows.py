@@ -2,34 +2,31 @@
 
 import contextlib
 import csv
+import io
 import os
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
+from bisect import bisect
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from features.disk.artifact import ArtifactError, digest_of_artifact
 from features.disk.atomic import is_full, write_text
-from features.log_format import LogError, LogFormat, Lookup
-from features.rows import RawRow, RowError
-from pipeline.executors.portions import Portion, read_portion
+from features.log_files import LogFile
+from features.log_format import LogError, LogFormat
+from features.raw_block import RawBlock
+from features.read.portions import Portion, PortionEnd
 
 if TYPE_CHECKING:
     from training.ship.predict import Predictor
 
-T = TypeVar("T")
-CHUNK_ROWS = 16_384
 HEADER = b"file,line,probability,error\r\n"
 """Header line of a file of scores."""
 FAILED = "failed"
 """File with the error of a task that a retry cannot cure; tasks that start later stop at once."""
-
-Scored = tuple[int, float | None, str]
-"""Score of a row: line number, probability (None if malformed), and error ("" if none)."""
 
 
 class ScoreError(ValueError):
@@ -39,48 +36,73 @@ class ScoreError(ValueError):
 # --------------------------------------------------------------------------------------------------------- both engines
 
 
+@dataclass
+class LineCounts:
+    """LineCounts of what was read and scored.
+
+    Attributes:
+        rows: lines that should be rows.
+        errors: those of them that are malformed.
+        absent: columns that none of the lines has; None: no line was read.
+    """
+
+    rows: int = 0
+    errors: int = 0
+    absent: frozenset[str] | None = None
+
+    def add(self, rows: int, errors: int, absent: Iterable[str] | None) -> None:
+        """Add the counts of other lines."""
+        self.rows, self.errors = self.rows + rows, self.errors + errors
+        if absent is not None:
+            self.absent = frozenset(absent) if self.absent is None else self.absent & frozenset(absent)
+
+    def check(self, log_format: LogFormat) -> None:
+        """Check that the logs have every column.
+
+        Raises:
+            LogError: no line has one of them, and the format does not call it optional.
+        """
+        lacking = sorted((self.absent or frozenset()) - set(log_format.optional))
+        if lacking:
+            raise LogError(f"no line of the logs has {', '.join(map(repr, lacking))}, which the model needs")
+
+
 def write_scores(
-    file: IO[str], name: str, predictor: "Predictor", lines: Iterable[tuple[int, RawRow | LogError]]
-) -> tuple[int, int]:
-    """Write one CSV line for every row of a raw file, in its order.
+    file: IO[str], name: str, predictor: "Predictor", blocks: Iterable[RawBlock], before: int
+) -> LineCounts:
+    """Write one CSV line for every line of a raw file, in its order.
 
     Args:
         file: text file, opened without newline translation.
         name: name of the raw file in each line.
         predictor: the model.
-        lines: line number and raw row, or the error of a line that cannot be read.
-
-    Returns:
-        Number of rows, and of malformed ones among them.
+        blocks: blocks of raw rows, as ``Predictor.log_reader`` reads them.
+        before: number of lines in the raw file before those that the blocks' numbers count from.
 
     Raises:
-        MissingColumnError: the raw file lacks a column.
-        LogError: the rest of the raw file cannot be read.
+        LogError: the raw file lacks a column, or its rest cannot be read.
     """
-    writer = csv.writer(file)
-    num_rows = num_errors = 0
-    for scored in score_rows(predictor, lines):
-        for number, probability, error in scored:
-            writer.writerow([name, number, "" if probability is None else f"{probability:.9g}", error])
-            num_errors += bool(error)
-        num_rows += len(scored)
-    return num_rows, num_errors
+    counts = LineCounts()
+    beginning = _csv_line(name, "")[:-2]
+    for block in blocks:
+        scores, faults = predictor.predict_block(block)
+        places = (block.numbers + before).tolist()
+        lines = [f"{beginning}{n},{score:.9g},\r\n" for n, score in zip(places, scores.tolist(), strict=True)]
+        for row, error in faults.items():
+            lines[row] = _csv_line(name, places[row], "", error)
+        for line in block.rejected:  # few, as a rule
+            place = bisect(places, line.number + before)
+            places.insert(place, line.number + before)
+            lines.insert(place, _csv_line(name, line.number + before, "", line.reason))
+        file.writelines(lines)
+        counts.add(len(lines), len(faults) + len(block.rejected), block.absent)
+    return counts
 
 
-def score_rows(predictor: "Predictor", lines: Iterable[tuple[int, RawRow | LogError]]) -> Iterator[list[Scored]]:
-    """Score rows in chunks of ``CHUNK_ROWS``; a malformed row keeps its place, without a probability."""
-    iterator = iter(lines)
-    while chunk := list(islice(iterator, CHUNK_ROWS)):
-        errors = {number: str(row) for number, row in chunk if isinstance(row, LogError)}
-        good = {number: row for number, row in chunk if not isinstance(row, LogError)}
-        try:
-            probabilities = predictor.predict(list(good.values()))
-        except RowError:
-            errors |= {number: error for number, row in good.items() if (error := predictor.find_error(row))}
-            good = {number: row for number, row in good.items() if number not in errors}
-            probabilities = predictor.predict(list(good.values()))
-        scores = dict(zip(good, probabilities, strict=True))
-        yield [(number, scores.get(number), errors.get(number, "")) for number, _ in chunk]
+def _csv_line(*values: Any) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerow(values)
+    return text.getvalue()
 
 
 def describe_scoring(num_rows: int, num_errors: int, output: Path) -> str:
@@ -105,8 +127,23 @@ class Work:
     """Digest of the artifact (``digest_of_artifact``) when the driver checked it."""
     folder: str
     """Folder of the parts, which all executors and the driver can access."""
-    log_format: LogFormat
-    lookups: tuple[Lookup, ...]
+
+
+@dataclass(frozen=True)
+class ScoreTask:
+    """One portion of one raw file to score.
+
+    Attributes:
+        file: the raw file, on disk.
+        portion: what to read.
+        tables: tables of the lookups of its file.
+        before: number of lines before the portion in its file.
+    """
+
+    file: LogFile
+    portion: Portion
+    tables: tuple[str, ...]
+    before: int = 0
 
 
 class Part(NamedTuple):
@@ -120,6 +157,10 @@ class Part(NamedTuple):
     first_line: int | None
     """First line number; None: the part has no rows."""
     last_line: int | None
+    end: PortionEnd
+    """Beginning and end of the reading in its file."""
+    absent: frozenset[str] | None
+    """Columns that none of its lines has, as ``LineCounts.absent``."""
 
 
 @cache
@@ -137,19 +178,19 @@ def load_predictor(artifact: str, digest: str) -> "Predictor":
     return predictor
 
 
-def score_portion(work: Work, portion: Portion) -> dict[str, Any]:
+def score_portion(work: Work, task: ScoreTask) -> Part | str:
     """Score one portion in an executor; idempotent, each attempt writes a file of its own.
 
     Returns:
-        The fields of a ``Part``; or ``failure``, an error of this or another task that a retry cannot cure.
+        The part; or an error of this or another task that a retry cannot cure.
     """
     folder = Path(work.folder)
     if not folder.is_dir():
-        return {"failure": f"{folder} is not there for an executor: give an --output on storage that all of them see"}
+        return f"{folder} is not there for an executor: give an --output on storage that all of them see"
     if (folder / FAILED).exists():
-        return {"failure": (folder / FAILED).read_text(encoding="utf-8")}
+        return (folder / FAILED).read_text(encoding="utf-8")
     try:
-        return _score_portion(work, portion, folder)._asdict()
+        return _score_portion(work, task, folder)
     except ValueError as error:
         failure = str(error) or repr(error)
     except OSError as error:
@@ -158,40 +199,27 @@ def score_portion(work: Work, portion: Portion) -> dict[str, Any]:
         failure = f"no space is left for {folder} or for temporary files in {tempfile.gettempdir()}: make room there"
     with contextlib.suppress(OSError):  # where the disk is full
         write_text(folder / FAILED, failure, errors="replace")
-    return {"failure": failure}
+    return failure
 
 
-def _score_portion(work: Work, portion: Portion, folder: Path) -> Part:
+def _score_portion(work: Work, task: ScoreTask, folder: Path) -> Part:
     import torch
 
     torch.set_num_threads(1)  # Spark has a process for every core
     predictor = load_predictor(work.artifact, work.digest)
     path = folder / f"{uuid.uuid4().hex}.csv"
-    lines = Counted(read_portion(portion, work.log_format, work.lookups))
+    reading = predictor.log_reader.read(task.portion, task.tables, task.file.partition)
     with path.open("w", encoding="utf-8", newline="") as file:
-        write_scores(file, portion.file, predictor, lines)
+        counts = write_scores(file, task.file.path, predictor, reading, task.before)
         file.flush()
         os.fsync(file.fileno())
-    part = read_back(path)
-    if part.num_rows != lines.count:
-        raise ScoreError(f"{portion.file}: {lines.count} rows were read, but {part.num_rows} are in {path}")
+    part = read_back(path, reading.end, counts.absent)
+    if part.num_rows != counts.rows:
+        raise ScoreError(f"{task.file.path}: {counts.rows} rows were read, but {part.num_rows} are in {path}")
     return part
 
 
-class Counted(Iterator[T]):
-    """Iterator that counts the items it has yielded."""
-
-    def __init__(self, items: Iterable[T]) -> None:
-        self.count = 0
-        self._items = iter(items)
-
-    def __next__(self) -> T:
-        item = next(self._items)
-        self.count += 1
-        return item
-
-
-def read_back(path: Path) -> Part:
+def read_back(path: Path, end: PortionEnd, absent: frozenset[str] | None = None) -> Part:
     """Read a file of scores back from disk and count its rows and errors.
 
     Raises:
@@ -207,4 +235,4 @@ def read_back(path: Path) -> Part:
             first = first or last
             num_rows += 1
             num_errors += bool(error)
-    return Part(path.name, path.stat().st_size, num_rows, num_errors, first, last or None)
+    return Part(path.name, path.stat().st_size, num_rows, num_errors, first, last or None, end, absent)

@@ -1,13 +1,16 @@
 """Scorer: a replica of Ray Serve, which holds one version of a model and scores several requests in one batch."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ray import serve
 
-from features.rows import RawRow
+from features.rows import RawRow, RowError
 from jobs.launch.loopback import LOOPBACK
-from jobs.scoring.score_rows import load_predictor, score_rows
+from jobs.scoring.score_rows import load_predictor
+
+if TYPE_CHECKING:
+    from training.ship.predict import Predictor
 
 SCORER_BATCH_ROWS = 4096
 """Rows of a batch over several requests; ``training.ship.predict`` uses the same size."""
@@ -68,11 +71,21 @@ class Scorer:
     async def score(self, requests: list[Sequence[RawRow]]) -> list[RequestScores]:
         """Score a batch of requests, each a list of rows with all columns; return one ``RequestScores`` for each."""
         rows = [row for request in requests for row in request]
-        scored = [found for chunk in score_rows(self._predictor, enumerate(rows)) for found in chunk]
+        scores, errors = _score_rows(self._predictor, rows)
         answers, start = [], 0
         for request in requests:
-            own = scored[start : start + len(request)]
-            errors = {number - start + 1: error for number, _, error in own if error}
-            answers.append(RequestScores([None if score is None else float(score) for _, score, _ in own], errors))
-            start += len(request)
+            end = start + len(request)
+            own = {row - start + 1: error for row, error in errors.items() if start <= row < end}
+            answers.append(RequestScores(scores[start:end], own))
+            start = end
         return answers
+
+
+def _score_rows(predictor: "Predictor", rows: Sequence[RawRow]) -> tuple[list[float | None], dict[int, str]]:
+    """Score rows; return probabilities, None for a malformed row, and malformed row, from 0 -> its error."""
+    try:
+        return predictor.predict(rows).tolist(), {}
+    except RowError:
+        errors = {place: error for place, row in enumerate(rows) if (error := predictor.find_error(row))}
+    found = iter(predictor.predict([row for place, row in enumerate(rows) if place not in errors]).tolist())
+    return [None if place in errors else next(found) for place in range(len(rows))], errors

@@ -10,6 +10,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from features.disk.dataset import SPLITS
-from features.encode import Coded, Finisher, Hashed, Prepared, prepare, squared_tokens, text_fault, transformed_numbers
+from features.encode import Coded, Finisher, Hashed, Prepared, prepare, squared_tokens, transformed_numbers
 from features.hashing import SPARK_SEED, hash_slices, mixed, salt_seed
 from features.learnt import Learnt
-from features.log_format import Lookup
 from features.raw_block import RawBlock, RejectedLine
-from features.read.lookup import load_lookup
-from features.read.portions import Portion, PortionEnd, read_portion
+from features.read.log_reader import LogReader
+from features.read.portions import Portion, PortionEnd
 from features.schema import FeatureSchema, QuantilesEncoding, SparseFeature
-from features.values import loose_texts, seconds, texts
+from features.values import loose_texts, seconds
 from pipeline.build.cardinality import ValueSketch
 from pipeline.build.counts import Codes, number_counts, token_counts
 from pipeline.build.duplicates import key_table
@@ -34,7 +34,7 @@ from pipeline.build.exchange import KEY, SPLIT, row_keys, row_numbers, sort_rows
 from pipeline.build.measure import Sums, add_up
 from pipeline.build.moments import Moments
 from pipeline.build.oddities import Signs
-from pipeline.build.sources import SourceFile
+from pipeline.build.sources import SourceFile, log_reader
 from pipeline.build.split import draws_of, split_of
 from pipeline.config import HashSplit, PipelineConfig
 
@@ -59,6 +59,11 @@ class EncodeWork:
     config: PipelineConfig
     folder: str
     one_in: int
+
+    @cached_property
+    def reader(self) -> LogReader:
+        """Reader of the logs."""
+        return log_reader(self.config, self.schema)
 
 
 @dataclass(frozen=True)
@@ -140,10 +145,8 @@ def _blocks(
 ) -> Iterator[tuple[RawBlock, Prepared] | PortionEnd]:
     """Read and check a portion: blocks of good rows, with their rejected lines; the portion's end comes last."""
     source = task.source
-    reading = read_portion(task.portion, work.config.input.format, source.wanted, partition=source.file.partition)
+    reading = work.reader.read(task.portion, source.lookups, source.file.partition, matched)
     for raw in reading:
-        for lookup, path in zip(work.config.input.lookups, source.lookups, strict=True):
-            raw = _join(work, raw, lookup, path, source.wanted.lists, matched)
         prepared = prepare(work.schema, raw.columns, raw.lists, with_own=True)
         if work.config.input.times is not None:
             raw, prepared = _in_times(work.schema, raw, prepared, work.config.input.times)
@@ -153,20 +156,6 @@ def _blocks(
             raw, prepared = raw.take(prepared.is_good, rejected), prepared.take(prepared.is_good)
         yield raw, prepared
     yield reading.end
-
-
-def _join(
-    work: EncodeWork, raw: RawBlock, lookup: Lookup, path: str, lists: frozenset[str], matched: Counter[str]
-) -> RawBlock:
-    """Join a lookup's table to rows; rows whose key is no category are rejected."""
-    found, bad = texts(raw.columns[lookup.key], work.schema.values)
-    if bad is not None:
-        reason = f"column {lookup.key!r}, the key of a lookup: {text_fault(lookup.key, raw.columns[lookup.key].type)}"
-        raw = raw.take(~bad, [raw.reject(row, reason) for row in np.flatnonzero(bad).tolist()])
-        found = found.filter(pa.array(~bad))
-    joined, count = load_lookup(path, lookup, lists).join(raw, found)
-    matched[path] += count
-    return joined
 
 
 def _in_times(

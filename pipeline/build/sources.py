@@ -3,16 +3,14 @@
 A missing file, column or lookup ends the job here, in a second, and not an hour into it.
 """
 
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 
 from features.log_files import STORE, FoundLogs, LogFile, find_splits, size_of
 from features.log_format import LogFormat
 from features.raw_block import Wanted
-from features.rawlog import find_lookup
-from features.read.lookup import load_lookup
+from features.read.log_reader import LogReader, wanted_of_features
 from features.read.portions import check_file
-from features.read.streams import open_stream
+from features.read.streams import PACKED_SUFFIXES, open_stream
 from features.schema import FeatureSchema
 from pipeline.config import HashSplit, PipelineConfig
 
@@ -71,7 +69,7 @@ class InputPlan:
 
 def is_packed(name: str) -> bool:
     """Tell by its name whether a file is compressed."""
-    return name.lower().endswith((".gz", ".bz2", ".zst", ".zstd", ".lz4"))
+    return name.lower().endswith(tuple(PACKED_SUFFIXES))
 
 
 def plan_sources(config: PipelineConfig, schema: FeatureSchema) -> InputPlan:
@@ -82,12 +80,12 @@ def plan_sources(config: PipelineConfig, schema: FeatureSchema) -> InputPlan:
         StorageError: a store cannot be listed.
     """
     found = find_splits(config.inputs())
-    wanted = wanted_columns(config, schema)
+    reader = log_reader(config, schema)
     sources: list[SourceFile] = []
     for split, logs in found.items():
         for file in logs.files:
-            lookups = tuple(str(Path(find_lookup(one, file.real)).absolute()) for one in config.input.lookups)
-            own = _wanted_from_file(wanted, config, lookups)
+            lookups = reader.find_tables(file.real)
+            own = reader.wanted_of_file(lookups)
             num_bytes = size_of(file.real)
             if num_bytes and not file.real.startswith(STORE):
                 check_file(file.real, config.input.format, own, file.partition)
@@ -95,29 +93,17 @@ def plan_sources(config: PipelineConfig, schema: FeatureSchema) -> InputPlan:
     return InputPlan(tuple(sources), found)
 
 
-def _wanted_from_file(wanted: Wanted, config: PipelineConfig, lookups: tuple[str, ...]) -> Wanted:
-    """The wanted columns that no lookup brings, and the keys of the lookups."""
-    brought: set[str] = set()
-    keys: list[str] = []
-    for lookup, path in zip(config.input.lookups, lookups, strict=True):
-        if lookup.key not in brought:
-            keys.append(lookup.key)
-        brought.update(load_lookup(path, lookup, wanted.lists).columns)
-    columns = tuple(dict.fromkeys([*(c for c in wanted.columns if c not in brought), *keys]))
-    return replace(wanted, columns=columns, numbers=wanted.numbers - set(keys))
-
-
-def wanted_columns(config: PipelineConfig, schema: FeatureSchema) -> Wanted:
-    """List the raw columns that a build needs, from files, paths and lookups, and what each is used as."""
+def log_reader(config: PipelineConfig, schema: FeatureSchema) -> LogReader:
+    """Make the reader of a build's logs: of the columns that it needs from files, paths and lookups."""
     split = (config.split.column,) if isinstance(config.split, HashSplit) and config.split.column else ()
-    columns = tuple(dict.fromkeys([*schema.raw_columns, *split, *config.dedupe]))
-    optional = frozenset(config.input.format.optional)
-    lists = frozenset(f.columns[0] for f in schema.sparse if f.kind.takes_lists)
-    texts = {c for f in schema.sparse if f.encoding.kind in ("hash", "vocabulary") for c in f.columns}
-    texts |= {*split, *config.dedupe, *schema.carry, *((schema.group_id,) if schema.group_id else ())}
-    numbers = {c for f in schema.sparse for c in f.columns} | {f.source for f in schema.dense}
-    numbers |= {schema.weight} if schema.weight else set()
-    return Wanted(columns, frozenset(numbers - texts), lists, optional)
+    wanted = wanted_of_features(
+        schema,
+        tuple(dict.fromkeys([*schema.raw_columns, *split, *config.dedupe])),
+        frozenset({*split, *config.dedupe, *schema.carry, *((schema.group_id,) if schema.group_id else ())}),
+        frozenset((schema.weight,) if schema.weight else ()),
+        config.input.format.optional,
+    )
+    return LogReader(config.input.format, config.input.lookups, wanted, schema.values)
 
 
 EXACT_ROWS = 200_000

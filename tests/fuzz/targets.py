@@ -6,7 +6,7 @@ import io
 import json
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,13 +15,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow
+import pyarrow as pa
+import pyarrow.orc
 import pyarrow.parquet
 from hypothesis import strategies as st
 
 from features.disk.dataset import DatasetError, DatasetManifest, Rejected, Split
+from features.encode_rows import FeatureEncoder
 from features.fingerprint import FINGERPRINT_FORMAT
 from features.learnt import Learnt, LearntError
-from features.rawlog import LogError, LogFormat, Lookup, read_lines
+from features.log_format import LogError, LogFormat, Lookup
+from features.read.log_reader import LogReader, wanted_of_features
+from features.read.portions import Portion, PortionEnd, misplaced, plan_portions
+from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFeature, VocabularyEncoding
 from jobs.cli.config import Config, load_config, parse_config
 from jobs.cli.errors import ConfigError
 from pipeline.build.sources import plan_sources
@@ -117,8 +123,8 @@ def log_bytes(name: str) -> bytes:
     return gzip.compress(data) if name.endswith(".gz") else data
 
 
-def _log_inputs() -> tuple[Callable[[random.Random], Any], st.SearchStrategy[Any]]:
-    seeds = {name: log_bytes(name) for name in LOG_FORMATS}
+def _log_inputs(more: Mapping[str, bytes] = {}) -> tuple[Callable[[random.Random], Any], st.SearchStrategy[Any]]:
+    seeds = {name: log_bytes(name) for name in LOG_FORMATS} | dict(more)
 
     def make(rng: random.Random) -> tuple[str, bytes]:
         name = rng.choice(list(seeds))
@@ -129,18 +135,75 @@ def _log_inputs() -> tuple[Callable[[random.Random], Any], st.SearchStrategy[Any
     return make, st.tuples(st.sampled_from(list(seeds)), st.binary(max_size=200))
 
 
-def rawlog(folder: Path) -> Target:
-    """features.rawlog: every line is a row or an error of its own, or the file is refused."""
+def log(folder: Path) -> Target:
+    """features.read.log_reader: every line is a row or an error of its own, wherever the file is cut, or it is refused.
+
+    What is read is encoded, too.
+    """
     (folder / "side.csv").write_text("user,city\nu1,x\n1.50,y\n")
     lookups = (Lookup("side.csv", "user", LogFormat()),)
+    schema = FeatureSchema(
+        "click",
+        (
+            SparseFeature("user", HashEncoding(num_buckets=9)),
+            SparseFeature("genres", VocabularyEncoding(), separator="|", max_length=3),
+        ),
+        (DenseFeature("click"),),
+    )
+    encoder = FeatureEncoder(schema, Learnt({"genres": ("a", "b")}))
+    formats = LOG_FORMATS | {
+        "log.ffm": LogFormat("libffm", columns=("click", "user", "genres")),
+        "log.orc": LogFormat("orc"),
+        "utf16.csv": LogFormat(encoding="UTF-16"),
+        "gbk.csv": LogFormat(encoding="GBK"),
+        "spark.csv": LogFormat(escape="\\"),
+        "log.csv.zst": LogFormat(),
+    }
+    text = 'user,genres,click\n"u\n1",a|b,1\n"x\\"y",,0\r\n'
+    packed = pa.compress(text.encode(), codec="zstd", asbytes=True)
+    file = io.BytesIO()
+    pyarrow.orc.write_table(pa.table({"user": ["u1", None], "genres": [["a", None]] * 2, "click": [1, 0]}), file)
+    more = {"log.ffm": b"1 1:3:1 2:a:1\n0 1:4:0.5\n", "log.orc": file.getvalue(), "spark.csv": text.encode()}
+    more |= {"utf16.csv": text.encode("utf-16"), "gbk.csv": (text + "\u4e2d,b,1").encode("gbk"), "log.csv.zst": packed}
 
     def run(given: tuple[str, bytes]) -> None:
         name, data = given
-        (folder / name).write_bytes(data)
-        for _ in read_lines(str(folder / name), LOG_FORMATS[name], lookups if len(data) % 3 == 0 else ()):
-            pass
+        path = folder / name
+        path.write_bytes(data)
+        joined = lookups if len(data) % 3 == 0 else ()
+        wanted = wanted_of_features(schema, optional=("genres",))
+        reader = LogReader(formats[name], joined, wanted, schema.values)
+        whole = read_all([Portion(str(path))], reader)
+        if len(data) % 4 == 0 and data:
+            assert read_all(plan_portions(str(path), len(data), formats[name], 40), reader) == whole
 
-    return Target(*_log_inputs(), run, (LogError,))
+    def read_all(portions: list[Portion], reader: LogReader) -> list[tuple[int, str]]:
+        found: list[Any] = [read(portion, reader) for portion in portions]
+        while wrong := misplaced(portions, [end for _, end in found]):
+            for place, portion in wrong.items():
+                portions[place] = portion
+                found[place] = read(portion, reader)
+        lines, before = [], 0
+        for own, end in found:
+            lines += [(number + before, line) for number, line in own]
+            before += end.num_lines
+        numbers = [number for number, _ in lines]
+        assert numbers == sorted(set(numbers)), "lines are numbered as they come, each once"
+        return lines
+
+    def read(portion: Portion, reader: LogReader) -> tuple[list[tuple[int, str]], PortionEnd]:
+        lines = []
+        reading = reader.read(portion, tuple(str(folder / lookup.path) for lookup in reader.lookups), {})
+        for block in reading:
+            encoded, prepared = encoder.encode_columns(block.columns, block.lists)
+            good = prepared.is_good.tolist()
+            ids = encoded["user"].tolist()
+            own = zip(block.numbers.tolist(), ids, good, strict=True)
+            rows = [(number, str(id_ if is_good else "bad")) for number, id_, is_good in own]
+            lines += sorted([*rows, *((line.number, line.reason) for line in block.rejected)])
+        return lines, reading.end
+
+    return Target(*_log_inputs(more), run, (LogError,))
 
 
 def sources(folder: Path) -> Target:
@@ -557,7 +620,7 @@ def _mutate_pickle(rng: random.Random, data: bytes) -> bytes:
 
 
 TARGETS: dict[str, Callable[[Path], Target]] = {
-    "rawlog": rawlog,
+    "log": log,
     "sources": sources,
     "config": config,
     "manifest": manifest,

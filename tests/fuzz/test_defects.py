@@ -20,9 +20,8 @@ from features.disk.artifact import ArtifactError
 from features.disk.dataset import DatasetError, DatasetManifest
 from features.disk.run_folder import DATASET_NAME
 from features.disk.trained_on import TrainedOn
-from features.encoding import RowEncoder
 from features.learnt import Learnt, LearntError
-from features.rawlog import LogError, LogFormat, Lookup, read_lines, read_rows
+from features.log_format import LogError, LogFormat, Lookup
 from features.rows import RowError
 from features.schema import (
     BoundariesEncoding,
@@ -38,6 +37,8 @@ from jobs.cli.errors import ConfigError
 from pipeline.build.sources import plan_sources
 from tests.fuzz.campaign import _limits
 from tests.fuzz.targets import CONFIG, digests, log_bytes, make_artifact, make_checkpoint, make_dataset
+from tests.oracles.row_encoder import RowEncoder
+from tests.oracles.row_reader import read_lines, read_rows
 from training.config import ReaderConfig, TrainingConfig
 from training.data.file_checker import ReaderError
 from training.data.opened_dataset import Dataset
@@ -103,7 +104,8 @@ def test_parquet_columns_of_different_lengths(tmp_path: Path) -> None:
 _CHANGE_EACH_BYTE = """
 import sys
 from pathlib import Path
-from features.rawlog import LogError, LogFormat, read_rows
+from features.log_format import LogError, LogFormat
+from tests.oracles.row_reader import read_rows
 path = Path(sys.argv[1])
 data, refused = path.read_bytes(), 0
 for at in range(len(data)):

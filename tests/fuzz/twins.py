@@ -13,13 +13,13 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from features.encoding import to_text
 from features.log_format import LogError, LogFormat
 from features.raw_block import RawBlock, Wanted
-from features.rawlog import read_lines
 from features.read.portions import Portion, PortionEnd, misplaced, plan_portions, read_portion
 from tests.fuzz.campaign import Outcome
 from tests.fuzz.mutation import draw, mutate_bytes
+from tests.oracles.row_encoder import to_text
+from tests.oracles.row_reader import read_lines
 
 FORMATS: dict[str, dict[str, Any]] = {
     "csv": {"kind": "csv"},

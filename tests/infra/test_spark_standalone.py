@@ -8,9 +8,9 @@ import pyarrow.parquet
 import pytest
 
 from features.disk.dataset import DatasetManifest
-from features.encoding import RowEncoder
 from jobs.cli.config import load_config
 from jobs.launch.dataset_build import run_build
+from tests.oracles.row_encoder import RowEncoder
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.rawlog import LogFormat, expand_paths, read_rows
+from features.log_format import LogFormat
 from jobs.demos.generated_logs import LOGS_SUMMARY_NAME, generate
 from pipeline.synthetic.generate import LogSpec
+from tests.oracles.row_reader import expand_paths, read_rows
 
 
 def naive_auc(labels: np.ndarray, scores: np.ndarray) -> float:

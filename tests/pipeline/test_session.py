@@ -43,6 +43,10 @@ class JavaError(Exception):
         (Py4JError("An error occurred while calling o1.x. Trace:\nno such method"), "Spark failed: An error occurred"),
         (JavaError(WORKER.format("KeyError: 'a'")), "Spark failed: KeyError: 'a'$"),
         (
+            JavaError(WORKER.format("KeyError: 'a'\n\nDuring handling, another:\n\nTraceback:\n  line\nOSError: b")),
+            "Spark failed: OSError: b$",
+        ),
+        (
             JavaError(WORKER.format("ModuleNotFoundError: No module named 'pipeline'")),
             "Spark failed: No module named 'pipeline' on an executor: .*--py-files.*make package",
         ),

@@ -4,20 +4,25 @@ Tables may be quantised; golden rows then have the quantised model's probabiliti
 """
 
 import json
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from features.disk.artifact import GOLDEN_NAME, WEIGHTS_NAME, check_output, new_artifact, write_description
 from features.disk.atomic import write_json
-from features.disk.place import Place
+from features.disk.place import Place, temporary_folder
 from features.disk.run_folder import CALIBRATION_NAME, CONFIG_NAME, LEARNT_NAME, METRICS_NAME, RunError
 from features.fingerprint import FINGERPRINT_FORMAT
+from features.log_files import LogFile, find_files, local_copy
 from features.log_format import LogError
-from features.rawlog import expand_paths
+from features.raw_block import RawBlock
+from features.read.portions import Portion
+from features.values import loose_texts
 from training.config import TablePrecision, TrainingConfig
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
@@ -31,6 +36,8 @@ from training.ship.predict import Predictor
 from training.ship.quantization import check_finite, quantize, to_tensors
 
 NUM_GOLDEN_ROWS = 64
+_GOLDEN_BYTES = 1 << 16
+"""Bytes of a raw log that are read at a time for golden rows."""
 
 
 class Best(NamedTuple):
@@ -137,7 +144,8 @@ def _write_artifact(run: Run, folder: Path, golden_input: str | None, tables: Ta
     scores = predictor.predict(rows)
     with (folder / GOLDEN_NAME).open("w", encoding="utf-8") as file:
         for row, probability in zip(rows, scores, strict=True):
-            file.write(json.dumps({"row": row, "probability": float(probability)}, ensure_ascii=False) + "\n")
+            line = {"row": row, "probability": float(probability)}
+            file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")  # str: dates in lists
     trained_on = run.trained_on()
     identity = {
         "schema_fingerprint": dataset.manifest.schema_fingerprint,
@@ -155,15 +163,40 @@ def golden_rows(predictor: Predictor, dataset: Dataset, golden_input: str | None
     Raises:
         RunError: the raw files are gone, or hold no well-formed row.
     """
-    columns = predictor.schema.feature_columns
     splits = [dataset.manifest.inputs[name] for name in ("test", "valid", "train") if name in dataset.manifest.inputs]
     patterns = (golden_input,) if golden_input else tuple(splits[0])
     try:
-        lines = predictor.read_log(expand_paths(patterns)[0])
-        well_formed = (row for _, row in lines if isinstance(row, dict) and not predictor.find_error(row))
-        rows = [{c: row[c] for c in columns} for row in islice(well_formed, NUM_GOLDEN_ROWS)]
+        file = find_files(patterns).files[0]
+        with temporary_folder() as folder:
+            rows = _first_rows(predictor, str(local_copy(file.real, folder)), file)
     except LogError as error:
         raise RunError(f"golden rows need a raw log of this dataset: {error}; give one with --golden-input") from error
     if not rows:
         raise RunError(f"golden rows need a raw log: {patterns[0]} has no well-formed row; give --golden-input")
     return rows
+
+
+def _first_rows(predictor: Predictor, path: str, file: LogFile) -> list[dict[str, Any]]:
+    reader, rows = predictor.log_reader, []
+    for block in reader.read(Portion(path), reader.find_tables(file.real), file.partition, step=_GOLDEN_BYTES):
+        _, faults = predictor.predict_block(block)
+        well_formed = np.array([row for row in range(len(block)) if row not in faults], np.int64)
+        rows += _python_rows(block, well_formed[: NUM_GOLDEN_ROWS - len(rows)], predictor.schema.feature_columns)
+        if len(rows) == NUM_GOLDEN_ROWS:
+            break
+    return rows
+
+
+def _python_rows(block: RawBlock, rows: NDArray[np.int64], names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Convert some rows to values that JSON has, each with the id or float of the raw one."""
+    columns = []
+    for name in names:
+        values = block.columns[name].take(pa.array(rows))
+        if name in block.lists:
+            lists = block.lists[name].take(pa.array(rows)).to_pylist()
+            columns.append([v if one is None else one for v, one in zip(values.to_pylist(), lists, strict=True)])
+        elif pa.types.is_nested(values.type) or pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
+            columns.append(values.to_pylist())
+        else:
+            columns.append(loose_texts(values).to_pylist())
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]

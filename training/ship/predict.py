@@ -1,7 +1,8 @@
 """Predictor: raw rows in, click probabilities out, equal to the trained model's."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,9 +19,10 @@ from features.disk.run_folder import CALIBRATION_NAME, CONFIG_NAME, LEARNT_NAME
 from features.encode_rows import FeatureEncoder
 from features.fingerprint import FINGERPRINT_FORMAT
 from features.learnt import Learnt
-from features.log_format import LogError, LogFormat, Lookup
-from features.rawlog import read_lines
-from features.rows import RawRow
+from features.log_format import LogFormat, Lookup
+from features.raw_block import RawBlock
+from features.read.log_reader import LogReader, wanted_of_features
+from features.rows import Columns, RawRow
 from features.schema import FeatureSchema
 from training.config import TablePrecision, TrainingConfig, read_saved_training
 from training.data.batch import to_batch
@@ -98,18 +100,43 @@ class Predictor:
         """
         scores = [np.empty(0)]
         for start in range(0, len(rows), BATCH_SIZE):
-            columns = self._encoder.encode(rows[start : start + BATCH_SIZE])
-            with torch.no_grad():
-                logits = self.model(to_batch(columns, self.schema)).fused
-            scores.append(torch.sigmoid(self.calibration.apply(logits.double())).numpy())
+            scores.append(self._score(self._encoder.encode(rows[start : start + BATCH_SIZE])))
         return np.concatenate(scores)
 
-    def read_log(self, path: str) -> Iterator[tuple[int, dict[str, Any] | LogError]]:
-        """Read lines of a raw log in the format that the model was trained on, like ``features.rawlog.read_lines``.
+    def predict_block(self, block: RawBlock) -> tuple[NDArray[np.float64], Mapping[int, str]]:
+        """Predict calibrated click probabilities of a block of raw rows.
+
+        Args:
+            block: (n,) rows with the columns of ``log_reader.wanted``.
+
+        Returns:
+            (n,) probabilities, NaN for a malformed row; and malformed row -> why it is.
+
+        Raises:
+            ColumnError: a column has a type that no feature of it can be made of.
+        """
+        columns, prepared = self._encoder.encode_columns(block.columns, block.lists)
+        good = np.flatnonzero(prepared.is_good)
+        scores = np.full(len(block), np.nan)
+        for start in range(0, len(good), BATCH_SIZE):
+            rows = good[start : start + BATCH_SIZE]
+            scores[rows] = self._score({name: values[rows] for name, values in columns.items()})
+        if prepared.reason is None:
+            return scores, {}
+        bad = np.flatnonzero(prepared.reason >= 0)
+        return scores, {row: prepared.reasons[prepared.reason[row]] for row in bad.tolist()}
+
+    def _score(self, columns: Columns) -> NDArray[np.float64]:
+        with torch.no_grad():
+            logits = self.model(to_batch(columns, self.schema)).fused
+        return torch.sigmoid(self.calibration.apply(logits.double())).numpy()
+
+    @cached_property
+    def log_reader(self) -> LogReader:
+        """Reader of raw logs in the format that the model was trained on.
 
         Raises:
             ArtifactError: the artifact's config does not say that format.
-            LogError: as ``read_lines``.
         """
         try:
             input_config = self.config["pipeline"]["input"]
@@ -117,7 +144,8 @@ class Predictor:
             lookups = TypeAdapter(tuple[Lookup, ...]).validate_python(input_config["lookups"])
         except (KeyError, TypeError, ValidationError) as error:
             raise ArtifactError(f"the artifact's config does not say what its logs look like: {error}") from error
-        return read_lines(path, log_format, lookups)
+        wanted = wanted_of_features(self.schema, optional=log_format.optional)
+        return LogReader(log_format, lookups, wanted, self.schema.values)
 
     def find_error(self, row: RawRow) -> str | None:
         """Find the reason why a raw row cannot be scored; None if it can.

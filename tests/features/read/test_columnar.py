@@ -14,11 +14,11 @@ import pytest
 
 from features.log_format import LogError, LogFormat
 from features.raw_block import Wanted
-from features.rawlog import read_rows
 from features.read import columnar
 from features.read.columnar import ParquetGroups, RowTexts
 from features.read.portions import plan_portions, read_portion
 from tests.features.read.whole import read_blocks, read_whole
+from tests.oracles.row_reader import read_rows
 
 PARQUET = LogFormat("parquet")
 BINARY_LISTS = [[b"x"], [], [b"\xff"], None]

@@ -12,16 +12,16 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from features.encoding import to_number
 from features.log_format import LogError, LogFormat
 from features.raw_block import Wanted
-from features.rawlog import read_lines, split_line
 from features.read import lines as lines_module
 from features.read import quotes
 from features.read.delimited import WRONG_COLUMNS
 from features.read.quotes import BADLY_QUOTED
 from features.rows import RowError
 from tests.features.read.whole import CUTS, read_blocks, read_whole
+from tests.oracles.row_encoder import to_number
+from tests.oracles.row_reader import read_lines, split_line
 
 ABC = ("a", "b", "c")
 SAME_FOLDER = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from features import rawlog
-from features.encoding import to_number
 from features.log_format import LogError, LogFormat
 from features.raw_block import Wanted
 from features.read.json_lines import MAX_DEPTH, NOT_JSON, quote_bare_values
 from features.rows import RowError
 from tests.features.read.whole import CUTS, read_blocks, read_whole
+from tests.oracles import row_reader as rawlog
+from tests.oracles.row_encoder import to_number
 
 WANTED = Wanted(("a", "n", "l", "u.i"), numbers=frozenset("n"), lists=frozenset("l"))
 SAME_FOLDER = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

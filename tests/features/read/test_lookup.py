@@ -7,13 +7,13 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from features.encoding import to_text
 from features.log_format import LogError, LogFormat, Lookup
 from features.raw_block import Wanted
-from features.rawlog import read_rows
 from features.read.lookup import load_lookup
 from features.read.portions import column_names
 from tests.features.read.whole import read_blocks
+from tests.oracles.row_encoder import to_text
+from tests.oracles.row_reader import read_rows
 
 CSV = LogFormat()
 

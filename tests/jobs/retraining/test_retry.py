@@ -2,7 +2,7 @@
 
 import pytest
 
-from features.rawlog import LogError
+from features.log_format import LogError
 from jobs.cli.child_process import ProgramError
 from jobs.cli.errors import ConfigError
 from jobs.retraining.retry import Steps

@@ -4,6 +4,7 @@ import bz2
 import csv
 import errno
 import gzip
+import io
 import json
 import os
 import random
@@ -16,12 +17,14 @@ import sysconfig
 import time
 import tomllib
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pyarrow
+import pyarrow.csv
+import pyarrow.orc
 import pyarrow.parquet
 import pytest
 import torch
@@ -30,14 +33,15 @@ from pydantic import TypeAdapter
 
 from features.disk.artifact import ArtifactError, digest_of_artifact
 from features.disk.trained_on import TrainedOn
-from features.rawlog import LogError, LogFormat, Lookup, read_lines
+from features.log_files import LogFile
+from features.log_format import LogError, LogFormat
+from features.read.portions import Portion, PortionEnd, plan_portions
 from jobs import score
 from jobs.cli.config import parse_config
 from jobs.scoring import score_folder
 from jobs.scoring import score_rows as scoring
 from jobs.scoring.score_folder import SCORES_SUMMARY_NAME, name_outputs, plan_job
-from jobs.scoring.score_rows import FAILED, ScoreError, Work, read_back, score_portion
-from pipeline.executors.portions import Portion, count_lines, number_lines, plan_portions, read_portion
+from jobs.scoring.score_rows import FAILED, Part, ScoreError, ScoreTask, Work, read_back, score_portion
 from pipeline.executors.tasks import TaskError, run_tasks
 from tests.fuzz.targets import digests
 from tests.jobs.registry.test_registry import make_registry
@@ -216,7 +220,7 @@ def test_equals_the_local_engine(
     assert expected is None or expected in {file["output"] for file in summary["files"]}
     if kind in ("csv", "jsonl"):
         plain = [str(p) for p in logs.rglob(f"*.{kind}")]
-        cut = plan_portions(plain, LogFormat(kind), num_bytes=portion_bytes)
+        cut = [one for p in plain for one in plan_portions(p, Path(p).stat().st_size, LogFormat(kind), portion_bytes)]
         assert len(cut) > 2 * len(plain), "a plain file is cut"
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
@@ -236,7 +240,7 @@ def test_lookups(artifact_for, score_there, tmp_path: Path, monkeypatch: pytest.
     score_here(monkeypatch, artifact, inputs, tmp_path / "local.csv")
     score_there(artifact, inputs, tmp_path / "out")
     check_equal(tmp_path / "local.csv", tmp_path / "out")
-    assert read(tmp_path / "out" / "day=1" / "log.csv")[-1]["error"].startswith("column 'user', the key of a lookup")
+    assert read(tmp_path / "out" / "day=1" / "log.csv")[-1]["error"].startswith("column 'user' is neither")
     (tmp_path / "logs" / "day=2" / "users.csv").unlink()
     with pytest.raises(LogError, match="is neither there nor beside the log"):
         score_there(artifact, inputs, tmp_path / "out")
@@ -257,63 +261,89 @@ def test_empty_files_and_files_without_rows(artifact, score_there, tmp_path: Pat
 # ------------------------------------------------------------------------------------------------------------- portions
 
 
-FORMATS = {
-    "csv": LogFormat(),
-    "no quotes": LogFormat(separator="::", quote=""),
-    "no header": LogFormat(header=False, columns=("a", "b")),
-    "latin": LogFormat("tsv", header=False, columns=("a", "b"), encoding="ISO-8859-1"),
-    "jsonl": LogFormat("jsonl"),
-}
-PIECES = [
-    "a,b", "1::2", "1\t2", '"x\ny",2', '"', '{"a": 1, "b": "é"}', "\r", "\n", "\r\n", "\n\n", "\ufeff", "\x0b", "\x85",
-    "\u2028", " ", "é", b"\xff", b"\xc3", b"\xef\xbb\xbf", "\0",
-]  # fmt: skip
+def test_quoted_ends_of_lines_wherever_a_file_is_cut(
+    artifact, score_there, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cut inside a row is found, and the rows behind it keep the numbers of their lines."""
+    rng, logs = random.Random(5), tmp_path / "logs"
+    logs.mkdir()
+    lines = [",".join(COLUMNS)]
+    for row in rows_of(rng, 400):
+        row["user"] = rng.choice(["a\nb", "a\n\nb,\n", "a\r\nb", "plain"])
+        lines.append(",".join(f'"{value}"' for value in row.values()))
+    (logs / "a.csv").write_text("\n".join(lines), newline="")
+    assert score_here(monkeypatch, artifact, [str(logs)], tmp_path / "local.csv") == 0
+    score_there(artifact, [str(logs)], tmp_path / "out", 900)
+    check_equal(tmp_path / "local.csv", tmp_path / "out")
+    assert len(read(tmp_path / "local.csv")) == 400
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_portions_are_the_file(name: str, tmp_path: Path) -> None:
-    """Whatever a file holds and wherever it is cut: the lines of its portions are the lines of the file."""
-    log_format, path, num_cut = FORMATS[name], tmp_path / "log.csv", 0
-    for seed in range(200):
-        rng = random.Random(seed)
-        start = b"a,b\n" if rng.random() < 0.7 and log_format.header and log_format.kind == "csv" else b""
-        pieces = [rng.choice([*PIECES, "\n", "1,2\n"]) for _ in range(rng.randrange(60))]
-        data = b"".join(p if isinstance(p, bytes) else p.encode() for p in pieces)
-        path.write_bytes(rng.choice([b"", b"\xef\xbb\xbf", b"\n"]) + start + data)
-        expected = list(map(str, _read(read_lines(str(path), log_format))))
-        portions = plan_portions([str(path)], log_format, num_bytes=rng.choice([1, 5, 30, 60]))
-        num_cut += len(portions) > 1
-        counts = [count_lines(p) if p.end is not None else 0 for p in portions]
-        found = [row for p in number_lines(portions, counts) for row in _read(read_portion(p, log_format, ()))]
-        assert list(map(str, found)) == expected, (seed, path.read_bytes())
-    assert num_cut > 40
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_column_that_no_line_has(kind: str, artifact_for, score_there, tmp_path: Path, monkeypatch) -> None:
+    """It is an error, unless the format calls it optional; a file of two that lacks an optional one is scored."""
+    rows = [{name: 1 for name in COLUMNS if name != "age"} for _ in range(3)]
+    log = tmp_path / f"log.{kind}"
+    if kind == "csv":
+        log.write_text(",".join(rows[0]) + "\n1,1,1,1,1\n")
+        words = "'age'"
+    else:
+        log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        words = "no line of the logs has 'age', which the model needs"
+    artifact = artifact_for(_input(kind))
+    with pytest.raises(LogError, match=words):
+        score_here(monkeypatch, artifact, [str(log)], tmp_path / "local.csv")
+    with pytest.raises((LogError, ScoreError), match=words):
+        score_there(artifact, [str(log)], tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["artifact", log.name]
+    shutil.rmtree(artifact)
+    artifact = artifact_for(_input(kind, optional=["age"]))
+    assert score_here(monkeypatch, artifact, [str(log)], tmp_path / "local.csv") == 0
+    score_there(artifact, [str(log)], tmp_path / "out")
+    check_equal(tmp_path / "local.csv", tmp_path / "out")
 
 
-def _read(lines: Iterator[Any]) -> Iterator[tuple[int | str, Any]]:
-    """Rows, and the error that ends them."""
-    try:
-        yield from ((number, str(row)) for number, row in lines)
-    except LogError as error:
-        yield "error", str(error)
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("log.csv.zst", {}),
+        ("gbk.csv", {"encoding": "GBK"}),
+        ("utf16.csv", {"encoding": "UTF-16"}),
+        ("log.orc", {"kind": "orc"}),
+        ("country=us/log.csv", {}),
+    ],
+)
+def test_what_builds_read_is_scored(
+    name: str, changes: dict[str, Any], artifact_for, score_there, tmp_path: Path, monkeypatch
+) -> None:
+    artifact, path = artifact_for(_input(**{"kind": "csv"} | changes)), tmp_path / "logs" / name
+    path.parent.mkdir(parents=True)
+    rows = [{**row, "genres": "a|中"} for row in rows_of(random.Random(name), 60)]
+    table = pyarrow.Table.from_pylist(rows)
+    if name.endswith(".orc"):
+        pyarrow.orc.write_table(table, path)
+    else:
+        file = io.BytesIO()
+        pyarrow.csv.write_csv(table, file)
+        data = file.getvalue().decode().encode(changes.get("encoding", "UTF-8"), "replace")
+        path.write_bytes(pyarrow.compress(data, "zstd", asbytes=True) if name.endswith(".zst") else data)
+    assert score_here(monkeypatch, artifact, [str(tmp_path / "logs")], tmp_path / "local.csv") == 0
+    summary = score_there(artifact, [str(tmp_path / "logs")], tmp_path / "out")
+    check_equal(tmp_path / "local.csv", tmp_path / "out")
+    assert summary["rows"] == 60 and 0 < summary["errors"] < 30
 
 
-def test_portions_are_large_beside_the_tables_of_lookups(tmp_path: Path) -> None:
-    (tmp_path / "log.csv").write_text("a,b\n" + "1,2\n" * 1_000)
-    (tmp_path / "side.csv").write_text("a,c\n" + "".join(f"{i},x\n" for i in range(60)))
-    lookup = Lookup("side.csv", "a", LogFormat())
-    log = str(tmp_path / "log.csv")
-    assert len(plan_portions([log], LogFormat(), num_bytes=100)) > 30
-    portions = plan_portions([log], LogFormat(), (lookup,), num_bytes=100)
-    assert 1 < len(portions) < 5 and portions[0].lookups == (str(tmp_path / "side.csv"),)
-
-
-def test_a_file_that_becomes_shorter_is_told(tmp_path: Path) -> None:
-    path = tmp_path / "log.csv"
-    path.write_text("a,b\n" + "1,2\n" * 100)
-    *_, last = plan_portions([str(path)], LogFormat(), num_bytes=100)
-    path.write_text("a,b\n1,2\n")
-    with pytest.raises(LogError, match=r"log\.csv has become shorter while it was read"):
-        list(read_portion(last, LogFormat(), ()))
+def test_logs_in_an_object_store(artifact, bucket, tmp_path: Path, monkeypatch) -> None:
+    write(tmp_path / "here", "a.csv", "csv", random.Random(0), 50)
+    bucket.write("logs/day=1/a.csv", (tmp_path / "here" / "a.csv").read_bytes())
+    assert score_here(monkeypatch, artifact, [f"{bucket.url}/logs"], tmp_path / "local.csv") == 0
+    with start(artifact, f"{bucket.url}/logs", tmp_path / "out", sys.executable, "-m", "jobs.score", cwd=ROOT) as job:
+        text, _ = job.communicate(timeout=300)
+    assert job.returncode == 0, text
+    check_equal(tmp_path / "local.csv", tmp_path / "out")
+    assert score_here(monkeypatch, artifact, [str(tmp_path / "here")], tmp_path / "disk.csv") == 0
+    assert [r["probability"] for r in read(tmp_path / "disk.csv")] == [
+        r["probability"] for r in read(tmp_path / "local.csv")
+    ]
 
 
 # ------------------------------------------------------------------------------------------------- tasks and accounting
@@ -330,11 +360,12 @@ def test_an_answer_a_task(spark, tmp_path: Path) -> None:
 def test_rows_that_do_not_add_up(damage: str, tmp_path: Path) -> None:
     lines = [f"log.csv,{i},0.5,\r\n" for i in (2, 3, 4)]
     (tmp_path / "part.csv").write_text("".join(lines), newline="")
-    assert read_back(tmp_path / "part.csv")[2:] == (3, 0, 2, 4)
+    end = PortionEnd(0, 60, 4)
+    assert read_back(tmp_path / "part.csv", end)[2:6] == (3, 0, 2, 4)
     bad = {"lost": "log.csv,5,,\r\n", "doubled": lines[2], "both": "log.csv,5,0.5,bad\r\n"}[damage]
     (tmp_path / "part.csv").write_text("".join([*lines, bad]), newline="")
     with pytest.raises(ScoreError, match="no score and no error, or both, or comes twice"):
-        read_back(tmp_path / "part.csv")
+        read_back(tmp_path / "part.csv", end)
 
 
 def test_what_no_try_can_mend(artifact, artifact_for, score_there, tmp_path: Path) -> None:
@@ -344,7 +375,7 @@ def test_what_no_try_can_mend(artifact, artifact_for, score_there, tmp_path: Pat
     score_there(artifact, [str(logs)], output)
     before = {p.name: p.read_bytes() for p in output.iterdir()}
     (logs / "b.csv").write_text("user,genres\n1,a\n")
-    with pytest.raises(ScoreError, match="column 'device' is missing from the row; it has: user, genres"):
+    with pytest.raises(LogError, match=r"has no column 'device'.*it has: user, genres"):
         score_there(artifact, [str(logs)], output)
     (logs / "b.csv").unlink()
     (logs / "b.csv.gz").write_bytes(gzip.compress(delimited(random.Random(1), 5_000, ","))[:-5_000])
@@ -358,27 +389,27 @@ def test_what_a_task_says(artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """What another try may mend is raised, for Spark; the rest is said, and by the tasks after it too."""
     log = tmp_path / "log.csv"
     log.write_text(",".join(COLUMNS) + "\n1,g,mobile,20,0,1\n")
-    portion = Portion(str(log), str(log))
+    task = ScoreTask(LogFile(str(log), str(log), str(log)), Portion(str(log)), ())
     folder = tmp_path / "scratch"
-    work = Work(str(artifact), digest_of_artifact(str(artifact)), str(folder), LogFormat(), ())
+    work = Work(str(artifact), digest_of_artifact(str(artifact)), str(folder))
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # the other tests' own
-    assert "is not there for an executor: give an --output on storage" in score_portion(work, portion)["failure"]
+    assert "is not there for an executor: give an --output on storage" in str(score_portion(work, task))
     folder.mkdir()
 
     def fail(*_: Any) -> None:
         raise OSError(code, os.strerror(code))
 
-    assert score_portion(work, portion)["num_rows"] == 1
+    assert isinstance(found := score_portion(work, task), Part) and found.num_rows == 1
     with monkeypatch.context() as patch:
         patch.setattr(scoring, "write_scores", fail)
         code = errno.EIO
         with pytest.raises(OSError, match="Input/output error"):
-            score_portion(work, portion)
+            score_portion(work, task)
         assert not (folder / FAILED).exists()
         code = errno.ENOSPC
-        full = score_portion(work, portion)
-        assert re.match(r"no space is left for .*scratch or for temporary files in ", full["failure"])
-    assert score_portion(work, portion) == full
+        full = score_portion(work, task)
+        assert re.match(r"no space is left for .*scratch or for temporary files in ", str(full))
+    assert score_portion(work, task) == full
 
 
 def test_an_artifact_that_is_replaced_meanwhile(artifact_for, spark, tmp_path: Path) -> None:
@@ -480,7 +511,9 @@ def test_other_folders_are_refused(artifact, tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------- the program
 
 
-def start(artifact: Path, logs: Path, output: Path, *program: str | Path, **options: Any) -> subprocess.Popen[str]:
+def start(
+    artifact: Path, logs: Path | str, output: Path, *program: str | Path, **options: Any
+) -> subprocess.Popen[str]:
     arguments = ["--engine", "spark", "--artifact", artifact, "--input", logs, "--output", output]
     return subprocess.Popen(
         list(map(str, [*program, *arguments])), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options

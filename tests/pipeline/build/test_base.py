@@ -13,8 +13,8 @@ import pytest
 from features.disk.dataset import DatasetError, DatasetManifest
 from features.disk.object_store import ObjectPath
 from features.disk.place import locate
-from features.encoding import RowEncoder, log_squared_token, to_number
 from features.learnt import Learnt, LearntError
+from tests.oracles.row_encoder import RowEncoder, log_squared_token, to_number
 
 ROWS = 12_000
 ENCODINGS = {

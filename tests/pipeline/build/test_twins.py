@@ -9,10 +9,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from features.encoding import RowEncoder
-from features.rawlog import LogFormat, read_rows
+from features.log_format import LogFormat
 from features.schema import FeatureSchema
 from jobs.cli.config import parse_config
+from tests.oracles.row_encoder import RowEncoder
+from tests.oracles.row_reader import read_rows
 
 ROWS = 400
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.rawlog import LogFormat, read_rows
+from features.log_format import LogFormat
 from pipeline.synthetic.generate import COLUMNS, LogSpec, file_name, generate_chunks, write_chunk
 from pipeline.synthetic.world import (
     AGE_LIMITS,
@@ -21,6 +21,7 @@ from pipeline.synthetic.world import (
     sigmoid,
 )
 from pipeline.synthetic.world_drift import ARROWS, EFFECTS, let_a_day_pass
+from tests.oracles.row_reader import read_rows
 
 
 @pytest.fixture(scope="module")

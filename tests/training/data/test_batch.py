@@ -5,9 +5,9 @@ import pytest
 import torch
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 
-from features.encoding import RowEncoder
 from features.rows import Columns, RowError
 from features.schema import FeatureSchema, HashEncoding, SparseFeature
+from tests.oracles.row_encoder import RowEncoder
 from training.data.batch import Batch, to_batch
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import tests.stand_ins.tiny_dataset as tiny_dataset
-from features.encoding import RowEncoder
 from features.schema import FeatureSchema, HashEncoding, SparseFeature
+from tests.oracles.row_encoder import RowEncoder
 from tests.ranks import on_two_ranks
 from tests.training.fit.test_run import assert_same_weights, final_model, losses, make_config
 from tests.training.fit.test_warm_start import finish

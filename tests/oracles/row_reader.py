@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
-from features.encoding import to_text
 from features.log_format import MAX_LINE, TOO_LONG, LogError, LogFormat, Lookup
 from features.rows import RowError
+from tests.oracles.row_encoder import to_text
 
 if TYPE_CHECKING:  # not needed for text logs
     import pyarrow

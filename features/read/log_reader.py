@@ -1,0 +1,151 @@
+"""LogReader: reads raw logs of one format, each row joined to its lookups; builds and scoring read by it."""
+
+from collections import Counter
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from features.encode import text_fault
+from features.log_files import STORE
+from features.log_format import LogError, LogFormat, Lookup
+from features.raw_block import RawBlock, Wanted
+from features.read.lines import STEP_BYTES
+from features.read.lookup import load_lookup
+from features.read.portions import Portion, PortionEnd, Reading, read_portion
+from features.schema import FeatureSchema, Values
+from features.values import texts
+
+
+@dataclass(frozen=True)
+class LogReader:
+    """Reader of raw logs that look alike.
+
+    Attributes:
+        log_format: what the files look like.
+        lookups: side tables that are joined to each row.
+        wanted: columns that rows need, from files, paths and lookups.
+        values: the schema's rules for raw values.
+    """
+
+    log_format: LogFormat
+    lookups: tuple[Lookup, ...]
+    wanted: Wanted
+    values: Values
+
+    def find_tables(self, file: str) -> tuple[str, ...]:
+        """Find the lookups' tables for a raw file: as given, else beside it.
+
+        Args:
+            file: its ``LogFile.real``.
+
+        Returns:
+            Absolute path of each.
+
+        Raises:
+            LogError: one is in neither place.
+        """
+        return tuple(_find_table(lookup, file) for lookup in self.lookups)
+
+    def wanted_of_file(self, tables: tuple[str, ...]) -> Wanted:
+        """Return the wanted columns that no lookup brings, and the keys of the lookups.
+
+        Args:
+            tables: as ``find_tables`` returns them.
+
+        Raises:
+            LogError: a table cannot be read.
+        """
+        brought: set[str] = set()
+        keys: list[str] = []
+        for lookup, table in zip(self.lookups, tables, strict=True):
+            if lookup.key not in brought:
+                keys.append(lookup.key)
+            brought.update(load_lookup(table, lookup, self.wanted.lists).columns)
+        columns = tuple(dict.fromkeys([*(c for c in self.wanted.columns if c not in brought), *keys]))
+        numbers = (self.wanted.numbers & set(columns)) - set(keys)
+        return replace(self.wanted, columns=columns, numbers=numbers, lists=self.wanted.lists & set(columns))
+
+    def read(
+        self,
+        portion: Portion,
+        tables: tuple[str, ...],
+        partition: Mapping[str, str | None],
+        matched: Counter[str] | None = None,
+        step: int = STEP_BYTES,
+    ) -> Reading:
+        """Read a portion of a file.
+
+        Args:
+            portion: what to read.
+            tables: the lookups' tables of its file.
+            partition: columns of its path.
+            matched: counts, by table, the rows whose key it has.
+            step: bytes of text to read at a time.
+
+        Raises:
+            LogError: as ``read_portion``, or a table cannot be read. Raised while blocks are taken.
+        """
+        return Reading(self._read(portion, tables, partition, Counter() if matched is None else matched, step))
+
+    def _read(
+        self,
+        portion: Portion,
+        tables: tuple[str, ...],
+        partition: Mapping[str, str | None],
+        matched: Counter[str],
+        step: int,
+    ) -> Generator[RawBlock, None, PortionEnd]:
+        reading = read_portion(portion, self.log_format, self.wanted_of_file(tables), step, partition)
+        for block in reading:
+            for lookup, table in zip(self.lookups, tables, strict=True):
+                block = self._join(block, lookup, table, matched)
+            yield block
+        return reading.end
+
+    def _join(self, block: RawBlock, lookup: Lookup, table: str, matched: Counter[str]) -> RawBlock:
+        """Join a table to rows; rows whose key is no category are rejected."""
+        keys, bad = texts(block.columns[lookup.key], self.values)
+        if bad is not None:
+            fault = text_fault(lookup.key, block.columns[lookup.key].type)
+            reason = f"column {lookup.key!r}, the key of a lookup: {fault}"
+            block = block.take(~bad, [block.reject(row, reason) for row in np.flatnonzero(bad).tolist()])
+            keys = keys.filter(pa.array(~bad))
+        joined, count = load_lookup(table, lookup, self.wanted.lists).join(block, keys)
+        matched[table] += count
+        return joined
+
+
+def _find_table(lookup: Lookup, file: str) -> str:
+    places = [Path(lookup.path)]
+    if not file.startswith(STORE):
+        places.append(Path(file).parent / Path(lookup.path).name)
+    for path in places:
+        if path.is_file():
+            return str(path.absolute())
+    beside = f" nor beside the log at {places[1]}" if len(places) > 1 else ""
+    raise LogError(f"lookup {lookup.path!r} (key {lookup.key!r}) is neither there{beside}")
+
+
+def wanted_of_features(
+    schema: FeatureSchema,
+    columns: tuple[str, ...] | None = None,
+    used_as_text: frozenset[str] = frozenset(),
+    used_as_number: frozenset[str] = frozenset(),
+    optional: tuple[str, ...] = (),
+) -> Wanted:
+    """List the raw columns that a schema's features need, and others, with what each is used as.
+
+    Args:
+        schema: the schema.
+        columns: all columns to read; None: those of the features.
+        used_as_text: columns that something else than a feature uses as text.
+        used_as_number: columns that something else than a feature uses as a number.
+        optional: columns that a file may lack.
+    """
+    lists = frozenset(f.columns[0] for f in schema.sparse if f.kind.takes_lists)
+    used_as_text |= {c for f in schema.sparse if f.encoding.kind in ("hash", "vocabulary") for c in f.columns}
+    numbers = used_as_number | {c for f in schema.sparse for c in f.columns} | {f.source for f in schema.dense}
+    return Wanted(columns or schema.feature_columns, numbers - used_as_text, lists, frozenset(optional))
