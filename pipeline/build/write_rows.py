@@ -176,6 +176,7 @@ def _with_ids(work: FinishWork, block: str, rows: pa.Table) -> pa.Table:
     if not work.coded:
         return rows
     lists = read_block(Path(work.folder), f"ids-{block}")["ids"].chunk(0)
+    columns = dict(zip(rows.column_names, rows.columns, strict=True))
     for place, feature in enumerate(work.coded):
         ids = lists[place].values.to_numpy()
         codes = rows[feature.name].combine_chunks()
@@ -184,28 +185,26 @@ def _with_ids(work: FinishWork, block: str, rows: pa.Table) -> pa.Table:
         else:
             flat = codes.flatten().to_numpy()
             values = np.where(flat < 0, MISSING_ID, ids[flat]).reshape(len(rows), feature.max_length)
-        rows = rows.set_column(rows.schema.get_field_index(feature.name), feature.name, as_column(values))
-    return rows
+        columns[feature.name] = as_column(values)
+    return pa.table(columns)
 
 
 def _finish(work: FinishWork, table: pa.Table) -> pa.Table:
     """Turn numbers that waited for learnt state into ids and floats; put the columns into the files' order."""
     late = [name for name, kind in late_features(work.schema).items() if kind == "quantiles"]
     standardised = [feature for feature in work.schema.dense if feature.standardise]
+    # Not set_column: it copies the list of columns, and 600 of them are no rare schema.
+    columns = dict(zip(table.column_names, table.columns, strict=True))
     if late or standardised:
         finisher = Finisher(work.schema, _load_learnt(work.learnt, work.schema), late)
         for feature in work.schema.sparse:
             if feature.name in late:
                 prepared = Prepared(len(table), numbers={feature.name: table[feature.name].to_numpy()})
-                table = _replace(table, feature.name, finisher.ids(feature, prepared)[0])
+                columns[feature.name] = pa.array(finisher.ids(feature, prepared)[0])
         for feature in standardised:
-            values = finisher.standardised(feature, table[feature.name].to_numpy())
-            table = _replace(table, feature.name, values.astype(np.float32))
-    return table
-
-
-def _replace(table: pa.Table, name: str, values: NDArray[np.generic]) -> pa.Table:
-    return table.set_column(table.schema.get_field_index(name), name, pa.array(values))
+            values = finisher.standardised(feature, columns[feature.name].to_numpy())
+            columns[feature.name] = pa.array(values.astype(np.float32))
+    return pa.table(columns)
 
 
 @cache

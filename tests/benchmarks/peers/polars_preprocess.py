@@ -5,6 +5,7 @@ own. Started by ``tests.benchmarks.preprocess`` with the peers' folder on the pa
 """
 
 import json
+import resource
 import sys
 import time
 from pathlib import Path
@@ -38,7 +39,9 @@ def main(logs: Path, output: Path) -> None:
     encoded.sink_parquet(output, compression="snappy", row_group_size=65_536)
     seconds = time.perf_counter() - started
     found = pl.scan_parquet(output).select(pl.len()).collect().item()
-    print(json.dumps({"rows": found, "seconds": seconds, "polars": pl.__version__, "threads": pl.thread_pool_size()}))
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    costs = {"seconds": seconds, "cpu": used.ru_utime + used.ru_stime, "peak_bytes": used.ru_maxrss * 1024}
+    print(json.dumps({"rows": found, **costs, "polars": pl.__version__, "threads": pl.thread_pool_size()}))
 
 
 if __name__ == "__main__":
