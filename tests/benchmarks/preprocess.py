@@ -1,11 +1,11 @@
 """Builds of 40 columns: against Spark without a transformation, against Polars, and against an earlier commit.
 
-    python -m tests.benchmarks.preprocess --rows 5000000 --repeats 3 --before 280fce5 --output runs/bench/preprocess.json
+    python -m tests.benchmarks.preprocess --rows 5000000 --repeats 3 --before 280fce5
     python -m tests.benchmarks.preprocess --rows 500000 --before 280fce5 --vocabularies
 
-The floor is Spark reading the same files as text columns and writing them as Parquet. All use all cores, take turns, and
-are timed from the first read to the last written byte, without the start of Java or Python. CPU seconds and memory are
-those of all processes, from their start on.
+The floor is Spark reading the same files as text columns and writing them as Parquet. All use all cores, take turns,
+and are timed from the first read to the last written byte, without the start of Java or Python. CPU seconds and memory
+are those of all processes, from their start on.
 """
 
 import argparse
