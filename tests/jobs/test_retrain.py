@@ -132,7 +132,8 @@ def test_days_come_and_the_champion_follows(folder: Path) -> None:
     predictor = Predictor.load(registry.fetch("models:/ctr@champion"))
     rows = [{"user": "u1", "device": device, "price": "0.5"} for device in ("watch", "boat", "car")]
     scores = predictor.predict(rows)
-    assert scores[0] != scores[1] == scores[2]  # a device of the second day is known
+    # A device of the second day is known. Rows of a batch that are alike may differ in their last digit.
+    assert scores[1] == pytest.approx(scores[2], abs=1e-7) != scores[0]
 
     days = [DatasetManifest.load(folder / "retrain" / "partitions" / f"2024010{day}") for day in (1, 2, 5)]
     learnt = [
