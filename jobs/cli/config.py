@@ -85,6 +85,18 @@ def load_config(paths: list[str], overrides: list[str] = ()) -> Config:  # pyrig
     return parse_config(tree)
 
 
+def read_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """Read ``section.key=value`` words as a tree.
+
+    Raises:
+        ConfigError: a word is none.
+    """
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        _override(tree, override)
+    return tree
+
+
 def read_resolved(path: str) -> Config:
     """Read and check a resolved config: JSON, as ``Config.to_dict`` gives it; nothing is laid over it.
 

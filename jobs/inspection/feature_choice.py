@@ -1,0 +1,285 @@
+"""Choice of features: which columns are features, with which encodings of which sizes, and why others are not."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.schema import RESERVED_NAMES
+from jobs.inspection.column_profile import ColumnProfile
+from jobs.inspection.roles import Roles, positive_names
+from jobs.inspection.toml_text import quoted
+
+_MOST_WORDS = 5_000
+"""Distinct values up to which a vocabulary is learnt; more are hashed."""
+_MOST_BUCKETS = 20_000_000
+_FEW_NUMBERS = 32
+"""Distinct whole numbers up to which a column is a category."""
+_LONGEST_LIST = 64
+_MAX_LEAK, _MUCH = 0.8, 0.5
+"""Shares of the label's entropy that a column may tell: beyond the first it is no feature, beyond the second odd."""
+_TOLD_VALUES, _MIN_TOLD, _BINS = 200, 10, 50
+_MOST_MISSING = 0.999
+
+_NUMBER_NAME = re.compile(
+    r"(?i)(^|_|\.)(age|count|cnt|num|n|number|price|amount|cost_?usd|duration|seconds|secs|minutes|length|len|size|width|"
+    r"height|score|rate|ratio|avg|mean|sum|total|income|salary|balance|distance|gains?|losses|dividends|bid|age_?days|"
+    r"popularity|views|clicks|impressions|visits|weight|percentage|pct)(_|\.|$)|(?-i:Count|Price|Amount|Num)"
+)
+_CODE_NAME = re.compile(
+    r"(?i)(^|_|\.)(id|ids|code|type|kind|class|category|cate|cat|user|uid|item|movie|product|goods|sku|shop|store|seller|"
+    r"brand|ad|adv|advertiser|campaign|creative|site|domain|app|page|url|query|region|country|city|state|zip|postcode|"
+    r"location|device|os|model|browser|carrier|channel|publisher|slot|position|pos|hour|weekday|day|month|year|gender|sex|"
+    r"occupation|language|lang|version|group|segment|cluster|list|session|ip|isp|network|platform|source|medium|key|hash|"
+    r"status|flag|node|customer|pid|cms|level)(_|\.|$)|(?-i:[a-z](Id|ID|Type|Code)$)"
+)
+
+Kind = Literal["category", "number", "list"]
+
+
+@dataclass(frozen=True)
+class FeatureChoice:
+    """A feature of the first config.
+
+    Attributes:
+        name: of the feature.
+        column: raw column.
+        settings: keys of its table in the config besides the name, as TOML text, in order.
+        kind: what it is.
+    """
+
+    name: str
+    column: str
+    kind: Kind
+    settings: tuple[tuple[str, str], ...]
+
+    @property
+    def group(self) -> str:
+        """Return the config's group of such features."""
+        return "dense" if self.kind == "number" else "sparse"
+
+    @property
+    def encoding(self) -> str:
+        """Describe the encoding for a table."""
+        settings = dict(self.settings)
+        if self.kind == "number":
+            return "dense " + ", ".join(name for name in ("log1p", "standardise") if name in settings)
+        found = re.fullmatch(r'\{ kind = "(\w+)"(?:, (\w+) = ([\d_]+))? \}', settings["encoding"])
+        assert found is not None
+        size = {None: "", "min_count": f" min {found[3]}", "num_buckets": f" {found[3]}"}[found[2]]
+        return found[1] + size + (f", at most {settings['max_length']} a row" if "max_length" in settings else "")
+
+
+@dataclass
+class Choices:
+    """Features of the first config, and what is no feature.
+
+    Attributes:
+        features: in the order of the log's columns.
+        left_out: column -> why it is no feature.
+        notes: column -> what is odd about a feature.
+    """
+
+    features: list[FeatureChoice] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+def choose_features(profiles: Mapping[str, ColumnProfile], roles: Roles, total_rows: int, is_all: bool) -> Choices:
+    """Choose features and their encodings.
+
+    Args:
+        profiles: of all columns that can be read.
+        roles: columns with another use.
+        total_rows: rows of the log.
+        is_all: whether the profiles are of all of them.
+    """
+    chosen = Choices()
+    taken = {*RESERVED_NAMES}
+    labels = positive_names(profiles, roles.others)
+    same: dict[bytes, str] = {}
+    for name, profile in profiles.items():
+        reason = _own_reason(profile, roles, labels) or _emptiness(profile, roles)
+        told = 0.0 if reason else share_of_label(profile, roles.labels)
+        if not reason and told > _MAX_LEAK:
+            reason = f"it tells {told:.0%} of the label, which no column known before it does: a leak?"
+        if not reason and not profile.is_list:
+            twin = same.setdefault(profile.codes.tobytes(), name)
+            reason = f"it says what {twin} says, value for value" if twin != name else None
+        if reason:
+            chosen.left_out[name] = reason
+            continue
+        if told > _MUCH:
+            chosen.notes[name] = f"it tells {told:.0%} of the label: see that it is known before the label is"
+        feature, note = _encode(profile, _feature_name(name, taken), total_rows)
+        if profile.is_unique and not is_all:
+            note = "nearly another value in every row of the sample"
+        if note:
+            chosen.notes.setdefault(name, note)
+        taken |= {feature.name, feature.name + "__length"}
+        chosen.features.append(feature)
+    return chosen
+
+
+def share_of_label(profile: ColumnProfile, labels: NDArray[np.float64]) -> float:
+    """Return the share of the label's entropy that a column tells, with Miller and Madow's correction.
+
+    Rare values are one class, and so are missing ones; many numbers are cut into bins.
+    """
+    keep = ~np.isnan(labels)
+    if profile.lengths is not None:
+        classes = np.minimum(profile.lengths, _BINS)
+    elif profile.is_number and len(profile.values) > _TOLD_VALUES:
+        borders = np.unique([profile.quantile(share) for share in np.linspace(0, 1, _BINS + 1)[1:-1]])
+        classes = profile.rows_of(np.searchsorted(borders, profile.numbers, side="right"), -1)
+    else:
+        order = np.argsort(-profile.counts, kind="stable")
+        place = np.empty(len(order), np.int64)
+        place[order] = np.arange(len(order))
+        is_rare = (place >= _TOLD_VALUES) | (profile.counts < _MIN_TOLD)
+        classes = profile.rows_of(np.where(is_rare, _TOLD_VALUES, place), -1)
+    _, codes = np.unique(classes[keep], return_inverse=True)
+    positives = labels[keep] > 0.5
+    rows = len(codes)
+    joint = np.stack(
+        [
+            np.bincount(codes[~positives], minlength=codes.max() + 1),
+            np.bincount(codes[positives], minlength=codes.max() + 1),
+        ]
+    )
+    shares = joint / rows
+    own = shares.sum(axis=1)
+    entropy = -(own * np.log(own)).sum()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = shares * np.log(shares / (own[:, None] * shares.sum(axis=0)))
+    told = np.nansum(terms) - (joint.shape[1] - 1) / (2 * rows)
+    return float(max(told, 0) / entropy)
+
+
+# ------------------------------------------------------------------------------------------------------------- left out
+
+
+def _own_reason(profile: ColumnProfile, roles: Roles, labels: set[str]) -> str | None:
+    name = profile.name
+    if name == roles.label_column:
+        return "the label"
+    if name in labels:
+        return "it looks like another label"
+    if name == roles.time:
+        return "the time"
+    if name == roles.weight:
+        return f'it looks like a weight of rows: to use it, write weight = "{name}" below [features]'
+    if profile.time_format and not (profile.is_number and len(profile.values) <= _FEW_NUMBERS):
+        return "another time, which is no category and no number that says much"
+    if re.fullmatch(r"(?i)split|fold|subset", name) and {v.lower() for v in profile.head(4)} & {"train", "test"}:
+        return "it says to which split a row belongs: cut the log by it into a file for each, if you want that split"
+    return None
+
+
+def _emptiness(profile: ColumnProfile, roles: Roles) -> str | None:
+    if profile.num_present == 0:
+        return "it is missing in every row"
+    if profile.is_constant:
+        return f"it has one value, {profile.values[0].as_py():.40}"
+    if profile.missing > _MOST_MISSING:
+        return f"it is missing in {profile.missing:.2%} of the rows"
+    is_id = profile.is_unique and not (profile.is_number and profile.has_fractions)
+    if is_id and profile.name != roles.group and profile.num_distinct > 0.9 * profile.num_rows:
+        return "it has another value in nearly every row"
+    return None
+
+
+# ------------------------------------------------------------------------------------------------------------ encodings
+
+
+def _encode(profile: ColumnProfile, name: str, total_rows: int) -> tuple[FeatureChoice, str | None]:
+    """Choose a feature's encoding, and say what is odd."""
+    settings: list[tuple[str, str]] = []
+    if name != profile.name:
+        settings.append(("columns", f"[{quoted(profile.name)}]"))
+    if not profile.is_list and is_amount(profile):
+        if settings:
+            settings = [("column", quoted(profile.name))]
+        return FeatureChoice(name, profile.name, "number", (*settings, *_steps(profile))), None
+    note = None
+    if profile.separator is not None:
+        settings.append(("separator", quoted(profile.separator or ",")))
+        assert profile.lengths is not None
+        longest = int(profile.lengths.max())
+        if longest > _LONGEST_LIST:
+            note = f"the longest list has {longest:,} values: the first {_LONGEST_LIST} are kept"
+        settings.append(("max_length", str(min(max(longest, 1), _LONGEST_LIST))))
+    encoding, size = choose_encoding(profile.num_distinct, total_rows)
+    if size >= _MOST_BUCKETS:
+        note = f"about {profile.num_distinct:,} values share {_MOST_BUCKETS:,} rows of a table"
+    if profile.is_number is False and profile.number_share > 0.9:
+        odd = [v for v, n in zip(profile.values.to_pylist(), profile.numbers.tolist(), strict=True) if math.isnan(n)]
+        note = f"{1 - profile.number_share:.1%} of the values are no numbers, such as {odd[0]!r:.40}: a category then"
+    kind: Kind = "list" if profile.is_list else "category"
+    return FeatureChoice(name, profile.name, kind, (*settings, ("encoding", encoding))), note
+
+
+def choose_encoding(num_distinct: int, total_rows: int) -> tuple[str, int]:
+    """Return the encoding of a category, as TOML, and the rows of its table."""
+    if num_distinct <= _MOST_WORDS:
+        min_count = next(
+            count for count, rows in ((1, 5_000), (2, 10**6), (5, 10**7), (10, math.inf)) if total_rows <= rows
+        )
+        more = f", min_count = {min_count}" if min_count > 1 else ""
+        return f'{{ kind = "vocabulary"{more} }}', num_distinct + 2
+    digits = 10 ** int(math.log10(2 * num_distinct))
+    size = next(step * digits for step in (1, 2, 5, 10) if step * digits >= 2 * num_distinct)
+    size = min(size, _MOST_BUCKETS)
+    return f'{{ kind = "hash", num_buckets = {size:_} }}', size
+
+
+def is_amount(profile: ColumnProfile) -> bool:
+    """Tell whether a column holds amounts, which have an order and a scale, and not codes.
+
+    Fractions are amounts. Of whole numbers the name tells; else the small ones of an amount are the frequent ones.
+    """
+    if not profile.is_number:
+        return False
+    if profile.has_fractions:
+        return True
+    if _CODE_NAME.search(profile.name):
+        return False
+    if _NUMBER_NAME.search(profile.name):
+        return len(profile.values) > _FEW_NUMBERS / 3
+    if len(profile.values) <= _FEW_NUMBERS:
+        return False
+    low, high = float(profile.numbers.min()), float(profile.numbers.max())
+    if not -10 <= low <= 1 or high < 2 * _FEW_NUMBERS:
+        return False
+    border = np.quantile(profile.numbers, 0.1)  # of the distinct ones
+    return bool(profile.counts[profile.numbers <= border].sum() > 0.4 * profile.counts.sum())
+
+
+def _steps(profile: ColumnProfile) -> list[tuple[str, str]]:
+    middle, high = profile.quantile(0.5), profile.quantile(0.99)
+    has_tail = profile.numbers.min() >= -10 and high > 10 * max(middle, 1.0)
+    steps = []
+    if profile.missing > 0 and not has_tail and middle:
+        steps.append(("fill", f"{middle:.6g}"))
+    if has_tail:
+        steps.append(("log1p", "true"))
+    return [*steps, ("standardise", "true")]
+
+
+# ---------------------------------------------------------------------------------------------------------------- names
+
+
+def _feature_name(column: str, taken: set[str]) -> str:
+    """Turn a column's name into a feature's: letters, digits and underscores."""
+    base = re.sub(r"[^A-Za-z0-9_]+", "_", column).strip("_") or "column"
+    base = f"c_{base}" if base[0].isdigit() else base
+    if column in RESERVED_NAMES or base in RESERVED_NAMES:
+        base = f"{base}_value"
+    name, number = base, 2
+    while name in taken:
+        name, number = f"{base}_{number}", number + 1
+    return name
