@@ -21,6 +21,8 @@ MISSING_TEXTS = (*NULL_TOKENS, "n/a", "(null)", "<null>", "\\\\N", "undefined")
 _SEPARATORS = ("|", ";", ",", " ")
 _SURE_SEPARATORS = ("|", ";")
 """Separators that no other text has often."""
+_ID = re.compile(r"[A-Za-z]{0,4}_?\d*")
+"""Pattern of ids: lists of them are told by their form, however seldom one comes again."""
 _MIN_LISTS = 0.05
 """Share of the values that hold a separator from which on a column holds lists."""
 _MOST_VALUES = 2_000
@@ -217,8 +219,11 @@ def profile_texts(name: str, found: pa.StringArray, total_rows: int, seed: int =
     values, counts, codes = values.filter(pa.array(~is_null)), counts[~is_null], places[codes]
     profile = ColumnProfile(name, codes, values, counts, nulls)
     half = np.random.default_rng(seed).random(len(codes)) < 0.5
-    num_half = len(np.unique(codes[half & (codes >= 0)]))
-    profile.num_distinct = _extrapolate(len(values), num_half, len(codes), total_rows)
+    num_seen, num_half = len(values), len(np.unique(codes[half & (codes >= 0)]))
+    if profile.is_number and profile.has_points and not profile.has_fractions:  # 3 and 3.0 are one
+        num_same = len(np.unique(profile.numbers))
+        num_seen, num_half = num_same, num_half * num_same // num_seen
+    profile.num_distinct = _extrapolate(num_seen, num_half, len(codes), total_rows)
     _find_lists(profile, half, total_rows)
     return profile
 
@@ -266,14 +271,16 @@ def _find_lists(profile: ColumnProfile, half: NDArray[np.bool_], total_rows: int
         profile.separator = ","
         inner = pc.replace_substring_regex(pc.utf8_trim(values, "[] \t"), "['\"]", "")
         return _split(profile, inner, r"\s*,\s*|\s+", half, total_rows)
+    few = values.slice(0, 10 * _MOST_VALUES).to_pylist()
     for separator in _SEPARATORS:
         has = as_mask(pc.match_substring(values, separator))
         if counts[has].sum() < _MIN_LISTS * counts.sum():
             continue
-        few = values.slice(0, 10 * _MOST_VALUES).to_pylist()
-        tokens = {token for text in few for token in text.split(separator)}
+        lists = [text.split(separator) for text in few]
+        tokens = {token for one in lists for token in one}
+        are_ids = len({len(one) for one in lists}) > 1 and all(map(_ID.fullmatch, tokens))
         most = len(few) if separator in _SURE_SEPARATORS else len(few) / 2
-        if len(tokens) <= most:
+        if len(tokens) <= most or are_ids:
             profile.separator = separator
             return _split(profile, values, re.escape(separator), half, total_rows)
     return None

@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from features.schema import RESERVED_NAMES
+from features.schema import RESERVED_NAMES, Label
 from jobs.inspection.column_profile import ColumnProfile
-from jobs.inspection.roles import Roles, positive_names
+from jobs.inspection.roles import Roles, is_label_name
 from jobs.inspection.toml_text import quoted
 
 _MOST_WORDS = 5_000
@@ -19,14 +19,17 @@ _MOST_WORDS = 5_000
 _MOST_BUCKETS = 20_000_000
 _FEW_NUMBERS = 32
 """Distinct whole numbers up to which a column is a category."""
+_SMALL_NUMBERS = 6
+"""Numbers from 1 to 10 that amounts have at least."""
 _LONGEST_LIST = 64
-_MAX_LEAK, _MUCH = 0.8, 0.5
-"""Shares of the label's entropy that a column may tell: beyond the first it is no feature, beyond the second odd."""
+_MAX_LEAK, _OTHER_LABEL, _MUCH = 0.8, 0.3, 0.5
+"""Shares of the label's entropy: a column that tells more than the first is no feature, nor is a two-valued one that
+tells more than the second; one that tells more than the third is odd."""
 _TOLD_VALUES, _MIN_TOLD, _BINS = 200, 10, 50
 _MOST_MISSING = 0.999
 
 _NUMBER_NAME = re.compile(
-    r"(?i)(^|_|\.)(age|count|cnt|num|n|number|price|amount|cost_?usd|duration|seconds|secs|minutes|length|len|size|width|"
+    r"(?i)^I\d{1,2}$|(^|_|\.)(age|count|cnt|num|n|price|wage|amount|cost_?usd|duration|seconds|secs|minutes|length|len|size|width|"
     r"height|score|rate|ratio|avg|mean|sum|total|income|salary|balance|distance|gains?|losses|dividends|bid|age_?days|"
     r"popularity|views|clicks|impressions|visits|weight|percentage|pct)(_|\.|$)|(?-i:Count|Price|Amount|Num)"
 )
@@ -37,6 +40,10 @@ _CODE_NAME = re.compile(
     r"occupation|language|lang|version|group|segment|cluster|list|session|ip|isp|network|platform|source|medium|key|hash|"
     r"status|flag|node|customer|pid|cms|level)(_|\.|$)|(?-i:[a-z](Id|ID|Type|Code)$)"
 )
+
+_VISIT_NAME = re.compile(r"(?i)(^|_)(session|impression|request|list|auction|bid|page_?view)(_?id)?$")
+_MIN_VISITS = 0.02
+"""Values a row from which on ids of visits and result pages are no categories."""
 
 Kind = Literal["category", "number", "list"]
 
@@ -100,13 +107,15 @@ def choose_features(profiles: Mapping[str, ColumnProfile], roles: Roles, total_r
     """
     chosen = Choices()
     taken = {*RESERVED_NAMES}
-    labels = positive_names(profiles, roles.others)
+    others = {Label.parse(rule).column for rule in roles.others}
+    labels = {name for name in others if is_label_name(name)}
     same: dict[bytes, str] = {}
     for name, profile in profiles.items():
         reason = _own_reason(profile, roles, labels) or _emptiness(profile, roles)
         told = 0.0 if reason else share_of_label(profile, roles.labels)
-        if not reason and told > _MAX_LEAK:
-            reason = f"it tells {told:.0%} of the label, which no column known before it does: a leak?"
+        if not reason and told > (_OTHER_LABEL if name in others else _MAX_LEAK):
+            what = "another label" if name in others else "a leak"
+            reason = f"it tells {told:.0%} of the label, which no column known before it does: {what}?"
         if not reason and not profile.is_list:
             twin = same.setdefault(profile.codes.tobytes(), name)
             reason = f"it says what {twin} says, value for value" if twin != name else None
@@ -171,6 +180,8 @@ def _own_reason(profile: ColumnProfile, roles: Roles, labels: set[str]) -> str |
         return "it looks like another label"
     if name == roles.time:
         return "the time"
+    if _VISIT_NAME.search(name) and profile.num_distinct > _MIN_VISITS * profile.num_rows:
+        return "new rows have new ones"
     if name == roles.weight:
         return f'it looks like a weight of rows: to use it, write weight = "{name}" below [features]'
     if profile.time_format and not (profile.is_number and len(profile.values) <= _FEW_NUMBERS):
@@ -246,14 +257,15 @@ def is_amount(profile: ColumnProfile) -> bool:
         return False
     if profile.has_fractions:
         return True
-    if _CODE_NAME.search(profile.name):
-        return False
     if _NUMBER_NAME.search(profile.name):
         return len(profile.values) > _FEW_NUMBERS / 3
+    if _CODE_NAME.search(profile.name):
+        return False
     if len(profile.values) <= _FEW_NUMBERS:
         return False
     low, high = float(profile.numbers.min()), float(profile.numbers.max())
-    if not -10 <= low <= 1 or high < 2 * _FEW_NUMBERS:
+    num_small = int(((profile.numbers >= 1) & (profile.numbers <= 10)).sum())
+    if not -10 <= low <= 1 or high < 2 * _FEW_NUMBERS or num_small < _SMALL_NUMBERS:
         return False
     border = np.quantile(profile.numbers, 0.1)  # of the distinct ones
     return bool(profile.counts[profile.numbers <= border].sum() > 0.4 * profile.counts.sum())

@@ -22,7 +22,7 @@ from jobs.inspection.column_profile import ColumnProfile, find_value_settings, p
 from jobs.inspection.feature_choice import Choices, choose_features
 from jobs.inspection.first_config import FirstConfig
 from jobs.inspection.log_sample import LogSample, take_sample
-from jobs.inspection.roles import Roles, choose_roles
+from jobs.inspection.roles import Roles, choose_roles, has_times
 from jobs.inspection.split_choice import choose_split
 from pipeline.build.sources import plan_sources
 
@@ -143,8 +143,12 @@ def inspect_log(
     if not any(feature.group == "sparse" for feature in choices.features):
         raise ConfigError("no column of the log can be a category, and a model needs one at least")
     split = choose_split(paths, found.files, roles, _times_of(sample, profiles, roles.time), sample.is_spread)
-    result = Inspection(sample, profiles, roles, choices, [*found.notes(), *_tell(sample, roles, choices)])
-    time_format = profiles[roles.time].time_format if roles.time else None
+    odd = [*found.notes(), *_tell(sample, roles, choices)]
+    if roles.time and split.rule and 'kind = "hash"' in split.rule:
+        odd.append(f"rows are split by a hash, not by time: {split.reason}")
+    result = Inspection(sample, profiles, roles, choices, odd)
+    is_typed = roles.time is None or has_times(sample, roles.time)
+    time_format = None if is_typed or roles.time is None else profiles[roles.time].time_format
     text = FirstConfig(
         path=output,
         log=_say_log(paths, sample),

@@ -277,7 +277,7 @@ def _find_quotes(file: str, found: LogFormat, text: str, given: Mapping[str, Any
         if cells and quoted > 0.9 * len(cells):
             tried = [replace(found, quote='"'), found]
     if '\\"' in text and len(found.delimiter) == 1:
-        tried.append(replace(found, quote='"', escape="\\"))
+        tried.append(replace(found, quote=None if found.kind == "csv" else '"', escape="\\"))
     tried.append(replace(found, quote=""))
     rejected = [_count_rejected(file, one) if len(tried) > 1 else 0 for one in tried]
     best = tried[rejected.index(min(rejected))]

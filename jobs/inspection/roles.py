@@ -1,7 +1,7 @@
 """Roles of columns: label, group, time and weight, chosen by their names and by what they hold."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,10 @@ _LABEL_WORDS = (
     ("buy", "bought", "subscribed", "liked", "like", "response", "outcome"),
 )
 """Words of a label's name, the best first."""
+_TRAIT_NAME = re.compile(
+    r"(?i)gender|sex|male|weekend|holiday|work|member|subscriber|premium|vip|(^|_)(new|sso|mobile|wifi|app|active)(_|$)"
+)
+"""Names of what is known of a user or a moment before anything happens."""
 _ACTION_NAME = re.compile(r"(?i)^(behaviou?r|action|event|activity)(_?(type|name|id))?$|_?(event|action)_type$")
 _ACTIONS = (
     ("click", "clicked", "clk"),
@@ -34,14 +38,14 @@ _RATING_NAME = re.compile(r"(?i)^(rating|ratings|stars|overall|review_score)$")
 _YES = ("yes", "y", "t", "positive", "pos", "clicked", "click", "buy", "purchase")
 _GROUP_NAMES = (
     r"^(user|u|member|customer|client|visitor|account|reviewer|person|viewer)(_?(id|key|no|hash|code))?$|^uid$",
-    r"(^|_|\.)(user|uid|member|customer|visitor|account)(_?id)?$|cookie|^(uuid|guid|idfa|gaid)$",
+    r"(^|_|\.)(user|uid|customer|visitor|account)(_?id)?$|^user\.id$|cookie|^(uuid|guid|idfa|gaid)$",
     r"session|(^|_)(query|page|list|impression|request)(_?id)?$",
     r"^device_?id$|^ip$",
 )
 _PAGE_NAME = re.compile(_GROUP_NAMES[2])
 _WEIGHT_NAME = re.compile(r"(?i)^(instance_|sample_|row_)?weight$")
 _TIME_NAMES = (r"event|click_?time|^time$|timestamp|^ts$|impression_time", r"time|stamp|hour", r"date|day|dt")
-_MOST_MISSING_TIMES = 0.001
+_MOST_MISSING = 0.001
 _MIN_ROWS = 10
 
 
@@ -109,7 +113,7 @@ def choose_roles(
         _check(profiles, "--group", group)
     if time is not None:
         _check(profiles, "--time", time)
-        if profiles[time].time_format is None and not _has_times(sample, time):
+        if profiles[time].time_format is None and not has_times(sample, time):
             seen = ", ".join(map(repr, profiles[time].head(3)))
             raise ConfigError(f"--time {time}: its values are in no known format ({seen})")
     taken = {column}
@@ -160,7 +164,8 @@ def _label_candidates(profiles: Profiles) -> list[tuple[str, int]]:
             continue
         rule = _two_valued(profile)
         if rule is not None:
-            found.append((rule, _name_score(profile.name, _GUESS + (rule != profile.name))))
+            is_weak = rule != profile.name or profile.missing > _MOST_MISSING or _TRAIT_NAME.search(profile.name)
+            found.append((rule, _name_score(profile.name, _GUESS + bool(is_weak))))
         elif _ACTION_NAME.search(profile.name) and (rule := _action_rule(profile)):
             found.append((rule, _ACTION))
         elif _RATING_NAME.match(profile.name) and profile.is_number and 2 < len(profile.values) <= 20:
@@ -172,6 +177,11 @@ def _name_score(name: str, otherwise: int) -> int:
     words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+|\d+", name)]
     scores = [score for score, known in enumerate(_LABEL_WORDS) for word in known if word in words]
     return min(scores, default=otherwise)
+
+
+def is_label_name(name: str) -> bool:
+    """Tell whether a word of a column's name says that it is a label."""
+    return _name_score(name, _GUESS) < _GUESS
 
 
 def _two_valued(profile: ColumnProfile) -> str | None:
@@ -224,7 +234,7 @@ def _choose_group(profiles: Profiles, taken: set[str]) -> str | None:
     return None
 
 
-def _has_times(sample: LogSample, name: str) -> bool:
+def has_times(sample: LogSample, name: str) -> bool:
     """Tell whether the files themselves say that a column holds times."""
     return all(
         pa.types.is_timestamp(kind) or pa.types.is_date(kind)
@@ -235,16 +245,10 @@ def _has_times(sample: LogSample, name: str) -> bool:
 def _choose_time(sample: LogSample, profiles: Profiles, taken: set[str]) -> str | None:
     found: list[tuple[int, int, str]] = []
     for name, profile in profiles.items():
-        if name in taken or profile.is_list or profile.missing > _MOST_MISSING_TIMES or len(profile.values) < 2:
+        if name in taken or profile.is_list or profile.missing > _MOST_MISSING or len(profile.values) < 2:
             continue
-        if profile.time_format is None and not _has_times(sample, name):
+        if profile.time_format is None and not has_times(sample, name):
             continue
         score = next((i for i, pattern in enumerate(_TIME_NAMES) if re.search(pattern, name.lower())), 9)
         found.append((score, -len(profile.values), name))
     return min(found)[2] if found else None
-
-
-def positive_names(profiles: Profiles, others: Sequence[str]) -> set[str]:
-    """Return the columns of other candidates whose names say that they are labels too."""
-    columns = {Label.parse(rule).column for rule in others}
-    return {name for name in columns if name in profiles and _name_score(name, _GUESS) < _GUESS}
