@@ -181,7 +181,7 @@ def _own_reason(profile: ColumnProfile, roles: Roles, labels: set[str]) -> str |
     if name == roles.time:
         return "the time"
     if _VISIT_NAME.search(name) and profile.num_distinct > _MIN_VISITS * profile.num_rows:
-        return "new rows have new ones"
+        return "it names a visit or a page of results, and new rows have new ones"
     if name == roles.weight:
         return f'it looks like a weight of rows: to use it, write weight = "{name}" below [features]'
     if profile.time_format and not (profile.is_number and len(profile.values) <= _FEW_NUMBERS):
