@@ -21,6 +21,7 @@ MISSING_TEXTS = (*NULL_TOKENS, "n/a", "(null)", "<null>", "\\\\N", "undefined")
 _SEPARATORS = ("|", ";", ",", " ")
 _SURE_SEPARATORS = ("|", ";")
 """Separators that no other text has often."""
+_DECIMAL_COMMA = re.compile(r"-?\d*(,\d+)?")
 _ID = re.compile(r"[A-Za-z]{0,4}_?\d*")
 """Pattern of ids: lists of them are told by their form, however seldom one comes again."""
 _MIN_LISTS = 0.05
@@ -63,7 +64,7 @@ _TIME_NAME = re.compile(r"(?i)time|date|\bts\b|_ts\b|hour|day|created|stamp")
 
 @dataclass
 class ColumnProfile:
-    """What a column of the sample holds.
+    """ColumnProfile: what a column of the sample holds.
 
     Attributes:
         name: of the raw column.
@@ -73,8 +74,9 @@ class ColumnProfile:
         missing_texts: text that means missing -> its rows.
         separator: text between the values of a list, "" where they are lists in the file; None: single values.
         is_printed: whether lists are printed ones, like ``[3, 7]``.
+        has_blank_tokens: whether values of lists have spaces around them.
         lengths: (n,) values of each row's list.
-        tokens: how many distinct values the lists have, and how many in half of the rows.
+        tokens: distinct values of the lists.
         num_distinct: distinct values of the whole log, an estimate where the sample is a part.
     """
 
@@ -85,8 +87,9 @@ class ColumnProfile:
     missing_texts: dict[str, int] = field(default_factory=dict)
     separator: str | None = None
     is_printed: bool = False
+    has_blank_tokens: bool = False
     lengths: NDArray[np.int64] | None = None
-    tokens: tuple[int, int] = (0, 0)
+    tokens: pa.StringArray | None = None
     num_distinct: int = 0
 
     @property
@@ -132,7 +135,7 @@ class ColumnProfile:
     @cached_property
     def has_points(self) -> bool:
         """Tell whether whole numbers are written with a point."""
-        return as_mask(pc.match_substring_regex(self.values, r"^-?[0-9]+\.0+$")).any()
+        return bool(as_mask(pc.match_substring_regex(self.values, r"^-?[0-9]+\.0+$")).any())
 
     @cached_property
     def has_blanks(self) -> bool:
@@ -182,6 +185,20 @@ class ColumnProfile:
             if is_time.all() and _is_recent(times).all():
                 return pattern
         return None
+
+    @property
+    def time_unit(self) -> str | None:
+        """Unit of times that no format reads; None: these are none."""
+        if self.is_number and len(self.values) > 5:
+            for unit, factor in (("microseconds", 10**6), ("nanoseconds", 10**9)):
+                if _is_recent(self.numbers / factor).all():
+                    return unit
+        return None
+
+    @property
+    def has_decimal_comma(self) -> bool:
+        """Tell whether the values are numbers with a comma in place of the point."""
+        return not self.is_number and not self.is_list and all(map(_DECIMAL_COMMA.fullmatch, self.head(_MOST_VALUES)))
 
     def times(self) -> NDArray[np.float64]:
         """Return the time of each row in Unix seconds, NaN where it has none."""
@@ -271,18 +288,22 @@ def _find_lists(profile: ColumnProfile, half: NDArray[np.bool_], total_rows: int
         profile.separator = ","
         inner = pc.replace_substring_regex(pc.utf8_trim(values, "[] \t"), "['\"]", "")
         return _split(profile, inner, r"\s*,\s*|\s+", half, total_rows)
-    few = values.slice(0, 10 * _MOST_VALUES).to_pylist()
+    few = [text.strip(" \t") for text in values.slice(0, 10 * _MOST_VALUES).to_pylist()]
     for separator in _SEPARATORS:
-        has = as_mask(pc.match_substring(values, separator))
+        has = as_mask(pc.match_substring(pc.utf8_trim(values, " \t"), separator))
         if counts[has].sum() < _MIN_LISTS * counts.sum():
             continue
         lists = [text.split(separator) for text in few]
-        tokens = {token for one in lists for token in one}
+        tokens = {token.strip(" \t") for one in lists for token in one}
+        num_phrases = sum(" " in token for token in tokens)
+        if separator in ";," and (num_phrases > len(tokens) / 2 or all(map(_DECIMAL_COMMA.fullmatch, few))):
+            continue
         are_ids = len({len(one) for one in lists}) > 1 and all(map(_ID.fullmatch, tokens))
         most = len(few) if separator in _SURE_SEPARATORS else len(few) / 2
         if len(tokens) <= most or are_ids:
             profile.separator = separator
-            return _split(profile, values, re.escape(separator), half, total_rows)
+            profile.has_blank_tokens = any(token != token.strip(" \t") for one in lists for token in one)
+            return _split(profile, values, rf"[ \t]*{re.escape(separator)}[ \t]*", half, total_rows)
     return None
 
 
@@ -302,9 +323,10 @@ def _count_tokens(
 ) -> None:
     profile.lengths = lengths.astype(np.int64)
     found, _ = texts(tokens, Values())
-    codes = found.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    encoded = found.dictionary_encode()
+    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
     seen, in_half = (len(np.unique(part[part >= 0])) for part in (codes, codes[np.repeat(half, lengths)]))
-    profile.tokens = seen, in_half
+    profile.tokens = encoded.dictionary
     profile.num_distinct = _extrapolate(seen, in_half, profile.num_rows, total_rows)
 
 
@@ -318,9 +340,10 @@ def find_value_settings(profiles: Sequence[ColumnProfile]) -> Values:
         enough = 1 if profile.is_number else MIN_SHARE * profile.num_rows
         nulls |= dict.fromkeys(text for text, count in profile.missing_texts.items() if count >= enough)
     single = [profile for profile in profiles if not profile.is_list]
+    has_blanks = any(profile.has_blanks for profile in single) or any(profile.has_blank_tokens for profile in profiles)
     return Values(
         null_tokens=tuple(sorted(nulls)),
-        strip=any(profile.has_blanks for profile in single),
+        strip=has_blanks,
         whole_floats=any(p.is_number and p.has_points and not p.has_fractions for p in single),
         list_literals=any(profile.is_printed for profile in profiles),
     )

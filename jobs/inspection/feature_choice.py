@@ -3,13 +3,15 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from features.arrow import pc
 from features.schema import RESERVED_NAMES, Label
+from features.values import as_mask
 from jobs.inspection.column_profile import ColumnProfile
 from jobs.inspection.roles import Roles, is_label_name
 from jobs.inspection.toml_text import quoted
@@ -41,11 +43,14 @@ _CODE_NAME = re.compile(
     r"status|flag|node|customer|pid|cms|level)(_|\.|$)|(?-i:[a-z](Id|ID|Type|Code)$)"
 )
 
+_MOST_MISSING_TIMES = 0.001
+_MIN_STEM, _MIN_KNOWN = 3, 0.5
+"""Letters of a category's name that the name of its lists has, and the share of their values that it has."""
 _VISIT_NAME = re.compile(r"(?i)(^|_)(session|impression|request|list|auction|bid|page_?view)(_?id)?$")
 _MIN_VISITS = 0.02
 """Values a row from which on ids of visits and result pages are no categories."""
 
-Kind = Literal["category", "number", "list"]
+FeatureKind = Literal["category", "number", "list"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class FeatureChoice:
 
     name: str
     column: str
-    kind: Kind
+    kind: FeatureKind
     settings: tuple[tuple[str, str], ...]
 
     @property
@@ -116,7 +121,7 @@ def choose_features(profiles: Mapping[str, ColumnProfile], roles: Roles, total_r
         if not reason and told > (_OTHER_LABEL if name in others else _MAX_LEAK):
             what = "another label" if name in others else "a leak"
             reason = f"it tells {told:.0%} of the label, which no column known before it does: {what}?"
-        if not reason and not profile.is_list:
+        if not reason and not profile.is_list and len(profile.values) < profile.num_present / 2:
             twin = same.setdefault(profile.codes.tobytes(), name)
             reason = f"it says what {twin} says, value for value" if twin != name else None
         if reason:
@@ -131,6 +136,7 @@ def choose_features(profiles: Mapping[str, ColumnProfile], roles: Roles, total_r
             chosen.notes.setdefault(name, note)
         taken |= {feature.name, feature.name + "__length"}
         chosen.features.append(feature)
+    chosen.features = _share_tables(chosen.features, profiles)
     return chosen
 
 
@@ -185,7 +191,10 @@ def _own_reason(profile: ColumnProfile, roles: Roles, labels: set[str]) -> str |
     if name == roles.weight:
         return f'it looks like a weight of rows: to use it, write weight = "{name}" below [features]'
     if profile.time_format and not (profile.is_number and len(profile.values) <= _FEW_NUMBERS):
-        return "another time, which is no category and no number that says much"
+        few = "" if profile.missing <= _MOST_MISSING_TIMES else f" that is missing in {profile.missing:.1%} of the rows"
+        return f"another time{few}, which is no category and no number that says much"
+    if profile.time_unit:
+        return f"times in {profile.time_unit}: as milliseconds or seconds, they could be features.timestamp"
     if re.fullmatch(r"(?i)split|fold|subset", name) and {v.lower() for v in profile.head(4)} & {"train", "test"}:
         return "it says to which split a row belongs: cut the log by it into a file for each, if you want that split"
     return None
@@ -227,10 +236,12 @@ def _encode(profile: ColumnProfile, name: str, total_rows: int) -> tuple[Feature
     encoding, size = choose_encoding(profile.num_distinct, total_rows)
     if size >= _MOST_BUCKETS:
         note = f"about {profile.num_distinct:,} values share {_MOST_BUCKETS:,} rows of a table"
+    if profile.has_decimal_comma:
+        note = "numbers with a comma, which a build reads as categories: write them with a point"
     if profile.is_number is False and profile.number_share > 0.9:
         odd = [v for v, n in zip(profile.values.to_pylist(), profile.numbers.tolist(), strict=True) if math.isnan(n)]
         note = f"{1 - profile.number_share:.1%} of the values are no numbers, such as {odd[0]!r:.40}: a category then"
-    kind: Kind = "list" if profile.is_list else "category"
+    kind: FeatureKind = "list" if profile.is_list else "category"
     return FeatureChoice(name, profile.name, kind, (*settings, ("encoding", encoding))), note
 
 
@@ -246,6 +257,44 @@ def choose_encoding(num_distinct: int, total_rows: int) -> tuple[str, int]:
     size = next(step * digits for step in (1, 2, 5, 10) if step * digits >= 2 * num_distinct)
     size = min(size, _MOST_BUCKETS)
     return f'{{ kind = "hash", num_buckets = {size:_} }}', size
+
+
+def _share_tables(features: list[FeatureChoice], profiles: Mapping[str, ColumnProfile]) -> list[FeatureChoice]:
+    """Let lists share the table of what they are lists of, such as a history of items: names and values tell."""
+    owners = {one.name: owner for one in features if (owner := _owner_of(one, features, profiles))}
+    members: dict[str, list[str]] = {}
+    for name, owner in owners.items():
+        members.setdefault(owner, [owner]).append(name)
+    tables = {name: owner for owner, names in members.items() for name in names}
+    encodings = {feature.name: dict(feature.settings).get("encoding", "") for feature in features}
+    shared = []
+    for feature in features:
+        if table := tables.get(feature.name):
+            encoding = max((encodings[name] for name in members[table]), key=_table_size)
+            more = {"encoding": encoding} | ({"table": quoted(table)} if table != feature.name else {})
+            feature = replace(feature, settings=tuple((dict(feature.settings) | more).items()))
+        shared.append(feature)
+    return shared
+
+
+def _owner_of(one: FeatureChoice, features: list[FeatureChoice], profiles: Mapping[str, ColumnProfile]) -> str | None:
+    """Find the category whose name a list's name has, and most of whose values it has."""
+    tokens = profiles[one.column].tokens
+    if one.kind != "list" or tokens is None:
+        return None
+    for owner in features:
+        stem = re.sub(r"(s|y|ies)$", "", owner.name.lower())
+        if owner.kind == "category" and len(stem) >= _MIN_STEM and stem in one.name.lower():
+            values = profiles[owner.column].values
+            if as_mask(pc.is_in(tokens, value_set=values)).mean() > _MIN_KNOWN:
+                return owner.name
+    return None
+
+
+def _table_size(encoding: str) -> int:
+    """Rows of a hashed table; 0 for a vocabulary, which is learnt."""
+    buckets = re.search(r"num_buckets = ([\d_]+)", encoding)
+    return int(buckets[1]) if buckets else 0
 
 
 def is_amount(profile: ColumnProfile) -> bool:

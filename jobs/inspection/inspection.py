@@ -32,7 +32,7 @@ _LONGEST_NOTE = 70
 
 @dataclass
 class Inspection:
-    """What was found in a log.
+    """Inspection: what was found in a log, and its first config.
 
     Attributes:
         sample: rows of it.

@@ -24,7 +24,7 @@ from features.read.streams import compression_of, open_stream
 from features.values import NUMBER_PATTERN
 from jobs.cli.errors import ConfigError
 
-KEY = "pipeline.input.format"
+FORMAT_KEY = "pipeline.input.format"
 """Config key of a log's format."""
 _HEAD_BYTES = 1 << 20
 _HEAD_ROWS = 300
@@ -41,6 +41,7 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "UTF-16",
 }
 """Byte order marks; a longer one comes before the one that it begins with."""
+_NAME = re.compile(r"[A-Za-z_][\w .-]{0,40}")
 _MIN_HIGH_RUN = 2.5
 """Mean length of runs of bytes beyond ASCII from which on words are written in them, and not single letters."""
 
@@ -79,7 +80,7 @@ def find_layout(file: str, given: Mapping[str, Any]) -> LogLayout:
     if encoding is None:
         encoding, is_guess = _find_encoding(head)
         if is_guess:
-            notes.append(f'{show(file)} is no UTF-8 text; "{encoding}" is a guess: see {KEY}.encoding')
+            notes.append(f'{show(file)} is no UTF-8 text; "{encoding}" is a guess: see {FORMAT_KEY}.encoding')
     known = {"encoding": encoding} if encoding != "UTF-8" or "encoding" in given else {}
     text = head.decode(make_format({**given, **known}).encoding, "replace").removeprefix("\ufeff")
     lines = [line for line in re.split(r"\r\n|\n|\r", text) if line.strip()]
@@ -104,7 +105,7 @@ def make_format(given: Mapping[str, Any]) -> LogFormat:
         return TypeAdapter(LogFormat).validate_python(dict(given))
     except ValidationError as error:
         detail = error.errors()[0]
-        key = ".".join([KEY, *map(str, detail["loc"])])
+        key = ".".join([FORMAT_KEY, *map(str, detail["loc"])])
         raise ConfigError(f"config key {key!r}: {detail['msg'].removeprefix('Value error, ')}") from error
 
 
@@ -138,6 +139,9 @@ def _find_encoding(head: bytes) -> tuple[str, bool]:
     for mark, name in _MARKS.items():
         if head.startswith(mark):
             return name, False
+    for name, zeros in (("UTF-16-LE", head[1::2]), ("UTF-16-BE", head[::2])):
+        if zeros.count(0) > _MIN_SHARE * len(zeros):
+            return name, True
     lines = head.split(b"\n")
     damaged = [line for line in lines if not _is_text(line, "UTF-8")]
     if not damaged or sum(not line.isascii() for line in lines) > 2 * len(damaged):
@@ -145,11 +149,13 @@ def _find_encoding(head: bytes) -> tuple[str, bool]:
     runs = re.findall(rb"[\x80-\xff]+", head)
     even = sum(len(run) % 2 == 0 for run in runs) / len(runs)
     leads = [byte for run in runs for byte in run[::2]]
+    tried = []
     if even > 0.95:
         is_korean = sum(0xB0 <= byte <= 0xC8 for byte in leads) > 0.98 * len(leads)
-        tried = ["EUC-KR", "GBK"] if is_korean else ["GBK", "Big5", "EUC-KR"]
-    else:
-        tried = ["cp1251"] if sum(map(len, runs)) / len(runs) > _MIN_HIGH_RUN else []
+        is_chinese = sum(0xA1 <= byte <= 0xD7 for byte in leads) > 0.7 * len(leads)
+        tried = ["EUC-KR"] * is_korean + ["GBK"] * is_chinese
+    if sum(map(len, runs)) / len(runs) > _MIN_HIGH_RUN:
+        tried.append("cp1251")
     return next((name for name in [*tried, "cp1252"] if _is_text(head, name)), "latin-1"), True
 
 
@@ -209,7 +215,7 @@ def _find_separator(file: str, text: str) -> str:
     if best is None:
         raise LogError(
             f"{show(file)} is no JSON, libffm, Parquet or ORC, and no separator cuts its lines into columns: give it, "
-            f'as in {KEY}.separator="^"'
+            f'as in {FORMAT_KEY}.separator="^"'
         )
     return best
 
@@ -228,11 +234,11 @@ def _split(text: str, separator: str) -> Cells:
 def has_header(rows: Cells) -> bool:
     """Tell whether the first row names the columns.
 
-    It does if no cell of it is a number, each is there once, and the column below has numbers alone, or values that
-    come again and none of them is the name.
+    It does if no cell of it is a number, and a column below has numbers alone, or values that come again and none of
+    them is the name.
     """
     names, below = rows[0], rows[1:]
-    if len({*names}) < len(names) or any(not name.strip() for name in names[1:]):
+    if any(not name.strip() for name in names[1:]):
         return False
     if any(re.match(NUMBER_PATTERN, name.strip()) for name in names):
         return False
@@ -248,7 +254,7 @@ def has_header(rows: Cells) -> bool:
             return False
         numbers = sum(re.match(NUMBER_PATTERN, value.strip()) is not None for value in values)
         is_told |= numbers > 0.9 * len(values) or len(distinct) <= len(values) / 2
-    return is_told or all(re.fullmatch(r"[A-Za-z_][\w .-]{0,40}", name) for name in names)
+    return is_told or (len({*names}) == len(names) and all(map(_NAME.fullmatch, names)))
 
 
 def _name_columns(rows: Cells) -> tuple[str, ...]:
@@ -284,7 +290,7 @@ def _find_quotes(file: str, found: LogFormat, text: str, given: Mapping[str, Any
     if best == found:
         return found, ()
     said = ", ".join(f"{key} = {value!r}" for key, value in (("quote", best.quote), ("escape", best.escape)) if value)
-    return best, (f"{said or 'no quotes'}: fewer rows are rejected than with a plain quote; see {KEY}",)
+    return best, (f"{said or 'no quotes'}: fewer rows are rejected than with a plain quote; see {FORMAT_KEY}",)
 
 
 def _count_rejected(file: str, tried: LogFormat) -> int:

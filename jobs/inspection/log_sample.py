@@ -32,6 +32,8 @@ _MIN_PORTION = 1 << 22
 _STEP = 1 << 20
 _KEY_LINES = 2_000
 """JSON lines of a file whose keys are looked at."""
+_MOST_INDEXES = 64
+"""Indexes of a libsvm file up to which each is a column of numbers too."""
 _UNPACKS_TO = 5
 _NO_NAME = "it has no name"
 
@@ -52,6 +54,7 @@ class LogSample:
         is_all: whether the sample is the whole log.
         is_spread: whether it has rows from the log's beginning, middle and end.
         notes: what is a guess or odd.
+        binary: columns of bytes, which may be text.
     """
 
     format: LogFormat
@@ -65,6 +68,7 @@ class LogSample:
     is_all: bool = False
     is_spread: bool = False
     notes: list[str] = field(default_factory=list)
+    binary: set[str] = field(default_factory=set)
 
     def texts_of_singles(self) -> dict[str, pa.StringArray]:
         """Convert every column of single values to text; what is missing is null."""
@@ -85,11 +89,7 @@ class LogSample:
         lengths: list[np.ndarray] = []
         items: list[pa.StringArray] = []
         for block in self.blocks:
-            values = block.lists.get(name, block.columns[name])
-            if pa.types.is_string(values.type):  # JSON lines of which none has an array
-                values = pa.array(
-                    [None if text is None else [text] for text in values.to_pylist()], pa.list_(pa.string())
-                )
+            values = _joined_lists(block.columns[name], block.lists.get(name))
             lengths.append(np.array([0 if size is None else size for size in values.value_lengths().to_pylist()]))
             items.append(loose_texts(values.flatten()))
         ends = np.append(0, np.cumsum(np.concatenate(lengths)))
@@ -123,6 +123,11 @@ def take_sample(found: FoundLogs, given: Mapping[str, Any], rows: int) -> LogSam
         )
         wanted = _find_wanted(sample, headers)
         _read_rows(sample, copies, wanted, rows)
+        if sample.binary and sample.rejected.total() > sample.num_rows:
+            sample.left_out |= dict.fromkeys(sample.binary, "it holds bytes, and not all are text")
+            sample.blocks, sample.num_rows, sample.rejected = [], 0, Counter()
+            columns = tuple(name for name in wanted.columns if name not in sample.binary)
+            _read_rows(sample, copies, replace(wanted, columns=columns), rows)
         if not sample.num_rows:
             reason = sample.first_rejected or "it has a header alone"
             raise LogError(f"no line of {show(files[0][0].path)} is a row: {reason}")
@@ -131,6 +136,17 @@ def take_sample(found: FoundLogs, given: Mapping[str, Any], rows: int) -> LogSam
         guess = 0 if sample.is_all else _estimate_rows(sample, copies, files)
         sample.total_rows = max(sample.num_rows, guess)
     return sample
+
+
+def _joined_lists(single: pa.Array, lists: pa.Array | None) -> pa.Array:
+    """Return lists of a column; of JSON lines, a value that is no array is a list of one."""
+    if not pa.types.is_string(single.type):
+        return single
+    found: Any = pa.nulls(len(single), pa.list_(pa.string())) if lists is None else lists
+    if single.null_count == len(single):
+        return found
+    pairs = zip(found.to_pylist(), single.to_pylist(), strict=True)
+    return pa.array([[text] if one is None and text is not None else one for one, text in pairs], pa.list_(pa.string()))
 
 
 def _spread(files: Sequence[Any], most: int) -> list[Any]:
@@ -146,10 +162,13 @@ def _common_layout(copies: list[tuple[LogFile, str, int]], given: Mapping[str, A
     layouts: list[tuple[LogFile, LogLayout]] = []
     for file, path, _ in copies:
         try:
-            layouts.append((file, find_layout(path, given)))
-        except LogError:
+            layout = find_layout(path, given)
+        except LogError as error:
             if len(copies) == 1 or not _is_blank(path):
-                raise
+                raise LogError(str(error).replace(path, show(file.path))) from error
+            continue
+        notes = tuple(note.replace(path, show(file.path)) for note in layout.notes)
+        layouts.append((file, replace(layout, notes=notes)))
     if not layouts:
         raise LogError(f"no file of the log has a row, {show(copies[0][0].path)} neither")
     file, first = layouts[0]
@@ -247,6 +266,8 @@ def _typed_columns(sample: LogSample, fields: Any, above: str, lists: set[str]) 
         if pa.types.is_nested(element) or pa.types.is_duration(element) or pa.types.is_interval(element):
             sample.left_out[name] = f"of type {kind}"
             continue
+        if pa.types.is_binary(element) or pa.types.is_large_binary(element) or pa.types.is_fixed_size_binary(element):
+            sample.binary.add(name)
         if is_list:
             lists.add(name)
         yield name
@@ -284,7 +305,8 @@ def _libffm_columns(path: str, lists: set[str]) -> list[str]:
         lists |= {f"field_{number}" for number, count in Counter(numbers).items() if count > 1}
     if not has_fields:
         lists.add("index")
-        return ["label", "index"]
+        values = [f"value_{number}" for number in sorted(fields)] if len(fields) <= _MOST_INDEXES else []
+        return ["label", "index", *values]
     names = [f"field_{number}" for number in sorted(fields)]
     values = [f"value_{number}" for number in sorted(fields) if f"field_{number}" not in lists]
     return ["label", *names, *values]

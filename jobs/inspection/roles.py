@@ -43,6 +43,8 @@ _GROUP_NAMES = (
     r"^device_?id$|^ip$",
 )
 _PAGE_NAME = re.compile(_GROUP_NAMES[2])
+_NO_LABEL = re.compile(r"[\s<>=!]")
+"""Characters that a label's column cannot have, as a rule has them."""
 _WEIGHT_NAME = re.compile(r"(?i)^(instance_|sample_|row_)?weight$")
 _TIME_NAMES = (r"event|click_?time|^time$|timestamp|^ts$|impression_time", r"time|stamp|hour", r"date|day|dt")
 _MOST_MISSING = 0.001
@@ -92,11 +94,7 @@ def choose_roles(
     """
     candidates = _label_candidates(profiles)
     if label is None and (not candidates or candidates[0][1] > _GUESS):
-        raise ConfigError(
-            "no column looks like a label (two values, or a rating, or actions such as click and buy): name it by "
-            f'--label COLUMN or --label "rating >= 4"; columns: {", ".join(profiles)}'
-            + (f"; with two values: {', '.join(rule for rule, _ in candidates)}" if candidates else "")
-        )
+        raise ConfigError(_no_label(profiles, [rule for rule, _ in candidates]))
     rule, score = (label, 0) if label is not None else candidates[0]
     _check(profiles, "--label", _parse(rule).column)
     labels = label_values(sample, rule)
@@ -121,6 +119,22 @@ def choose_roles(
     time = time or _choose_time(sample, profiles, taken | {group or ""})
     weights = [p.name for p in profiles.values() if _WEIGHT_NAME.match(p.name) and p.is_number and p.numbers.min() >= 0]
     return Roles(rule, labels, score >= _GUESS, others, group, time, weights[0] if weights else None)
+
+
+def _no_label(profiles: Profiles, weak: list[str]) -> str:
+    text = (
+        "no column looks like a label (two values, or a rating, or actions such as click and buy): name it by "
+        f'--label COLUMN or --label "rating >= 4"; columns: {", ".join(profiles)}'
+    )
+    if weak:
+        text += f"; with two values: {', '.join(weak)}"
+    constant = [p.name for p in profiles.values() if is_label_name(p.name) and not p.is_list and len(p.values) == 1]
+    if constant:
+        text += f"; with one value in the rows that were read: {', '.join(constant)}"
+    unfit = [name for name in profiles if _NO_LABEL.search(name) and is_label_name(name)]
+    if unfit:
+        text += f"; no label, as its name has a space or a sign of comparison: {', '.join(map(repr, unfit))}"
+    return text
 
 
 def label_values(sample: LogSample, rule: str) -> NDArray[np.float64]:
@@ -160,11 +174,12 @@ def _label_candidates(profiles: Profiles) -> list[tuple[str, int]]:
     """List rules with their scores, the best first."""
     found = []
     for profile in profiles.values():
-        if profile.is_list or re.search(r"[\s<>=!]", profile.name):
+        if profile.is_list or _NO_LABEL.search(profile.name):
             continue
         rule = _two_valued(profile)
         if rule is not None:
             is_weak = rule != profile.name or profile.missing > _MOST_MISSING or _TRAIT_NAME.search(profile.name)
+            is_weak = is_weak or profile.counts.min() < min(_MIN_ROWS, profile.num_rows / 50)
             found.append((rule, _name_score(profile.name, _GUESS + bool(is_weak))))
         elif _ACTION_NAME.search(profile.name) and (rule := _action_rule(profile)):
             found.append((rule, _ACTION))
@@ -186,11 +201,7 @@ def is_label_name(name: str) -> bool:
 
 def _two_valued(profile: ColumnProfile) -> str | None:
     """Rule of a column with two values, of which the larger, or the rarer, is positive; None: it is no label."""
-    if (
-        len(profile.values) != 2
-        or profile.missing > 0.5
-        or profile.counts.min() < min(_MIN_ROWS, profile.num_rows / 50)
-    ):
+    if len(profile.values) != 2 or profile.missing > 0.5:
         return None
     if profile.is_number:
         low, high = sorted(profile.numbers.tolist())
