@@ -30,6 +30,8 @@ _MOST_VALUES = 2_000
 """Distinct values that are looked at for times and lists."""
 _FIRST_TIME = 788_918_400
 """1995 in Unix seconds: no log is older."""
+_LONGEST_LOG = 15 * 366 * 86_400
+"""Seconds that numbers span at most that are times without a name that says so."""
 _SURE_PATTERNS = (
     "yyyy-MM-dd HH:mm:ss[.SSSSSSSSS]",
     "yyyy-MM-dd'T'HH:mm:ss[.SSSSSSSSS][XXX]",
@@ -60,6 +62,10 @@ _SURE_PATTERNS = (
 )
 _DIGIT_PATTERNS = ("yyyyMMddHHmmss", "yyyyMMddHHmm", "yyyyMMddHH", "yyyyMMdd", "yyMMddHH", "yyMMdd")
 _TIME_NAME = re.compile(r"(?i)time|date|\bts\b|_ts\b|hour|day|created|stamp")
+
+
+Parts = list[NDArray[np.bool_]]
+"""Masks of all rows of a sample, of a half and of a quarter of them."""
 
 
 @dataclass
@@ -176,7 +182,8 @@ class ColumnProfile:
         if self.is_number:
             wholes = self.numbers[: len(few)]
             for name, factor in (("unix", 1), ("unix_ms", 1_000)):
-                if _is_recent(wholes / factor).all() and (len(few) > 5 or _TIME_NAME.search(self.name)):
+                is_near = len(few) > 5 and np.ptp(wholes) < _LONGEST_LOG * factor
+                if _is_recent(wholes / factor).all() and (is_near or _TIME_NAME.search(self.name)):
                     return name
         has_name = _TIME_NAME.search(self.name) is not None
         digits = [pattern for pattern in _DIGIT_PATTERNS if has_name or (len(pattern) >= 8 and len(few) > 5)]
@@ -218,7 +225,7 @@ def profile_texts(name: str, found: pa.StringArray, total_rows: int, seed: int =
         name: of the column.
         found: (n,) texts, null where missing.
         total_rows: rows of the whole log.
-        seed: of the half of the rows from which the growth of distinct values is told.
+        seed: of the parts of the rows from which the growth of distinct values is told.
     """
     encoded = found.dictionary_encode()
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
@@ -235,13 +242,12 @@ def profile_texts(name: str, found: pa.StringArray, total_rows: int, seed: int =
     places = np.append(np.where(is_null, -1, np.cumsum(~is_null) - 1), -1).astype(np.int32)
     values, counts, codes = values.filter(pa.array(~is_null)), counts[~is_null], places[codes]
     profile = ColumnProfile(name, codes, values, counts, nulls)
-    half = np.random.default_rng(seed).random(len(codes)) < 0.5
-    num_seen, num_half = len(values), len(np.unique(codes[half & (codes >= 0)]))
+    parts = _parts(len(codes), seed)
+    seen = [len(np.unique(codes[part & (codes >= 0)])) for part in parts]
     if profile.is_number and profile.has_points and not profile.has_fractions:  # 3 and 3.0 are one
-        num_same = len(np.unique(profile.numbers))
-        num_seen, num_half = num_same, num_half * num_same // num_seen
-    profile.num_distinct = _extrapolate(num_seen, num_half, len(codes), total_rows)
-    _find_lists(profile, half, total_rows)
+        seen = [number * len(np.unique(profile.numbers)) // seen[0] for number in seen]
+    profile.num_distinct = _extrapolate(seen, len(codes), total_rows)
+    _find_lists(profile, parts, total_rows)
     return profile
 
 
@@ -250,8 +256,7 @@ def profile_lists(name: str, found: pa.ListArray, total_rows: int, seed: int = 0
     lengths = np.diff(found.offsets.to_numpy())
     codes = np.where(lengths > 0, 0, -1).astype(np.int32)
     profile = ColumnProfile(name, codes, pa.array([], pa.string()), np.zeros(0, np.int64), separator="")
-    half = np.random.default_rng(seed).random(len(lengths)) < 0.5
-    _count_tokens(profile, found.values, lengths, half, total_rows)
+    _count_tokens(profile, found.values, lengths, _parts(len(lengths), seed), total_rows)
     return profile
 
 
@@ -264,20 +269,36 @@ def _is_namibia(values: pa.StringArray) -> NDArray[np.bool_]:
     )
 
 
-def _extrapolate(seen: int, in_half: int, rows: int, total_rows: int) -> int:
-    """Estimate the distinct values of all rows: they grow by the power of the rows that the sample's halves show."""
-    if total_rows <= rows or not in_half:
-        return seen
-    power = min(max(np.log2(seen / in_half), 0.0), 1.0)
-    if power < 0.05:  # all of them are known
-        return seen
-    return round(seen * (total_rows / rows) ** power)
+def _parts(num_rows: int, seed: int) -> Parts:
+    """Masks of all rows, of a half and of a quarter of them."""
+    place = np.random.default_rng(seed).random(num_rows)
+    return [place < share for share in (1, 0.5, 0.25)]
+
+
+def _extrapolate(seen: list[int], rows: int, total_rows: int) -> int:
+    """Estimate the distinct values of all rows.
+
+    With each doubling of the rows they grow by a power of 2, which falls from one doubling to the next as it does from
+    a quarter of the sample to a half and to the whole.
+
+    Args:
+        seen: in the sample, in a half and in a quarter of it.
+        rows: of the sample.
+        total_rows: of the log.
+    """
+    if total_rows <= rows or not seen[2]:
+        return seen[0]
+    before, power = np.log2(max(seen[1] / seen[2], 1)), np.log2(max(seen[0] / seen[1], 1))
+    fall = min(power / before, 1.0) if before > 0 else 0.0
+    doublings = np.log2(total_rows / rows)
+    grown = sum(power * fall**step * min(doublings - step + 1, 1) for step in range(1, int(np.ceil(doublings)) + 1))
+    return round(min(seen[0] * 2.0**grown, total_rows * max(1, seen[0] / rows)))
 
 
 # ---------------------------------------------------------------------------------------------------------------- lists
 
 
-def _find_lists(profile: ColumnProfile, half: NDArray[np.bool_], total_rows: int) -> None:
+def _find_lists(profile: ColumnProfile, parts: Parts, total_rows: int) -> None:
     """Tell whether texts are lists, and at which separator they are to be split."""
     values, counts = profile.values, profile.counts
     if not len(values) or profile.number_share > 0.95 or profile.time_format:
@@ -287,7 +308,7 @@ def _find_lists(profile: ColumnProfile, half: NDArray[np.bool_], total_rows: int
         profile.is_printed = True
         profile.separator = ","
         inner = pc.replace_substring_regex(pc.utf8_trim(values, "[] \t"), "['\"]", "")
-        return _split(profile, inner, r"\s*,\s*|\s+", half, total_rows)
+        return _split(profile, inner, r"\s*,\s*|\s+", parts, total_rows)
     few = [text.strip(" \t") for text in values.slice(0, 10 * _MOST_VALUES).to_pylist()]
     for separator in _SEPARATORS:
         has = as_mask(pc.match_substring(pc.utf8_trim(values, " \t"), separator))
@@ -303,31 +324,29 @@ def _find_lists(profile: ColumnProfile, half: NDArray[np.bool_], total_rows: int
         if len(tokens) <= most or are_ids:
             profile.separator = separator
             profile.has_blank_tokens = any(token != token.strip(" \t") for one in lists for token in one)
-            return _split(profile, values, rf"[ \t]*{re.escape(separator)}[ \t]*", half, total_rows)
+            return _split(profile, values, rf"[ \t]*{re.escape(separator)}[ \t]*", parts, total_rows)
     return None
 
 
-def _split(
-    profile: ColumnProfile, values: pa.StringArray, pattern: str, half: NDArray[np.bool_], total_rows: int
-) -> None:
+def _split(profile: ColumnProfile, values: pa.StringArray, pattern: str, parts: Parts, total_rows: int) -> None:
     regex = re.compile(pattern)
     lists = [[token for token in regex.split(text) if token] for text in values.to_pylist()]
     each = pa.array([*lists, []], pa.list_(pa.string())).take(
         pa.array(np.where(profile.codes < 0, len(lists), profile.codes))
     )
-    _count_tokens(profile, each.flatten(), np.array(each.value_lengths().to_pylist(), np.int64), half, total_rows)
+    _count_tokens(profile, each.flatten(), np.array(each.value_lengths().to_pylist(), np.int64), parts, total_rows)
 
 
 def _count_tokens(
-    profile: ColumnProfile, tokens: pa.StringArray, lengths: NDArray[Any], half: NDArray[np.bool_], total_rows: int
+    profile: ColumnProfile, tokens: pa.StringArray, lengths: NDArray[Any], parts: Parts, total_rows: int
 ) -> None:
     profile.lengths = lengths.astype(np.int64)
     found, _ = texts(tokens, Values())
     encoded = found.dictionary_encode()
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    seen, in_half = (len(np.unique(part[part >= 0])) for part in (codes, codes[np.repeat(half, lengths)]))
+    rows = [codes[np.repeat(part, lengths)] for part in parts]
     profile.tokens = encoded.dictionary
-    profile.num_distinct = _extrapolate(seen, in_half, profile.num_rows, total_rows)
+    profile.num_distinct = _extrapolate([len(np.unique(r[r >= 0])) for r in rows], profile.num_rows, total_rows)
 
 
 # ------------------------------------------------------------------------------------------------------------- settings

@@ -8,7 +8,7 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -82,7 +82,7 @@ def find_layout(file: str, given: Mapping[str, Any]) -> LogLayout:
         if is_guess:
             notes.append(f'{show(file)} is no UTF-8 text; "{encoding}" is a guess: see {FORMAT_KEY}.encoding')
     known = {"encoding": encoding} if encoding != "UTF-8" or "encoding" in given else {}
-    text = head.decode(make_format({**given, **known}).encoding, "replace").removeprefix("\ufeff")
+    text = head.decode(make_format(known).encoding, "replace").removeprefix("\ufeff")
     lines = [line for line in re.split(r"\r\n|\n|\r", text) if line.strip()]
     if not lines:
         raise LogError(f"{show(file)} has no line with more than white space")
@@ -222,13 +222,17 @@ def _find_separator(file: str, text: str) -> str:
 
 def _split(text: str, separator: str) -> Cells:
     """Cut the first rows into cells, line breaks inside quotes included."""
-    lines: Iterable[str] = re.sub(r"\r\n?", "\n", text).splitlines(keepends=True) if separator != "\t" else []
     if separator == "\t" or len(separator) > 1:
         rows = (line.split(separator) for line in re.split(r"\r\n|\n|\r", text) if line)
-    else:
-        csv.field_size_limit(2**31 - 1)
-        rows = (row for row in csv.reader(lines, delimiter=separator) if row)
-    return list(islice(rows, _HEAD_ROWS))
+        return list(islice(rows, _HEAD_ROWS))
+    csv.field_size_limit(2**31 - 1)
+    lines = re.sub(r"\r\n?", "\n", text).splitlines(keepends=True)
+    ways = [None, "\\"] if '\\"' in text else [None]
+    found = []
+    for escape in ways:
+        rows = (row for row in csv.reader(lines, delimiter=separator, escapechar=escape) if row)
+        found.append(list(islice(rows, _HEAD_ROWS)))
+    return min(found, key=lambda rows: len({len(row) for row in rows}))
 
 
 def has_header(rows: Cells) -> bool:
