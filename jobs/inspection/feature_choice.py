@@ -46,6 +46,7 @@ _CODE_NAME = re.compile(
 _MOST_MISSING_TIMES = 0.001
 _MIN_STEM, _MIN_KNOWN = 3, 0.5
 """Letters of a category's name that the name of its lists has, and the share of their values that it has."""
+_OUTPUT_NAME = re.compile(r"(?i)(^|_)(probability|propensity|pscore|pctr|pcvr|prediction|predicted)(_|$)")
 _VISIT_NAME = re.compile(r"(?i)(^|_)(session|impression|request|list|auction|bid|page_?view)(_?id)?$")
 _MIN_VISITS = 0.02
 """Values a row from which on ids of visits and result pages are no categories."""
@@ -186,6 +187,8 @@ def _own_reason(profile: ColumnProfile, roles: Roles, labels: set[str]) -> str |
         return "it looks like another label"
     if name == roles.time:
         return "the time"
+    if _OUTPUT_NAME.search(name):
+        return "it is named like a model's output or the log's own propensity: a leak?"
     if _VISIT_NAME.search(name) and profile.num_distinct > _MIN_VISITS * profile.num_rows:
         return "it names a visit or a page of results, and new rows have new ones"
     if name == roles.weight:

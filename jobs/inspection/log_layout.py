@@ -226,7 +226,7 @@ def _split(text: str, separator: str) -> Cells:
         rows = (line.split(separator) for line in re.split(r"\r\n|\n|\r", text) if line)
         return list(islice(rows, _HEAD_ROWS))
     csv.field_size_limit(2**31 - 1)
-    lines = re.sub(r"\r\n?", "\n", text).splitlines(keepends=True)
+    lines = [f"{line}\n" for line in re.split(r"\r\n|\n|\r", text)]
     ways = [None, "\\"] if '\\"' in text else [None]
     found = []
     for escape in ways:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from features.log_files import FoundLogs, LogFile, local_copy, show, size_of
+from features.log_files import STORE, FoundLogs, LogFile, local_copy, show, size_of
 from features.log_format import LogError, LogFormat
 from features.raw_block import RawBlock, Wanted
 from features.read.columnar import ParquetGroups, open_groups
@@ -116,11 +116,8 @@ def take_sample(found: FoundLogs, given: Mapping[str, Any], rows: int) -> LogSam
         copies = [(file, str(local_copy(file.real, Path(folder))), size) for file, size in chosen]
         layout = _common_layout(copies, given)
         sample = LogSample(layout.format, notes=list(layout.notes))
-        headers = (
-            copies
-            if len(copies) < len(files) and files[0][0].real.startswith("s3://")
-            else [(file, file.real, size) for file, size in _spread(files, _MOST_HEADERS)]
-        )
+        is_stored = any(file.real.startswith(STORE) for file, _ in files)
+        headers = copies if is_stored else [(file, file.real, size) for file, size in _spread(files, _MOST_HEADERS)]
         wanted = _find_wanted(sample, headers)
         _read_rows(sample, copies, wanted, rows)
         if sample.binary and sample.rejected.total() > sample.num_rows:

@@ -20,6 +20,7 @@ from jobs import inspect
 from jobs.cli.config import Config, load_config
 from jobs.launch.dataset_build import check_build, run_build
 from pipeline.build.sources import plan_sources
+from tests.stand_ins.object_store import Bucket
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
@@ -205,6 +206,13 @@ def test_libffm(run: Run, tmp_path: Path):
     config = inspected(run, tmp_path, tmp_path / "log.ffm")
     assert config.pipeline.input.format.kind == "libffm" and config.features.label == "label"
     assert config.features.sparse_names == ("field_0", "field_1") and config.features.dense_names == ("value_2",)
+
+
+def test_a_log_in_a_store(run: Run, tmp_path: Path, bucket: Bucket):
+    for name in ("a.csv.gz", "b.csv.gz"):
+        bucket.write(f"logs/{name}", write_csv(tmp_path / name, make_rows(700)).read_bytes())
+    config = inspected(run, tmp_path, f"{bucket.url}/logs")
+    assert config.pipeline.input.train == (f"{bucket.url}/logs",) and config.features.label == "click"
 
 
 @pytest.mark.parametrize(
