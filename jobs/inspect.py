@@ -47,6 +47,7 @@ def main() -> int:
     found = inspect_log(
         paths, arguments.output, arguments.rows, given, arguments.label, arguments.group, arguments.time
     )
+    output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, found.toml)
     if arguments.json:
         write_json(local(arguments.json), found.to_dict())

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from features.encode import prepare
-from features.log_files import find_files
+from features.log_files import find_files, show
 from features.odd_values import OddCounts, count_odd_values, tell_odd_values
 from features.schema import FeatureSchema
 from features.values import seconds
@@ -85,7 +85,7 @@ class Inspection:
             has_profile = row["distinct"] is not None
             distinct = f"{row['distinct']:,}" if has_profile else ""
             missing = f"{row['missing']:.1%}" if has_profile else ""
-            table.append((row["name"], row["kind"], distinct, missing, row["encoding"] or "", shown))
+            table.append((show(row["name"]), row["kind"], distinct, missing, row["encoding"] or "", shown))
         lines = [text_table(table, align="<<>><"), ""]
         return "\n".join([*lines, *(f"odd: {text}" for text in self.odd)])
 

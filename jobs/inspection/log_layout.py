@@ -175,7 +175,7 @@ def _line_kind(file: str, lines: list[str]) -> str | None:
     if first.startswith("{"):
         try:
             json.loads(first)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise LogError(
                 f"{show(file)} begins like JSON, but its first line is no whole object: write one object a line"
             ) from None

@@ -55,6 +55,7 @@ class LogSample:
         is_spread: whether it has rows from the log's beginning, middle and end.
         notes: what is a guess or odd.
         binary: columns of bytes, which may be text.
+        lacking: column that some files lack -> the first of them.
     """
 
     format: LogFormat
@@ -69,6 +70,7 @@ class LogSample:
     is_spread: bool = False
     notes: list[str] = field(default_factory=list)
     binary: set[str] = field(default_factory=set)
+    lacking: dict[str, str] = field(default_factory=dict)
 
     def texts_of_singles(self) -> dict[str, pa.StringArray]:
         """Convert every column of single values to text; what is missing is null."""
@@ -205,6 +207,7 @@ def _find_wanted(sample: LogSample, headers: list[tuple[LogFile, str, int]]) -> 
     lists: set[str] = set()
     partition: dict[str, None] = {}
     num_files = 0
+    owned: list[tuple[LogFile, set[str]]] = []
     for file, path, _ in headers:
         partition |= dict.fromkeys(file.partition)
         columns = _columns_of(sample, path, lists)
@@ -219,6 +222,7 @@ def _find_wanted(sample: LogSample, headers: list[tuple[LogFile, str, int]]) -> 
             )
         for name in own:
             names[name] = names.get(name, 0) + 1
+        owned.append((file, {*own}))
     for name in partition.keys() & names.keys():
         sample.left_out[name] = "the paths of the files name such a column too: rename one of them"
         del names[name], partition[name]
@@ -227,6 +231,8 @@ def _find_wanted(sample: LogSample, headers: list[tuple[LogFile, str, int]]) -> 
         optional = tuple(name for name, count in names.items() if count < num_files)
         optional = tuple(dict.fromkeys([*sample.format.optional, *optional]))
     sample.format = replace(sample.format, optional=optional)
+    for file, own in owned if optional else ():
+        sample.lacking |= {name: show(file.path) for name in optional if name not in own | sample.lacking.keys()}
     names = {name: 0 for name in names if name not in sample.left_out}
     sample.lists = frozenset(lists & names.keys())
     return Wanted((*names, *partition), lists=sample.lists, optional=frozenset(optional))
@@ -276,6 +282,8 @@ def _json_columns(sample: LogSample, path: str, lists: set[str]) -> list[str]:
     def look(found: Mapping[str, Any], above: str) -> None:
         for key, value in found.items():
             name = above + key
+            if not name.isprintable():  # half a surrogate pair, say
+                continue
             if isinstance(value, dict):
                 look(value, f"{name}.")
             elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):

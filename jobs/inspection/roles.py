@@ -97,6 +97,11 @@ def choose_roles(
         raise ConfigError(_no_label(profiles, [rule for rule, _ in candidates]))
     rule, score = (label, 0) if label is not None else candidates[0]
     _check(profiles, "--label", _parse(rule).column)
+    if file := sample.lacking.get(_parse(rule).column):
+        raise ConfigError(
+            f"{file} has no column {_parse(rule).column!r}, the label of the others: give --input "
+            "the files that have it"
+        )
     labels = label_values(sample, rule)
     is_found = ~np.isnan(labels)
     if is_found.mean() < 0.5 or len(np.unique(labels[is_found])) < 2:

@@ -228,6 +228,11 @@ def test_a_log_in_a_store(run: Run, tmp_path: Path, bucket: Bucket):
         (["--input", "traits.csv", "--label", "a = b"], 2, "--label: label must be"),
         (["--input", "log.csv", "--time", "item"], 2, "--time item: its values are in no known format"),
         (["--input", "log.csv", "--group", "nobody"], 2, "--group: no column is called 'nobody'"),
+        (
+            ["--input", "log.csv", "test.csv"],
+            2,
+            "test.csv has no column 'click', the label of the others: give --input",
+        ),
         (["--input", "log.csv", "traits.csv"], 1, "has other columns|are not of one log"),
         (["--input", "log.csv", "pipeline.input.format.kind=word"], 2, "pipeline.input.format.kind"),
         (["--input", "log.csv", "pipeline.output=x"], 2, None),
@@ -239,6 +244,7 @@ def test_what_is_refused(
 ):
     monkeypatch.chdir(tmp_path)
     write_csv(tmp_path / "log.csv", make_rows(500))
+    write_csv(tmp_path / "test.csv", {name: cells for name, cells in make_rows(500).items() if name != "click"})
     (tmp_path / "empty.csv").touch()
     (tmp_path / "words.txt").write_text("one\ntwo words\nthree words here\n" * 50)
     (tmp_path / "array.json").write_text('[{"click": 1},\n {"click": 0}]\n')
