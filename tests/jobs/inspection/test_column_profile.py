@@ -80,6 +80,11 @@ def test_whole_numbers_with_a_point_are_the_same_ones():
     assert not find_value_settings([profiled("price", ["3", "3.5", "4.0"])]).whole_floats
 
 
+def test_distinct_values_of_a_log_that_is_sorted_by_them():
+    found = profiled("user", np.repeat(np.arange(400), 100).tolist(), 400_000)
+    assert 3_000 < found.num_distinct < 5_000
+
+
 @pytest.mark.parametrize("num_users", [50, 5_000, 200_000])
 def test_distinct_values_of_a_log_of_which_a_part_was_read(num_users: int):
     users = RANDOM.zipf(1.2, 400_000) % num_users
