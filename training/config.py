@@ -424,7 +424,7 @@ class TrainingConfig:
     """Everything ``jobs.train`` needs besides the dataset's own schema."""
 
     dataset: str
-    """Folder of a built dataset."""
+    """Folder of a built dataset; a config that leaves it out means pipeline.output."""
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: Optimizer = field(default_factory=FusedOptimizer)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

@@ -85,6 +85,18 @@ def load_config(paths: list[str], overrides: list[str] = ()) -> Config:  # pyrig
     return parse_config(tree)
 
 
+def read_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """Read ``section.key=value`` words as a tree.
+
+    Raises:
+        ConfigError: a word is none.
+    """
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        _override(tree, override)
+    return tree
+
+
 def read_resolved(path: str) -> Config:
     """Read and check a resolved config: JSON, as ``Config.to_dict`` gives it; nothing is laid over it.
 
@@ -151,7 +163,7 @@ def parse_config(tree: dict[str, Any], source: object = None) -> Config:
         features = tree.get("features")
         if isinstance(features, dict):
             tree = {**tree, "features": _expand_features(features)}
-        tree = _merge(_defaults(), tree)
+        tree = _with_dataset(_merge(_defaults(), tree))
         config = TypeAdapter(Config).validate_python(tree)
     except ValidationError as error:
         raise ConfigError(_explain(error)) from error
@@ -202,6 +214,15 @@ def _defaults() -> dict[str, Any]:
     tree = {"pipeline": asdict(PipelineConfig(output="")), "training": asdict(TrainingConfig(dataset=""))}
     del tree["pipeline"]["output"], tree["training"]["dataset"]
     return tree
+
+
+def _with_dataset(tree: dict[str, Any]) -> dict[str, Any]:
+    """Train on what is built, unless the config names a dataset; a build needs no word of training."""
+    pipeline, training = tree["pipeline"], tree["training"]
+    if not isinstance(pipeline, dict) or not isinstance(training, dict) or "dataset" in training:
+        return tree
+    output = pipeline.get("output")  # without one the config is refused, for that key alone
+    return {**tree, "training": {**training, "dataset": output if isinstance(output, str) else ""}}
 
 
 def _merge(base: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:

@@ -58,3 +58,25 @@ def test_a_message_of_a_table_does_not_print_the_table() -> None:
         parse_config({"features": features, "pipeline": {"output": "x"}, "training": {"dataset": "x"}})
     assert str(error.value).startswith("config key 'features': label must be")
     assert str(error.value).endswith("got 'behavior = buy'")
+
+
+FEATURES = {"label": "click", "sparse": [{"name": "u", "encoding": {"kind": "vocabulary"}}]}
+
+
+def test_what_is_built_is_trained_on_unless_the_config_names_a_dataset(tmp_path: Path) -> None:
+    assert parse_config({"features": FEATURES, "pipeline": {"output": "built"}}).training.dataset == "built"
+    others = {"features": FEATURES, "pipeline": {"output": "built"}, "training": {"dataset": "other", "seed": 7}}
+    assert parse_config(others).training.dataset == "other"
+    path = tmp_path / "c.toml"
+    path.write_text('[features]\nlabel = "click"\nsparse = [{ name = "u", encoding = { kind = "vocabulary" } }]\n')
+    config = load_config([str(path)], ["training.seed=7", "pipeline.output=elsewhere"])
+    assert (config.training.dataset, config.training.seed) == ("elsewhere", 7)
+
+
+@pytest.mark.parametrize(
+    ("tree", "key"),
+    [({}, "'pipeline.output' is required"), ({"pipeline": {"output": 3}}, "'pipeline.output': .*string")],
+)
+def test_a_config_without_an_output_is_refused_for_that_alone(tree: dict, key: str) -> None:
+    with pytest.raises(ConfigError, match=f"^config key {key}[^;]*$"):
+        parse_config({"features": FEATURES, **tree})
