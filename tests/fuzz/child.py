@@ -9,7 +9,7 @@ from tqdm import tqdm
 from tests.fuzz.campaign import fuzz
 from tests.fuzz.twins import fuzz_twins
 
-TWINS = "spark"
+TWINS = "twins"
 
 
 def run_in_a_process(name: str, inputs: int, seed: int) -> dict[str, Any]:
