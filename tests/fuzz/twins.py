@@ -73,7 +73,7 @@ def valid_lines(name: str) -> list[bytes]:
 
 def fuzz_twins(inputs: int, seed: int, progress: Any = None) -> Outcome:
     """Read ``inputs`` odd lines with both readers; a line on which they differ is a defect."""
-    outcome = Outcome("spark")
+    outcome = Outcome("twins")
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="twinfocus-fuzz-") as folder:
         left = inputs
