@@ -515,13 +515,13 @@ def local_copy(real: str, folder: Path) -> Path:
 
 
 def identity_of(file: LogFile) -> dict[str, Any]:
-    """Describe a file for the manifest: its absolute path, bytes, and time of the last change in Unix nanoseconds.
+    """Describe a file by the fields of ``features.disk.dataset.InputFile``.
 
     Raises:
         LogError, StorageError: it is not there.
     """
     num_bytes, modified = state_of(file.real)
-    return {"path": file.absolute, "bytes": num_bytes, "modified": modified}
+    return {"path": file.absolute, "num_bytes": num_bytes, "modified": modified}
 
 
 def _object(real: str) -> ObjectPath:

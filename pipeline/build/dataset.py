@@ -172,7 +172,8 @@ class _Build:
         manifest = self._describe(results, total, learnt, statistics, files)
         self._account(manifest)
         manifest.check_ids(learnt)
-        return manifest, self.warnings + self._missing_splits(manifest)
+        warnings = self.warnings + self._missing_splits(manifest)
+        return dataclasses.replace(manifest, warnings=tuple(warnings)), warnings
 
     def _files(self) -> list[SourceFile]:
         """All files where tasks can read them: those of an object store are copied into the exchange."""
@@ -304,6 +305,7 @@ class _Build:
             num_duplicates=num_duplicates,
             inputs=self.plan.inputs(),
             config=self.resolved,
+            input_files=self.plan.input_files(),
         )
 
     def _account(self, manifest: DatasetManifest) -> None:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from features.disk.dataset import DatasetError
+from features.disk.dataset import DatasetError, DatasetManifest
 from features.log_format import LogError
 
 USER = {"name": "user", "encoding": {"kind": "vocabulary"}}
@@ -22,7 +22,9 @@ def warned(build, tmp_path: Path):
 
     def run(features: dict, pipeline: dict, folder: str = "dataset"):
         manifest, dataset = build(features, pipeline, folder)
-        return manifest, dataset, json.loads((dataset / "build.json").read_text())["warnings"]
+        warnings = json.loads((dataset / "build.json").read_text())["warnings"]
+        assert list(manifest.warnings) == warnings
+        return manifest, dataset, warnings
 
     return run
 
@@ -50,6 +52,18 @@ def test_a_file_given_twice_is_read_once(warned, tmp_path: Path) -> None:
     (tmp_path / "link.csv").symlink_to(path)
     manifest, _, warnings = warned(CLICKS, {"input": {"train": [path, str(tmp_path / "link.csv")]}})
     assert manifest.num_input_rows == 40 and any("read once" in said for said in warnings)
+
+
+def test_the_manifest_keeps_the_state_of_every_file_that_was_read(build, tmp_path: Path) -> None:
+    one, two = (csv(tmp_path / "logs" / f"{name}.csv", CLICK_LINES) for name in ("one", "two"))
+    users = csv(tmp_path / "users.csv", [f"u{i},{i}" for i in range(7)], "user,age")
+    features = {"label": "click", "sparse": [USER, {"name": "age", "encoding": {"kind": "hash", "num_buckets": 9}}]}
+    lookup = {"path": users, "key": "user", "format": {"kind": "csv"}}
+    manifest, dataset = build(features, {"input": {"train": f"{tmp_path}/logs", "lookups": [lookup]}})
+    found = [(file.path, file.num_bytes, file.modified) for file in manifest.input_files]
+    states = [(path, Path(path).stat()) for path in (one, two, users)]
+    assert found == [(path, state.st_size, state.st_mtime_ns) for path, state in states]
+    assert DatasetManifest.load(dataset).input_files == manifest.input_files
 
 
 @pytest.mark.parametrize("num_bytes", [1 << 25, 200, 64])
