@@ -170,3 +170,12 @@ class PipelineConfig:
         """Split -> patterns, for the splits that have files."""
         patterns = {"train": self.input.train, "valid": self.input.valid, "test": self.input.test}
         return {name: patterns[name] for name in SPLITS if patterns[name]}
+
+    def expected_splits(self) -> set[str]:
+        """Splits that files or the split rule ask for, whether rows fall into them or not."""
+        expected, rule = set(self.inputs()), self.split
+        if isinstance(rule, HashSplit):
+            expected |= {name for name in ("valid", "test") if getattr(rule, name)}
+        if isinstance(rule, TimeSplit):
+            expected |= {"valid"} | ({"test"} if rule.test_from else set())
+        return expected

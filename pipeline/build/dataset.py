@@ -60,7 +60,7 @@ from pipeline.build.write_rows import (
     write_file,
     write_vocabularies,
 )
-from pipeline.config import PipelineConfig, TimeSplit, WriteConfig
+from pipeline.config import PipelineConfig, WriteConfig
 from pipeline.executors.tasks import TaskError, run_tasks
 from pipeline.session import SPARK_ERRORS, explain
 
@@ -322,11 +322,7 @@ class _Build:
             )
 
     def _missing_splits(self, manifest: DatasetManifest) -> list[str]:
-        rule, expected = self.pipeline.split, set(self.pipeline.inputs())
-        if rule.kind != "files":
-            expected |= {name for name, key in (("valid", "valid"), ("test", "test")) if getattr(rule, key, None)}
-        if isinstance(rule, TimeSplit):
-            expected |= {"valid"} | ({"test"} if rule.test_from else set())
+        expected = self.pipeline.expected_splits()
         return [f"split {name!r} has no rows" for name in sorted(expected - set(manifest.splits))]
 
 
