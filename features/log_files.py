@@ -135,6 +135,16 @@ def find_splits(patterns: Mapping[str, str | Sequence[str]], look_inside: bool =
         StorageError: as ``find_files``.
     """
     found = {split: find_files(given, look_inside) for split, given in patterns.items()}
+    refuse_shared(found)
+    return found
+
+
+def refuse_shared(found: Mapping[str, FoundLogs]) -> None:
+    """Refuse a file that is in two splits.
+
+    Raises:
+        LogError: names the file and both splits.
+    """
     owners: dict[object, tuple[str, str]] = {}
     for split, logs in found.items() if len(found) > 1 else ():
         for file in logs.files:
@@ -145,7 +155,11 @@ def find_splits(patterns: Mapping[str, str | Sequence[str]], look_inside: bool =
                     f"{show(file.path)} is given for both {owner!r}{other} and {split!r}: "
                     "a row may be in one split only; take it out of one of them"
                 )
-    return found
+
+
+def listed_file(path: str, partition: Mapping[str, str | None]) -> LogFile:
+    """Make the ``LogFile`` of a path on disk that a table's own list names, with the columns that the list gives it."""
+    return LogFile(_text(path), os.path.realpath(path), os.path.abspath(path), partition)  # noqa: PTH100
 
 
 def show(path: str) -> str:

@@ -77,8 +77,17 @@ def build_partitions(place: RetrainFolder, raw: Mapping[str, RawPartition]) -> N
 
 
 def _pipeline(place: RetrainFolder, partition: RawPartition) -> PipelineConfig:
-    """Point the config's pipeline at the files of one partition."""
+    """Point the config's pipeline at the files of one partition.
+
+    Raises:
+        ConfigError: the log is a Delta table.
+    """
     pipeline = place.config.pipeline
+    if pipeline.input.format.kind == "delta":
+        raise ConfigError(
+            "config key 'pipeline.input.format.kind': a retraining takes files by their dates, and not all files of a "
+            "Delta table are current: write each day's rows to Parquet files, or build with jobs.build_dataset"
+        )
     files = dataclasses.replace(pipeline.input, train=tuple(partition.files), valid=(), test=(), times=partition.times)
     return dataclasses.replace(pipeline, input=files, split=FilesSplit())
 

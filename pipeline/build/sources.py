@@ -11,6 +11,7 @@ from features.log_files import STORE, FoundLogs, LogFile, find_splits, identity_
 from features.log_format import LogFormat
 from features.raw_block import Wanted
 from features.rawlog import find_lookup
+from features.read.delta import find_delta_files
 from features.read.lookup import load_lookup
 from features.read.portions import check_file
 from features.read.streams import open_stream
@@ -94,7 +95,7 @@ def plan_sources(config: PipelineConfig, schema: FeatureSchema) -> InputPlan:
         LogError: names the pattern, file, column or lookup that is missing.
         StorageError: a store cannot be listed.
     """
-    found = find_splits(config.inputs())
+    found, in_table = _find(config)
     wanted = wanted_columns(config, schema)
     sources: list[SourceFile] = []
     tables: dict[str, InputFile] = {}
@@ -105,10 +106,19 @@ def plan_sources(config: PipelineConfig, schema: FeatureSchema) -> InputPlan:
             for path in lookups:
                 tables.setdefault(path, InputFile(**identity_of(LogFile(path, path, path))))
             own = _wanted_from_file(wanted, config, lookups)
+            own = replace(own, optional=own.optional | in_table.get(file.real, frozenset()))
             if state.num_bytes and not file.real.startswith(STORE):
                 check_file(file.real, config.input.format, own, file.partition)
             sources.append(SourceFile(len(sources), split, file, state, own, lookups))
     return InputPlan(tuple(sources), found, tuple(tables.values()))
+
+
+def _find(config: PipelineConfig) -> tuple[dict[str, FoundLogs], dict[str, frozenset[str]]]:
+    """Find the files of each split, and the columns that a table declares and an older file of it may lack."""
+    if config.input.format.kind != "delta":
+        return find_splits(config.inputs()), {}
+    tables = find_delta_files(config.inputs())
+    return tables.splits, tables.columns
 
 
 def _wanted_from_file(wanted: Wanted, config: PipelineConfig, lookups: tuple[str, ...]) -> Wanted:

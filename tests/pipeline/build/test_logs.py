@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -230,3 +231,73 @@ def test_archives_and_damaged_files_are_refused_by_name(build, tmp_path: Path) -
     (tmp_path / "b.csv.gz").write_bytes(gzip.compress(b"user,click\n" + b"u,1\n" * 9999)[:-9])
     with pytest.raises((LogError, DatasetError), match=r"b\.csv\.gz cannot be read"):
         build(CLICKS, {"input": {"train": str(tmp_path / "b.csv.gz")}})
+
+
+def test_a_delta_table_is_read_by_its_log(warned, read_split, tmp_path: Path) -> None:
+    deltalake = pytest.importorskip("deltalake", reason="the extra delta is not installed")
+    folder = str(tmp_path / "table")
+    rows = pa.table(
+        {
+            "user": [f"u{i % 7}" for i in range(40)],
+            "click": [i % 2 for i in range(40)],
+            "country": ["us" if i % 3 else "fr fr/x" for i in range(39)] + [None],
+            "day": [i % 5 for i in range(40)],
+        }
+    )
+    deltalake.write_deltalake(folder, rows, partition_by=["country", "day"])
+    younger = pa.table({"user": ["new"], "click": [1], "country": ["de"], "day": [9], "price": [2.5]})
+    deltalake.write_deltalake(folder, younger, mode="append", schema_mode="merge")
+    deltalake.DeltaTable(folder).delete("user = 'u3'")
+    features = {
+        "label": "click",
+        "sparse": [
+            {**USER, "name": "user_id", "columns": ["user"]},
+            {"name": "country", "encoding": {"kind": "vocabulary"}},
+        ],
+        "dense": [{"name": "price"}, {"name": "day"}],
+        "carry": ["user"],
+    }
+    manifest, dataset, warnings = warned(features, {"input": {"train": folder, "format": {"kind": "delta"}}})
+    expected = pa.concat_tables([rows, younger], promote_options="default").to_pylist()
+    expected = [row for row in expected if row["user"] != "u3"]
+    assert manifest.num_input_rows == len(expected) == 35
+    table = read_split(manifest, dataset)
+    found = sorted(zip(table["user"].to_pylist(), table["day"].to_pylist(), table["price"].to_pylist(), strict=True))
+    assert found == sorted((row["user"], float(row["day"]), row["price"] or 0.0) for row in expected)
+    assert manifest.load_learnt(dataset).vocabularies["country"] == ["de", "fr fr/x", "us"]
+    assert manifest.splits["train"].sparse["country"].null_rate == pytest.approx(1 / 35)
+    current = {str(Path(folder) / file) for file in deltalake.DeltaTable(folder).file_uris()}
+    assert {Path(file.path).name for file in manifest.input_files} == {Path(uri).name for uri in current}
+    assert {Path(path).name for path in manifest.inputs["train"]} == {Path(uri).name for uri in current}
+    assert any("column 'price' is missing in all rows of" in said for said in warnings)
+
+
+def test_delta_tables_that_cannot_be_read(build, tmp_path: Path) -> None:
+    deltalake = pytest.importorskip("deltalake", reason="the extra delta is not installed")
+    rows = pa.table({"user": ["a", "b"], "click": [0, 1]})
+    for name in ("one", "two", "empty"):
+        deltalake.write_deltalake(str(tmp_path / name), rows)
+    deltalake.DeltaTable(str(tmp_path / "empty")).delete()
+    one, two, empty = (str(tmp_path / name) for name in ("one", "two", "empty"))
+
+    def of(train: object, **more: object) -> dict:
+        return {"input": {"train": train, "format": {"kind": "delta"}, **more}}
+
+    manifest, _ = build(CLICKS, of([one, f"file://{two}", one]))
+    assert manifest.num_input_rows == 4 and any("read once" in said for said in manifest.warnings)
+    for pipeline, message in (
+        (of(one, valid=one), "is given for both 'train' and 'valid'"),
+        (of(empty), "the Delta table has no rows"),
+        (of(str(tmp_path)), "cannot be read as a Delta table"),
+        (of("s3://bucket/table"), "a Delta table is read on disk alone"),
+    ):
+        with pytest.raises(LogError, match=message):
+            build(CLICKS, pipeline)
+    with pytest.raises(LogError, match="has no column 'clicks'; it has: user, click"):
+        build({**CLICKS, "label": "clicks"}, of(one))
+
+
+def test_a_delta_table_without_its_library(build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "deltalake", None)
+    with pytest.raises(LogError, match=r"library deltalake: pip install 'twinfocus\[delta\]'"):
+        build(CLICKS, {"input": {"train": str(tmp_path), "format": {"kind": "delta"}}})
