@@ -107,6 +107,8 @@ class OddityLimits:
     """Share of a hashed feature's values that may share an id with another."""
     max_deviations: Annotated[float, Field(gt=0)] = 100.0
     """Distance of the farthest value of a standardised feature from its mean, in standard deviations."""
+    max_unsplit_bytes: Annotated[int, Field(ge=0)] = 512 * 1024 * 1024
+    """Bytes of a text file that one task has to read alone: a compressed one, or one in an encoding such as UTF-16."""
 
 
 @dataclass(frozen=True, config=STRICT)

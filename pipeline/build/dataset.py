@@ -45,6 +45,7 @@ from pipeline.build.portions import (
     hash_ranges,
     plan_tasks,
     read_all,
+    whole_texts,
     write_rejected,
 )
 from pipeline.build.quality import check_rejected, enforce_limits
@@ -252,7 +253,8 @@ class _Build:
             rejected[task.source.file.absolute] += sum(result.reasons.values())
         nothing = [file for file, count in rejected.items() if count and not rows[file]]
         signs = sum((result.signs for result in results), Signs())
-        self.warnings += tell_oddities(self.schema, self.pipeline, total, signs, statistics, matched, nothing)
+        unsplit = whole_texts(tasks, self.pipeline.input.format)
+        self.warnings += tell_oddities(self.schema, self.pipeline, total, signs, statistics, matched, nothing, unsplit)
 
     def _write(self, blocks: tuple[str, ...], total: Sums, learnt: Learnt) -> dict[str, tuple[DataFile, ...]]:
         saved = str(self.version / LEARNT_FOLDER)

@@ -301,3 +301,20 @@ def test_a_delta_table_without_its_library(build, tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(sys.modules, "deltalake", None)
     with pytest.raises(LogError, match=r"library deltalake: pip install 'twinfocus\[delta\]'"):
         build(CLICKS, {"input": {"train": str(tmp_path), "format": {"kind": "delta"}}})
+
+
+def test_a_large_text_that_one_task_reads_alone_is_told(warned, tmp_path: Path) -> None:
+    text = "\n".join(["user,click", *CLICK_LINES]) + "\n"
+    (tmp_path / "logs").mkdir()
+    for number in range(5):
+        (tmp_path / "logs" / f"{number}.csv.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "logs" / "plain.csv").write_text(text)
+    pipeline = {"input": {"train": str(tmp_path / "logs")}}
+    assert not [said for said in warned(CLICKS, pipeline)[2] if "one task reads" in said]
+    pipeline["quality"] = {"odd": {"max_unsplit_bytes": 50}}
+    [said] = [said for said in warned(CLICKS, pipeline, "odd")[2] if "one task reads" in said]
+    assert said.startswith(f"one task reads all of {tmp_path}/logs/0.csv.gz (0 MB), ") and " and 2 more, as" in said
+    assert "plain.csv" not in said
+    (tmp_path / "a.csv").write_bytes(text.encode("utf-16"))
+    pipeline["input"] = {"train": str(tmp_path / "a.csv"), "format": {"encoding": "UTF-16"}}
+    assert any("one task reads all of" in said for said in warned(CLICKS, pipeline, "wide")[2])
