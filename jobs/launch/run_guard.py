@@ -106,7 +106,6 @@ def prepare_run(run_path: Path, config: Config, resume: bool) -> Config:
     dataset = Dataset.open(config.training.dataset)
     manifest = dataset.manifest
     check_manifest(config, manifest)
-    _check_expected(config.training.dataset, manifest)
     check_validation(manifest, config.training)
     find_warm_start(config.training, dataset)
     run = Run(run_path)
@@ -121,6 +120,7 @@ def prepare_run(run_path: Path, config: Config, resume: bool) -> Config:
         for warning in _check_same(run, config, dataset, checkpoint.newest(checkpoints)):
             _log.warning(warning)
     else:
+        _check_expected(config.training.dataset, manifest)
         run.history.unlink(missing_ok=True)
     for ended in (run.failure, run.path / METRICS_NAME):  # how an earlier training ended says nothing of this one
         ended.unlink(missing_ok=True)

@@ -103,8 +103,8 @@ def plan_sources(config: PipelineConfig, schema: FeatureSchema) -> InputPlan:
         for file in logs.files:
             lookups = tuple(str(Path(find_lookup(one, file.real)).absolute()) for one in config.input.lookups)
             state = InputFile(**identity_of(file))
-            for path in lookups:
-                tables.setdefault(path, InputFile(**identity_of(LogFile(path, path, path))))
+            for path in {*lookups} - {*tables}:
+                tables[path] = InputFile(**identity_of(LogFile(path, path, path)))
             own = _wanted_from_file(wanted, config, lookups)
             own = replace(own, optional=own.optional | in_table.get(file.real, frozenset()))
             if state.num_bytes and not file.real.startswith(STORE):
