@@ -135,6 +135,16 @@ def find_splits(patterns: Mapping[str, str | Sequence[str]], look_inside: bool =
         StorageError: as ``find_files``.
     """
     found = {split: find_files(given, look_inside) for split, given in patterns.items()}
+    refuse_shared(found)
+    return found
+
+
+def refuse_shared(found: Mapping[str, FoundLogs]) -> None:
+    """Refuse a file that is in two splits.
+
+    Raises:
+        LogError: names the file and both splits.
+    """
     owners: dict[object, tuple[str, str]] = {}
     for split, logs in found.items() if len(found) > 1 else ():
         for file in logs.files:
@@ -145,7 +155,11 @@ def find_splits(patterns: Mapping[str, str | Sequence[str]], look_inside: bool =
                     f"{show(file.path)} is given for both {owner!r}{other} and {split!r}: "
                     "a row may be in one split only; take it out of one of them"
                 )
-    return found
+
+
+def listed_file(path: str, partition: Mapping[str, str | None]) -> LogFile:
+    """Make the ``LogFile`` of a path on disk that a table's own list names, with the columns that the list gives it."""
+    return LogFile(_text(path), os.path.realpath(path), os.path.abspath(path), partition)  # noqa: PTH100
 
 
 def show(path: str) -> str:
@@ -515,13 +529,13 @@ def local_copy(real: str, folder: Path) -> Path:
 
 
 def identity_of(file: LogFile) -> dict[str, Any]:
-    """Describe a file for the manifest: its absolute path, bytes, and time of the last change in Unix nanoseconds.
+    """Describe a file by the fields of ``features.disk.dataset.InputFile``.
 
     Raises:
         LogError, StorageError: it is not there.
     """
     num_bytes, modified = state_of(file.real)
-    return {"path": file.absolute, "bytes": num_bytes, "modified": modified}
+    return {"path": file.absolute, "num_bytes": num_bytes, "modified": modified}
 
 
 def _object(real: str) -> ObjectPath:

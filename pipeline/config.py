@@ -107,6 +107,8 @@ class OddityLimits:
     """Share of a hashed feature's values that may share an id with another."""
     max_deviations: Annotated[float, Field(gt=0)] = 100.0
     """Distance of the farthest value of a standardised feature from its mean, in standard deviations."""
+    max_unsplit_bytes: Annotated[int, Field(ge=0)] = 512 * 1024 * 1024
+    """Bytes of a text file that one task has to read alone: a compressed one, or one in an encoding such as UTF-16."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -170,3 +172,12 @@ class PipelineConfig:
         """Split -> patterns, for the splits that have files."""
         patterns = {"train": self.input.train, "valid": self.input.valid, "test": self.input.test}
         return {name: patterns[name] for name in SPLITS if patterns[name]}
+
+    def expected_splits(self) -> set[str]:
+        """Splits that files or the split rule ask for, whether rows fall into them or not."""
+        expected, rule = set(self.inputs()), self.split
+        if isinstance(rule, HashSplit):
+            expected |= {name for name in ("valid", "test") if getattr(rule, name)}
+        if isinstance(rule, TimeSplit):
+            expected |= {"valid"} | ({"test"} if rule.test_from else set())
+        return expected

@@ -28,7 +28,9 @@ SPLITS = ("train", "valid", "test")
 DATASET_FORMAT = Format(
     "dataset",
     "update twinfocus here, or build the dataset again with this program",
-    (lambda manifest: manifest,),  # version 1 differs in its schema fingerprint alone, which ``load`` computes anew
+    # Version 1 differs in its schema fingerprint alone, which ``load`` computes anew; version 2 has no ``input_files``
+    # and no ``warnings``, and its schema none of the keys that came with them: all of them are optional.
+    (lambda manifest: manifest, lambda manifest: manifest),
 )
 
 
@@ -121,6 +123,17 @@ class Split:
 
 
 @dataclass(frozen=True, config=STRICT)
+class InputFile:
+    """A raw file that a build read, in the state that it had when the build began."""
+
+    path: str
+    """Absolute path or URL, as in ``DatasetManifest.inputs``."""
+    num_bytes: Count
+    modified: int
+    """Time of its last change in Unix nanoseconds."""
+
+
+@dataclass(frozen=True, config=STRICT)
 class Rejected:
     """Malformed rows kept aside: how many, why, and where."""
 
@@ -147,6 +160,10 @@ class DatasetManifest:
     """Split or lookup -> the input files it was read from."""
     config: dict[str, Any]
     """The resolved config tree of the job that wrote the dataset."""
+    input_files: tuple[InputFile, ...] = ()
+    """State of each input file, sorted by path; empty in datasets of earlier versions, which did not keep it."""
+    warnings: tuple[str, ...] = ()
+    """Oddities of the input and of the rows that the build told of, a sentence each."""
     version: int = DATASET_FORMAT.version
 
     @property

@@ -20,6 +20,7 @@ from features.disk.dataset import (
     DatasetManifest,
     DenseStatistics,
     FeatureStatistics,
+    InputFile,
     Rejected,
     Split,
     inside,
@@ -91,6 +92,8 @@ def join(partitions: Mapping[str, Sequence[Path]], output: Path) -> DatasetManif
             num_duplicates=sum(partition.manifest.num_duplicates for partition in everyone),
             inputs=_join_inputs(opened),
             config=newest.manifest.config,
+            input_files=_join_input_files(everyone),
+            warnings=tuple(f"{part.path.name}: {text}" for part in everyone for text in part.manifest.warnings),
         )
         manifest.write(temporary)
     _check_same(output, manifest)
@@ -188,6 +191,12 @@ def _join_inputs(opened: Mapping[str, Sequence[Partition]]) -> dict[str, list[st
             for name, files in part.manifest.inputs.items():
                 inputs.setdefault(split if name == SOURCE_SPLIT else name, []).extend(files)
     return {name: list(dict.fromkeys(files)) for name, files in inputs.items()}
+
+
+def _join_input_files(parts: Sequence[Partition]) -> tuple[InputFile, ...]:
+    """Join the states of the input files; a file that partitions read in different states has them all."""
+    files = {file for part in parts for file in part.manifest.input_files}
+    return tuple(sorted(files, key=lambda file: (file.path, file.modified, file.num_bytes)))
 
 
 def _join_rejected(parts: Sequence[Partition]) -> Rejected:

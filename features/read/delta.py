@@ -1,5 +1,6 @@
 """Current files of a Delta table, with the values of its partition columns; by the library ``deltalake``, an extra."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,9 @@ from urllib.parse import unquote, urlparse
 
 import pyarrow as pa
 
+from features.disk.object_store import ObjectPath
+from features.disk.place import locate
+from features.log_files import FoundLogs, LogFile, listed_file, refuse_shared
 from features.log_format import LogError
 
 _REFUSED = {
@@ -33,6 +37,55 @@ class DeltaFile:
     columns: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class FoundTables:
+    """Files of Delta tables.
+
+    Attributes:
+        splits: split -> the current files of its tables.
+        columns: ``LogFile.real`` -> columns of the file's table.
+    """
+
+    splits: dict[str, FoundLogs]
+    columns: dict[str, frozenset[str]]
+
+
+def find_delta_files(tables: Mapping[str, Sequence[str]]) -> FoundTables:
+    """Find the current files of the Delta tables of each split; a table that is given twice is read once.
+
+    Args:
+        tables: split -> folders of tables, as paths or ``file://`` URLs.
+
+    Raises:
+        LogError: as ``list_delta_files``; a table is in a store, has no file, or is in two splits.
+        StorageError: a URL is none.
+    """
+    splits, columns = {}, {}
+    for split, folders in tables.items():
+        files: dict[str, LogFile] = {}
+        repeated: list[str] = []
+        for folder in folders:
+            for file in _list_files(folder):
+                log = listed_file(file.path, file.partition)
+                if files.setdefault(log.real, log) is not log:
+                    repeated.append(log.path)
+                columns[log.real] = frozenset(file.columns)
+        ordered = sorted(files.values(), key=lambda log: log.path)
+        splits[split] = FoundLogs(tuple(ordered), repeated=tuple(sorted(repeated)))
+    refuse_shared(splits)
+    return FoundTables(splits, columns)
+
+
+def _list_files(folder: str) -> list[DeltaFile]:
+    place = locate(folder)
+    if isinstance(place, ObjectPath):
+        raise LogError(f"{folder}: a Delta table is read on disk alone: copy its folder there")
+    files = list_delta_files(str(place))
+    if not files:
+        raise LogError(f"{folder}: the Delta table has no rows")
+    return files
+
+
 def list_delta_files(folder: str) -> list[DeltaFile]:
     """List the files of a Delta table's current version, sorted by path.
 
@@ -49,9 +102,12 @@ def list_delta_files(folder: str) -> list[DeltaFile]:
         ) from error
     try:
         table = deltalake.DeltaTable(folder)
-        for feature in table.protocol().reader_features or ():
-            if feature in _REFUSED:
-                raise LogError(f"{folder}: the Delta table {_REFUSED[feature]}: its files alone would be misread")
+        features = {*(table.protocol().reader_features or ())}
+        if table.metadata().configuration.get("delta.columnMapping.mode", "none") != "none":
+            features.add("columnMapping")  # tables of reader version 2 list no features
+        for feature, reason in _REFUSED.items():
+            if feature in features:
+                raise LogError(f"{folder}: the Delta table {reason}: its files alone would be misread")
         columns = tuple(field.name for field in table.schema().fields)
         actions = pa.table(table.get_add_actions())
         rows: list[dict[str, Any]] = actions.select([n for n in actions.column_names if n in _NEEDED]).to_pylist()

@@ -71,6 +71,7 @@ class LogReader:
     def read(
         self,
         portion: Portion,
+        wanted: Wanted,
         tables: tuple[str, ...],
         partition: Mapping[str, str | None],
         matched: Counter[str] | None = None,
@@ -80,6 +81,7 @@ class LogReader:
 
         Args:
             portion: what to read.
+            wanted: columns of its file, as ``wanted_of_file`` returns them; more of them may be optional.
             tables: the lookups' tables of its file.
             partition: columns of its path.
             matched: counts, by table, the rows whose key it has.
@@ -88,17 +90,18 @@ class LogReader:
         Raises:
             LogError: as ``read_portion``, or a table cannot be read. Raised while blocks are taken.
         """
-        return Reading(self._read(portion, tables, partition, Counter() if matched is None else matched, step))
+        return Reading(self._read(portion, wanted, tables, partition, Counter() if matched is None else matched, step))
 
     def _read(
         self,
         portion: Portion,
+        wanted: Wanted,
         tables: tuple[str, ...],
         partition: Mapping[str, str | None],
         matched: Counter[str],
         step: int,
     ) -> Generator[RawBlock, None, PortionEnd]:
-        reading = read_portion(portion, self.log_format, self.wanted_of_file(tables), step, partition)
+        reading = read_portion(portion, self.log_format, wanted, step, partition)
         for block in reading:
             for lookup, table in zip(self.lookups, tables, strict=True):
                 block = self._join(block, lookup, table, matched)

@@ -1,6 +1,7 @@
 """Ranking of a leaderboard: means over seeds, differences to the reference, files and text."""
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from jobs.pages.leaderboard_page import (
     with_deviation,
 )
 from training.judge.comparison import paired_bootstrap
-from training.judge.metrics import METRICS
+from training.judge.metrics import METRICS, UNDEFINED
 
 
 def summarise(
@@ -41,9 +42,9 @@ def summarise(
             of_model = [result for _, result in by_seed.values()]
             row = {"dataset": dataset.name, "model": model, **_statistics(of_model)}
             if model != leaderboard.reference:
-                row |= _compare(by_seed, of[leaderboard.reference], last_split(row), leaderboard.num_resamples)
+                row |= _compare(by_seed, of[leaderboard.reference], row, leaderboard.num_resamples)
             found.append(row)
-        rows += sorted(found, key=lambda row: -row["valid_auc"])
+        rows += sorted(found, key=lambda row: -row.get("valid_auc", -math.inf))
     return rows
 
 
@@ -60,32 +61,38 @@ def _statistics(results: Sequence[dict[str, Any]]) -> LeaderboardRow:
     return row
 
 
-def _compare(model: dict[int, Any], reference: dict[int, Any], split: str, num_resamples: int) -> LeaderboardRow:
-    """Compare a model with the reference on one split by a paired bootstrap, over the seeds that both have."""
-    seeds = sorted(set(model) & set(reference))
-    if not seeds:
-        return {}
+def _compare(
+    model: dict[int, Any], reference: dict[int, Any], row: LeaderboardRow, num_resamples: int
+) -> LeaderboardRow:
+    """Compare a model with the reference by a paired bootstrap on one split, over the seeds that both have.
+
+    Returns:
+        More of the model's row; ``compared_on`` is None where they share no seed or the split has one class alone.
+    """
+    seeds, split = sorted(set(model) & set(reference)), last_split(row)
+    if not seeds or f"{split}_auc" not in row:
+        return {"compared_on": None}
     ours, theirs = ([_load(by_seed[seed][0].scores, split) for seed in seeds] for by_seed in (model, reference))
-    rows = ours[0]
+    first = ours[0]
     for other in (*ours, *theirs):
-        if not all(np.array_equal(other[name], rows[name]) for name in rows if name != "logits"):
+        if not all(np.array_equal(other[name], first[name]) for name in first if name != "logits"):
             raise ValueError("two runs of one dataset scored other rows: delete the results and run them again")
     differences = paired_bootstrap(
         [o["logits"] for o in ours],
         [t["logits"] for t in theirs],
-        rows["labels"],
-        rows["weights"],
-        rows.get("group_ids"),
+        first["labels"],
+        first["weights"],
+        first.get("group_ids"),
         num_resamples=num_resamples,
     )
-    row: LeaderboardRow = {"compared_on": split, "compared_seeds": len(seeds)}
+    compared: LeaderboardRow = {"compared_on": split, "compared_seeds": len(seeds)}
     for metric, difference in differences.items():
-        row |= {
+        compared |= {
             f"{metric}_difference": difference.mean,
             f"{metric}_low": difference.low,
             f"{metric}_high": difference.high,
         }
-    return row
+    return compared
 
 
 def _load(path: Path, split: str) -> dict[str, np.ndarray]:
@@ -114,8 +121,8 @@ def describe_leaderboard(rows: Sequence[LeaderboardRow]) -> str:
     lines = []
     for row in rows:
         split = last_split(row)
-        ending = verdict(row) if "compared_on" in row else "reference"
-        auc, logloss = (with_deviation(row, f"{split}_{metric}") for metric in ("auc", "logloss"))
+        ending = "reference" if "compared_on" not in row else verdict(row) if row["compared_on"] else "not compared"
+        auc, logloss = (with_deviation(row, f"{split}_{metric}") or UNDEFINED for metric in ("auc", "logloss"))
         seeds = f"{row['seeds']} seeds"
         lines.append((row["dataset"], row["model"], seeds, f"{split} auc {auc}", f"logloss {logloss}", ending))
     return text_table(lines)

@@ -35,6 +35,7 @@ from jobs.cli.conventions import place
 from jobs.compare.search import Search, SearchRow, Trial
 from training.judge.metrics import METRICS
 from training.judge.scores import DivergedError
+from training.judge.validation import check_validation
 
 
 def run_search(search: Search, trials: dict[str, list[Trial]]) -> list[list[SearchRow]]:
@@ -68,10 +69,11 @@ def _check_dataset(config: Config) -> None:
     """Refuse a dataset that would fail every trial.
 
     Raises:
-        ValueError: the dataset does not fit the config, or has no validation rows.
+        ValueError: the dataset does not fit the config, or has no validation rows, or none of one class.
     """
     manifest = DatasetManifest.load(config.training.dataset)
     check_manifest(config, manifest)
+    check_validation(manifest, config.training)
     if "valid" not in manifest.splits or not manifest.splits["valid"].num_rows:
         raise ValueError(f"{config.training.dataset} has no validation rows, and a search chooses by them")
 

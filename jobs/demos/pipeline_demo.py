@@ -175,6 +175,7 @@ def describe_demo(metrics: dict[str, Any]) -> str:
     rows: list[tuple[str, ...]] = [("test split", *shown)]
     for title, name in (("oracle", "oracle"), ("TF4CTR", "test"), ("linear", "linear"), ("constant", "constant")):
         rows.append((title, *(METRICS[metric].text(metrics[name][metric]) for metric in shown)))
-    distance = auc.text(metrics["oracle"]["auc"] - metrics["test"]["auc"])
+    best, found = (metrics[name]["auc"] for name in ("oracle", "test"))
+    distance = auc.text(None if best is None or found is None else best - found)
     speeds = ", ".join(f"{name} {value:,.0f}" for name, value in metrics["rows_per_second"].items())
     return f"\n{text_table(rows, '<>')}\ndistance to the oracle: {distance} AUC\nrows/s: {speeds}"

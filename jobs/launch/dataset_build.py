@@ -7,6 +7,8 @@ from features.disk.atomic import write_json
 from features.disk.dataset import BUILD_NAME, DatasetManifest
 from features.disk.object_store import ObjectPath
 from features.disk.place import Place, temporary_folder
+from features.schema import FeatureSchema
+from features.times import TimePatternError, check_time_format
 from jobs.cli.config import Config
 from jobs.cli.conventions import place
 from jobs.cli.errors import ConfigError
@@ -33,6 +35,7 @@ def check_build(config: Config) -> None:
     unknown = sorted(set(pipeline.quality.features) - known)
     if unknown:
         raise ConfigError(f"config key 'pipeline.quality.features.{unknown[0]}': no sparse feature has this name")
+    check_time(schema)
     if isinstance(pipeline.split, TimeSplit):
         if schema.timestamp is None:
             raise ConfigError("config key 'pipeline.split': a time split needs features.timestamp")
@@ -45,6 +48,19 @@ def check_build(config: Config) -> None:
                 raise ConfigError(f"config key 'pipeline.split.{name}': {text!r} is no ISO date or time") from error
         if seconds["test_from"] is not None and seconds["test_from"] <= seconds["valid_from"]:
             raise ConfigError("config key 'pipeline.split.test_from' must be later than valid_from")
+
+
+def check_time(schema: FeatureSchema) -> None:
+    """Check that the format of the schema's timestamp, if it has one, can be read.
+
+    Raises:
+        ConfigError: names the key and the letter.
+    """
+    if schema.timestamp is not None:
+        try:
+            check_time_format(schema.timestamp.format)
+        except TimePatternError as error:
+            raise ConfigError(f"config key 'features.timestamp.format': {error}") from error
 
 
 def run_build(spark: "SparkSession", config: Config, plan: InputPlan | None = None) -> dict[str, Any]:

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
+from features.disk.dataset import DatasetManifest
 from features.disk.lock import lock
 from features.disk.place import Place, locate
 from features.disk.run_folder import (
@@ -21,10 +24,12 @@ from features.disk.trained_on import TrainedOn
 from jobs.cli.config import Config, check_manifest, parse_config
 from jobs.cli.conventions import absolute, place
 from jobs.cli.errors import ConfigError
+from pipeline.config import PipelineConfig
 from training.data.opened_dataset import Dataset
 from training.data.row_order import RowOrder
 from training.fit.position import check_position
 from training.fit.run import Run, find_warm_start
+from training.judge.validation import check_validation
 from training.sharding import checkpoint
 
 _log = logging.getLogger(__name__)
@@ -101,6 +106,7 @@ def prepare_run(run_path: Path, config: Config, resume: bool) -> Config:
     dataset = Dataset.open(config.training.dataset)
     manifest = dataset.manifest
     check_manifest(config, manifest)
+    check_validation(manifest, config.training)
     find_warm_start(config.training, dataset)
     run = Run(run_path)
     checkpoints = run.checkpoints_of(config.training)
@@ -114,6 +120,7 @@ def prepare_run(run_path: Path, config: Config, resume: bool) -> Config:
         for warning in _check_same(run, config, dataset, checkpoint.newest(checkpoints)):
             _log.warning(warning)
     else:
+        _check_expected(config.training.dataset, manifest)
         run.history.unlink(missing_ok=True)
     for ended in (run.failure, run.path / METRICS_NAME):  # how an earlier training ended says nothing of this one
         ended.unlink(missing_ok=True)
@@ -124,6 +131,23 @@ def prepare_run(run_path: Path, config: Config, resume: bool) -> Config:
     if note is not None:
         _log.warning(note)
     return config
+
+
+def _check_expected(dataset: str, manifest: DatasetManifest) -> None:
+    """Refuse a dataset whose build was to have validation rows and has none.
+
+    Raises:
+        ValueError: names the dataset.
+    """
+    try:
+        expected = TypeAdapter(PipelineConfig).validate_python(manifest.config.get("pipeline")).expected_splits()
+    except ValidationError:  # no build wrote it, or one of another version
+        return
+    if "valid" in expected - {name for name, split in manifest.splits.items() if split.num_rows}:
+        raise ValueError(
+            f"{dataset} has no validation rows, though its build was to make some: nothing could be monitored; move "
+            "the split's border (pipeline.split) or take more rows, and build again; or build without validation"
+        )
 
 
 def _places_before(run: Run) -> list[Place]:

@@ -49,7 +49,7 @@ def _board(rows: Sequence[LeaderboardRow]) -> dict[str, Any]:
     compared = [
         [row["model"], row["compared_seeds"], _interval(row, "auc"), _interval(row, "logloss"), verdict(row)]
         for row in rows
-        if "compared_on" in row
+        if row.get("compared_on")
     ]
     columns = ("model", "seeds", "AUC, 95 % interval", "logloss, 95 % interval", "verdict")
     return {
@@ -64,8 +64,11 @@ def _board(rows: Sequence[LeaderboardRow]) -> dict[str, Any]:
 
 
 def last_split(row: LeaderboardRow) -> str:
-    """Choose the split that models are compared on: test if there is one, else valid."""
-    return next(split for split in reversed(REPORTED_SPLITS) if f"{split}_auc" in row)
+    """Choose the split that models are compared on: test if there is one, else valid; one with an AUC if any has it."""
+    found = [
+        split for metric in ("auc", "logloss") for split in reversed(REPORTED_SPLITS) if f"{split}_{metric}" in row
+    ]
+    return found[0] if found else REPORTED_SPLITS[0]
 
 
 def with_deviation(row: LeaderboardRow, name: str) -> str:

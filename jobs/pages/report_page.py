@@ -17,6 +17,9 @@ from jobs.pages.values import Table, percent, shown
 from jobs.retraining.raw_partitions import dashed
 from training.judge.metrics import METRICS, metric_names
 
+MAX_WARNINGS = 10
+"""Warnings of a build that the page shows at most; the manifest has all of them."""
+
 
 def render_report(run: RunFiles) -> str:
     """Make the whole page."""
@@ -228,6 +231,8 @@ def _dataset(manifest: DatasetManifest, plan: Sequence[Mapping[str, Any]]) -> di
     )
     return {
         "counts": counts,
+        "warnings": manifest.warnings[:MAX_WARNINGS],
+        "num_more": max(0, len(manifest.warnings) - MAX_WARNINGS),
         "splits": splits,
         "sparse": _sparse_table(manifest, plan),
         "dense": _dense_table(manifest),

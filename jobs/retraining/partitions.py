@@ -22,9 +22,10 @@ def find_dates(place: RetrainFolder, files: Sequence[str]) -> None:
     """Scan raw files for the dates of their rows.
 
     Raises:
-        ConfigError: the features name no time.
+        ConfigError: the features name no time, or a format that cannot be read.
         LogError, DatasetError: one sentence about what is wrong with a file or the disk.
     """
+    from jobs.launch.dataset_build import check_time
     from pipeline.build.dates import count_dates
     from pipeline.build.sources import plan_sources
     from pipeline.session import start_spark, stop_spark
@@ -32,6 +33,7 @@ def find_dates(place: RetrainFolder, files: Sequence[str]) -> None:
     span, schema = place.rules.partition_by, place.config.features
     if schema.timestamp is None:
         raise ConfigError(f"config key 'retrain.partition_by': {span!r} needs features.timestamp")
+    check_time(schema)
     assert span != "path"
     pipeline = _pipeline(place, RawPartition(dict.fromkeys(files)))
     plan = plan_sources(pipeline, schema)
@@ -75,8 +77,17 @@ def build_partitions(place: RetrainFolder, raw: Mapping[str, RawPartition]) -> N
 
 
 def _pipeline(place: RetrainFolder, partition: RawPartition) -> PipelineConfig:
-    """Point the config's pipeline at the files of one partition."""
+    """Point the config's pipeline at the files of one partition.
+
+    Raises:
+        ConfigError: the log is a Delta table.
+    """
     pipeline = place.config.pipeline
+    if pipeline.input.format.kind == "delta":
+        raise ConfigError(
+            "config key 'pipeline.input.format.kind': a retraining takes files by their dates, and not all files of a "
+            "Delta table are current: write each day's rows to Parquet files, or build with jobs.build_dataset"
+        )
     files = dataclasses.replace(pipeline.input, train=tuple(partition.files), valid=(), test=(), times=partition.times)
     return dataclasses.replace(pipeline, input=files, split=FilesSplit())
 

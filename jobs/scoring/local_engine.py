@@ -38,9 +38,9 @@ def score_here(arguments: Namespace) -> int:
             if not size_of(log.real):
                 continue
             with temporary_folder() as folder:
-                portion = Portion(str(local_copy(log.real, folder)))
-                blocks = _shown(reader.read(portion, reader.find_tables(log.real), log.partition), log.path)
-                read = write_scores(file, log.path, predictor, blocks, before=0)
+                portion, tables = Portion(str(local_copy(log.real, folder))), reader.find_tables(log.real)
+                blocks = reader.read(portion, reader.wanted_of_file(tables), tables, log.partition)
+                read = write_scores(file, log.path, predictor, _shown(blocks, log.path), before=0)
             counts.add(read.rows, read.errors, read.absent)
         counts.check(reader.log_format)
     summary = {"rows": counts.rows, "errors": counts.errors, "output": str(output), "artifact": artifact.named}

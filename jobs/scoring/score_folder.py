@@ -175,9 +175,10 @@ def _plan_tasks(spark: "SparkSession", job: ScoreJob, scratch: Path, portion_byt
         if not size:
             continue
         tables = reader.find_tables(log.real)
-        check_file(copy.real, reader.log_format, reader.wanted_of_file(tables), copy.partition)
+        wanted = reader.wanted_of_file(tables)
+        check_file(copy.real, reader.log_format, wanted, copy.partition)
         for portion in plan_portions(copy.real, size, reader.log_format, portion_bytes):
-            tasks.append(ScoreTask(copy, portion, tables))
+            tasks.append(ScoreTask(copy, portion, wanted, tables))
     num_portions = Counter(task.file.path for task in tasks)
     cut = [task.portion for task in tasks if num_portions[task.file.path] > 1]
     found = run_tasks(spark, partial(count_lines, log_format=reader.log_format), cut, job.output)

@@ -17,7 +17,7 @@ from features.disk.artifact import ArtifactError, digest_of_artifact
 from features.disk.atomic import is_full, write_text
 from features.log_files import LogFile
 from features.log_format import LogError, LogFormat
-from features.raw_block import RawBlock
+from features.raw_block import RawBlock, Wanted
 from features.read.portions import Portion, PortionEnd
 
 if TYPE_CHECKING:
@@ -136,12 +136,14 @@ class ScoreTask:
     Attributes:
         file: the raw file, on disk.
         portion: what to read.
+        wanted: columns to read of its file.
         tables: tables of the lookups of its file.
         before: number of lines before the portion in its file.
     """
 
     file: LogFile
     portion: Portion
+    wanted: Wanted
     tables: tuple[str, ...]
     before: int = 0
 
@@ -208,7 +210,7 @@ def _score_portion(work: Work, task: ScoreTask, folder: Path) -> Part:
     torch.set_num_threads(1)  # Spark has a process for every core
     predictor = load_predictor(work.artifact, work.digest)
     path = folder / f"{uuid.uuid4().hex}.csv"
-    reading = predictor.log_reader.read(task.portion, task.tables, task.file.partition)
+    reading = predictor.log_reader.read(task.portion, task.wanted, task.tables, task.file.partition)
     with path.open("w", encoding="utf-8", newline="") as file:
         counts = write_scores(file, task.file.path, predictor, reading, task.before)
         file.flush()

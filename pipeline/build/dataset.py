@@ -45,6 +45,7 @@ from pipeline.build.portions import (
     hash_ranges,
     plan_tasks,
     read_all,
+    whole_texts,
     write_rejected,
 )
 from pipeline.build.quality import check_rejected, enforce_limits
@@ -60,7 +61,7 @@ from pipeline.build.write_rows import (
     write_file,
     write_vocabularies,
 )
-from pipeline.config import PipelineConfig, TimeSplit, WriteConfig
+from pipeline.config import PipelineConfig, WriteConfig
 from pipeline.executors.tasks import TaskError, run_tasks
 from pipeline.session import SPARK_ERRORS, explain
 
@@ -172,7 +173,8 @@ class _Build:
         manifest = self._describe(results, total, learnt, statistics, files)
         self._account(manifest)
         manifest.check_ids(learnt)
-        return manifest, self.warnings + self._missing_splits(manifest)
+        warnings = self.warnings + self._missing_splits(manifest)
+        return dataclasses.replace(manifest, warnings=tuple(warnings)), warnings
 
     def _files(self) -> list[SourceFile]:
         """All files where tasks can read them: those of an object store are copied into the exchange."""
@@ -251,7 +253,8 @@ class _Build:
             rejected[task.source.file.absolute] += sum(result.reasons.values())
         nothing = [file for file, count in rejected.items() if count and not rows[file]]
         signs = sum((result.signs for result in results), Signs())
-        self.warnings += tell_oddities(self.schema, self.pipeline, total, signs, statistics, matched, nothing)
+        unsplit = whole_texts(tasks, self.pipeline.input.format)
+        self.warnings += tell_oddities(self.schema, self.pipeline, total, signs, statistics, matched, nothing, unsplit)
 
     def _write(self, blocks: tuple[str, ...], total: Sums, learnt: Learnt) -> dict[str, tuple[DataFile, ...]]:
         saved = str(self.version / LEARNT_FOLDER)
@@ -304,6 +307,7 @@ class _Build:
             num_duplicates=num_duplicates,
             inputs=self.plan.inputs(),
             config=self.resolved,
+            input_files=self.plan.input_files(),
         )
 
     def _account(self, manifest: DatasetManifest) -> None:
@@ -320,11 +324,7 @@ class _Build:
             )
 
     def _missing_splits(self, manifest: DatasetManifest) -> list[str]:
-        rule, expected = self.pipeline.split, set(self.pipeline.inputs())
-        if rule.kind != "files":
-            expected |= {name for name, key in (("valid", "valid"), ("test", "test")) if getattr(rule, key, None)}
-        if isinstance(rule, TimeSplit):
-            expected |= {"valid"} | ({"test"} if rule.test_from else set())
+        expected = self.pipeline.expected_splits()
         return [f"split {name!r} has no rows" for name in sorted(expected - set(manifest.splits))]
 
 

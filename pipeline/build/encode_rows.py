@@ -145,7 +145,7 @@ def _blocks(
 ) -> Iterator[tuple[RawBlock, Prepared] | PortionEnd]:
     """Read and check a portion: blocks of good rows, with their rejected lines; the portion's end comes last."""
     source = task.source
-    reading = work.reader.read(task.portion, source.lookups, source.file.partition, matched)
+    reading = work.reader.read(task.portion, source.wanted, source.lookups, source.file.partition, matched)
     for raw in reading:
         prepared = prepare(work.schema, raw.columns, raw.lists, with_own=True)
         if work.config.input.times is not None:

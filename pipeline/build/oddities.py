@@ -82,6 +82,7 @@ def tell_oddities(
     statistics: Mapping[str, Mapping[str, FeatureStatistics]],
     matched: Mapping[str, int],
     rejected_files: Sequence[str],
+    unsplit: Mapping[str, int],
 ) -> list[str]:
     """Say what is odd, a sentence each.
 
@@ -93,6 +94,7 @@ def tell_oddities(
         statistics: split -> feature -> statistics.
         matched: path of a lookup's table -> rows whose key it has.
         rejected_files: files of which no line is a row.
+        unsplit: text file that one task read alone -> its bytes.
     """
     limits, rows = config.quality.odd, sum(total.rows.values())
     told = tell_odd_values(signs.texts, schema)
@@ -109,7 +111,19 @@ def tell_oddities(
     if rejected_files:
         more = f" and {len(rejected_files) - 3} more" if len(rejected_files) > 3 else ""
         told.append(f"no line is a row in {', '.join(rejected_files[:3])}{more}: see the rejected lines")
-    return told
+    return told + _unsplit(unsplit, limits)
+
+
+def _unsplit(unsplit: Mapping[str, int], limits: OddityLimits) -> list[str]:
+    large = {file: size for file, size in unsplit.items() if size > limits.max_unsplit_bytes}
+    if not large:
+        return []
+    named = ", ".join(f"{file} ({size / 1e6:,.0f} MB)" for file, size in list(large.items())[:3])
+    more = f" and {len(large) - 3} more" if len(large) > 3 else ""
+    return [
+        f"one task reads all of {named}{more}, as a compressed text cannot be cut, nor one whose ends of lines are no "
+        "single bytes: write it as several files, or as Parquet with zstd"
+    ]
 
 
 def _splits(config: PipelineConfig, total: Sums, limits: OddityLimits) -> list[str]:

@@ -59,6 +59,13 @@ def plan_tasks(files: Sequence[SourceFile], log_format: LogFormat, num_bytes: in
     return tasks
 
 
+def whole_texts(tasks: Sequence[PortionTask], log_format: LogFormat) -> dict[str, int]:
+    """Map each text file that cannot be cut, and so is one portion, to its bytes."""
+    if not log_format.is_text:
+        return {}
+    return {task.source.file.absolute: task.source.num_bytes for task in tasks if task.portion.end is None}
+
+
 def read_all(tasks: list[PortionTask], read: Callable[[list[PortionTask]], list[PortionAnswer]]) -> list[PortionAnswer]:
     """Read every portion, and once more those that began inside a row of the one before.
 

@@ -3,11 +3,13 @@
 A missing file, column or lookup ends the job here, in a second, and not an hour into it.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from features.log_files import STORE, FoundLogs, LogFile, find_splits, size_of
+from features.disk.dataset import InputFile
+from features.log_files import STORE, FoundLogs, LogFile, find_splits, identity_of
 from features.log_format import LogFormat
 from features.raw_block import Wanted
+from features.read.delta import find_delta_files
 from features.read.log_reader import LogReader, wanted_of_features
 from features.read.portions import check_file
 from features.read.streams import PACKED_SUFFIXES, open_stream
@@ -26,7 +28,7 @@ class SourceFile:
         number: its place among all files, from 0; with a row's offset it is the row's identity.
         split: split that it was given for.
         file: where it is.
-        num_bytes: its size.
+        state: its path, size and time of change, before anything is read of it.
         wanted: columns to read of it.
         lookups: path of each lookup's table.
     """
@@ -34,9 +36,14 @@ class SourceFile:
     number: int
     split: str
     file: LogFile
-    num_bytes: int
+    state: InputFile
     wanted: Wanted
     lookups: tuple[str, ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the file."""
+        return self.state.num_bytes
 
 
 @dataclass(frozen=True)
@@ -46,10 +53,12 @@ class InputPlan:
     Attributes:
         files: in the order of splits, then of paths.
         found: split -> what its patterns led to.
+        lookups: tables of the lookups, before anything is read of them.
     """
 
     files: tuple[SourceFile, ...]
     found: dict[str, FoundLogs] = field(default_factory=dict)
+    lookups: tuple[InputFile, ...] = ()
 
     def inputs(self) -> dict[str, list[str]]:
         """Map each split and lookup to its files, for the manifest."""
@@ -57,6 +66,11 @@ class InputPlan:
         for number, _ in enumerate(self.files[0].lookups if self.files else ()):
             inputs[f"lookup {number}"] = sorted({source.lookups[number] for source in self.files})
         return inputs
+
+    def input_files(self) -> tuple[InputFile, ...]:
+        """State of each file and lookup, for the manifest, sorted by path."""
+        states = {source.state for source in self.files} | set(self.lookups)
+        return tuple(sorted(states, key=lambda state: state.path))
 
     def num_bytes(self) -> int:
         """Sum the sizes of the logs in bytes, what is compressed counted five times."""
@@ -79,18 +93,30 @@ def plan_sources(config: PipelineConfig, schema: FeatureSchema) -> InputPlan:
         LogError: names the pattern, file, column or lookup that is missing.
         StorageError: a store cannot be listed.
     """
-    found = find_splits(config.inputs())
+    found, in_table = _find(config)
     reader = log_reader(config, schema)
     sources: list[SourceFile] = []
+    tables: dict[str, InputFile] = {}
     for split, logs in found.items():
         for file in logs.files:
             lookups = reader.find_tables(file.real)
+            state = InputFile(**identity_of(file))
+            for path in {*lookups} - {*tables}:
+                tables[path] = InputFile(**identity_of(LogFile(path, path, path)))
             own = reader.wanted_of_file(lookups)
-            num_bytes = size_of(file.real)
-            if num_bytes and not file.real.startswith(STORE):
+            own = replace(own, optional=own.optional | in_table.get(file.real, frozenset()))
+            if state.num_bytes and not file.real.startswith(STORE):
                 check_file(file.real, config.input.format, own, file.partition)
-            sources.append(SourceFile(len(sources), split, file, num_bytes, own, lookups))
-    return InputPlan(tuple(sources), found)
+            sources.append(SourceFile(len(sources), split, file, state, own, lookups))
+    return InputPlan(tuple(sources), found, tuple(tables.values()))
+
+
+def _find(config: PipelineConfig) -> tuple[dict[str, FoundLogs], dict[str, frozenset[str]]]:
+    """Find the files of each split, and the columns that a table declares and an older file of it may lack."""
+    if config.input.format.kind != "delta":
+        return find_splits(config.inputs()), {}
+    tables = find_delta_files(config.inputs())
+    return tables.splits, tables.columns
 
 
 def log_reader(config: PipelineConfig, schema: FeatureSchema) -> LogReader:

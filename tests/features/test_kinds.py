@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 BRANCHES_LEFT = 0
 """Branches on a feature's kind outside the kinds' own table and its twin for Spark; the number may only fall."""
 OWN = {"features/kinds.py", "features/schema.py", "features/values.py", "features/encode_rows.py"}
-OWN |= {"features/odd_values.py", "features/encoding.py", "pipeline/build/encode.py"}
+OWN |= {"features/odd_values.py"}
 """Where a kind is declared, read from raw values, and read by Spark."""
 KINDS = {"SparseFeature", "DenseFeature", "SingleValued", "Bag", "Dense"}
 

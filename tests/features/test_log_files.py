@@ -495,7 +495,7 @@ def test_files_on_disk(tmp_path: Path) -> None:
     (file,) = find_files(f"{tmp_path}/link.csv").files
     assert size_of(file.real) == 5 and local_copy(file.real, tmp_path / "unused") == tmp_path / "a.csv"
     modified = (tmp_path / "a.csv").stat().st_mtime_ns
-    assert identity_of(file) == {"path": f"{tmp_path}/link.csv", "bytes": 5, "modified": modified}
+    assert identity_of(file) == {"path": f"{tmp_path}/link.csv", "num_bytes": 5, "modified": modified}
     (tmp_path / "a.csv").unlink()
     for use in (open_log, size_of):
         with pytest.raises(LogError, match=r"a\.csv cannot be read: No such file"):
@@ -545,7 +545,7 @@ def test_files_of_a_bucket(bucket: Bucket, tmp_path: Path, impatient: None) -> N
     (file,) = find_files(f"{bucket.url}/logs").files
     identity = identity_of(file)
     assert identity.pop("modified") > 10**18
-    assert identity == {"path": f"{bucket.url}/logs/a.bin", "bytes": 3_000_000} and size_of(file.real) == 3_000_000
+    assert identity == {"path": f"{bucket.url}/logs/a.bin", "num_bytes": 3_000_000} and size_of(file.real) == 3_000_000
     copy = local_copy(file.real, tmp_path)
     assert copy == tmp_path / "a.bin" and copy.read_bytes() == content
     with open_log(file.real) as opened:

@@ -193,7 +193,8 @@ def log(folder: Path) -> Target:
 
     def read(portion: Portion, reader: LogReader) -> tuple[list[tuple[int, str]], PortionEnd]:
         lines = []
-        reading = reader.read(portion, tuple(str(folder / lookup.path) for lookup in reader.lookups), {})
+        tables = tuple(str(folder / lookup.path) for lookup in reader.lookups)
+        reading = reader.read(portion, reader.wanted_of_file(tables), tables, {})
         for block in reading:
             encoded, prepared = encoder.encode_columns(block.columns, block.lists)
             good = prepared.is_good.tolist()

@@ -142,6 +142,7 @@ def test_killed_at_any_moment_then_repeated(spark, project):
     [
         (["pipeline.write.min_fils=2"], 2, "unknown config key 'pipeline.write.min_fils'; did you mean 'min_files'?"),
         (["pipeline.input.train="], 2, "'pipeline.input.train' is empty"),
+        (["features.timestamp.format=yyyy-MM-dd E"], 2, "'features.timestamp.format': time pattern 'yyyy-MM-dd E'"),
         (["pipeline.input.train=/no/such/*.csv"], 1, "no input file matches '/no/such/*.csv'"),
         (["features.label=clicks"], 1, "has no column 'clicks'; it has: user, tags, price, click, t"),
     ],

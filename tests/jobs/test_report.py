@@ -57,6 +57,7 @@ def make_dataset(path: Path) -> DatasetManifest:
         num_duplicates=0,
         inputs={"train": ["day.csv"]},
         config={},
+        warnings=(f"column {HOSTILE} says nothing", *(f"oddity {number}" for number in range(1, 13))),
     )
     path.mkdir()
     manifest.write(path)
@@ -189,7 +190,8 @@ def test_a_complete_run(tmp_path: Path):
 
     # Nothing from the files became markup.
     assert "<script>alert" not in html
-    assert page.text.count(HOSTILE) == 2
+    assert page.text.count(HOSTILE) == 3
+    assert "oddity 9" in page.text and "oddity 10" not in page.text and "and 3 more, in the manifest" in page.text
     assert "Run run <1>" in page.text
 
     assert page.row("this model, test")[2] == f"{evaluations['test']['metrics']['auc']:.6f}"

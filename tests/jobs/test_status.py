@@ -146,6 +146,19 @@ def test_only_the_last_ten_are_listed(own: Retrained) -> None:
     assert len(found.to_json()["metrics"]) == 14
 
 
+def test_undefined_metrics(own: Retrained) -> None:
+    path = own.root / "verdicts" / f"{REFUSED}.json"
+    kept = json.loads(path.read_text())
+    metrics = {side: dict.fromkeys(values) for side, values in kept["metrics"].items()}
+    rules = [{**rule, "candidate": None, "champion": None} for rule in kept["gate"]["rules"]]
+    undefined = {"auc": None, "logloss": None, "metrics": metrics, "gate": {**kept["gate"], "rules": rules}}
+    write_json(own.root / "verdicts" / "20141109.json", {**kept, **undefined, "day": "20141109"})
+    found = read(own)
+    assert "\n2014-11-09  refused" in describe_status(found)
+    assert Page(render_status(found)).row("2014-11-09", "refused")[4:6] == ["\N{EN DASH}", "\N{EN DASH}"]
+    assert "calibration" in found.outcomes[-1].gate.table()
+
+
 def test_dates() -> None:
     names = {"201410": "2014-10", "20141028": "2014-10-28", "2014102805+2": "2014-10-28 05+2", "<i>": "<i>"}
     assert {name: dashed(name) for name in names} == names

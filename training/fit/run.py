@@ -35,6 +35,7 @@ from training.fit.roofline import measure_limits, shares_of_limits
 from training.fit.scoring import score_all
 from training.judge.calibration import CalibrationError, fit_platt
 from training.judge.metrics import curves, evaluate
+from training.judge.validation import check_validation
 from training.model.ctr_model import CTRModel
 from training.sharding import checkpoint
 from training.sharding.parallelize import parallelize
@@ -119,10 +120,9 @@ def train_rank(
     dataset = Dataset.open(config.dataset)
     if schema is not None:
         dataset = dataset.with_choices_of(schema)
+    check_validation(dataset.manifest, config)
     parallel = parallelize(build_model(dataset, config, torch.device("meta")), config, device)
     has_valid = dataset.has_split("valid")
-    if config.calibration.kind != "none" and not (has_valid and 0 < dataset.manifest.split("valid").label_rate < 1):
-        raise RunError(f"training.calibration needs a validation split with both labels, and {dataset.path} has none")
     training = Training(
         parallel,
         config,

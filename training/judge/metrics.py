@@ -44,6 +44,7 @@ class Metric:
         meaning: one line for whoever reads a table.
         format: format of its values in text, without width and sign.
         needs_groups: whether the rows must have group ids.
+        needs_both_labels: whether there must be rows of both labels.
     """
 
     compute: Callable[[Scores], float | None]
@@ -51,6 +52,7 @@ class Metric:
     meaning: str
     format: str = ".6f"
     needs_groups: bool = False
+    needs_both_labels: bool = False
 
     @property
     def sign(self) -> int:
@@ -273,11 +275,17 @@ def _roc(logits: Floats, labels: Floats, weights: Floats) -> dict[str, list[floa
 
 _OWN: dict[str, Metric] = {
     "auc": Metric(
-        lambda s: auc(s.logits, s.labels, s.weights), "higher", "share of pairs of a click and none in the right order"
+        lambda s: auc(s.logits, s.labels, s.weights),
+        "higher",
+        "share of pairs of a click and none in the right order",
+        needs_both_labels=True,
     ),
     "logloss": Metric(lambda s: logloss(s.logits, s.labels, s.weights), "lower", "mean binary cross entropy in nats"),
     "ne": Metric(
-        lambda s: ne(s.logits, s.labels, s.weights), "lower", "logloss over that of the label rate as every probability"
+        lambda s: ne(s.logits, s.labels, s.weights),
+        "lower",
+        "logloss over that of the label rate as every probability",
+        needs_both_labels=True,
     ),
     "calibration": Metric(
         lambda s: calibration(s.logits, s.labels, s.weights), "one", "sum of probabilities over sum of labels"
@@ -290,6 +298,7 @@ _OWN: dict[str, Metric] = {
         "higher",
         "mean AUC within groups, weighted by their rows",
         needs_groups=True,
+        needs_both_labels=True,
     ),
 }
 

@@ -178,7 +178,9 @@ def golden_rows(predictor: Predictor, dataset: Dataset, golden_input: str | None
 
 def _first_rows(predictor: Predictor, path: str, file: LogFile) -> list[dict[str, Any]]:
     reader, rows = predictor.log_reader, []
-    for block in reader.read(Portion(path), reader.find_tables(file.real), file.partition, step=_GOLDEN_BYTES):
+    tables = reader.find_tables(file.real)
+    wanted = reader.wanted_of_file(tables)
+    for block in reader.read(Portion(path), wanted, tables, file.partition, step=_GOLDEN_BYTES):
         _, faults = predictor.predict_block(block)
         well_formed = np.array([row for row in range(len(block)) if row not in faults], np.int64)
         rows += _python_rows(block, well_formed[: NUM_GOLDEN_ROWS - len(rows)], predictor.schema.feature_columns)

@@ -85,6 +85,11 @@ def test_a_dataset(tmp_path: Path) -> None:
     first["schema_fingerprint"] = DatasetManifest.load(path).schema.fingerprint_of_version(1)
     (path / MANIFEST_NAME).write_text(json.dumps(first))
     assert DatasetManifest.load(path).version == dataset.DATASET_FORMAT.version
+    second = {key: manifest[key] for key in manifest if key not in ("input_files", "warnings")}
+    del second["schema"]["values"]
+    (path / MANIFEST_NAME).write_text(json.dumps({**second, "version": 2}))
+    loaded = DatasetManifest.load(path)
+    assert (loaded.version, loaded.input_files, loaded.warnings) == (3, (), ())
     newer = {**manifest, "version": dataset.DATASET_FORMAT.version + 5, "a key of tomorrow": 1}
     (path / MANIFEST_NAME).write_text(json.dumps(newer))
     with pytest.raises(DatasetError, match=r"was made by a newer version of twinfocus \(dataset version"):

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from features.disk import window
-from features.disk.dataset import DatasetError, DatasetManifest
+from features.disk.dataset import DatasetError, DatasetManifest, InputFile
 from features.disk.window import join
 from features.learnt import Learnt
 
@@ -50,6 +50,15 @@ def test_every_row_once_and_what_is_known_of_them(days, tmp_path: Path) -> None:
         assert (price.minimum, price.maximum) == (columns["price"].min(), columns["price"].max())
     assert joined.inputs == {"train": ["made.csv"], "valid": ["made.csv"]}
     assert joined.num_input_rows == sum(day.manifest.num_input_rows for day in days)
+
+
+def test_states_and_warnings_of_all_partitions(days, tmp_path: Path) -> None:
+    old, new, other = InputFile("/a.csv", 5, 10), InputFile("/a.csv", 5, 20), InputFile("/0.csv", 1, 1)
+    for day, files, warnings in zip(days[:2], ((other, old), (old, new)), (("odd",), ("odd", "even")), strict=True):
+        dataclasses.replace(day.manifest, input_files=files, warnings=warnings).write(day.path)
+    joined = join({"train": [day.path for day in days]}, tmp_path / "window")
+    assert joined.input_files == (other, old, new)
+    assert joined.warnings == ("day=0: odd", "day=1: odd", "day=1: even")
 
 
 def test_links_where_the_disk_can_and_copies_where_not(days, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,10 @@
 
 import bz2
 import gzip
+import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -156,6 +158,38 @@ def test_current_files_of_a_delta_table(tmp_path: Path) -> None:
     assert sorted(found) == [("1", "us", None), ("3", "us", None), ("4", None, None), ("9", "fr fr/x", "n")]
     with pytest.raises(LogError, match="cannot be read as a Delta table"):
         list_delta_files(str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "configuration", "words"),
+    [
+        ({"minReaderVersion": 2, "minWriterVersion": 5}, {"delta.columnMapping.mode": "name"}, "renames columns"),
+        (
+            {"minReaderVersion": 3, "minWriterVersion": 7, "readerFeatures": ["deletionVectors"]},
+            {},
+            "marks deleted rows in files of its own",
+        ),
+    ],
+)
+def test_delta_tables_whose_files_alone_would_be_misread(
+    tmp_path: Path, protocol: dict[str, Any], configuration: dict[str, str], words: str
+) -> None:
+    deltalake = pytest.importorskip("deltalake", reason="the extra delta is not installed")
+    deltalake.write_deltalake(str(tmp_path / "t"), pa.table({"a": ["1"]}))
+    log = tmp_path / "t" / "_delta_log" / "00000000000000000000.json"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    for line in lines:
+        if "protocol" in line:
+            line["protocol"] = {"writerFeatures": protocol.get("readerFeatures"), **protocol}
+        if "metaData" in line:
+            line["metaData"]["configuration"] = configuration
+            schema = json.loads(line["metaData"]["schemaString"])
+            names = {"delta.columnMapping.id": 1, "delta.columnMapping.physicalName": "a"}
+            schema["fields"][0]["metadata"] = names if configuration else {}
+            line["metaData"]["schemaString"] = json.dumps(schema)
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(LogError, match=words):
+        list_delta_files(str(tmp_path / "t"))
 
 
 def test_a_delta_table_without_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

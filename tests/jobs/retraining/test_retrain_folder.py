@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 from features.disk.retrain_folder import RETRAIN_FORMAT
+from features.log_format import LogFormat
+from features.schema import Timestamp
 from jobs.cli.config import parse_config
+from jobs.cli.errors import ConfigError
+from jobs.retraining.partitions import build_partitions, find_dates
 from jobs.retraining.raw_partitions import RawPartition
 from jobs.retraining.retrain_folder import RetrainFolder
 from jobs.retraining.retraining import describe_todo
@@ -105,3 +109,17 @@ def test_a_dry_run_refuses_a_folder_of_a_newer_version(open_folder: Open, tmp_pa
     with pytest.raises(ValueError, match="was made by a newer version of twinfocus"):
         describe_todo(place, None)
     assert [path.name for path in place.root.iterdir()] == ["retrain.json"]
+
+
+def test_what_no_partition_can_be_built_of_is_refused_before_spark_starts(open_folder: Open, tmp_path: Path) -> None:
+    place, [file] = open_folder(), log(tmp_path, "20240101-a")
+    pipeline, features = place.config.pipeline, place.config.features
+    of_table = dataclasses.replace(pipeline.input, format=LogFormat("delta"))
+    config = dataclasses.replace(place.config, pipeline=dataclasses.replace(pipeline, input=of_table))
+    with pytest.raises(ConfigError, match="a retraining takes files by their dates, and not all files of a Delta"):
+        build_partitions(dataclasses.replace(place, config=config), {"20240101": RawPartition({file: None})})
+    place = open_folder(partition_by="day", partitions=f"{tmp_path}/logs/*.csv")
+    timed = dataclasses.replace(features, timestamp=Timestamp("t", "yyyy E"))
+    config = dataclasses.replace(place.config, features=timed)
+    with pytest.raises(ConfigError, match=r"'features\.timestamp\.format': time pattern 'yyyy E'"):
+        find_dates(dataclasses.replace(place, config=config), [file])

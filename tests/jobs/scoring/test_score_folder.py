@@ -35,6 +35,7 @@ from features.disk.artifact import ArtifactError, digest_of_artifact
 from features.disk.trained_on import TrainedOn
 from features.log_files import LogFile
 from features.log_format import LogError, LogFormat
+from features.raw_block import Wanted
 from features.read.portions import Portion, PortionEnd, plan_portions
 from jobs import score
 from jobs.cli.config import parse_config
@@ -389,7 +390,7 @@ def test_what_a_task_says(artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """What another try may mend is raised, for Spark; the rest is said, and by the tasks after it too."""
     log = tmp_path / "log.csv"
     log.write_text(",".join(COLUMNS) + "\n1,g,mobile,20,0,1\n")
-    task = ScoreTask(LogFile(str(log), str(log), str(log)), Portion(str(log)), ())
+    task = ScoreTask(LogFile(str(log), str(log), str(log)), Portion(str(log)), Wanted(COLUMNS), ())
     folder = tmp_path / "scratch"
     work = Work(str(artifact), digest_of_artifact(str(artifact)), str(folder))
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # the other tests' own

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from features.disk.dataset import DatasetError
+from features.disk.dataset import DatasetError, DatasetManifest
 from features.log_format import LogError
 
 USER = {"name": "user", "encoding": {"kind": "vocabulary"}}
@@ -22,7 +23,9 @@ def warned(build, tmp_path: Path):
 
     def run(features: dict, pipeline: dict, folder: str = "dataset"):
         manifest, dataset = build(features, pipeline, folder)
-        return manifest, dataset, json.loads((dataset / "build.json").read_text())["warnings"]
+        warnings = json.loads((dataset / "build.json").read_text())["warnings"]
+        assert list(manifest.warnings) == warnings
+        return manifest, dataset, warnings
 
     return run
 
@@ -50,6 +53,18 @@ def test_a_file_given_twice_is_read_once(warned, tmp_path: Path) -> None:
     (tmp_path / "link.csv").symlink_to(path)
     manifest, _, warnings = warned(CLICKS, {"input": {"train": [path, str(tmp_path / "link.csv")]}})
     assert manifest.num_input_rows == 40 and any("read once" in said for said in warnings)
+
+
+def test_the_manifest_keeps_the_state_of_every_file_that_was_read(build, tmp_path: Path) -> None:
+    one, two = (csv(tmp_path / "logs" / f"{name}.csv", CLICK_LINES) for name in ("one", "two"))
+    users = csv(tmp_path / "users.csv", [f"u{i},{i}" for i in range(7)], "user,age")
+    features = {"label": "click", "sparse": [USER, {"name": "age", "encoding": {"kind": "hash", "num_buckets": 9}}]}
+    lookup = {"path": users, "key": "user", "format": {"kind": "csv"}}
+    manifest, dataset = build(features, {"input": {"train": f"{tmp_path}/logs", "lookups": [lookup]}})
+    found = [(file.path, file.num_bytes, file.modified) for file in manifest.input_files]
+    states = [(path, Path(path).stat()) for path in (one, two, users)]
+    assert found == [(path, state.st_size, state.st_mtime_ns) for path, state in states]
+    assert DatasetManifest.load(dataset).input_files == manifest.input_files
 
 
 @pytest.mark.parametrize("num_bytes", [1 << 25, 200, 64])
@@ -216,3 +231,90 @@ def test_archives_and_damaged_files_are_refused_by_name(build, tmp_path: Path) -
     (tmp_path / "b.csv.gz").write_bytes(gzip.compress(b"user,click\n" + b"u,1\n" * 9999)[:-9])
     with pytest.raises((LogError, DatasetError), match=r"b\.csv\.gz cannot be read"):
         build(CLICKS, {"input": {"train": str(tmp_path / "b.csv.gz")}})
+
+
+def test_a_delta_table_is_read_by_its_log(warned, read_split, tmp_path: Path) -> None:
+    deltalake = pytest.importorskip("deltalake", reason="the extra delta is not installed")
+    folder = str(tmp_path / "table")
+    rows = pa.table(
+        {
+            "user": [f"u{i % 7}" for i in range(40)],
+            "click": [i % 2 for i in range(40)],
+            "country": ["us" if i % 3 else "fr fr/x" for i in range(39)] + [None],
+            "day": [i % 5 for i in range(40)],
+        }
+    )
+    deltalake.write_deltalake(folder, rows, partition_by=["country", "day"])
+    younger = pa.table({"user": ["new"], "click": [1], "country": ["de"], "day": [9], "price": [2.5]})
+    deltalake.write_deltalake(folder, younger, mode="append", schema_mode="merge")
+    deltalake.DeltaTable(folder).delete("user = 'u3'")
+    features = {
+        "label": "click",
+        "sparse": [
+            {**USER, "name": "user_id", "columns": ["user"]},
+            {"name": "country", "encoding": {"kind": "vocabulary"}},
+        ],
+        "dense": [{"name": "price"}, {"name": "day"}],
+        "carry": ["user"],
+    }
+    manifest, dataset, warnings = warned(features, {"input": {"train": folder, "format": {"kind": "delta"}}})
+    expected = pa.concat_tables([rows, younger], promote_options="default").to_pylist()
+    expected = [row for row in expected if row["user"] != "u3"]
+    assert manifest.num_input_rows == len(expected) == 35
+    table = read_split(manifest, dataset)
+    found = sorted(zip(table["user"].to_pylist(), table["day"].to_pylist(), table["price"].to_pylist(), strict=True))
+    assert found == sorted((row["user"], float(row["day"]), row["price"] or 0.0) for row in expected)
+    assert manifest.load_learnt(dataset).vocabularies["country"] == ["de", "fr fr/x", "us"]
+    assert manifest.splits["train"].sparse["country"].null_rate == pytest.approx(1 / 35)
+    current = {str(Path(folder) / file) for file in deltalake.DeltaTable(folder).file_uris()}
+    assert {Path(file.path).name for file in manifest.input_files} == {Path(uri).name for uri in current}
+    assert {Path(path).name for path in manifest.inputs["train"]} == {Path(uri).name for uri in current}
+    assert any("column 'price' is missing in all rows of" in said for said in warnings)
+
+
+def test_delta_tables_that_cannot_be_read(build, tmp_path: Path) -> None:
+    deltalake = pytest.importorskip("deltalake", reason="the extra delta is not installed")
+    rows = pa.table({"user": ["a", "b"], "click": [0, 1]})
+    for name in ("one", "two", "empty"):
+        deltalake.write_deltalake(str(tmp_path / name), rows)
+    deltalake.DeltaTable(str(tmp_path / "empty")).delete()
+    one, two, empty = (str(tmp_path / name) for name in ("one", "two", "empty"))
+
+    def of(train: object, **more: object) -> dict:
+        return {"input": {"train": train, "format": {"kind": "delta"}, **more}}
+
+    manifest, _ = build(CLICKS, of([one, f"file://{two}", one]))
+    assert manifest.num_input_rows == 4 and any("read once" in said for said in manifest.warnings)
+    for pipeline, message in (
+        (of(one, valid=one), "is given for both 'train' and 'valid'"),
+        (of(empty), "the Delta table has no rows"),
+        (of(str(tmp_path)), "cannot be read as a Delta table"),
+        (of("s3://bucket/table"), "a Delta table is read on disk alone"),
+    ):
+        with pytest.raises(LogError, match=message):
+            build(CLICKS, pipeline)
+    with pytest.raises(LogError, match="has no column 'clicks'; it has: user, click"):
+        build({**CLICKS, "label": "clicks"}, of(one))
+
+
+def test_a_delta_table_without_its_library(build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "deltalake", None)
+    with pytest.raises(LogError, match=r"library deltalake: pip install 'twinfocus\[delta\]'"):
+        build(CLICKS, {"input": {"train": str(tmp_path), "format": {"kind": "delta"}}})
+
+
+def test_a_large_text_that_one_task_reads_alone_is_told(warned, tmp_path: Path) -> None:
+    text = "\n".join(["user,click", *CLICK_LINES]) + "\n"
+    (tmp_path / "logs").mkdir()
+    for number in range(5):
+        (tmp_path / "logs" / f"{number}.csv.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "logs" / "plain.csv").write_text(text)
+    pipeline = {"input": {"train": str(tmp_path / "logs")}}
+    assert not [said for said in warned(CLICKS, pipeline)[2] if "one task reads" in said]
+    pipeline["quality"] = {"odd": {"max_unsplit_bytes": 50}}
+    [said] = [said for said in warned(CLICKS, pipeline, "odd")[2] if "one task reads" in said]
+    assert said.startswith(f"one task reads all of {tmp_path}/logs/0.csv.gz (0 MB), ") and " and 2 more, as" in said
+    assert "plain.csv" not in said
+    (tmp_path / "a.csv").write_bytes(text.encode("utf-16"))
+    pipeline["input"] = {"train": str(tmp_path / "a.csv"), "format": {"encoding": "UTF-16"}}
+    assert any("one task reads all of" in said for said in warned(CLICKS, pipeline, "wide")[2])
