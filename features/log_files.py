@@ -6,6 +6,7 @@ path: however it is spelled or linked, it is read once, and never in two splits.
 
 import errno
 import os
+import re
 import stat
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -44,7 +45,8 @@ class LogFile:
         path: path as the user gave it, for messages and files of scores; a byte that is no text is written ``\\xff``.
         real: absolute path without links, or ``s3://`` URL: what is opened. It may hold bytes that are no text
             (``surrogateescape``).
-        absolute: absolute path without dots, its links kept, or ``s3://`` URL: the name in manifests.
+        absolute: absolute path without dots, its links kept, or ``s3://`` URL, written as ``path`` is: the name in
+            manifests, by which ``find_files`` and ``state_of`` find it again.
         partition: columns of the path, by name: ``country=us/`` is ``us`` in column ``country``; None: missing.
     """
 
@@ -159,7 +161,7 @@ def refuse_shared(found: Mapping[str, FoundLogs]) -> None:
 
 def listed_file(path: str, partition: Mapping[str, str | None]) -> LogFile:
     """Make the ``LogFile`` of a path on disk that a table's own list names, with the columns that the list gives it."""
-    return LogFile(_text(path), os.path.realpath(path), os.path.abspath(path), partition)  # noqa: PTH100
+    return LogFile(_text(path), os.path.realpath(path), _text(os.path.abspath(path)), partition)  # noqa: PTH100
 
 
 def show(path: str) -> str:
@@ -170,6 +172,14 @@ def show(path: str) -> str:
 def _text(path: str) -> str:
     """Write bytes that are no text, which Python keeps in paths as halves of surrogate pairs, as ``\\xff``."""
     return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def _from_text(path: str) -> str:
+    """Find the path that ``_text`` wrote so, where there is one and none is called so itself."""
+    if "\\x" not in path or os.path.lexists(path):
+        return path
+    written = re.sub(rb"\\x([89a-f][0-9a-f])", lambda match: bytes.fromhex(match[1].decode()), os.fsencode(path))
+    return os.fsdecode(written) if os.path.lexists(os.fsdecode(written)) else path
 
 
 def _listed(paths: Sequence[str]) -> str:
@@ -185,7 +195,7 @@ def _log_file(entry: "_Entry") -> LogFile:
         absolute = os.path.abspath(absolute)  # noqa: PTH100
         if ".." in entry.path and os.path.realpath(absolute) != entry.real:
             absolute = entry.real  # the folder above one that is linked is another one
-    return LogFile(_text(entry.path), entry.real, absolute, _partition(absolute))
+    return LogFile(_text(entry.path), entry.real, _text(absolute), _partition(absolute))
 
 
 def _partition(path: str) -> dict[str, str | None]:
@@ -342,6 +352,7 @@ def _plant(pattern: str) -> tuple[_Tree, _Entry, list[str]]:
         return tree, _Entry(f"{STORE}{bucket}", f"{STORE}{bucket}", _FOLDER), parts
     if "://" in pattern and not os.path.lexists(pattern):
         pattern = str(locate(pattern))
+    pattern = _from_text(pattern)
     root = "/" if pattern.startswith("/") else ""
     return _Disk(), _Entry(root, os.path.realpath(root or "."), _FOLDER), pattern.removeprefix("/").split("/")
 
@@ -492,7 +503,7 @@ def state_of(path: str) -> tuple[int, int]:
     if path.startswith(STORE):
         return _object(path).state()
     try:
-        found = os.stat(path)  # noqa: PTH116
+        found = os.stat(_from_text(path))  # noqa: PTH116
     except OSError as error:
         raise LogError(f"{show(_text(path))} cannot be read: {error.strerror}") from error
     return found.st_size, found.st_mtime_ns
@@ -509,7 +520,7 @@ def is_there(path: str) -> bool:
     Raises:
         StorageError: a store cannot be read.
     """
-    return _object(path).is_file() if path.startswith(STORE) else os.path.isfile(path)  # noqa: PTH113
+    return _object(path).is_file() if path.startswith(STORE) else os.path.isfile(_from_text(path))  # noqa: PTH113
 
 
 def local_copy(real: str, folder: Path) -> Path:

@@ -20,6 +20,7 @@ from features.log_format import LogError, LogFormat
 from features.raw_block import RawBlock, RejectedLine, Slices, Wanted
 from features.read.arrays import join_arrays, null_texts, null_where
 from features.read.lines import Positions, not_text
+from features.read.streams import arrow_source
 
 MAX_BLOCK_ROWS = 1 << 16
 """Rows of a block at most: a row group may have millions."""
@@ -56,7 +57,7 @@ class ParquetGroups:
     """ParquetGroups: the row groups of a Parquet file."""
 
     def __init__(self, file: str) -> None:
-        self._file = pyarrow.parquet.ParquetFile(file)
+        self._file = pyarrow.parquet.ParquetFile(arrow_source(file))
         self.schema = self._file.schema_arrow
         metadata = self._file.metadata
         self.num_groups = metadata.num_row_groups
@@ -80,7 +81,7 @@ class OrcStripes:
     """OrcStripes: the stripes of an ORC file, which says how many rows it has and not where they are."""
 
     def __init__(self, file: str) -> None:
-        self._file = pyarrow.orc.ORCFile(file)
+        self._file = pyarrow.orc.ORCFile(arrow_source(file))
         self.schema = self._file.schema
         self.num_groups = self._file.nstripes
         self.sizes: list[int] = []

@@ -111,7 +111,16 @@ def _open(file: str, compression: str | None) -> Any:
         return gzip.open(file, "rb")
     if compression == "bzip2":
         return bz2.open(file, "rb")
-    return pa.input_stream(file, compression=compression)
+    return pa.input_stream(arrow_source(file), compression=compression)
+
+
+def arrow_source(file: str) -> Any:
+    """Return what Arrow opens a file by: its path, or for one that is no text, which Arrow does not take, the file."""
+    try:
+        file.encode()
+    except UnicodeEncodeError:
+        return Path(file).open("rb")
+    return file
 
 
 class _Unpacked:

@@ -24,7 +24,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.disk.object_store import StorageError
-from features.log_files import FoundLogs, find_files, find_splits, identity_of, local_copy, open_log, size_of
+from features.log_files import (
+    FoundLogs,
+    find_files,
+    find_splits,
+    identity_of,
+    is_there,
+    local_copy,
+    open_log,
+    size_of,
+    state_of,
+)
 from features.log_format import LogError
 from tests.stand_ins.object_store import Bucket
 
@@ -260,6 +270,8 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     (file,) = find_files(f"{tmp_path}/*").files
     assert file.path == f"{tmp_path}/b\\xff.csv" and file.real == f"{tmp_path}/{name}"
     assert open_log(file.real).read() == b"b\xff.csv"
+    assert find_files(file.absolute).files == find_files([file.absolute]).files == (file,)
+    assert state_of(file.absolute) == state_of(file.real) and is_there(file.absolute)
     with pytest.raises(LogError) as caught:
         find_files(f"{tmp_path}/{name}/x")
     str(caught.value).encode()

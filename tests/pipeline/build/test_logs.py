@@ -1,16 +1,21 @@
 """Logs as people have them: what is read, what is said of it, and what the cure that a message names does."""
 
 import gzip
+import io
 import json
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
+import pyarrow.orc
 import pyarrow.parquet
 import pytest
 
 from features.disk.dataset import DatasetError, DatasetManifest
+from features.log_files import find_files
 from features.log_format import LogError
 
 USER = {"name": "user", "encoding": {"kind": "vocabulary"}}
@@ -46,6 +51,28 @@ def test_hidden_folders_are_left_out_with_a_word_and_empty_files_are_no_error(wa
     manifest, _, warnings = warned(CLICKS, {"input": {"train": str(tmp_path / "logs")}})
     assert manifest.num_input_rows == 40
     assert any(".tmp" in said for said in warnings) and any("quiet.csv" in said for said in warnings)
+
+
+@pytest.mark.parametrize("kind", ["csv", "csv.gz", "csv.zst", "parquet", "orc"])
+def test_a_name_that_is_no_text(kind: str, warned, tmp_path: Path) -> None:
+    """It is in the manifest, in rejected lines and in warnings, and what the manifest says leads to it."""
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/logs/day \xff\n." + kind.encode()))
+    path.parent.mkdir()
+    table = pa.table(
+        {"user": [*(f"u{i % 7}" for i in range(40)), "u1"], "click": [*(str(i % 2) for i in range(40)), "x"]}
+    )
+    file = io.BytesIO()
+    {"parquet": pyarrow.parquet.write_table, "orc": pyarrow.orc.write_table}.get(kind, pyarrow.csv.write_csv)(
+        table, file
+    )
+    pack = {"csv.gz": gzip.compress, "csv.zst": lambda data: pa.compress(data, "zstd", asbytes=True)}
+    path.write_bytes(pack.get(kind, bytes)(file.getvalue()))
+    given = {"train": str(tmp_path / "logs"), "format": {"kind": kind.split(".")[0]}}
+    manifest, dataset, _ = warned(CLICKS, {"input": given, "quality": {"max_rejected_fraction": 0.1}})
+    (named,) = manifest.inputs["train"]
+    assert named == f"{tmp_path}/logs/day \\xff\n.{kind}" and find_files(named).files[0].real == str(path)
+    (rejected,) = dataset.glob("version-*/rejected/*")
+    assert json.loads(rejected.read_text())["file"] == named
 
 
 def test_a_file_given_twice_is_read_once(warned, tmp_path: Path) -> None:
