@@ -24,7 +24,7 @@ from features.schema import FeatureSchema, HashEncoding, SparseFeature
 from features.values import AS_IT_IS, MAX_EXACT, in_range, is_number_text, known_texts, numbers, tokens
 
 FEW_ROWS = 256
-"""Rows up to which the columns go together (measured: from 100 to 1,000 it makes no difference)."""
+"""Rows up to which the columns go together: of more, Python's strings do not stay in a core's cache."""
 
 _FEW_HASHES = 48
 """Hashes up to which Python makes ids of them faster than NumPy."""
@@ -57,6 +57,9 @@ class FeatureEncoder:
             picked = list(map(self._pick, rows))
             if len(rows) <= FEW_ROWS:
                 return self._few.encode(picked)
+            if self._few.looks_up:
+                parts = [self._few.encode(picked[at : at + FEW_ROWS]) for at in range(0, len(rows), FEW_ROWS)]
+                return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             columns, lists = self._arrays(picked)
             prepared = prepare(self.schema, columns, lists)
             if prepared.reason is None:
@@ -262,6 +265,8 @@ class _FewRows:
         # Texts: the columns of hashed features, then those of vocabularies.
         self.hashed = [(salt_seed(f.salt), len(f.columns)) for f in hashed]
         self.is_plain = all(parts == 1 for _, parts in self.hashed)
+        self.looks_up = len(coded) > len(hashed)
+        """Whether most texts are looked up. For them Python's dicts are the fastest; for hashes NumPy is."""
         self.seeds = [seed for seed, _ in self.hashed]
         self.num_ids = [f.encoding.num_buckets - 1 for f in hashed if isinstance(f.encoding, HashEncoding)]
         # Features that share a table have equal vocabularies.
