@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlparse
 
 import pyarrow as pa
@@ -37,13 +37,12 @@ class DeltaFile:
     columns: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class FoundTables:
-    """Files of Delta tables.
+class FoundTables(NamedTuple):
+    """Files of each split.
 
     Attributes:
-        splits: split -> the current files of its tables.
-        columns: ``LogFile.real`` -> columns of the file's table.
+        splits: split -> its files; of Delta tables, the current ones.
+        columns: ``LogFile.real`` -> columns of the file's Delta table.
     """
 
     splits: dict[str, FoundLogs]

@@ -1,7 +1,7 @@
 """LogReader: reads raw logs of one format, each row joined to its lookups; builds and scoring read by it."""
 
 from collections import Counter
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 
 from features.encode import text_fault
-from features.log_files import STORE
+from features.log_files import STORE, find_splits
 from features.log_format import LogError, LogFormat, Lookup
 from features.raw_block import RawBlock, Wanted
+from features.read.delta import FoundTables, find_delta_files
 from features.read.lines import STEP_BYTES
 from features.read.lookup import load_lookup
 from features.read.portions import Portion, PortionEnd, Reading, read_portion
@@ -35,6 +36,16 @@ class LogReader:
     wanted: Wanted
     values: Values
 
+    def find_files(self, patterns: Mapping[str, str | Sequence[str]]) -> FoundTables:
+        """Find the files of each split: those that paths, folders and globs stand for, or Delta tables' current ones.
+
+        Raises:
+            LogError, StorageError: as ``find_splits`` and ``find_delta_files``.
+        """
+        if self.log_format.kind == "delta":
+            return find_delta_files({split: (p,) if isinstance(p, str) else p for split, p in patterns.items()})
+        return FoundTables(find_splits(patterns), {})
+
     def find_tables(self, file: str) -> tuple[str, ...]:
         """Find the lookups' tables for a raw file: as given, else beside it.
 
@@ -49,11 +60,12 @@ class LogReader:
         """
         return tuple(_find_table(lookup, file) for lookup in self.lookups)
 
-    def wanted_of_file(self, tables: tuple[str, ...]) -> Wanted:
+    def wanted_of_file(self, tables: tuple[str, ...], declared: frozenset[str] = frozenset()) -> Wanted:
         """Return the wanted columns that no lookup brings, and the keys of the lookups.
 
         Args:
             tables: as ``find_tables`` returns them.
+            declared: columns of the file's Delta table, which the file may lack (``FoundTables.columns``).
 
         Raises:
             LogError: a table cannot be read.
@@ -66,7 +78,8 @@ class LogReader:
             brought.update(load_lookup(table, lookup, self.wanted.lists).columns)
         columns = tuple(dict.fromkeys([*(c for c in self.wanted.columns if c not in brought), *keys]))
         numbers = (self.wanted.numbers & set(columns)) - set(keys)
-        return replace(self.wanted, columns=columns, numbers=numbers, lists=self.wanted.lists & set(columns))
+        lists, optional = self.wanted.lists & set(columns), self.wanted.optional | declared
+        return replace(self.wanted, columns=columns, numbers=numbers, lists=lists, optional=optional)
 
     def read(
         self,
@@ -81,7 +94,7 @@ class LogReader:
 
         Args:
             portion: what to read.
-            wanted: columns of its file, as ``wanted_of_file`` returns them; more of them may be optional.
+            wanted: columns of its file, as ``wanted_of_file`` returns them.
             tables: the lookups' tables of its file.
             partition: columns of its path.
             matched: counts, by table, the rows whose key it has.

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from features.disk.atomic import replacing
 from features.disk.place import temporary_folder
-from features.log_files import find_files, local_copy, size_of
+from features.log_files import local_copy, size_of
 from features.raw_block import RawBlock
 from features.read.portions import Portion
 from jobs.cli.conventions import EXIT_DATA, local
@@ -28,18 +28,19 @@ def score_here(arguments: Namespace) -> int:
     artifact = find_artifact(arguments.artifact, arguments.registry)
     predictor = Predictor.load(artifact.place)
     output = local(arguments.output)
-    found = find_files(arguments.input)
-    for note in found.notes():
-        print(f"warning: {note}", file=sys.stderr)
     reader, counts = predictor.log_reader, LineCounts()
+    splits, declared = reader.find_files({"input": arguments.input})
+    for note in splits["input"].notes():
+        print(f"warning: {note}", file=sys.stderr)
     with replacing(output) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         file.write(HEADER.decode())
-        for log in found.files:
+        for log in splits["input"].files:
             if not size_of(log.real):
                 continue
             with temporary_folder() as folder:
                 portion, tables = Portion(str(local_copy(log.real, folder))), reader.find_tables(log.real)
-                blocks = reader.read(portion, reader.wanted_of_file(tables), tables, log.partition)
+                wanted = reader.wanted_of_file(tables, declared.get(log.real, frozenset()))
+                blocks = reader.read(portion, wanted, tables, log.partition)
                 read = write_scores(file, log.path, predictor, _shown(blocks, log.path), before=0)
             counts.add(read.rows, read.errors, read.absent)
         counts.check(reader.log_format)

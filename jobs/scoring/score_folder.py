@@ -8,7 +8,7 @@ import os
 import shutil
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from features.disk.atomic import new_folder, write_json
 from features.disk.place import locate
 from features.disk.relative_path import check_relative
-from features.log_files import STORE, LogFile, find_files, local_copy, size_of
+from features.log_files import STORE, LogFile, local_copy, size_of
 from features.read.portions import PORTION_BYTES, check_file, count_lines, plan_portions
 from features.read.streams import PACKED_SUFFIXES
 from jobs.cli.conventions import local
@@ -43,6 +43,8 @@ class ScoreJob:
     artifact: FoundArtifact
     predictor: "Predictor"
     logs: tuple[LogFile, ...]
+    declared: Mapping[str, frozenset[str]]
+    """Columns of a file's Delta table, as of ``FoundTables``."""
     files: dict[str, str]
     """Output paths: raw file -> path of its scores below ``output``."""
     output: Path
@@ -67,15 +69,14 @@ def plan_job(artifact: str, inputs: Sequence[str], output: str, registry: str = 
     """
     found = find_artifact(artifact, registry)
     predictor = load_predictor(found.place, found.sha256)
-    log_format = predictor.log_reader.log_format
     folder = local(output).resolve()
     refuse_foreign(folder)
     inputs = [str(locate(given)) if given.startswith("file://") else given for given in inputs]
-    found_logs = find_files(inputs)
-    files = [file.path for file in found_logs.files]
+    logs, declared = predictor.log_reader.find_files({"input": inputs})
+    files = [file.path for file in logs["input"].files]
     _check_apart(folder, inputs, files)
-    outputs = name_outputs(inputs, files, log_format.kind)
-    return ScoreJob(found, predictor, found_logs.files, outputs, folder, tuple(found_logs.notes()))
+    outputs = name_outputs(inputs, files, predictor.log_reader.log_format.kind)
+    return ScoreJob(found, predictor, logs["input"].files, declared, outputs, folder, tuple(logs["input"].notes()))
 
 
 def refuse_foreign(output: Path) -> None:
@@ -175,7 +176,7 @@ def _plan_tasks(spark: "SparkSession", job: ScoreJob, scratch: Path, portion_byt
         if not size:
             continue
         tables = reader.find_tables(log.real)
-        wanted = reader.wanted_of_file(tables)
+        wanted = reader.wanted_of_file(tables, job.declared.get(log.real, frozenset()))
         check_file(copy.real, reader.log_format, wanted, copy.partition)
         for portion in plan_portions(copy.real, size, reader.log_format, portion_bytes):
             tasks.append(ScoreTask(copy, portion, wanted, tables))

@@ -3,13 +3,12 @@
 A missing file, column or lookup ends the job here, in a second, and not an hour into it.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from features.disk.dataset import InputFile
-from features.log_files import STORE, FoundLogs, LogFile, find_splits, identity_of
+from features.log_files import STORE, FoundLogs, LogFile, identity_of
 from features.log_format import LogFormat
 from features.raw_block import Wanted
-from features.read.delta import find_delta_files
 from features.read.log_reader import LogReader, wanted_of_features
 from features.read.portions import check_file
 from features.read.streams import PACKED_SUFFIXES, open_stream
@@ -93,8 +92,8 @@ def plan_sources(config: PipelineConfig, schema: FeatureSchema) -> InputPlan:
         LogError: names the pattern, file, column or lookup that is missing.
         StorageError: a store cannot be listed.
     """
-    found, in_table = _find(config)
     reader = log_reader(config, schema)
+    found, declared = reader.find_files(config.inputs())
     sources: list[SourceFile] = []
     tables: dict[str, InputFile] = {}
     for split, logs in found.items():
@@ -103,20 +102,11 @@ def plan_sources(config: PipelineConfig, schema: FeatureSchema) -> InputPlan:
             state = InputFile(**identity_of(file))
             for path in {*lookups} - {*tables}:
                 tables[path] = InputFile(**identity_of(LogFile(path, path, path)))
-            own = reader.wanted_of_file(lookups)
-            own = replace(own, optional=own.optional | in_table.get(file.real, frozenset()))
+            own = reader.wanted_of_file(lookups, declared.get(file.real, frozenset()))
             if state.num_bytes and not file.real.startswith(STORE):
                 check_file(file.real, config.input.format, own, file.partition)
             sources.append(SourceFile(len(sources), split, file, state, own, lookups))
     return InputPlan(tuple(sources), found, tuple(tables.values()))
-
-
-def _find(config: PipelineConfig) -> tuple[dict[str, FoundLogs], dict[str, frozenset[str]]]:
-    """Find the files of each split, and the columns that a table declares and an older file of it may lack."""
-    if config.input.format.kind != "delta":
-        return find_splits(config.inputs()), {}
-    tables = find_delta_files(config.inputs())
-    return tables.splits, tables.columns
 
 
 def log_reader(config: PipelineConfig, schema: FeatureSchema) -> LogReader:

@@ -166,7 +166,9 @@ def golden_rows(predictor: Predictor, dataset: Dataset, golden_input: str | None
     splits = [dataset.manifest.inputs[name] for name in ("test", "valid", "train") if name in dataset.manifest.inputs]
     patterns = (golden_input,) if golden_input else tuple(splits[0])
     try:
-        file = find_files(patterns).files[0]
+        reader = predictor.log_reader
+        found = reader.find_files({"": patterns}).splits[""] if golden_input else find_files(patterns)
+        file = found.files[0]
         with temporary_folder() as folder:
             rows = _first_rows(predictor, str(local_copy(file.real, folder)), file)
     except LogError as error:

@@ -333,6 +333,19 @@ def test_what_builds_read_is_scored(
     assert summary["rows"] == 60 and 0 < summary["errors"] < 30
 
 
+def test_a_delta_table_by_its_log(artifact_for, score_there, tmp_path: Path, monkeypatch) -> None:
+    """Deleted rows are not scored, though their files are still there."""
+    deltalake = pytest.importorskip("deltalake", reason="the extra delta is not installed")
+    artifact, table = artifact_for(_input("delta")), str(tmp_path / "table")
+    deltalake.write_deltalake(table, pyarrow.Table.from_pylist(rows_of(random.Random(3), 40)), partition_by=["device"])
+    deltalake.DeltaTable(table).delete("device = 'mobile'")
+    kept = deltalake.DeltaTable(table).to_pyarrow_table().num_rows
+    assert score_here(monkeypatch, artifact, [table], tmp_path / "local.csv") == 0
+    score_there(artifact, [table], tmp_path / "out")
+    check_equal(tmp_path / "local.csv", tmp_path / "out")
+    assert 0 < len(read(tmp_path / "local.csv")) == kept < 40
+
+
 def test_logs_in_an_object_store(artifact, bucket, tmp_path: Path, monkeypatch) -> None:
     write(tmp_path / "here", "a.csv", "csv", random.Random(0), 50)
     bucket.write("logs/day=1/a.csv", (tmp_path / "here" / "a.csv").read_bytes())
