@@ -131,11 +131,10 @@ def floor(logs: Path, output: Path) -> Cost:
 
 
 def read_and_write(logs: str, output: str) -> float:
-    """Seconds of Spark reading the text columns and writing them as Parquet, in the session that builds use."""
-    from pipeline.config import SparkConfig
-    from pipeline.session import start_spark
+    """Seconds of Spark reading the text columns and writing them as Parquet, with Java's options as Spark sets them."""
+    from pyspark.sql import SparkSession
 
-    spark = start_spark(SparkConfig(driver_memory="8g"))
+    spark = SparkSession.builder.master("local[*]").config("spark.driver.memory", "8g").getOrCreate()
     started = time.perf_counter()
     schema = ", ".join(f"{name} string" for name in COLUMNS)
     rows = spark.read.csv(logs, sep="\t", schema=schema, quote="")
