@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 import features.schema
-from features.disk.dataset import DatasetError, DatasetManifest
+from features.disk.dataset import DATASET_FORMAT, DatasetError, DatasetManifest
 from features.disk.trained_on import TrainedOn
 from features.disk.window import Partition, join
 from features.fingerprint import departures, is_model_choice
@@ -302,7 +302,7 @@ def test_a_dataset_of_version_1_has_the_fingerprints_of_now(tmp_path: Path):
     old = age(tmp_path)
     assert old.schema_fingerprint == TINY_VERSION_1 and old.fingerprint != new.fingerprint
     loaded = DatasetManifest.load(tmp_path)
-    assert loaded == DatasetManifest.load(tmp_path) and loaded.version == 2
+    assert loaded == DatasetManifest.load(tmp_path) and loaded.version == DATASET_FORMAT.version
     assert (loaded.schema_fingerprint, loaded.fingerprint) == (new.schema_fingerprint, new.fingerprint)
     # What was stored of it then, by a leaderboard or a search, is known to be its.
     assert loaded.has_fingerprint(old.fingerprint) and loaded.has_fingerprint(new.fingerprint)
@@ -314,7 +314,7 @@ def test_a_dataset_of_version_1_has_the_fingerprints_of_now(tmp_path: Path):
     [
         ({"version": 1}, "another version of the encoding rules"),
         ({"schema_fingerprint": TINY_VERSION_1}, "another version of the encoding rules"),
-        ({"version": 3, "younger": []}, "was made by a newer version"),
+        ({"version": DATASET_FORMAT.version + 1, "younger": []}, "was made by a newer version"),
     ],
 )
 def test_a_manifest_is_of_the_version_that_it_says(tmp_path: Path, change: dict[str, Any], message: str):
@@ -339,7 +339,7 @@ def test_a_window_of_old_and_new_partitions_is_the_window_that_was(tmp_path: Pat
     made = join({"train": days}, tmp_path / "window")
     age(tmp_path / "window")
     write_tiny_dataset(days[1], valid=(), test=(), seed=1)  # built again, by this version
-    assert json.loads((days[1] / "manifest.json").read_text())["version"] == 2
+    assert json.loads((days[1] / "manifest.json").read_text())["version"] == DATASET_FORMAT.version
     assert join({"train": days}, tmp_path / "window").fingerprint == made.fingerprint
     assert Partition.open(days[0]).manifest.schema_fingerprint == made.schema_fingerprint
 
