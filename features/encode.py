@@ -362,7 +362,7 @@ def text_fault(name: str, type_: pa.DataType) -> str:
     """Say why a value of a column is no category; the type decides."""
     if pa.types.is_binary(type_) or pa.types.is_large_binary(type_) or pa.types.is_fixed_size_binary(type_):
         return f"column {name!r} is not UTF-8 text"
-    return f"column {name!r} has a fraction: it cannot be a category"
+    return f"column {name!r} has a fraction or is beyond 2^53: it cannot be a category"
 
 
 def hash_columns(parts: Sequence[Sequence[pa.StringArray]], seeds: Sequence[int]) -> tuple[Hashes, NDArray[np.bool_]]:

@@ -5,6 +5,7 @@ by one are written anew. Where its rows then differ in number from those that ar
 """
 
 import codecs
+import json
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -83,13 +84,24 @@ def check_columns(file: str, present: tuple[str, ...], wanted: Wanted) -> None:
     missing = [name for name in wanted.columns if name not in present and name not in wanted.optional]
     if missing:
         names = ", ".join(map(repr, missing))
-        raise LogError(
-            f"{file} has no column {names}; it has: {', '.join(present)}; if older files may lack it, name it in "
-            "pipeline.input.format.optional"
-        )
+        raise LogError(f"{file} has no column {names}; it has: {', '.join(present)}; {_cure(missing, present)}")
     twice = [name for name in wanted.columns if present.count(name) > 1]
     if twice:
         raise LogError(f"{file} has column {', '.join(map(repr, twice))} twice")
+
+
+def _cure(missing: list[str], present: tuple[str, ...]) -> str:
+    """Say what to do about columns that a header lacks, by what the header looks like."""
+    if any("\0" in name for name in present):
+        return 'this looks like UTF-16: set pipeline.input.format.encoding = "UTF-16-LE" or "UTF-16-BE"'
+    for separator in (",", ";", "\t", "|", " "):
+        if len(present) == 1 and all(name in present[0].split(separator) for name in missing):
+            return f"set pipeline.input.format.separator = {json.dumps(separator)}"
+    alike = {name.strip().casefold(): name for name in present}
+    for name in missing:
+        if found := alike.get(name.strip().casefold()):
+            return f"{found!r} is another name than {name!r}: write it as the file does"
+    return "if older files may lack it, name it in pipeline.input.format.optional"
 
 
 class DelimitedReader:

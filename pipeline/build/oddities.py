@@ -101,7 +101,7 @@ def tell_oddities(
     told += _splits(config, total, limits)
     told += _groups(config, signs, rows, limits)
     told += _features(statistics["train"], limits)
-    told += _times(schema, signs, rows)
+    told += tell_times(schema, signs, rows)
     told += _outliers(schema, total, limits)
     for path, count in matched.items():
         if count < limits.min_lookup_share * rows:
@@ -172,7 +172,8 @@ def _features(statistics: Mapping[str, FeatureStatistics], limits: OddityLimits)
     return told
 
 
-def _times(schema: FeatureSchema, signs: Signs, rows: int) -> list[str]:
+def tell_times(schema: FeatureSchema, signs: Signs, rows: int) -> list[str]:
+    """Say which share of the rows has times that no log has, and what they look like."""
     if schema.timestamp is None or not (signs.early or signs.late):
         return []
     told = []

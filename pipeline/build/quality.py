@@ -1,18 +1,33 @@
 """Data quality: too many rejected rows, and limits on the features' statistics."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields
 from itertools import islice
 
 from features.disk.dataset import DatasetError, FeatureStatistics
+from features.schema import FeatureSchema
 from pipeline.build.encode_rows import NUM_SHOWN_LINES, PortionResult, PortionTask
 from pipeline.build.measure import Sums
+from pipeline.build.oddities import Signs, tell_times
 from pipeline.build.portions import first_rejected
 from pipeline.config import QualityConfig, QualityLimits
 
+_CURES = {
+    "not UTF-8 text": 'set pipeline.input.format.encoding to the encoding of the files ("cp1252", "GBK", say)',
+    "wrong number of columns": "see separator, quote and columns of pipeline.input.format",
+    "badly quoted": "see quote and escape of pipeline.input.format",
+    "not a JSON object": "a line of JSON lines is one object; an array, or an object over many lines, is none",
+}
+"""Reason why most lines are no rows -> what to look at."""
+
 
 def check_rejected(
-    tasks: Sequence[PortionTask], results: Sequence[PortionResult], total: Sums, config: QualityConfig
+    tasks: Sequence[PortionTask],
+    results: Sequence[PortionResult],
+    total: Sums,
+    schema: FeatureSchema,
+    config: QualityConfig,
 ) -> int:
     """Refuse an input with too many malformed rows, or with no training row left.
 
@@ -22,7 +37,8 @@ def check_rejected(
     Raises:
         DatasetError: names the first malformed rows by file, line and reason.
     """
-    num_rejected = sum(sum(result.reasons.values()) for result in results)
+    reasons = sum((result.reasons for result in results), Counter[str]())
+    num_rejected = reasons.total()
     num_rows = sum(total.rows.values()) + num_rejected + sum(result.num_duplicates for result in results)
     if not num_rows:
         raise DatasetError("the input files have no rows")
@@ -30,11 +46,24 @@ def check_rejected(
         raise DatasetError(
             f"{num_rejected:,} of {num_rows:,} rows ({num_rejected / num_rows:.2%}) are malformed, more than "
             f"pipeline.quality.max_rejected_fraction = {config.max_rejected_fraction:g} allows. First: "
-            + "; ".join(first_rejected(tasks, results, NUM_SHOWN_LINES))
+            + "; ".join([*first_rejected(tasks, results, NUM_SHOWN_LINES), *_cures(reasons, schema)])
         )
     if not total.rows.get("train"):
-        raise DatasetError("no row is left for the training split: see pipeline.input.train and pipeline.split")
+        signs = sum((result.signs for result in results), Signs())
+        why = ["see pipeline.input.train and pipeline.split", *tell_times(schema, signs, sum(total.rows.values()))]
+        raise DatasetError(f"no row is left for the training split: {'; '.join(why)}")
     return num_rejected
+
+
+def _cures(reasons: Counter[str], schema: FeatureSchema) -> list[str]:
+    """Say what to do about the most frequent reason, where that is known."""
+    [(reason, _)] = reasons.most_common(1)
+    label = schema.label_rule
+    if reason in (f"column {label.column!r} is not a number", f"label {label.column!r} is not 0 or 1"):
+        return [
+            f'a label of other values is a rule: features.label = "{label.column} == VALUE" or "{label.column} >= 4"'
+        ]
+    return [_CURES[reason]] if reason in _CURES else []
 
 
 def beyond_limits(statistics: dict[str, FeatureStatistics], config: QualityConfig) -> list[str]:

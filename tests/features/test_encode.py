@@ -252,7 +252,7 @@ def test_values_that_are_no_categories():
         "m": pa.array([[1.0], [2.0], None, [2.0, 0.5]]),
     }
     prepared = prepare(SCHEMA, columns, with_own=True)
-    fraction = "column '{}' has a fraction: it cannot be a category"
+    fraction = "column '{}' has a fraction or is beyond 2^53: it cannot be a category"
     assert reasons(prepared) == [None, fraction.format("h"), "column 'v' is not UTF-8 text", fraction.format("h")]
     assert prepared.own["group_id"].tolist()[0] == hash_text(["1"])
 

@@ -139,5 +139,5 @@ def test_fraction_is_no_category(build, tmp_path):
     users = pyarrow.array([1.0, 2.5, None, float("nan"), -0.0])
     pyarrow.parquet.write_table(pyarrow.table({"user": users, "click": [True, False, True, False, True]}), path)
     manifest, _ = build(USER, {"input": {"train": str(path), "format": {"kind": "parquet"}}, "quality": LENIENT})
-    assert manifest.rejected.reasons == {"column 'user' has a fraction: it cannot be a category": 1}
+    assert manifest.rejected.reasons == {"column 'user' has a fraction or is beyond 2^53: it cannot be a category": 1}
     assert manifest.split("train").sparse["user"].null_rate == 0.5

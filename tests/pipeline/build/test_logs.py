@@ -53,6 +53,45 @@ def test_hidden_folders_are_left_out_with_a_word_and_empty_files_are_no_error(wa
     assert any(".tmp" in said for said in warnings) and any("quiet.csv" in said for said in warnings)
 
 
+@pytest.mark.parametrize(
+    ("header", "line", "encoding", "cure"),
+    [
+        ("user;click", "u{};{}", "utf-8", r'set pipeline\.input\.format\.separator = ";"'),
+        ("user\tclick", "u{}\t{}", "utf-8", r'set pipeline\.input\.format\.separator = "\\t"'),
+        ("User,Click", "u{},{}", "utf-8", "'User' is another name than 'user': write it as the file does"),
+        ("user, click", "u{}, {}", "utf-8", "' click' is another name than 'click'"),
+        ("user,click", "u{},{}", "utf-16-le", 'looks like UTF-16: set pipeline.input.format.encoding = "UTF-16-LE"'),
+        ("user,clicks", "u{},{}", "utf-8", "if older files may lack it, name it in pipeline.input.format.optional"),
+        ("user,click", "ü{},{}", "latin-1", "set pipeline.input.format.encoding to the encoding of the files"),
+        ("user,click", "u{},{},x", "utf-8", "see separator, quote and columns of pipeline.input.format"),
+        ("user,click", "u{},yes {}", "utf-8", 'is a rule: features.label = "click == VALUE"'),
+        ("user,click", "u{},7{}", "utf-8", 'is a rule: features.label = "click == VALUE"'),
+    ],
+)
+def test_a_log_that_cannot_be_read_says_what_to_do(
+    header: str, line: str, encoding: str, cure: str, build, tmp_path: Path
+) -> None:
+    lines = [header, *(line.format(i % 7, i % 2) for i in range(40))]
+    (tmp_path / "log.csv").write_text("\n".join(lines), encoding=encoding)
+    with pytest.raises((LogError, DatasetError), match=cure):
+        build(CLICKS, {"input": {"train": str(tmp_path / "log.csv")}})
+
+
+def test_a_json_array_is_no_json_lines(build, tmp_path: Path) -> None:
+    (tmp_path / "log.json").write_text(json.dumps([{"user": "u", "click": 1}]))
+    with pytest.raises(DatasetError, match="a line of JSON lines is one object; an array"):
+        build(CLICKS, {"input": {"train": str(tmp_path / "log.json"), "format": {"kind": "jsonl"}}})
+
+
+def test_times_in_the_wrong_unit_leave_no_row_to_train_on(build, tmp_path: Path) -> None:
+    lines = [f"u{i % 7},{i % 2},{1_700_000_000_000 + i}" for i in range(40)]
+    log = csv(tmp_path / "log.csv", lines, "user,click,t")
+    features = {**CLICKS, "timestamp": {"column": "t", "format": "unix"}}
+    split = {"kind": "time", "valid_from": "2023-11-14T22:13:50"}
+    with pytest.raises(DatasetError, match=r"no row is left for the training split: .*these look like milliseconds"):
+        build(features, {"input": {"train": log}, "split": split})
+
+
 @pytest.mark.parametrize("kind", ["csv", "csv.gz", "csv.zst", "parquet", "orc"])
 def test_a_name_that_is_no_text(kind: str, warned, tmp_path: Path) -> None:
     """It is in the manifest, in rejected lines and in warnings, and what the manifest says leads to it."""
