@@ -156,9 +156,9 @@ class _Build:
         if self.pipeline.dedupe:
             tasks = self._mark_duplicates(work, tasks)
         results = self._read(work, tasks)
+        self.warnings += describe_absent(tasks, results, self.plan, self.pipeline.input.format)
         total = add_up(result.sums for result in results)
         num_rejected = check_rejected(tasks, results, total, self.schema, self.pipeline.quality)
-        self.warnings += describe_absent(tasks, results, self.plan, self.pipeline.input.format)
         blocks = tuple(name for result in results for name in result.blocks)
         learnt, counts, known = self._learn(base, blocks, results, total)
         statistics = {

@@ -151,6 +151,8 @@ def describe_absent(
     lacking: dict[str, dict[str, bool]] = defaultdict(dict)
     for task, result in zip(tasks, results, strict=True):
         file = task.source.file.absolute
+        if set(task.source.wanted.columns) <= set(result.absent):
+            continue  # none of its lines is an object: that is told of them
         for name in task.source.wanted.columns:
             lacking[name][file] = lacking[name].get(file, True) and name in result.absent
     said = []
