@@ -24,7 +24,7 @@ from features.read.streams import PACKED_SUFFIXES
 from jobs.cli.conventions import local
 from jobs.registry.found_artifact import REGISTRY, FoundArtifact, find_artifact
 from jobs.scoring.score_rows import HEADER, LineCounts, Part, ScoreError, ScoreTask, Work, load_predictor, score_portion
-from pipeline.executors.tasks import run_tasks
+from pipeline.tasks import run_tasks
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -6,8 +6,8 @@ from argparse import Namespace
 from jobs.cli.conventions import EXIT_DATA
 from jobs.scoring.score_folder import plan_job, score_folder
 from jobs.scoring.score_rows import describe_scoring, exceeds_limit
-from pipeline.executors.tasks import start_tasks
 from pipeline.session import stop_spark
+from pipeline.tasks import start_tasks
 
 
 def score_with_spark(arguments: Namespace) -> int:

@@ -62,8 +62,8 @@ from pipeline.build.write_rows import (
     write_vocabularies,
 )
 from pipeline.config import PipelineConfig, WriteConfig
-from pipeline.executors.tasks import TaskError, run_tasks
 from pipeline.session import SPARK_ERRORS, explain
+from pipeline.tasks import TaskError, run_tasks
 
 T = TypeVar("T")
 _Answer = TypeVar("_Answer")

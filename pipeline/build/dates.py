@@ -24,7 +24,7 @@ from pipeline.build.encode_rows import PortionTask, RejectedFile
 from pipeline.build.portions import fetch_file, plan_tasks, read_all, write_rejected
 from pipeline.build.sources import InputPlan
 from pipeline.config import UNDATED, PipelineConfig
-from pipeline.executors.tasks import TaskError, run_tasks
+from pipeline.tasks import TaskError, run_tasks
 
 Span = Literal["hour", "day", "month"]
 _UNITS: dict[Span, str] = {"hour": "h", "day": "D", "month": "M"}

@@ -43,7 +43,7 @@ from jobs.scoring import score_folder
 from jobs.scoring import score_rows as scoring
 from jobs.scoring.score_folder import SCORES_SUMMARY_NAME, name_outputs, plan_job
 from jobs.scoring.score_rows import FAILED, Part, ScoreError, ScoreTask, Work, read_back, score_portion
-from pipeline.executors.tasks import TaskError, run_tasks
+from pipeline.tasks import TaskError, run_tasks
 from tests.fuzz.targets import digests
 from tests.jobs.registry.test_registry import make_registry
 from tests.stand_ins.tiny_dataset import TINY_FEATURES, write_tiny_dataset
