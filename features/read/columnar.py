@@ -116,7 +116,9 @@ def open_groups(file: str, log_format: LogFormat) -> ColumnGroups:
     """
     kind, reader = _READERS[log_format.kind]
     try:
-        return reader(file)
+        opened = reader(file)
+        _ = opened.schema.names  # raises where damage has made one that is no text
+        return opened
     except COLUMNAR_ERRORS as error:
         raise LogError(f"{file} cannot be read as {kind} file: {error}") from error
 
@@ -172,17 +174,18 @@ def find_columns(file: str, schema: pa.Schema, wanted: Wanted) -> dict[str, list
         LogError: a column is missing, there twice or of a type that nothing can be made of.
     """
     found = {}
+    names = schema.names
     for name in wanted.columns:
-        if schema.names.count(name) > 1:
+        if names.count(name) > 1:
             raise LogError(f"{file} has column {name!r} twice")
-        path = [name] if name in schema.names else name.split(".")
+        path = [name] if name in names else name.split(".")
         kind = _type_of(schema, path)
         if kind is not None:
             _check_type(file, name, kind, name in wanted.lists)
             found[name] = path
         elif name not in wanted.optional:
             raise LogError(
-                f"{file} has no column {name!r}; it has: {', '.join(schema.names)}; if older files may lack it, name "
+                f"{file} has no column {name!r}; it has: {', '.join(names)}; if older files may lack it, name "
                 "it in pipeline.input.format.optional"
             )
     return found

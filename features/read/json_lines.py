@@ -36,6 +36,8 @@ _MOST_FAILURES = 16
 _SPACE = " \t\n\v\f\r"
 """White space as Java has it; a line of nothing else is no row."""
 _NO_NUMBER = re.compile(rb"[:,\[\s]-?(?:NaN|Inf)")
+_NAME = re.compile(rb"[ \t\r]+:")
+"""What follows a name of an object's member: a bare one is malformed, and quotes would mend it."""
 _MINUS_ZERO = re.compile(rb"-0[\s,}\]]")
 _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*+"|([\[{])|[\]}]')
 _BARE_VALUE = r"^(-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?|true|false)$"
@@ -541,6 +543,10 @@ def quote_bare_values(text: bytes) -> bytes | None:
     picked = values[np.repeat(starts - offsets[:-1], lengths) + np.arange(int(offsets[-1]))]
     tokens = pa.StringArray.from_buffers(len(starts), pa.py_buffer(offsets), pa.py_buffer(picked))
     if not pc.all(pc.match_substring_regex(tokens, _BARE_VALUE)).as_py():
+        return None
+    spaced = ends[ends < len(values)]
+    spaced = spaced[values[spaced] <= ord(" ")]  # few have space behind them
+    if any(_NAME.match(text, end) for end in spaced.tolist()):
         return None
     return np.insert(np.frombuffer(text, np.uint8), np.concatenate([starts, ends]), ord('"')).tobytes()
 

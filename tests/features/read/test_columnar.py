@@ -193,3 +193,11 @@ def test_groups_are_cut_by_their_bytes(tmp_path: Path) -> None:
     size = ParquetGroups(str(path)).sizes[0]
     portions = plan_portions(str(path), path.stat().st_size, PARQUET, 3 * size)
     assert [(portion.start, portion.end) for portion in portions][:2] == [(0, 3), (3, 6)]
+
+
+def test_a_name_of_a_column_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pa.table({"user": ["a"], "seen": [1]}), path, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(b"seen", b"s\xacen"))
+    with pytest.raises(LogError, match=r"a\.parquet cannot be read as a Parquet file: .*invalid start byte"):
+        read_whole(path, LogFormat("parquet"), Wanted(("user",)))

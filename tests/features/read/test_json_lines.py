@@ -247,3 +247,14 @@ def texts_in(value: Any) -> Any:
     if isinstance(value, list):
         return [texts_in(item) for item in value]
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else value
+
+
+@pytest.mark.parametrize("bare", ["0", "-1.5", "true"])
+@pytest.mark.parametrize("space", ["", " ", "\t "])
+def test_a_bare_name_is_no_member(tmp_path: Path, bare: str, space: str) -> None:
+    """Quotes around all bare values would make a name of it, where another line has made them necessary."""
+    lines = ['{"a": "x"}', '{"a": 1 }', '{"a": 2 , "b": 1}', f'{{"a": 3, {bare}{space}: 1}}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines), newline="")
+    rows, rejected = read_whole(tmp_path / "a.jsonl", LogFormat("jsonl"), Wanted(("a",)))
+    assert [row[0] for row in rows] == [1, 2, 3]
+    assert [reason for *_, reason in rejected] == [NOT_JSON]
