@@ -116,6 +116,7 @@ _GLOBALS: dict[tuple[str, str], Any] = {
     ("torch", "Size"): torch.Size,
     ("torch.serialization", "_get_layout"): _get_layout,
     ("pathlib", "PosixPath"): PurePosixPath,  # where it was written
+    ("pathlib._local", "PosixPath"): PurePosixPath,  # the same by Python 3.13
 }
 _OPCODES = (
     *(pickle.PROTO, pickle.FRAME, pickle.MARK, pickle.STOP, pickle.MEMOIZE, pickle.BINGET, pickle.LONG_BINGET),
