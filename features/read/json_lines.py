@@ -37,7 +37,7 @@ _SPACE = " \t\n\v\f\r"
 """White space as Java has it; a line of nothing else is no row."""
 _NO_NUMBER = re.compile(rb"[:,\[\s]-?(?:NaN|Inf)")
 _NAME = re.compile(rb"[ \t\r]+:")
-"""What follows a name of an object's member: a bare one is malformed, and quotes would mend it."""
+"""Space and the colon behind a member's name: a bare name is malformed, and quotes would mend it."""
 _MINUS_ZERO = re.compile(rb"-0[\s,}\]]")
 _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*+"|([\[{])|[\]}]')
 _BARE_VALUE = r"^(-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?|true|false)$"
