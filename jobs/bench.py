@@ -1,4 +1,4 @@
-"""Measure the speed of preprocessing, reading and training against peers and against the machine's own limits.
+"""Measure the speed of preprocessing, scoring, reading and training against peers and against the machine's own limits.
 
 The measurements are programs in ``tests/benchmarks`` of a checkout, which must be the working directory; every figure
 is a ratio inside one run.
@@ -9,7 +9,7 @@ import sys
 
 from jobs.cli.conventions import plain_parser, run_program
 
-BENCH_PARTS = ("preprocess", "read", "train")
+BENCH_PARTS = ("preprocess", "cliffs", "score", "read", "train")
 SUITE = "tests.benchmarks.suite"
 """Program that runs the parts; it takes the same options."""
 

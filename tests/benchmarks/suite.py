@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from features.disk.atomic import write_json
+from jobs.bench import BENCH_PARTS
 from jobs.cli.conventions import plain_parser, run_program
 from jobs.cli.text_table import text_table
 from tests.benchmarks.criteo_like import write_dataset
 from tests.benchmarks.preprocess import BEFORE
 
-PARTS = ("preprocess", "cliffs", "score", "read", "train")
 NUM_BUCKETS = 1_000_000
 TARGETS = {
     ("preprocess", "vs_floor"): "1.50 or more",
@@ -69,14 +69,14 @@ def main() -> int:
     """Measure and print the ratios beside what is asked of them."""
     parser = plain_parser("jobs.bench", "Measure speed, as ratios.", "python -m jobs.bench --only read train")
     parser.add_argument("--full", action="store_true", help="all rows and repeats: about an hour on 2 cores")
-    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help="parts to run")
+    parser.add_argument("--only", nargs="+", choices=BENCH_PARTS, metavar="PART", help="parts to run")
     parser.add_argument("--output", type=Path, default=Path("runs/bench"), metavar="DIR")
     arguments = parser.parse_args()
     started = time.perf_counter()
     bench = Bench(arguments.output, FULL if arguments.full else QUICK)
     bench.folder.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"form": "full" if arguments.full else "quick"}
-    for part in arguments.only or PARTS:
+    for part in arguments.only or BENCH_PARTS:
         result[part] = getattr(bench, part)()
         write_json(bench.folder / "bench.json", result)
     _print(result)
