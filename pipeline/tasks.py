@@ -29,7 +29,7 @@ _REFRESH_SECONDS = 0.5
 
 
 class TaskError(ValueError):
-    """_Answer task failed as often as Spark tries, or Spark itself failed."""
+    """A task failed as often as Spark tries, or Spark itself failed."""
 
 
 def start_tasks(verbose: bool = False) -> SparkSession:

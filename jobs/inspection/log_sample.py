@@ -22,7 +22,7 @@ from features.read.portions import Portion, column_names, plan_portions, read_po
 from features.read.streams import open_stream
 from features.values import ColumnError, loose_texts
 from jobs.inspection.log_layout import LogLayout, find_layout
-from pipeline.build.sources import is_packed
+from pipeline.build.sources import unpacked_bytes
 
 _MOST_FILES = 16
 """Files that rows are read of, and at most so many portions of them."""
@@ -34,7 +34,6 @@ _KEY_LINES = 2_000
 """JSON lines of a file whose keys are looked at."""
 _MOST_INDEXES = 64
 """Indexes of a libsvm file up to which each is a column of numbers too."""
-_UNPACKS_TO = 5
 _NO_NAME = "it has no name"
 
 
@@ -382,5 +381,5 @@ def _estimate_rows(sample: LogSample, copies: list[tuple[LogFile, str, int]], fi
         return round(counted * total / sum(size for _, _, size in copies))
     num_bytes = sum(int(block.offsets[-1] - block.offsets[0]) for block in sample.blocks)
     num_steps = sum(len(block) - 1 for block in sample.blocks)
-    unpacked = sum(size * (_UNPACKS_TO if is_packed(file.real) else 1) for file, size in files)
+    unpacked = sum(unpacked_bytes(file.real, size) for file, size in files)
     return round(unpacked * num_steps / num_bytes) if num_bytes and num_steps else 0

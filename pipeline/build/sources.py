@@ -73,16 +73,16 @@ class InputPlan:
 
     def num_bytes(self) -> int:
         """Sum the sizes of the logs in bytes, what is compressed counted five times."""
-        return sum(one.num_bytes * (_UNPACKS_TO if is_packed(one.file.real) else 1) for one in self.files)
+        return sum(unpacked_bytes(one.file.real, one.num_bytes) for one in self.files)
 
     def notes(self) -> list[str]:
         """Say what was left out and what was named twice."""
         return [note for logs in self.found.values() for note in logs.notes()]
 
 
-def is_packed(name: str) -> bool:
-    """Tell by its name whether a file is compressed."""
-    return name.lower().endswith(tuple(PACKED_SUFFIXES))
+def unpacked_bytes(name: str, num_bytes: int) -> int:
+    """Estimate the bytes that a file unpacks to, by its name and size."""
+    return num_bytes * (_UNPACKS_TO if name.lower().endswith(tuple(PACKED_SUFFIXES)) else 1)
 
 
 def plan_sources(config: PipelineConfig, schema: FeatureSchema) -> InputPlan:
