@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ray import serve
 
 from features.rows import RawRow, RowError
+from features.unknown_values import ValueTally
 from jobs.launch.loopback import LOOPBACK
 from jobs.scoring.score_rows import load_predictor
 
@@ -23,6 +24,8 @@ class RequestScores(NamedTuple):
     """Probabilities in the order of the rows; None for a malformed row."""
     errors: dict[int, str]
     """Errors of malformed rows: number of the row, from 1 -> error."""
+    values: ValueTally | None = None
+    """Counts of missing and unknown values in all rows of the batch; None: another answer of the batch has them."""
 
 
 def _keep_to_loopback() -> None:
@@ -71,21 +74,28 @@ class Scorer:
     async def score(self, requests: list[Sequence[RawRow]]) -> list[RequestScores]:
         """Score a batch of requests, each a list of rows with all columns; return one ``RequestScores`` for each."""
         rows = [row for request in requests for row in request]
-        scores, errors = _score_rows(self._predictor, rows)
+        tally: ValueTally | None = ValueTally()
+        scores, errors = _score_rows(self._predictor, rows, tally)
         answers, start = [], 0
         for request in requests:
             end = start + len(request)
             own = {row - start + 1: error for row, error in errors.items() if start <= row < end}
-            answers.append(RequestScores(scores[start:end], own))
-            start = end
+            answers.append(RequestScores(scores[start:end], own, tally))
+            start, tally = end, None
         return answers
 
 
-def _score_rows(predictor: "Predictor", rows: Sequence[RawRow]) -> tuple[list[float | None], dict[int, str]]:
+def _score_rows(
+    predictor: "Predictor", rows: Sequence[RawRow], tally: ValueTally
+) -> tuple[list[float | None], dict[int, str]]:
     """Score rows; return probabilities, None for a malformed row, and malformed row, from 0 -> its error."""
+    counted = ValueTally()
     try:
-        return predictor.predict(rows).tolist(), {}
+        scores = predictor.predict(rows, counted).tolist()
     except RowError:
         errors = {place: error for place, row in enumerate(rows) if (error := predictor.find_error(row))}
-    found = iter(predictor.predict([row for place, row in enumerate(rows) if place not in errors]).tolist())
+    else:
+        tally.add(counted)
+        return scores, {}
+    found = iter(predictor.predict([row for place, row in enumerate(rows) if place not in errors], tally).tolist())
     return [None if place in errors else next(found) for place in range(len(rows))], errors

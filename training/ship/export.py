@@ -13,7 +13,14 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from features.disk.artifact import GOLDEN_NAME, WEIGHTS_NAME, check_output, new_artifact, write_description
+from features.disk.artifact import (
+    GOLDEN_NAME,
+    VALUE_RATES_KEY,
+    WEIGHTS_NAME,
+    check_output,
+    new_artifact,
+    write_description,
+)
 from features.disk.atomic import write_json
 from features.disk.place import Place, temporary_folder
 from features.disk.run_folder import CALIBRATION_NAME, CONFIG_NAME, LEARNT_NAME, METRICS_NAME, RunError
@@ -22,6 +29,7 @@ from features.log_files import LogFile, find_files, local_copy
 from features.log_format import LogError
 from features.raw_block import RawBlock
 from features.read.portions import Portion
+from features.unknown_values import value_rates
 from features.values import loose_texts
 from training.config import TablePrecision, TrainingConfig
 from training.data.opened_dataset import Dataset
@@ -147,12 +155,14 @@ def _write_artifact(run: Run, folder: Path, golden_input: str | None, tables: Ta
             line = {"row": row, "probability": float(probability)}
             file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")  # str: dates in lists
     trained_on = run.trained_on()
-    identity = {
+    identity: dict[str, Any] = {
         "schema_fingerprint": dataset.manifest.schema_fingerprint,
         "learnt_fingerprint": dataset.learnt.fingerprint,
         FINGERPRINT_FORMAT.key: FINGERPRINT_FORMAT.version,
         "trained_on": {"fingerprint": trained_on.fingerprint, "rows": trained_on.to_json()["rows"]},
     }
+    if not dataset.is_ahead:  # else the statistics count as known what this model does not know
+        identity[VALUE_RATES_KEY] = value_rates(dataset.manifest)
     num_parameters = sum(p.numel() for p in best.model.parameters())
     write_description(folder, tables, {**identity, "num_parameters": num_parameters})
 
