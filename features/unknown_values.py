@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,13 @@ def value_rates(manifest: DatasetManifest) -> dict[str, dict[str, dict[str, floa
     return {name: rates_of(split) for name, split in manifest.splits.items()}
 
 
+class ValueExample(NamedTuple):
+    """An unknown value as text, and what the vocabulary has in its place; None: that is not known."""
+
+    text: str
+    cause: str | None
+
+
 @dataclass
 class ValueTally:
     """Counts of values in some rows; tallies of other rows are added.
@@ -73,7 +80,7 @@ class ValueTally:
     missing: Counter[str] = field(default_factory=Counter)
     unknown: Counter[str] = field(default_factory=Counter)
     tokens: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, str] = field(default_factory=dict)
+    examples: dict[str, ValueExample] = field(default_factory=dict)
 
     def add(self, other: "ValueTally") -> None:
         """Add the counts of other rows; the first example of a feature stays."""
@@ -107,7 +114,7 @@ class ValueCounter:
         self._bag_ids = {f.name: learnt.oov_id(f.name) for f in self._bags if f.encoding.kind in VOCABULARY_KINDS}
         self._learnt = learnt
         self._spelt = {f.name for f in schema.sparse if f.encoding.kind == "vocabulary"}
-        self._examples: dict[str, str | None] = {}
+        self._examples: dict[str, ValueExample | None] = {}
 
     def count(self, columns: Columns, texts: RowTexts, tally: ValueTally) -> None:
         """Add the counts of a batch to a tally.
@@ -156,13 +163,13 @@ class ValueCounter:
             # All values of these rows are unknown, but a multi-valued feature may have known ones beside them.
             known = frozenset(self._learnt.vocabularies[name]) if feature.kind.takes_lists else frozenset()
             found = (text for text in texts.texts(feature, rows) if text is not None and text not in known)
-            self._examples[name] = next(iter(found), None)
+            text = next(iter(found), None)
+            self._examples[name] = None if text is None else ValueExample(text, self._cause(name, text))
         if (example := self._examples[name]) is not None:
             tally.examples.setdefault(name, example)
 
-    def likely_cause(self, name: str, example: str) -> str | None:
-        """Say why a value may be unknown: what the vocabulary has in its place. None: its tokens are not raw values."""
-        if name not in self._spelt:
+    def _cause(self, name: str, example: str) -> str | None:
+        if name not in self._spelt:  # its tokens are not raw values
             return None
         vocabulary = self._learnt.vocabularies[name]
         return _likely_cause(example, frozenset(vocabulary)) or (
@@ -199,7 +206,7 @@ def _spellings(text: str) -> Iterable[str]:
         yield from (sign + digits.zfill(width) for width in range(len(digits) + 1, _MOST_ZEROS + 1))
     yield from (text.lower(), text.upper(), text.capitalize(), text.title())
     bare = text.strip("'\"[]()")
-    yield from (bare, bare.lower(), text.replace(",", ""), f"{text}.0")
+    yield from (bare, bare.lower(), text.replace(",", ""), text.removesuffix(".0"))
 
 
 def _shown(text: str) -> str:
@@ -213,13 +220,11 @@ class ValueReport:
     Attributes:
         tally: counts of the scored rows.
         expected: shares in the dataset; empty: the artifact does not say them, as those of earlier versions.
-        counter: what was counted with.
         schema: schema of the features.
     """
 
     tally: ValueTally
     expected: ValueRates
-    counter: ValueCounter
     schema: FeatureSchema
 
     def num_values(self, feature: SparseFeature) -> int:
@@ -244,7 +249,7 @@ class ValueReport:
             found[name] = {
                 "values": self.num_values(feature),
                 **self.shares(feature),
-                **({"example": self.tally.examples[name]} if name in self.tally.examples else {}),
+                **({"example": self.tally.examples[name].text} if name in self.tally.examples else {}),
                 **{split: dict(rates[name]) for split, rates in self.expected.items() if name in rates},
             }
         return found
@@ -269,8 +274,7 @@ class ValueReport:
         example = self.tally.examples.get(name) if what == "unknown" else None
         if example is None:
             return told
-        cause = self.counter.likely_cause(name, example)
-        return f"{told}; one of them is {_shown(example)}" + (f": {cause}" if cause else "")
+        return f"{told}; one of them is {_shown(example.text)}" + (f": {example.cause}" if example.cause else "")
 
 
 def name_unknown(values: Mapping[str, Mapping[str, Any]]) -> str:

@@ -54,9 +54,7 @@ class LineCounts:
     absent: frozenset[str] | None = None
     values: ValueTally = field(default_factory=ValueTally)
 
-    def add(
-        self, rows: int, errors: int, absent: Iterable[str] | None, values: ValueTally | None = None
-    ) -> None:
+    def add(self, rows: int, errors: int, absent: Iterable[str] | None, values: ValueTally | None = None) -> None:
         """Add the counts of other lines."""
         self.rows, self.errors = self.rows + rows, self.errors + errors
         if values is not None:

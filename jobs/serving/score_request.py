@@ -11,6 +11,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from features.rows import RawRow
+from jobs.serving.row_schema import RowSchema
 
 TOKEN = "TWINFOCUS_TOKEN"  # nosec B105
 """Environment variable with the bearer token of all requests but those for health; unset: no token is needed."""
@@ -51,17 +52,15 @@ class ScoreRequest:
         rows: each row's columns; with ``shared`` only the columns that differ.
         limits: limits on the values.
         shared: columns that all rows have.
-        budget: seconds that the client gives for the answer, from the request's first byte; None: it says nothing.
     """
 
     rows: Sequence[Mapping[str, Any]]
     limits: RequestLimits
     shared: Mapping[str, Any] = field(default_factory=dict)
-    budget: float | None = None
 
     @classmethod
-    def parse(cls, body: bytes, limits: RequestLimits, budget: float | None = None) -> "ScoreRequest":
-        """Read ``{"rows": [{column: value, ...}, ...]}``, the list alone, or ``{"shared": {...}, "candidates": [...]}``.
+    def parse(cls, body: bytes, limits: RequestLimits) -> "ScoreRequest":
+        """Read ``{"rows": [{column: value}, ...]}``, the list alone, or ``{"shared": {...}, "candidates": [...]}``.
 
         Raises:
             RequestError: the body has another form, the same key twice, or too many rows.
@@ -96,17 +95,18 @@ class ScoreRequest:
         num_keys = sum(map(len, rows)) + len(shared) + (len(found) if isinstance(found, dict) else 0)
         if body.count(b":") != num_keys:  # else each colon is behind another key
             _refuse_repeated(body)
-        return cls(rows, limits, shared, budget)
+        return cls(rows, limits, shared)
 
-    def rows_of(self, columns: Sequence[str]) -> Sequence[RawRow]:
+    def rows_of(self, wanted: RowSchema) -> Sequence[RawRow]:
         """Select a model's columns from the rows, and check their values.
 
         Raises:
             RequestError: a row lacks a column, or a value is beyond the limits.
         """
-        shared = {column: self.shared[column] for column in columns if column in self.shared}
+        shared = {column: self.shared[column] for column in wanted.columns if column in self.shared}
         self._check(shared, "shared")
-        own = [column for column in columns if column not in shared]
+        own = [column for column in wanted.required if column not in shared]
+        optional = [column for column in wanted.columns if column in wanted.optional and column not in shared]
         try:
             rows = [{column: row[column] for column in own} for row in self.rows]
         except KeyError:
@@ -114,6 +114,9 @@ class ScoreRequest:
             raise RequestError(
                 f"row {number} lacks column {column!r}{self._confused(column)}; null stands for a missing value"
             ) from None
+        if optional:
+            for row, given in zip(rows, self.rows, strict=True):
+                row.update({column: given.get(column) for column in optional})
         for number, row in enumerate(rows, start=1):
             self._check(row, f"row {number}")
         return [{**shared, **row} for row in rows] if shared else rows

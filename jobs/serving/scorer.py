@@ -1,5 +1,6 @@
 """Scorer: a replica of Ray Serve, which holds one version of a model and scores several requests in one batch."""
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -9,12 +10,22 @@ from features.rows import RawRow, RowError
 from features.unknown_values import ValueTally
 from jobs.launch.loopback import LOOPBACK
 from jobs.scoring.score_rows import load_predictor
+from jobs.serving.row_schema import RowSchema
 
 if TYPE_CHECKING:
     from training.ship.predict import Predictor
 
 SCORER_BATCH_ROWS = 4096
 """Rows of a batch over several requests; ``training.ship.predict`` uses the same size."""
+
+
+class ScoreWork(NamedTuple):
+    """Rows of one request on their way to a replica."""
+
+    rows: Sequence[RawRow]
+    """Rows with all columns of the model."""
+    deadline: float | None
+    """Unix time after which nobody waits for the answer; None: there is none."""
 
 
 class RequestScores(NamedTuple):
@@ -64,21 +75,30 @@ class Scorer:
         self._predictor = load_predictor(place, digest)
         self.score.set_max_batch_size(batch_rows)  # type: ignore[attr-defined]
 
-    async def columns(self) -> tuple[str, ...]:
-        """Raw columns that every row must have."""
-        return self._predictor.schema.feature_columns
+    async def row_schema(self) -> RowSchema:
+        """Return what a row of a request must have."""
+        predictor = self._predictor
+        return RowSchema.of(predictor.schema, predictor.config, predictor.value_rates)
 
     @serve.batch(
-        max_batch_size=SCORER_BATCH_ROWS, batch_wait_timeout_s=0.0, batch_size_fn=lambda items: sum(map(len, items))
+        max_batch_size=SCORER_BATCH_ROWS,
+        batch_wait_timeout_s=0.0,
+        batch_size_fn=lambda items: sum(len(item.rows) for item in items),
     )
-    async def score(self, requests: list[Sequence[RawRow]]) -> list[RequestScores]:
-        """Score a batch of requests, each a list of rows with all columns; return one ``RequestScores`` for each."""
-        rows = [row for request in requests for row in request]
+    async def score(self, requests: list[ScoreWork]) -> list[RequestScores | None]:
+        """Score a batch of requests; return the scores of each, None where its deadline is over."""
+        now = time.time()
+        is_late = [request.deadline is not None and request.deadline <= now for request in requests]
+        rows = [row for request, late in zip(requests, is_late, strict=True) if not late for row in request.rows]
         tally: ValueTally | None = ValueTally()
         scores, errors = _score_rows(self._predictor, rows, tally)
-        answers, start = [], 0
-        for request in requests:
-            end = start + len(request)
+        answers: list[RequestScores | None] = []
+        start = 0
+        for request, late in zip(requests, is_late, strict=True):
+            if late:
+                answers.append(None)
+                continue
+            end = start + len(request.rows)
             own = {row - start + 1: error for row, error in errors.items() if start <= row < end}
             answers.append(RequestScores(scores[start:end], own, tally))
             start, tally = end, None

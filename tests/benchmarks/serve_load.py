@@ -1,8 +1,8 @@
 """Latency and rows a second of ``jobs.serve`` under load, and requests that fail while versions and replicas change.
 
 Without --url it starts a service of two small models itself; then, in a last phase, the other version is promoted, a
-replica is killed and the first version is rolled back to, all under load. The client shares the machine's cores. CPU time
-a request is counted by process too: on a busy machine it says what latency says on a quiet one.
+replica is killed and the first version is rolled back to, all under load. The client shares the machine's cores.
+CPU time a request is counted by process too: on a busy machine it says what latency says on a quiet one.
 """
 
 import argparse
@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8], help="clients at once, a phase for each")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 100], help="rows of a request, a phase for each")
     parser.add_argument("--replicas", type=int, default=2, help="of the service that is started")
+    parser.add_argument("--steady", action="store_true", help="without the last phase, of changes")
     parser.add_argument("--output", type=Path, metavar="JSON")
     return parser
 
@@ -84,7 +85,7 @@ async def _measure(
                 spent = {name: seconds - before[name] for name, seconds in _cpu_seconds(service).items()}
                 cpu = {name: round(1000 * seconds / phase["requests"], 3) for name, seconds in spent.items()}
                 phases.append({**phase, "cpu_ms_per_request": cpu})
-        if service is not None and registry is not None:
+        if service is not None and registry is not None and not arguments.steady:
             load = asyncio.create_task(_load(session, rows, 10, max(arguments.concurrency), arguments.seconds + 60))
             events = await _disturb(service, registry, arguments.seconds)
             phases.append({**await load, "events": events})
@@ -92,7 +93,7 @@ async def _measure(
 
 
 def _cpu_seconds(service: TinyService | None) -> dict[str, float]:
-    """CPU time so far of the server, its replicas, the rest of Ray and this client; of a foreign service, of the client."""
+    """CPU seconds so far of this client and, where the service was started here, of server, replicas and Ray."""
     found = {"client": time.process_time()}
     if service is not None:
         server = psutil.Process(service.process.pid)

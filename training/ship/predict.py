@@ -150,7 +150,7 @@ class Predictor:
 
     def report_values(self, tally: ValueTally) -> ValueReport:
         """Hold counts of values against the dataset that the model was trained on."""
-        return ValueReport(tally, self.value_rates, self.value_counter, self.schema)
+        return ValueReport(tally, self.value_rates, self.schema)
 
     @cached_property
     def log_reader(self) -> LogReader:
