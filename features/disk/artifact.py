@@ -3,7 +3,7 @@
     artifact.json          version, precision of the tables, fingerprints, and every other file's sha256
     weights.safetensors    the network                    learnt/         what was learnt from the training split
     config.json            the resolved config            metrics.json    of the run, as training ended
-    calibration.json       only of a calibrated model     golden.jsonl    raw rows and their probabilities
+    calibration.json       where logits are corrected     golden.jsonl    raw rows and their probabilities
 
 In an object store the other files are in a folder of their own, which ``artifact.json`` names. Either way an artifact
 appears in one step: whenever its export is killed, the old one or the new one is whole.

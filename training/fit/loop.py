@@ -24,6 +24,7 @@ from training.fit.schedule import Plateau, lower, monitor_value
 from training.fit.scoring import score_all
 from training.fit.step import Step, matmul_precision, step_seed
 from training.fit.step_times import StepTimes
+from training.judge.calibration import Calibration
 from training.judge.metrics import evaluate
 from training.judge.scores import DivergedError
 from training.sharding import checkpoint
@@ -89,6 +90,8 @@ class Training:
     valid_reader: Reader | None
     device: torch.device
     checkpoints: Place
+    correction: Calibration = field(default_factory=Calibration)
+    """Correction of logits for negatives that the training split lacks."""
 
     def __post_init__(self) -> None:
         self.times = StepTimes(self.parallel.model, self.device)
@@ -199,7 +202,7 @@ def _progress_event(
 def _evaluate_epoch(training: Training, reader: Reader, progress: Progress) -> Event:
     started = time.perf_counter()
     config, parallel = training.config, training.parallel
-    metrics = evaluate(score_all(parallel, reader, training.device))
+    metrics = evaluate(score_all(parallel, reader, training.device).calibrated(training.correction))
     value = monitor_value(metrics, config.monitor)
     is_best = progress.schedule.update(value, progress.step, config.schedule)
     event = {

@@ -3,6 +3,7 @@
 The caller that starts the ranks (Ray Train, a test) forms the process group first.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -33,7 +34,7 @@ from training.fit.loop import Event, Progress, Training, make_step, train
 from training.fit.position import check_position
 from training.fit.roofline import measure_limits, shares_of_limits
 from training.fit.scoring import score_all
-from training.judge.calibration import CalibrationError, fit_platt
+from training.judge.calibration import Calibration, CalibrationError, fit_platt
 from training.judge.metrics import curves, evaluate
 from training.judge.validation import check_validation
 from training.model.ctr_model import CTRModel
@@ -57,6 +58,14 @@ class Run(RunFolder):
             PluginError: it needs a plugin that the user has not named.
         """
         return read_saved_training(self.read(CONFIG_NAME)["training"], self.path)
+
+    def correction(self) -> Calibration:
+        """Correction of the run's logits for negatives that its training split lacks.
+
+        Raises:
+            RunError, DatasetError, PluginError: as ``config`` and ``trained_on``.
+        """
+        return Calibration.of_sample(self.trained_on().negatives_rate, self.config().sampled_negatives)
 
 
 def build_model(dataset: Dataset, config: TrainingConfig, device: torch.device) -> CTRModel:
@@ -85,6 +94,13 @@ def find_warm_start(config: TrainingConfig, dataset: Dataset) -> checkpoint.Chec
     if config.warm_start is None:
         return None
     before = Run(Path(config.warm_start))
+    old, new = before.correction(), Calibration.of_sample(dataset.manifest.negatives_rate, config.sampled_negatives)
+    if not math.isclose(old.offset, new.offset):
+        raise RunError(
+            f"training.warm_start: {before.path} was trained on {math.exp(old.offset):g} of its negatives and this run "
+            f"on {math.exp(new.offset):g}, so its logits would begin off by the difference: build with the "
+            "pipeline.sample of that run's dataset, or begin without a warm start"
+        )
     if before.trained_on().schema_fingerprint != dataset.manifest.schema_fingerprint:
         raise RunError(
             f"training.warm_start: {before.path} was trained on another feature schema than {dataset.path} has"
@@ -130,6 +146,7 @@ def train_rank(
         Reader(dataset, "valid", config, rank, world_size) if has_valid else None,
         device,
         run.checkpoints_of(config),
+        Calibration.of_sample(dataset.manifest.negatives_rate, config.sampled_negatives),
     )
     progress, order, warning = Progress(), RowOrder.of_training(dataset.manifest, config), None
     last = checkpoint.newest(training.checkpoints)
@@ -219,7 +236,7 @@ def _evaluate_best(run: Run, training: Training, rows: SplitRows) -> tuple[dict[
     assert training.valid_reader is not None
     best = checkpoint.best(training.checkpoints)
     checkpoint.restore_checkpoint(best, training.parallel)
-    scores = score_all(training.parallel, training.valid_reader, training.device)
+    scores = score_all(training.parallel, training.valid_reader, training.device).calibrated(training.correction)
     summary: dict[str, Any] = {}
     refusal = None
     if training.config.calibration.kind == "platt":

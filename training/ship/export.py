@@ -4,6 +4,7 @@ Tables may be quantised; golden rows then have the quantised model's probabiliti
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,7 +65,8 @@ class Best(NamedTuple):
         Raises:
             DatasetError, ReaderError: the dataset has no such split, or a row of it is missing or damaged.
         """
-        reader = Reader(self.dataset, split, self.config)
+        # Sampled training rows stand for all of them where each negative counts for those that are left out.
+        reader = Reader(self.dataset, split, replace(self.config, sampled_negatives="weights"))
         return score(self.model, reader, torch.device("cpu")).calibrated(self.calibration)
 
     def with_tables(self, tables: TablePrecision) -> "Best":
@@ -93,7 +95,8 @@ def load_best(run: Run, dataset: Dataset | None = None) -> Best:
     checkpoint.check_size(best, build_model(dataset, config, torch.device("meta")))
     model = build_model(dataset, config, torch.device("cpu"))
     checkpoint.restore_model(best, model)
-    return Best(model.eval(), dataset, config, _calibration(run, config, best.step), best.step)
+    calibration = _calibration(run, config, best.step).after(run.correction())
+    return Best(model.eval(), dataset, config, calibration, best.step)
 
 
 def _calibration(run: Run, config: TrainingConfig, step: int) -> Calibration:
@@ -135,7 +138,7 @@ def export(run: Run, output: Place, golden_input: str | None = None, tables: Tab
 def _write_artifact(run: Run, folder: Path, golden_input: str | None, tables: TablePrecision) -> None:
     """Write the artifact's files, ``artifact.json`` last."""
     best = load_best(run)
-    _, dataset, training, calibration, _ = best
+    dataset, calibration = best.dataset, best.calibration
     config = run.read(CONFIG_NAME)
     tensors = to_tensors(best.model, tables)
     if tables != "float32":
@@ -144,7 +147,7 @@ def _write_artifact(run: Run, folder: Path, golden_input: str | None, tables: Ta
     dataset.learnt.save(folder / LEARNT_NAME)
     write_json(folder / CONFIG_NAME, config)
     write_json(folder / METRICS_NAME, run.read(METRICS_NAME))
-    if training.calibration.kind != "none":
+    if calibration != Calibration():
         write_json(folder / CALIBRATION_NAME, calibration.to_json())
     served = best.with_tables(tables).model
     predictor = Predictor(served, dataset.manifest.schema, dataset.learnt, config, calibration)

@@ -214,7 +214,7 @@ def _load_model(
 
 
 def _read_calibration(artifact: Artifact, config: TrainingConfig) -> Calibration:
-    if config.calibration.kind == "none":
+    if config.calibration.kind == "none" and CALIBRATION_NAME not in artifact.description["files"]:
         return Calibration()
     try:
         return Calibration.from_json(artifact.read_json(CALIBRATION_NAME))
