@@ -87,22 +87,27 @@ class Scorer:
     )
     async def score(self, requests: list[ScoreWork]) -> list[RequestScores | None]:
         """Score a batch of requests; return the scores of each, None where its deadline is over."""
-        now = time.time()
-        is_late = [request.deadline is not None and request.deadline <= now for request in requests]
-        rows = [row for request, late in zip(requests, is_late, strict=True) if not late for row in request.rows]
-        tally: ValueTally | None = ValueTally()
-        scores, errors = _score_rows(self._predictor, rows, tally)
-        answers: list[RequestScores | None] = []
-        start = 0
-        for request, late in zip(requests, is_late, strict=True):
-            if late:
-                answers.append(None)
-                continue
-            end = start + len(request.rows)
-            own = {row - start + 1: error for row, error in errors.items() if start <= row < end}
-            answers.append(RequestScores(scores[start:end], own, tally))
-            start, tally = end, None
-        return answers
+        return score_in_time(self._predictor, requests)
+
+
+def score_in_time(predictor: "Predictor", requests: Sequence[ScoreWork]) -> list[RequestScores | None]:
+    """Score requests in one batch; None for one whose deadline is over, of which no row is computed."""
+    now = time.time()
+    todo = [request for request in requests if request.deadline is None or request.deadline > now]
+    rows = [row for request in todo for row in request.rows]
+    tally = ValueTally()
+    scores, errors = _score_rows(predictor, rows, tally)
+    answers: list[RequestScores | None] = []
+    start = 0
+    for request in requests:
+        if request.deadline is not None and request.deadline <= now:
+            answers.append(None)
+            continue
+        end = start + len(request.rows)
+        own = {row - start + 1: error for row, error in errors.items() if start <= row < end}
+        answers.append(RequestScores(scores[start:end], own, None if start else tally))
+        start = end
+    return answers
 
 
 def _score_rows(
