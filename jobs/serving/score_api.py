@@ -14,13 +14,13 @@ from pydantic import BaseModel, Field
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
+from jobs.cli.conventions import TOKEN
 from jobs.pages.score_api_page import render_score_api
 from jobs.registry.found_artifact import FoundArtifact
 from jobs.serving.row_schema import RowSchema
 from jobs.serving.score_request import (
     BUDGET_HEADER,
     MAX_JSON_NUMBER,
-    TOKEN,
     RequestError,
     RequestLimits,
     ScoreRequest,

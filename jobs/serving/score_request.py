@@ -13,8 +13,6 @@ from pydantic_core import from_json
 from features.rows import RawRow
 from jobs.serving.row_schema import RowSchema
 
-TOKEN = "TWINFOCUS_TOKEN"  # nosec B105
-"""Environment variable with the bearer token of all requests but those for health; unset: no token is needed."""
 BUDGET_HEADER = "X-Time-Budget-Ms"
 """Header with the milliseconds that a client waits for an answer."""
 MAX_JSON_NUMBER = sys.float_info.max

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli.conventions import EXIT_DATA
+from jobs.cli.conventions import EXIT_DATA, TOKEN
 from jobs.cli.errors import ConfigError
 from jobs.cli.logging import is_json
 from jobs.launch.loopback import LOOPBACK, loopback_settings
 from jobs.registry.found_artifact import MODELS, FollowedVersion, FoundArtifact, find_artifact, open_registry
-from jobs.serving.score_request import TOKEN, RequestLimits
+from jobs.serving.score_request import RequestLimits
 
 _OFF = (
     "RAY_SERVE_LOG_TO_STDERR",

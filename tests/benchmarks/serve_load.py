@@ -24,8 +24,8 @@ import numpy as np
 import psutil
 
 from features.disk.atomic import write_json
+from jobs.cli.conventions import TOKEN
 from jobs.registry.registry import Registry
-from jobs.serving.score_request import TOKEN
 from tests.stand_ins.tiny_model import NAME, raw_rows, register_tiny
 from tests.stand_ins.tiny_service import TinyService, started
 

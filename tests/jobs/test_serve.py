@@ -12,11 +12,12 @@ import pytest
 from features.disk.artifact import ArtifactError, digest_of_artifact
 from features.schema import DenseFeature, FeatureSchema, SparseFeature, VocabularyEncoding
 from jobs import serve
+from jobs.cli.conventions import TOKEN
 from jobs.registry.found_artifact import FollowedVersion, find_artifact, find_in, open_registry
 from jobs.registry.store import SETTLED_SECONDS, RegistryError
 from jobs.serving import server
 from jobs.serving.row_schema import RowSchema
-from jobs.serving.score_request import TOKEN, RequestError, RequestLimits, ScoreRequest, read_budget
+from jobs.serving.score_request import RequestError, RequestLimits, ScoreRequest, read_budget
 from tests.jobs.registry.test_registry import make_artifact, make_registry
 
 LIMITS = RequestLimits(rows=2, value=5)
