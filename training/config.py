@@ -459,7 +459,7 @@ class TrainingConfig:
     wait that is none: for the slowest worker's first batch, or for one to finish a checkpoint."""
     calibration: CalibrationConfig = field(default_factory=NoCalibration)
     sampled_negatives: Literal["logit", "weights"] = "logit"
-    """How probabilities become those of all rows where a build kept a rate r of negatives (pipeline.sample). logit:
+    """Way to probabilities of all rows where a build kept a rate r of negatives (pipeline.sample). logit:
     ln r is added to every logit after training, which is exact; weights: each kept negative counts 1 / r in the loss.
     """
     plugins: tuple[Annotated[str, Field(pattern=MODULE_PATTERN)], ...] = ()

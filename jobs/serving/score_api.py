@@ -77,14 +77,14 @@ class RowColumn(BaseModel):
 
 
 class RowLabel(BaseModel):
-    """What a score is the probability of."""
+    """Label: a score is the probability that it is 1."""
 
     column: str
     is_1_where: str
 
 
 class RowDescription(BaseModel):
-    """What a row must have for the version that serves."""
+    """Columns of a row and the label, for the version that serves."""
 
     model: str
     version: int | None

@@ -80,7 +80,7 @@ class Served:
     application: str
     handle: DeploymentHandle[Any]
     row_schema: RowSchema
-    """What a row of a request must have."""
+    """Columns that a row of a request must have."""
     num_requests: int = field(default=0)
     """Requests in flight."""
     values: ValueTally = field(default_factory=ValueTally)
