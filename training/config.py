@@ -293,6 +293,8 @@ class ModelConfig:
 
     embedding_dim: Positive = 16
     embedding_init_std: Annotated[float, Field(ge=0)] = 1e-4
+    base_logit: float = 0.0
+    """Constant part of every logit: a model that has learnt nothing predicts sigmoid(base_logit)."""
     selection: SelectionConfig = field(default_factory=SeparateSelection)
     easy: EasyEncoderConfig = field(default_factory=lambda: MLPEncoder(hidden_units=(400, 400)))
     hard: EncoderConfig = field(default_factory=MLPEncoder)
