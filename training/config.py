@@ -433,6 +433,9 @@ class NoCalibration:
 class PlattCalibration:
     """sigmoid(scale * logit + offset) is served; both numbers are fitted on validation when training ends."""
 
+    only_where_it_helps: bool = False
+    """True: the model's own probabilities are served where validation rows that a fit has not seen do not gain by it,
+    or where nothing can be fitted."""
     kind: Literal["platt"] = "platt"
 
 
@@ -485,6 +488,10 @@ class TrainingConfig:
     plugins: tuple[Annotated[str, Field(pattern=MODULE_PATTERN)], ...] = ()
     """Modules of your own that register blocks of a model or metrics (docs/extending.md); imported wherever this config
     is."""
+    from_data: tuple[str, ...] = ()
+    """Keys of this section that are chosen from the dataset when training starts (``training.from_data``). A config
+    file that does not name this key leaves to the data what it does not set; ``[]`` keeps the defaults that stand
+    here."""
     warm_start: str | None = None
     """Folder of a finished run to begin from, with the weights and the optimizer state of its best checkpoint. The
     dataset's vocabularies must be that run's or go on with them (pipeline.base); new values start untrained."""
