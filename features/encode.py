@@ -561,7 +561,7 @@ def _is_whole(token: str) -> bool:
 
 
 class BlockTexts:
-    """Texts behind some rows of a block, as ``features.unknown_values.RowTexts``."""
+    """Texts behind some rows of a block, as ``features.unknown_values.ValueTexts``."""
 
     def __init__(self, prepared: Prepared, rows: NDArray[np.intp]) -> None:
         self._prepared, self._rows = prepared, rows

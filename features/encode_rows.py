@@ -152,7 +152,7 @@ class FeatureEncoder:
 
 
 class MappingTexts:
-    """Texts behind some raw rows that were encoded, as ``features.unknown_values.RowTexts``."""
+    """Texts behind some raw rows that were encoded, as ``features.unknown_values.ValueTexts``."""
 
     def __init__(self, rows: Sequence[RawRow], schema: FeatureSchema) -> None:
         self._rows, self._schema = rows, schema

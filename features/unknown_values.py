@@ -90,7 +90,7 @@ class ValueTally:
         self.examples = {**other.examples, **self.examples}
 
 
-class RowTexts(Protocol):
+class ValueTexts(Protocol):
     """Texts behind encoded rows, asked for only where an id is the out-of-vocabulary one."""
 
     def num_missing(self, feature: SparseFeature, rows: NDArray[np.intp]) -> int:
@@ -116,7 +116,7 @@ class ValueCounter:
         self._spelt = {f.name for f in schema.sparse if f.encoding.kind == "vocabulary"}
         self._examples: dict[str, ValueExample | None] = {}
 
-    def count(self, columns: Columns, texts: RowTexts, tally: ValueTally) -> None:
+    def count(self, columns: Columns, texts: ValueTexts, tally: ValueTally) -> None:
         """Add the counts of a batch to a tally.
 
         Args:
@@ -142,7 +142,7 @@ class ValueCounter:
         for feature in self._bags:
             self._count_bag(feature, columns, texts, tally)
 
-    def _count_bag(self, feature: SparseFeature, columns: Columns, texts: RowTexts, tally: ValueTally) -> None:
+    def _count_bag(self, feature: SparseFeature, columns: Columns, texts: ValueTexts, tally: ValueTally) -> None:
         lengths = feature.kind.lengths(columns, feature)
         tally.tokens[feature.name] += int(lengths.sum())
         num_missing = len(lengths) - int(np.count_nonzero(lengths))
@@ -156,7 +156,7 @@ class ValueCounter:
                 rows = np.flatnonzero((columns[feature.name] == self._bag_ids[feature.name]).any(axis=1))
                 self._give_example(feature, texts, rows, tally)
 
-    def _give_example(self, feature: SparseFeature, texts: RowTexts, rows: NDArray[np.intp], tally: ValueTally) -> None:
+    def _give_example(self, feature: SparseFeature, texts: ValueTexts, rows: NDArray[np.intp], tally: ValueTally) -> None:
         """Give a tally one of a feature's unknown values; it is looked for once."""
         name = feature.name
         if name not in self._examples:
