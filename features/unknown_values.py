@@ -156,7 +156,9 @@ class ValueCounter:
                 rows = np.flatnonzero((columns[feature.name] == self._bag_ids[feature.name]).any(axis=1))
                 self._give_example(feature, texts, rows, tally)
 
-    def _give_example(self, feature: SparseFeature, texts: ValueTexts, rows: NDArray[np.intp], tally: ValueTally) -> None:
+    def _give_example(
+        self, feature: SparseFeature, texts: ValueTexts, rows: NDArray[np.intp], tally: ValueTally
+    ) -> None:
         """Give a tally one of a feature's unknown values; it is looked for once."""
         name = feature.name
         if name not in self._examples:
