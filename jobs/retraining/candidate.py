@@ -16,7 +16,7 @@ from features.disk.window import OtherWindow, join
 from jobs.cli.child_process import ProgramError, run_module
 from jobs.cli.config_arguments import hand_on
 from jobs.registry.model_versions import ModelVersion
-from jobs.retraining.retrain_folder import RUN_TAG, TABLES_TAG, TRAINED_TAG, RetrainFolder
+from jobs.retraining.retrain_folder import REBUILT_TAG, RUN_TAG, TABLES_TAG, TRAINED_TAG, RetrainFolder
 from jobs.retraining.todo import Todo
 
 if TYPE_CHECKING:
@@ -134,7 +134,9 @@ class Candidate:
     def register(self, metrics: dict[str, Any]) -> int:
         """Register the artifact and its report as the model's next version; return its number."""
         warm_from = self.champion if self.todo.is_warm else None
-        seen = [] if warm_from is None else json.loads(warm_from.tags[TRAINED_TAG])
+        seen = [] if warm_from is None else self.place.trained_on(warm_from)
+        trained = sorted({*seen, *self.todo.train})
+        rebuilt = {name: number for name in trained if (number := self.place.num_rebuilds(name))}
         root, report = self.place.root, self.run / REPORT_NAME
         return self.place.registry().register(
             self.place.rules.model,
@@ -145,7 +147,8 @@ class Candidate:
                 "tested_on": self.day,
             },
             tags={
-                TRAINED_TAG: json.dumps(sorted({*seen, *self.todo.train})),
+                TRAINED_TAG: json.dumps(trained),
+                **({REBUILT_TAG: json.dumps(rebuilt)} if rebuilt else {}),
                 RUN_TAG: str(self.run.relative_to(root)),
                 TABLES_TAG: self.place.rules.tables,
             },
