@@ -7,6 +7,7 @@ profiles/DATE.json   what its columns look like                      windows/DAT
 runs/DATE/           the candidate, its artifact in it               verdicts/DATE.json what became of it
 configs/DATE.json    resolved config of a candidate's training       registry/          versions of the model
 last.json            what the last retraining came to                status.html        page of jobs.status
+compared/DATE/       a day's rows as a champion of other features reads them
 retrain.json         version of this layout
 """
 
@@ -66,6 +67,10 @@ class RetrainFiles:
     def window(self, day: str) -> Path:
         """Return the folder of the dataset that a day's candidate trains on."""
         return self.root / "windows" / day
+
+    def compared(self, day: str) -> Path:
+        """Return the folder of a day's rows as a champion of other features reads them."""
+        return self.root / "compared" / day
 
     def run(self, day: str) -> Path:
         """Return the folder of a day's candidate."""
@@ -188,7 +193,7 @@ class RetrainFiles:
         message = f"another retraining is at work in {self.root}: wait for it to end"
         with lock(self.root / _LOCK_NAME, message):
             note = self.check_version()
-            if self._version() != {"version": RETRAIN_FORMAT.version}:
+            if not self.version_file.exists() or self._version() != {"version": RETRAIN_FORMAT.version}:
                 self.write(self.version_file, {"version": RETRAIN_FORMAT.version})
             yield note
 
@@ -197,8 +202,10 @@ class RetrainFiles:
         return is_held(self.root / _LOCK_NAME)
 
     def _version(self) -> dict[str, Any]:
+        if not self.version_file.exists():  # of version 1, or new
+            return {} if any(self.root.glob("[!.]*")) else {"version": RETRAIN_FORMAT.version}
         try:
-            return self.read(self.version_file) if self.version_file.exists() else {}
+            return self.read(self.version_file)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{self.version_file} cannot be read ({error}): restore it; without it the folder counts as version 1"

@@ -44,6 +44,10 @@ class RetrainConfig:
     train_on: Literal["new", "window"] = "new"
     """Training data. new: a warm start from the champion, on the partitions that it was not trained on. window: random
     initial weights, on the last ``window`` partitions."""
+    other_features: bool = False
+    """Whether [features] may differ from those of what is built already: then the last ``window`` dates are built
+    again, the candidate begins with what the champion knows of the features that are the same, and the gate compares
+    both on the same rows, each encoded for it. False: other features are an error."""
     window: Annotated[int, Field(ge=1)] = 7
     """Number of partitions to train on without a champion or with train_on = "window", and of the reference of data
     checks."""

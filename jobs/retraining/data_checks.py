@@ -152,12 +152,10 @@ def _labels(profile: DataProfile, reference: DataProfile, limits: LabelLimits) -
 
 
 def _classes(profile: DataProfile, limits: LabelLimits) -> CheckResult | None:
-    if not limits.both_classes:
+    if not limits.both_classes or 0 < profile.num_positives < profile.num_rows:
         return None
-    num_classes = (profile.num_positives > 0) + (profile.num_positives < profile.num_rows)
-    level = "ok" if num_classes > 1 else limits.action
-    reason = "" if num_classes > 1 else f"every label is {int(profile.num_positives > 0)}"
-    return CheckResult("classes", None, float(num_classes), None, "both classes", level, reason)
+    reason = f"every label is {int(profile.num_positives > 0)}"
+    return CheckResult("classes", None, 1.0, None, "both classes", limits.action, reason)
 
 
 def _band(limits: RowLimits | LabelLimits) -> str:

@@ -5,11 +5,14 @@ import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from features.disk.dataset import MANIFEST_NAME
 from features.disk.window import SOURCE_SPLIT
 from features.log_format import LogError
 from features.profile.profile import DataProfile, measure, total
+from features.schema import FeatureSchema
 from jobs.cli.data_checks_config import DataChecksConfig, RowLimits
 from jobs.cli.errors import ConfigError
 from jobs.retraining.data_checks import CheckResult, Checks, Delivery, check_data, order_partitions
@@ -148,6 +151,29 @@ def _build(place: RetrainFolder, name: str, raw: RawPartition, spark: LazySpark)
     _log.info("partition %s\n%s", name, describe_build(summary), extra={"partition": name})
 
 
+def build_compared(place: RetrainFolder, day: str, features: FeatureSchema, base: Path) -> None:
+    """Build a day's rows once more, as a champion of other features reads them; unless that is done already.
+
+    Args:
+        place: folder of the retraining.
+        day: partition that both models are compared on.
+        features: the champion's.
+        base: dataset that the champion was trained on.
+
+    Raises:
+        LogError, DatasetError, LearntError: one sentence about what is wrong with a file or the disk.
+    """
+    from jobs.launch.dataset_build import run_build
+
+    output = place.compared(day)
+    if (output / MANIFEST_NAME).exists():
+        return
+    pipeline = dataclasses.replace(_pipeline(place, place.raw()[day]), output=str(output), base=str(base))
+    config = dataclasses.replace(place.config, features=features, pipeline=pipeline)
+    with LazySpark(pipeline.spark) as spark:
+        run_build(spark.session, config)
+
+
 def _stop(place: RetrainFolder, name: str, record: dict[str, Any]) -> None:
     """Write down that a partition cannot be read; one that is built already stays as it is."""
     path, reason = place.checks_file(name), record["reason"]
@@ -193,7 +219,8 @@ def check_partition(place: RetrainFolder, name: str) -> None:
 def _compare(place: RetrainFolder, name: str) -> tuple[Checks, dict[str, Any]]:
     """Check a partition against earlier ones; return the checks, and histograms of the features that moved most."""
     manifest, stopped = place.manifest(name), place.stopped()
-    measured = [other for other in place.built() if place.profile(other).exists() and other != name]
+    others = [other for other in place.built() if other != name and place.has_own_features(other)]
+    measured = [other for other in others if place.profile(other).exists() and place.is_checked(other)]
     before = [other for other in measured if other < name and other not in stopped]
     profiles = [
         DataProfile.load(place.profile(other)).upgraded(place.manifest(other))

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from features.disk.dataset import DatasetError, DatasetManifest
+from features.disk.dataset import DatasetManifest
 from features.disk.retrain_folder import RetrainFiles
 from features.disk.window import SOURCE_SPLIT
 from features.fingerprint import digest
 from features.log_files import NoMatchError
 from features.log_format import LogError
 from jobs.cli.config import Config
+from jobs.cli.errors import ConfigError
 from jobs.cli.retrain_config import RetrainConfig
 from jobs.registry.model_versions import ModelVersion
 from jobs.registry.registry import Registry
@@ -78,7 +79,7 @@ class RetrainFolder(RetrainFiles):
             ValueError: the log is empty, or the folder has partitions with dates of another length.
         """
         there, built = self._there(), self._sources()
-        found = dict(there)
+        found = {name: RawPartition({}) for name in built} | there
         if self.rules.late == "build":
             found |= find_late(found, built)
         for name in built:
@@ -130,6 +131,7 @@ class RetrainFolder(RetrainFiles):
         """List the built partitions to build again, in order: changed ones if the config says so, or if stopped."""
         changed = {*self.changed(), *self.changed_files()}
         names = changed if self.rules.changed == "rebuild" else changed & {*self.stopped()}
+        names |= {name for name in self.built()[-self.rules.window :] if not self.has_own_features(name)}
         return tuple(name for name in sorted(names) if raw[name].files)
 
     def waiting(self, raw: Mapping[str, RawPartition]) -> dict[str, str]:
@@ -185,22 +187,30 @@ class RetrainFolder(RetrainFiles):
             self._manifests[folder] = DatasetManifest.load(folder)
         return self._manifests[folder]
 
+    def has_own_features(self, name: str) -> bool:
+        """Tell whether a partition was built from the config's features; without ``other_features`` all have to be."""
+        own = self.config.features.fingerprint
+        return not self.rules.other_features or self.manifest(name).schema_fingerprint == own
+
     def last_built(self) -> Path | None:
         """Find the last dataset in the chain of builds, which the next build extends; None: none is built.
 
         Raises:
-            DatasetError: it has other features than the config.
+            ConfigError: it has other features than the config, which does not allow that.
         """
+        own = self.config.features.fingerprint
         folders = {folder.name: folder for folder in self.build_folders()}
+        if self.rules.other_features:
+            folders = {name: f for name, f in folders.items() if self._manifest(f).schema_fingerprint == own}
         bases = [self._manifest(folder).config["pipeline"].get("base") for folder in folders.values()]
         ends = {*folders} - {Path(base).name for base in bases if base is not None}
         if not ends:
             return None
         last = folders[max(ends)]
-        if self._manifest(last).schema_fingerprint != self.config.features.fingerprint:
-            raise DatasetError(
-                f"{last} was built from other features than the config's: its ids mean something else; go back to "
-                "its features, or begin again in another retrain.root"
+        if self._manifest(last).schema_fingerprint != own:
+            raise ConfigError(
+                f"config key 'features': {last} was built from other features, so its ids mean something else: go back "
+                "to them, set retrain.other_features = true, or begin again in another retrain.root"
             )
         return last
 
@@ -244,7 +254,9 @@ class RetrainFolder(RetrainFiles):
         """Plan what to do, from the log, the built partitions, their checks and the champion."""
         trained = None if champion is None else self.trained_on(champion)
         raw = self.raw()
-        return plan(list(raw), as_of, self.done(raw), self.stopped(), trained, self.rules)
+        done = self.done(raw)
+        foreign = {name: None for name in done if name in self.built() and not self.has_own_features(name)}
+        return plan(list(raw), as_of, done, {**self.stopped(), **foreign}, trained, self.rules)
 
 
 def still_trained_on(files: RetrainFiles, names: Sequence[str], rebuilt: Mapping[str, int]) -> list[str]:

@@ -82,6 +82,8 @@ def retrain(place: RetrainFolder, steps: Steps, as_of: str | None) -> Ended:
     candidate = Candidate(place, todo, todo.test, champion)
     window = steps.do("window", candidate.join)
     steps.do("train", candidate.train)
+    if candidate.has_other_features:
+        steps.do("encode", candidate.encode_for_champion)
     found, metrics = steps.do("judge", candidate.judge)
     steps.do("export", candidate.export)
     steps.do("report", candidate.report)

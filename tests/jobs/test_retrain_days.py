@@ -1,5 +1,6 @@
 """Days that cannot be read, grow or are not complete: the others go on, with real Spark and Ray."""
 
+import csv
 import gzip
 import itertools
 import json
@@ -7,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from features.disk.dataset import DatasetManifest
@@ -14,6 +16,9 @@ from features.disk.retrain_folder import RetrainFiles
 from jobs.registry.registry import Registry
 from jobs.retraining.retrain_folder import REBUILT_TAG, TRAINED_TAG
 from tests.jobs.test_retrain import CONFIG, last, retrain, verdict, write_day
+from training.judge.metrics import evaluate
+from training.judge.scores import Scores
+from training.ship.predict import Predictor
 
 pytestmark = pytest.mark.slow
 
@@ -176,3 +181,35 @@ def test_an_unfinished_day_does_not_exist_yet(tmp_path: Path) -> None:
     assert (found["day"], found["verdict"]) == ("20240102", "promoted")
     assert found["not_ready"] == {"20240103": f"{log_of(tmp_path, 3).parent} has no _SUCCESS yet"}
     assert not any("_SUCCESS" in note for note in found.get("notes", []))
+
+
+def test_other_features_begin_with_what_the_champion_knows(tmp_path: Path) -> None:
+    text = CONFIG.format(folder=tmp_path)
+    (tmp_path / "c.toml").write_text(text, encoding="utf-8")
+    for day in (1, 2, 3):
+        write_day(tmp_path, day)
+    assert retrain(tmp_path, "--as-of", "2024-01-02").returncode == 0
+    more = '[[features.sparse]]\nname = "both"\ncolumns = ["user", "device"]\n'
+    more += 'encoding = { kind = "hash", num_buckets = 400 }\n'
+    other = text.replace("[[features.dense]]", f"{more}[[features.dense]]").replace(
+        "standardise = true", "log1p = true"
+    )
+    (tmp_path / "c.toml").write_text(other, encoding="utf-8")
+    done = retrain(tmp_path)
+    assert done.returncode == 2 and "set retrain.other_features = true" in done.stderr
+    assert (last(tmp_path)["verdict"], last(tmp_path)["day"]) == ("failed", "20240103")
+
+    done = retrain(tmp_path, "retrain.other_features=true")
+    assert done.returncode == 0, done.stderr
+    assert "begins with what another model knows of 2 of 4 features: added both; changed price" in done.stderr
+    found = verdict(tmp_path, 3)
+    assert (found["day"], found["trained_on"], found["is_warm"]) == ("20240103", ["20240101", "20240102"], True)
+    registry = Registry.open(None, tmp_path / "retrain" / "registry")
+    rows = list(csv.DictReader(log_of(tmp_path, 3).open()))
+    scores = Predictor.load(registry.fetch("models:/ctr/1")).predict(rows)
+    auc = evaluate(Scores.of(np.log(scores / (1 - scores)), np.array([float(row["click"]) for row in rows])))["auc"]
+    assert found["metrics"]["champion"]["auc"] == pytest.approx(auc, abs=1e-6), "the champion is judged as it serves"
+    assert (
+        found["metrics"]["candidate"]["auc"] > 0.6
+        and "20240103: done before" in retrain(tmp_path, "retrain.other_features=true").stdout
+    )

@@ -6,8 +6,9 @@ from collections import Counter
 
 import pytest
 
-from features.disk.dataset import DatasetError, FeatureStatistics
+from features.disk.dataset import FeatureStatistics
 from features.hashing import hash_text, hash_to_id
+from features.log_format import LogError
 from jobs.cli.errors import ConfigError
 from pipeline.build.quality import beyond_limits
 from pipeline.config import QualityConfig, QualityLimits
