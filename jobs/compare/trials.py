@@ -33,6 +33,7 @@ from features.disk.dataset import DatasetManifest
 from jobs.cli.config import Config, check_manifest, parse_config
 from jobs.cli.conventions import place
 from jobs.compare.search import Search, SearchRow, Trial
+from training.from_data import settled
 from training.judge.metrics import METRICS
 from training.judge.scores import DivergedError
 from training.judge.validation import check_validation
@@ -172,7 +173,7 @@ def _divergence(error: str) -> SearchRow:
 
 
 def _work(sampled: dict[str, Any], tasks: list[dict[str, Any]]) -> None:
-    """Run one trial in its own process; ASHA stops it inside a report, between epochs, when no reader runs."""
+    """Run one trial in its own process; ASHA stops it inside a report, between steps."""
     task = tasks[sampled["index"]]
     for kept in task["reports"]:
         tune.report(kept)
@@ -180,7 +181,8 @@ def _work(sampled: dict[str, Any], tasks: list[dict[str, Any]]) -> None:
         return
     started = time.perf_counter()
     resolved = parse_config(task["config"])
-    config = dataclasses.replace(resolved.training, dataset=task["dataset"])
+    manifest = DatasetManifest.load(task["dataset"])
+    config = settled(dataclasses.replace(resolved.training, dataset=task["dataset"]), manifest)
     set_up_worker(task["parallel"], config.threads_per_worker)
     import torch.distributed as dist
 
@@ -195,7 +197,7 @@ def _work(sampled: dict[str, Any], tasks: list[dict[str, Any]]) -> None:
     def report(event: dict[str, Any]) -> None:
         if event["event"] == "evaluation":
             metrics = {name: event[name] for name in ("monitor", *METRICS)}
-            tune.report({"epochs": event["epoch"] + 1, "seconds": time.perf_counter() - started, **metrics})
+            tune.report({"epochs": event["epochs"], "seconds": time.perf_counter() - started, **metrics})
 
     try:
         train_rank(run, config, report, resolved.features)
@@ -241,6 +243,7 @@ class _Record(tune.Callback):
 def _describe(trial: Trial, evaluations: Sequence[SearchRow], error: str | None) -> SearchRow:
     """Make a trial's result: metrics of its best epoch, seconds from its start to its last evaluation."""
     best = max(evaluations, key=lambda e: e["monitor"], default=None)
+    epochs = evaluations[-1]["epochs"] if evaluations else 0
     ended_itself = error is not None or (trial.folder / METRICS_NAME).exists()
     return {
         "model": trial.model.name,
@@ -248,8 +251,8 @@ def _describe(trial: Trial, evaluations: Sequence[SearchRow], error: str | None)
         "overrides": trial.values,
         **{name: best and best[name] for name in ("monitor", *METRICS)},
         "best_epoch": best and best["epochs"],
-        "epochs": len(evaluations),
+        "epochs": epochs,
         "seconds": evaluations[-1]["seconds"] if evaluations else 0.0,
-        "stopped_early": not ended_itself and len(evaluations) < trial.search.max_epochs,
+        "stopped_early": not ended_itself and epochs < trial.search.max_epochs,
         "error": error,
     }

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from features.disk.run_folder import METRICS_NAME
 from training.config import TrainingConfig
-from training.judge.metrics import metric_texts
+from training.judge.metrics import metric_texts, remarks
 
 _log = logging.getLogger(__name__)
 
@@ -48,11 +48,12 @@ def _show(bar: Any, event: dict[str, Any], training: TrainingConfig) -> None:
         bar.set_postfix_str(f"{event['rows_per_second']:,.0f} rows/s loss {event['loss']:.4f}", refresh=False)
         bar.update(event["step_in_epoch"] - bar.n)
     elif event["event"] == "evaluation":
-        mark = " best" if event["best"] else ""
+        mark, epochs = " best" if event["best"] else "", event.get("epochs", event["epoch"] + 1)
         found = " ".join(metric_texts(event, *_shown(training.monitor)))
         with tqdm.external_write_mode(sys.stderr):  # the bar steps aside for the line
-            _log.info("epoch %d: valid %s%s", event["epoch"] + 1, found, mark)
-        bar.reset()
+            _log.info("epoch %s: valid %s%s", epochs_text(epochs), found, mark)
+        if isinstance(epochs, int):
+            bar.reset()
 
 
 def describe_training(run_path: Path, seconds: float, monitor: Iterable[str] = ()) -> str:
@@ -66,7 +67,7 @@ def describe_training(run_path: Path, seconds: float, monitor: Iterable[str] = (
     metrics = json.loads((run_path / METRICS_NAME).read_text(encoding="utf-8"))
     train = metrics["train"]
     lines = [
-        f"trained {train['epochs']} epochs, {train['steps']:,} steps, {train['rows']:,} rows "
+        f"trained {epochs_text(train['epochs'])} epochs, {train['steps']:,} steps, {train['rows']:,} rows "
         f"at {train['rows_per_second']:,.0f} rows/s; {seconds:.0f} s in all",
         f"a step of {1e3 * train['seconds_per_step']:.0f} ms: {_listed(train['shares'])}; the reader "
         f"({_listed(train['reader_shares'])}) makes {train['reader_rows_per_second']:,.0f} rows/s beside it",
@@ -77,7 +78,15 @@ def describe_training(run_path: Path, seconds: float, monitor: Iterable[str] = (
         valid = metrics["valid"]
         best = f"valid (best, step {metrics['best_step']:,})"
         lines.append(f"{best}: {'  '.join(metric_texts(valid, *_shown(monitor)))}")
+    if train.get("ended_by") == "max_minutes":
+        lines.append("training.max_minutes ended it: --resume with more goes on from there")
+        lines += [f"warning: on validation {words}" for words in remarks(valid)]
     return "\n".join([*lines, f"run: {run_path}"])
+
+
+def epochs_text(epochs: float) -> str:
+    """Format epochs that are done, whole ones or not."""
+    return str(epochs) if isinstance(epochs, int) else f"{epochs:.2f}"
 
 
 def _shown(monitor: Iterable[str]) -> list[str]:
