@@ -25,6 +25,9 @@ from pipeline.processes import end_tree
 
 # Py4J logs a traceback when Java's process dies under a command; ``explain`` tells of it in one sentence.
 logging.getLogger("py4j.clientserver").setLevel(logging.CRITICAL)
+_COMMAND_FAILED = ("KeyboardInterrupt while sending command.", "Exception while sending command.")
+# It logs so under the root's name, with a traceback, though it hands the error on.
+logging.getLogger().addFilter(lambda record: record.msg not in _COMMAND_FAILED)
 
 SPARK_ERRORS = (Py4JError, PySparkException, ConnectionError)
 """Errors of a failed Spark action in Python, and of any action after Spark's process has ended."""

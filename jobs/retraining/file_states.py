@@ -1,12 +1,14 @@
 """FileState: size and time of raw files, to tell which ones have changed since something was made of them."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from features.disk.dataset import InputFile
 from features.log_files import is_readable, state_of
 from features.log_format import LogError
 
+_NUM_THREADS = 16
 States = Mapping[str, InputFile | None]
 """Path -> state of the file; None: it is not there, or may not be read."""
 
@@ -26,7 +28,9 @@ def read_state(path: str) -> InputFile | None:
 
 def read_states(paths: Iterable[str]) -> dict[str, InputFile | None]:
     """Read the state of each file."""
-    return {path: read_state(path) for path in paths}
+    paths = list(paths)
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:  # of a store or a network's disk, each is a question and an answer
+        return dict(zip(paths, pool.map(read_state, paths), strict=True))
 
 
 def to_values(states: States) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.csv
+import pyarrow.parquet
 import pytest
 
 from features.disk.dataset import DatasetManifest
@@ -213,3 +215,19 @@ def test_other_features_begin_with_what_the_champion_knows(tmp_path: Path) -> No
         found["metrics"]["candidate"]["auc"] > 0.6
         and "20240103: done before" in retrain(tmp_path, "retrain.other_features=true").stdout
     )
+
+
+def test_a_damaged_parquet_file_stops_its_day_alone(tmp_path: Path) -> None:
+    text = CONFIG.replace("*.csv", "*.parquet").replace("[pipeline]\n", '[pipeline]\ninput.format.kind = "parquet"\n')
+    (tmp_path / "c.toml").write_text(text.format(folder=tmp_path), encoding="utf-8")
+    for day in (1, 2, 3):
+        write_day(tmp_path, day)
+        table = pyarrow.csv.read_csv(log_of(tmp_path, day))
+        pyarrow.parquet.write_table(table, log_of(tmp_path, day).with_suffix(".parquet"))
+    path = log_of(tmp_path, 2).with_suffix(".parquet")
+    damaged = bytearray(path.read_bytes())
+    damaged[40 : len(damaged) // 2] = bytes(len(damaged) // 2 - 40)  # its footer is whole, and its pages are not
+    path.write_bytes(damaged)
+    assert retrain(tmp_path).returncode == 0
+    assert (last(tmp_path)["day"], last(tmp_path)["trained_on"]) == ("20240103", ["20240101"])
+    assert [*last(tmp_path)["unreadable"]] == ["20240102"] and str(path) in last(tmp_path)["unreadable"]["20240102"]

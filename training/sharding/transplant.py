@@ -34,7 +34,7 @@ Places = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What ids and fields of a model mean.
+    """Knowledge: the meaning of a model's ids and fields.
 
     Attributes:
         schema: its features.
@@ -197,7 +197,7 @@ class Transplant:
 
 @dataclass(frozen=True)
 class Taken:
-    """Which places of a tensor take which of another one's, axis by axis."""
+    """Taken: places of a tensor that take numbers of another one, axis by axis."""
 
     places: tuple[Places, ...]
 
@@ -279,7 +279,7 @@ def _by_name(schema: FeatureSchema) -> dict[str, SparseFeature | DenseFeature]:
 
 
 def _meaning(feature: SparseFeature | DenseFeature) -> Any:
-    """What a feature's values become; which of them a vocabulary takes in is no part of it."""
+    """Describe how values become ids or floats; which of them a vocabulary takes in is no part of it."""
     tree = departures(feature)
     if isinstance(feature, SparseFeature) and feature.encoding.kind in VOCABULARY_KINDS:
         tree["encoding"] = feature.encoding.kind
