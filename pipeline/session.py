@@ -83,6 +83,8 @@ def stop_spark(spark: SparkSession, *, at_once: bool = False) -> None:
     """
     java: Any = getattr(spark.sparkContext._gateway, "proc", None)
     if at_once and java is not None:
+        server: Any = spark.sparkContext._accumulatorServer
+        server.handle_error = lambda *_: None  # it would print that Java has hung up
         end_tree(java.pid)
     with contextlib.suppress(Py4JError, ConnectionError):
         spark.stop()

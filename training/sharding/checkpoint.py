@@ -21,7 +21,6 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint import FileSystemWriter
-from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from features.disk.atomic import put_folder, write_json
@@ -37,7 +36,13 @@ from features.disk.checkpoint import saved_steps as saved_steps
 from features.disk.object_store import ObjectPath, StorageError
 from features.disk.place import Place, temporary_folder
 from features.disk.relative_path import check_relative
-from training.sharding.checkpoint_reader import CheckpointError, CheckpointPlanner, CheckpointReader, GrownPlanner
+from training.sharding.checkpoint_reader import (
+    CheckpointError,
+    CheckpointPlanner,
+    CheckpointReader,
+    GrownPlanner,
+    flat_state,
+)
 from training.sharding.checkpoint_store import StoreReader, StoreWriter, delete_checkpoint
 from training.sharding.parallelize import ParallelModel
 from training.sharding.tables import without_empty_state
@@ -160,7 +165,7 @@ def begin_with_others(checkpoint: Checkpoint, parallel: ParallelModel, transplan
     rates = parallel.learning_rates
     parallel.init_optimizer_state()
     state = {name: part for name, part in _state(parallel).items() if name != AVERAGE}
-    tensors = flatten_state_dict(state)[0]
+    tensors = flat_state(state)
     with _reader(checkpoint) as reader:
         entries = reader.read_metadata().state_dict_metadata
     saved = {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from features.fingerprint import departures
 from features.learnt import Learnt
@@ -24,6 +23,7 @@ from training.model.ctr_model import CTRModel
 from training.model.embedding import table_of
 from training.model.field_axes import field_major
 from training.sharding.checkpoint_reader import CheckpointError
+from training.sharding.tables import parts_of
 
 _PROBE = "probe__"
 """Name of one more field, of a model that is built to see which weights grow with the fields."""
@@ -102,7 +102,7 @@ class Transplant:
         """
         axes = self._dense_axes()
         for name, value in state.items():
-            if not isinstance(value, Tensor | ShardedTensor) or name not in saved:
+            if name not in saved or not parts_of(value):
                 continue
             before, now = tuple(saved[name]), tuple(value.size())
             table, weight = table_of(name), name.removeprefix("model.")
@@ -204,11 +204,8 @@ class Taken:
     @torch.no_grad()
     def fill(self, value: Any, old: Tensor) -> None:
         """Take over what ``old``, the whole old tensor, has for ``value``, which may be sharded."""
-        if isinstance(value, ShardedTensor):
-            for shard in value.local_shards():
-                self._fill(shard.tensor, old, shard.metadata.shard_offsets)
-        else:
-            self._fill(value, old, [0] * value.dim())
+        for part, offsets in parts_of(value):
+            self._fill(part, old, offsets)
 
     def _fill(self, part: Tensor, old: Tensor, offsets: Sequence[int]) -> None:
         if not self.places:
