@@ -507,7 +507,7 @@ class TrainingConfig:
                 f"({self.num_workers})"
             )
         for name in ("global_batch_size", "evaluation_batch_size"):
-            if getattr(self, name) % streams:
+            if name not in self.from_data and getattr(self, name) % streams:
                 raise ValueError(
                     f"training.{name} ({getattr(self, name)}) must be a multiple of reader.num_streams ({streams})"
                 )

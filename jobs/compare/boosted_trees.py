@@ -53,13 +53,12 @@ def train_trees(
 
     schema, started = dataset.manifest.schema, time.perf_counter()
     rows = {name: _read(dataset, name, config) for name in ["train", *splits]}
-    categories = [f.name for f in schema.sparse]
-    tables = {
-        name: lightgbm.Dataset(_matrix(columns, schema), columns["label"], weight=columns["weight"],
-                               feature_name=_names(schema), categorical_feature=categories, free_raw_data=False)
-        for name, columns in rows.items()
-        if name in ("train", "valid")
-    }  # fmt: skip
+    train = lightgbm.Dataset(
+        _matrix(rows["train"], schema),
+        rows["train"]["label"],
+        weight=rows["train"]["weight"],
+        categorical_feature=list(range(len(schema.sparse))),
+    )
     parameters = {
         "objective": "binary",
         "learning_rate": LEARNING_RATE,
@@ -68,13 +67,16 @@ def train_trees(
         "deterministic": True,
         "verbose": -1,
     }
-    has_valid = "valid" in tables
-    stop = [lightgbm.early_stopping(PATIENCE, verbose=False)] if has_valid else []
+    valid, stop = [], []
+    if has_valid := "valid" in splits:
+        matrix, held = _matrix(rows["valid"], schema), rows["valid"]
+        valid.append(train.create_valid(matrix, held["label"], weight=held["weight"]))
+        stop.append(lightgbm.early_stopping(PATIENCE, verbose=False))
     booster = lightgbm.train(
         parameters,
-        tables["train"],
+        train,
         MAX_TREES if has_valid else TREES_WITHOUT_VALIDATION,
-        valid_sets=[tables["valid"]] if has_valid else None,
+        valid_sets=valid,
         callbacks=stop,
     )
     seconds = time.perf_counter() - started
@@ -96,11 +98,6 @@ def train_trees(
 def _read(dataset: Dataset, split: str, config: TrainingConfig) -> Columns:
     reader = Reader(dataset, split, config)
     return read_columns(reader, reader.num_rows)
-
-
-def _names(schema: FeatureSchema) -> list[str]:
-    counts = [f"{f.name}, number of values" for f in schema.sparse if f.kind.takes_lists]
-    return [*schema.sparse_names, *schema.dense_names, *counts]
 
 
 def _matrix(columns: Columns, schema: FeatureSchema) -> NDArray[np.float64]:

@@ -30,7 +30,7 @@ from training.judge.metrics import evaluate
 from training.judge.scores import Scores
 from training.ship.export import load_best
 
-VERSIONS = ("torch", "torchrec", "fbgemm-gpu", "petastorm", "ray", "numpy", "pyarrow")
+VERSIONS = ("torch", "torchrec", "fbgemm-gpu", "petastorm", "ray", "numpy", "pyarrow", "lightgbm")
 
 
 def run_all(cells: Sequence[Cell], configs: Mapping[Path, Config], parallel: int) -> list[dict[str, Any]]:
