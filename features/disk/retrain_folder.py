@@ -72,6 +72,10 @@ class RetrainFiles:
         """Return the folder of a day's rows as a champion of other features reads them."""
         return self.root / "compared" / day
 
+    def compared_window(self, day: str) -> Path:
+        """Return the folder of the dataset that a champion of other features is compared on."""
+        return self.compared(day) / "window"
+
     def run(self, day: str) -> Path:
         """Return the folder of a day's candidate."""
         return self.root / "runs" / day

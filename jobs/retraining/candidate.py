@@ -20,7 +20,7 @@ from features.disk.run_folder import (
     RunFolder,
     evaluation_name,
 )
-from features.disk.window import SOURCE_SPLIT, OtherWindow, join
+from features.disk.window import OtherWindow, join
 from jobs.cli.child_process import ProgramError, run_module
 from jobs.cli.config_arguments import hand_on
 from jobs.registry.model_versions import ModelVersion
@@ -125,10 +125,10 @@ class Candidate:
         metrics, before = {"candidate": evaluate(scores)}, None
         if self.champion is not None:
             is_other = self.has_other_features
-            rows = Dataset.open(self.place.compared(self.day)) if is_other else dataset
+            rows = Dataset.open(self.place.compared_window(self.day)) if is_other else dataset
             champion = load_best(Run(self.place.run_of(self.champion)), rows)
             tables: Any = self.champion.tags.get(TABLES_TAG, "float32")
-            theirs = champion.with_tables(tables).score(SOURCE_SPLIT if is_other else "test")
+            theirs = champion.with_tables(tables).score("test")
             if not np.array_equal(theirs.labels, scores.labels):
                 raise RunError(
                     f"the rows of {self.day} that the candidate's features and the champion's can be read of are not "

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from features.disk.dataset import MANIFEST_NAME
-from features.disk.window import SOURCE_SPLIT
+from features.disk.window import SOURCE_SPLIT, join
 from features.log_format import LogError
 from features.profile.profile import DataProfile, measure, total
 from features.schema import FeatureSchema
@@ -165,13 +165,13 @@ def build_compared(place: RetrainFolder, day: str, features: FeatureSchema, base
     """
     from jobs.launch.dataset_build import run_build
 
-    output = place.compared(day)
-    if (output / MANIFEST_NAME).exists():
-        return
+    output = place.compared(day) / "partition"
     pipeline = dataclasses.replace(_pipeline(place, place.raw()[day]), output=str(output), base=str(base))
     config = dataclasses.replace(place.config, features=features, pipeline=pipeline)
-    with LazySpark(pipeline.spark) as spark:
-        run_build(spark.session, config)
+    if not (output / MANIFEST_NAME).exists():
+        with LazySpark(pipeline.spark) as spark:
+            run_build(spark.session, config)
+    join({"test": [output]}, place.compared_window(day))  # rows of a training split are read in another order
 
 
 def _stop(place: RetrainFolder, name: str, record: dict[str, Any]) -> None:
