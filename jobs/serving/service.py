@@ -159,11 +159,6 @@ class Service:
                 raise BudgetError from None
             raise
 
-    async def _send(self, served: Served, work: ScoreWork) -> RequestScores | None:
-        if not served.handle.is_initialized:
-            served.handle._init(_run_router_in_separate_loop=False)
-        return await served.handle.score.remote(work)
-
     async def _try(self, request: ScoreRequest, deadline: float | None) -> tuple[FoundArtifact, RequestScores]:
         for number in itertools.count(1):
             with self._taken() as served:
@@ -171,7 +166,7 @@ class Service:
                 if not rows:
                     return served.artifact, RequestScores([], {})
                 try:
-                    scores = await self._send(served, ScoreWork(rows, deadline))
+                    scores = await served.handle.score.remote(ScoreWork(rows, deadline))
                 except RayActorError:
                     if number == MAX_TRIES:
                         raise
@@ -266,14 +261,13 @@ class Service:
             artifact.place, artifact.sha256, config.num_threads, config.batch_rows, config.on_loopback
         )
         try:
-            own = serve.run(bound, name=application, route_prefix=None)
-            row_schema = own.row_schema.remote().result(timeout_s=config.seconds)
+            handle = serve.run(bound, name=application, route_prefix=None)
+            row_schema = handle.row_schema.remote().result(timeout_s=config.seconds)
         except (RuntimeError, RayError, TimeoutError) as error:
             reason = self._reason(application) or str(error)
             serve.delete(application)
             raise ServiceError(reason) from error
-        # A handle of its own for requests, whose router runs in their event loop, without a thread between.
-        return Served(artifact, application, serve.get_app_handle(application), row_schema)
+        return Served(artifact, application, handle, row_schema)
 
     def _reason(self, application: str) -> str | None:
         """Return the error that kept an application's replicas from starting, without traceback; None: not known."""
