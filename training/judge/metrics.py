@@ -27,7 +27,7 @@ NUM_CALIBRATION_BINS = 20
 NUM_HISTOGRAM_BINS = 50
 
 NE_REMARK = "it tells less than the label rate alone"
-"""What a normalised entropy above 1 means."""
+"""Words for a normalised entropy above 1."""
 CALIBRATION_RANGE = (0.8, 1.25)
 """Calibrations that are passed over without a word; chance alone makes them in small validation splits."""
 UNDEFINED = "undefined"
