@@ -7,6 +7,7 @@ learnt. The columns that come out are exactly those of the Parquet files.
 Shapes: n rows, V tokens of a multi-valued feature in all rows together.
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -557,6 +558,34 @@ def _is_whole(token: str) -> bool:
         return str(int(token)) == token
     except ValueError:
         return False
+
+
+class BlockTexts:
+    """Texts behind some rows of a block, as ``features.unknown_values.ValueTexts``."""
+
+    def __init__(self, prepared: Prepared, rows: NDArray[np.intp]) -> None:
+        self._prepared, self._rows = prepared, rows
+
+    def num_missing(self, feature: SparseFeature, rows: NDArray[np.intp]) -> int:
+        """Count those of some rows that have no value of a single-valued feature."""
+        rows = self._rows[rows]
+        if feature.name not in self._prepared.coded:
+            return int(np.count_nonzero(np.isnan(self._prepared.numbers[feature.name][rows])))
+        texts = self._prepared.coded[feature.name].texts
+        return texts.take(pa.array(rows)).null_count if texts.null_count else 0
+
+    def texts(self, feature: SparseFeature, rows: NDArray[np.intp]) -> list[str | None]:
+        """Return the values of a feature in some rows; None where a value is missing."""
+        rows = self._rows[rows]
+        if feature.name not in self._prepared.coded:
+            values = self._prepared.numbers[feature.name][rows].tolist()
+            return [None if math.isnan(value) else f"{value:g}" for value in values]
+        coded = self._prepared.coded[feature.name]
+        if coded.lengths is None:
+            return coded.texts.take(pa.array(rows)).to_pylist()
+        ends = np.cumsum(coded.lengths)
+        parts = [np.arange(end - length, end) for end, length in zip(ends[rows], coded.lengths[rows], strict=True)]
+        return coded.texts.take(pa.array(np.concatenate(parts))).to_pylist()
 
 
 def finish(schema: FeatureSchema, learnt: Learnt, prepared: Prepared) -> Columns:

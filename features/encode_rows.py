@@ -151,6 +151,27 @@ class FeatureEncoder:
         return columns, lists
 
 
+class MappingTexts:
+    """Texts behind some raw rows that were encoded, as ``features.unknown_values.ValueTexts``."""
+
+    def __init__(self, rows: Sequence[RawRow], schema: FeatureSchema) -> None:
+        self._rows, self._schema = rows, schema
+
+    def num_missing(self, feature: SparseFeature, rows: NDArray[np.intp]) -> int:
+        """Count those of some rows that have no value of a single-valued feature."""
+        return sum(not text for text in self.texts(feature, rows))
+
+    def texts(self, feature: SparseFeature, rows: NDArray[np.intp]) -> list[str | None]:
+        """Return the values of a feature in some rows; None where a value is missing."""
+        values = [self._rows[row][feature.columns[0]] for row in rows.tolist()]
+        if feature.encoding.kind == "log_squared":
+            found = _stacked_numbers(values, self._schema)[0].tolist()
+            return [None if math.isnan(number) else f"{number:g}" for number in found]
+        if feature.kind.takes_lists:
+            values = list(chain.from_iterable(_tokens_of(value, feature) for value in values))
+        return [text or None for text in _plain_texts(values, self._schema)]
+
+
 def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple | np.ndarray)
 

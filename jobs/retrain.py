@@ -31,6 +31,11 @@ def main() -> int:
     set_up_logging("jobs.retrain", arguments)
     if config.retrain is None:
         raise ConfigError("config key 'retrain' is missing: see python -m jobs.retrain --help and README.md")
+    if config.pipeline.sample.negatives < 1:
+        raise ConfigError(
+            "config key 'pipeline.sample.negatives' must be 1 in a retraining: models are compared on each day before "
+            "they are trained on it, and need all rows of it"
+        )
 
     from jobs.retraining.raw_partitions import date_key
     from jobs.retraining.retrain_folder import RetrainFolder

@@ -2,11 +2,11 @@
 
 import argparse
 
-from jobs.cli.conventions import plain_parser, run_program
+from jobs.cli.conventions import TOKEN, plain_parser, run_program
 from jobs.cli.logging import add_log_options, set_up_logging
 from jobs.launch.loopback import LOOPBACK
 from jobs.registry.found_artifact import MODELS, REGISTRY
-from jobs.serving.score_request import TOKEN, RequestLimits
+from jobs.serving.score_request import RequestLimits
 from jobs.serving.server import serve
 
 _EXAMPLE = (

@@ -20,7 +20,7 @@ def main() -> int:
     arguments, _ = parser.parse_known_args()
     if sum(given is not None for given in (arguments.config, arguments.resolved, arguments.root)) != 1:
         parser.error("give either --config FILE or --root DIR")
-    status = _read(parser)
+    status = _read(parser).with_service(arguments.service)
     print(json.dumps(status.to_json()) if arguments.json else describe_status(status), flush=True)
     if status.is_empty:
         raise ValueError(f"there is nothing to show of {status.root}: python -m jobs.retrain begins it")
@@ -40,6 +40,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--root", metavar="DIR", help="in place of --config: retrain.root")
     parser.add_argument("--name", default="ctr", help="with --root: of the model (default: ctr)")
     parser.add_argument("--registry", metavar="URL", help="with --root: an MLflow server's http:// address")
+    parser.add_argument("--service", metavar="URL", help="of a running jobs.serve: tells of its unknown values too")
     parser.add_argument("--json", action="store_true", help="print one JSON object; a page only with --output")
     parser.add_argument("--output", metavar="FILE", help="of the page (default: status.html in the root)")
     return parser

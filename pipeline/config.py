@@ -85,6 +85,16 @@ SplitRule = Annotated[FilesSplit | TimeSplit | HashSplit, Field(discriminator="k
 
 
 @dataclass(frozen=True, config=STRICT)
+class SampleConfig:
+    """Down-sampling of the training split's negatives; validation and test keep every row."""
+
+    negatives: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Rate of negatives that are kept; 1: all. Probabilities stay those of all rows (training.sampled_negatives)."""
+    salt: str = "sample"
+    """Text that decides with a row's own text and place in its file whether it is kept."""
+
+
+@dataclass(frozen=True, config=STRICT)
 class QualityLimits:
     """Highest rates a feature may have in the training split; None: no limit."""
 
@@ -164,6 +174,7 @@ class PipelineConfig:
     split: SplitRule = field(default_factory=FilesSplit)
     dedupe: tuple[str, ...] = ()
     """Raw columns that make a row unique: of equal rows the earliest is kept, the others are counted."""
+    sample: SampleConfig = field(default_factory=SampleConfig)
     quality: QualityConfig = field(default_factory=QualityConfig)
     write: WriteConfig = field(default_factory=WriteConfig)
     spark: SparkConfig = field(default_factory=SparkConfig)

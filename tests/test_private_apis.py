@@ -186,6 +186,12 @@ APIS = (
         "keys of replica_states in the public serve.status(), which counts running replicas",
     ),
     PrivateApi(
+        "ray.serve.handle",
+        "DeploymentHandle._init",
+        "jobs/serving/service.py",
+        "runs a handle's router in the event loop that asks it; the public setting is for all handles of the process",
+    ),
+    PrivateApi(
         "grpc.aio._server",
         "Server.add_insecure_port",
         "jobs/serving/scorer.py",

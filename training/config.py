@@ -485,6 +485,10 @@ class TrainingConfig:
     """A worker that is silent, or missing in an exchange between workers, for so long counts as crashed. More than any
     wait that is none: for the slowest worker's first batch, or for one to finish a checkpoint."""
     calibration: CalibrationConfig = field(default_factory=NoCalibration)
+    sampled_negatives: Literal["logit", "weights"] = "logit"
+    """Way to probabilities of all rows where a build kept a rate r of negatives (pipeline.sample). logit:
+    ln r is added to every logit after training, which is exact; weights: each kept negative counts 1 / r in the loss.
+    """
     plugins: tuple[Annotated[str, Field(pattern=MODULE_PATTERN)], ...] = ()
     """Modules of your own that register blocks of a model or metrics (docs/extending.md); imported wherever this config
     is."""

@@ -143,6 +143,8 @@ def _base_logit(manifest: DatasetManifest, config: TrainingConfig) -> Setting:
     rate = _train(manifest).label_rate
     if not 0 < rate < 1:
         return None
+    if config.sampled_negatives == "weights":  # each negative counts for those that the build left out
+        rate = rate / (rate + (1 - rate) / manifest.negatives_rate)
     return round(math.log(rate / (1 - rate)), 4), f"log-odds of the training label rate, {rate:.3g}"
 
 

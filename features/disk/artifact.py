@@ -3,7 +3,7 @@
     artifact.json          version, precision of the tables, fingerprints, and every other file's sha256
     weights.safetensors    the network                    learnt/         what was learnt from the training split
     config.json            the resolved config            metrics.json    of the run, as training ended
-    calibration.json       only of a calibrated model     golden.jsonl    raw rows and their probabilities
+    calibration.json       where logits are corrected     golden.jsonl    raw rows and their probabilities
 
 In an object store the other files are in a folder of their own, which ``artifact.json`` names. Either way an artifact
 appears in one step: whenever its export is killed, the old one or the new one is whole.
@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from features.disk.atomic import new_folder, standing, write_json
 from features.disk.digest import file_sha256
@@ -36,6 +38,8 @@ from features.disk.versions import Format
 ARTIFACT_NAME = "artifact.json"
 WEIGHTS_NAME = "weights.safetensors"
 GOLDEN_NAME = "golden.jsonl"
+VALUE_RATES_KEY = "value_rates"
+"""Key of the description: split -> feature -> shares of missing and unknown values. Optional, whatever the version."""
 
 FLOAT32 = "float32"
 """Precision of the tables of version 1, which does not say it."""
@@ -71,6 +75,20 @@ class Artifact:
             ArtifactError: it is absent or damaged.
         """
         return _read_json(self.folder / name)
+
+    @property
+    def value_rates(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Shares of missing and unknown values in the dataset's splits; empty in artifacts of earlier versions.
+
+        Raises:
+            ArtifactError: they are damaged.
+        """
+        try:
+            return TypeAdapter(dict[str, dict[str, dict[str, float]]]).validate_python(
+                self.description.get(VALUE_RATES_KEY, {})
+            )
+        except ValidationError as error:
+            raise ArtifactError(f"{self.folder / ARTIFACT_NAME}: {VALUE_RATES_KEY} is not understood") from error
 
 
 # ------------------------------------------------------------------------------------------------------------- reading

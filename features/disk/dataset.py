@@ -144,8 +144,18 @@ class Rejected:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Sampled:
+    """Down-sampling of the training split's negatives."""
+
+    negatives: Annotated[float, Field(gt=0, lt=1)]
+    """Rate of negatives that were kept."""
+    num_left_out: Count
+    """Negatives that are in no file."""
+
+
+@dataclass(frozen=True, config=STRICT)
 class DatasetManifest:
-    """Everything a dataset consists of. Row accounting: num_input_rows = splits + rejected + duplicates."""
+    """Everything a dataset consists of. Row accounting: num_input_rows = splits + left out + rejected + duplicates."""
 
     schema: FeatureSchema
     schema_fingerprint: str
@@ -164,7 +174,14 @@ class DatasetManifest:
     """State of each input file, sorted by path; empty in datasets of earlier versions, which did not keep it."""
     warnings: tuple[str, ...] = ()
     """Oddities of the input and of the rows that the build told of, a sentence each."""
+    sampled: Sampled | None = None
+    """Down-sampling of negatives; None, and no key in the file, where every row was kept."""
     version: int = DATASET_FORMAT.version
+
+    @property
+    def negatives_rate(self) -> float:
+        """Return the rate of the training split's negatives that were kept."""
+        return 1.0 if self.sampled is None else self.sampled.negatives
 
     @property
     def fingerprint(self) -> str:
@@ -194,7 +211,10 @@ class DatasetManifest:
 
     def write(self, dataset: Path) -> None:
         """Replace ``dataset/manifest.json`` in one step, after everything it names is on disk."""
-        atomic.write_json(dataset / MANIFEST_NAME, asdict(self), durable=True, sort_keys=True, ensure_ascii=False)
+        values = asdict(self)
+        if self.sampled is None:
+            del values["sampled"]
+        atomic.write_json(dataset / MANIFEST_NAME, values, durable=True, sort_keys=True, ensure_ascii=False)
 
     @classmethod
     def load(cls, dataset: Place | str) -> "DatasetManifest":

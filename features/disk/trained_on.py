@@ -38,6 +38,8 @@ class TrainedOn:
     rows: dict[str, SplitRows] = field(default_factory=dict)
     """Split -> its rows; empty where ``fingerprint`` is None."""
     fingerprint_version: int = 1
+    negatives_rate: float = 1.0
+    """Rate of negatives that its training split kept."""
 
     @classmethod
     def of(cls, dataset: object, manifest: DatasetManifest) -> "TrainedOn":
@@ -55,6 +57,7 @@ class TrainedOn:
             manifest.fingerprint,
             rows,
             FINGERPRINT_FORMAT.version,
+            manifest.negatives_rate,
         )
 
     @classmethod

@@ -51,6 +51,11 @@ class Partition:
             DatasetError, LearntError: it is absent or damaged, or has splits of its own.
         """
         manifest = DatasetManifest.load(path)
+        if manifest.sampled is not None:
+            raise DatasetError(
+                f"{path} lacks negatives (pipeline.sample): models are compared on a partition before they are trained "
+                "on it, and need all rows of it; build it without"
+            )
         if set(manifest.splits) != {SOURCE_SPLIT}:
             raise DatasetError(
                 f"{path} has splits {', '.join(manifest.splits)}: a partition has {SOURCE_SPLIT!r} alone, so build it "

@@ -9,6 +9,7 @@ A wanted column ``user.id`` is the key ``id`` of the object ``user``; a key that
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -318,7 +319,7 @@ class JsonReader:
                 rejected[index] = NOT_JSON
                 continue
             values = [get_value(row, name) for name in self._wanted.columns]
-            reason = self._refuse(values)
+            reason = self._find_repeated(row) or self._refuse(values)
             if reason:
                 rejected[index] = reason
             else:
@@ -333,6 +334,11 @@ class JsonReader:
             wants_floats = self._kind_of(name, is_text) == _FLOAT
             columns[name] = (wants_floats and _to_floats(texts)) or pa.array(texts, _TEXT)
         return _Piece(np.array(indices, np.int64), columns, lists, rejected)
+
+    def _find_repeated(self, row: dict[str, Any]) -> str | None:
+        """Say which wanted key is there twice, as ``pyarrow.json`` does; which value is meant, nobody knows."""
+        name = next((name for name in self._wanted.columns if _is_repeated(row, name)), None)
+        return None if name is None else f"key {name!r} is there twice"
 
     def _refuse(self, values: list[Any]) -> str | None:
         for name, value in zip(self._wanted.columns, values, strict=True):
@@ -354,12 +360,45 @@ def parse_object(line: bytes) -> dict[str, Any] | None:
     """
     try:
         text = line.decode()
-        row = json.loads(text, parse_float=_Number, parse_int=_Number, parse_constant=_refuse_constant)
+        row = json.loads(
+            text,
+            parse_float=_Number,
+            parse_int=_Number,
+            parse_constant=_refuse_constant,
+            object_pairs_hook=_to_object,
+        )
         if "\\ud" in text or "\\uD" in text:
             row = _without_half_pairs(row)
     except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
+
+
+class _Repeating(dict[str, Any]):
+    """An object with a key that is there twice; it holds the last value of each."""
+
+    repeated: frozenset[str]
+
+
+def _to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    repeating = _Repeating(found)
+    repeating.repeated = frozenset(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+    return repeating
+
+
+def _is_repeated(row: dict[str, Any], name: str) -> bool:
+    """Tell whether a key, or that of an object that a dotted name leads through, is there twice."""
+    if isinstance(row, _Repeating) and name in row.repeated:
+        return True
+    value: Any = row
+    for key in name.split("."):
+        if isinstance(value, _Repeating) and key in value.repeated:
+            return True
+        value = value.get(key) if isinstance(value, dict) else None
+    return False
 
 
 class _Number(str):
@@ -374,7 +413,14 @@ def _refuse_constant(name: str) -> None:
 
 def _without_half_pairs(value: Any) -> Any:
     if isinstance(value, dict):
-        return {_without_half_pairs(key): _without_half_pairs(item) for key, item in value.items()}
+        items = [(_without_half_pairs(key), _without_half_pairs(item)) for key, item in value.items()]
+        found = _to_object(items)  # two keys may become one
+        if isinstance(value, _Repeating):
+            names = frozenset(map(_without_half_pairs, value.repeated))
+            repeating = _Repeating(found)
+            repeating.repeated = names | (found.repeated if isinstance(found, _Repeating) else frozenset())
+            return repeating
+        return found
     if isinstance(value, list):
         return [_without_half_pairs(item) for item in value]
     if isinstance(value, str) and not isinstance(value, _Number):

@@ -18,6 +18,9 @@ EXIT_DATA = 1
 EXIT_USAGE = 2
 """Exit code: the command line or the config is wrong."""
 
+TOKEN = "TWINFOCUS_TOKEN"  # nosec B105
+"""Environment variable with the bearer token of all requests but those for health; unset: no token is needed."""
+
 
 def plain_parser(module: str, description: str, example: str) -> argparse.ArgumentParser:
     """Make a parser whose ``--help`` ends with an example."""

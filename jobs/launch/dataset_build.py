@@ -1,6 +1,7 @@
 """Dataset build under Spark: config checks across sections, the build, its summary as build.json and as text."""
 
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from features.disk.atomic import write_json
@@ -108,6 +109,7 @@ def _summarise(manifest: DatasetManifest, warnings: list[str], output: Place, se
         "rejected": manifest.rejected.num_rows,
         "reasons": manifest.rejected.reasons,
         "duplicates": manifest.num_duplicates,
+        **({"sampled": asdict(manifest.sampled)} if manifest.sampled else {}),
         "warnings": warnings,
         "seconds": round(seconds, 3),
         "rows_per_second": round(manifest.num_input_rows / seconds, 1),
@@ -137,5 +139,7 @@ def describe_build(summary: dict[str, Any]) -> str:
     reasons = "; ".join(f"{count:,} {reason}" for reason, count in summary["reasons"].items())
     lines.append(f"  rejected {summary['rejected']:,}" + (f" ({reasons})" if reasons else ""))
     lines.append(f"  duplicates {summary['duplicates']:,}")
+    if sampled := summary.get("sampled"):
+        lines.append(f"  negatives of train left out {sampled['num_left_out']:,} ({sampled['negatives']:g} are kept)")
     lines.append(f"{summary['dataset']}: {summary['seconds']:.1f} s, {summary['rows_per_second']:,.0f} rows/s")
     return "\n".join(lines)

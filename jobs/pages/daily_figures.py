@@ -1,6 +1,7 @@
 """Figures by day: metrics of candidate and champion, and statistics of the data."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import plotly.graph_objects as go
 
@@ -71,17 +72,17 @@ def label_rate_by_day(partitions: Sequence[PartitionStatus]) -> go.Figure:
     return _by_day(figure, days)
 
 
-def null_rates_by_day(partitions: Sequence[PartitionStatus]) -> go.Figure:
-    """Draw the share of missing values by day, for the features where it changes most."""
+def rates_by_day(partitions: Sequence[PartitionStatus], what: Literal["null_rates", "oov_rates"]) -> go.Figure:
+    """Draw the share of missing or of unknown values by day, for the features where it changes most."""
     rates: dict[str, list[float]] = {}
     for partition in partitions:
-        for name, rate in partition.null_rates.items():
+        for name, rate in getattr(partition, what).items():
             rates.setdefault(name, []).append(rate)
     moving = sorted((n for n in rates if any(rates[n])), key=lambda name: min(rates[name]) - max(rates[name]))
-    figure = blank("", "without a value")
+    figure = blank("", {"null_rates": "without a value", "oov_rates": "not in the vocabulary"}[what])
     days = [plain(dashed(partition.name)) for partition in partitions]
     for name, colour in zip(moving, LINE_COLOURS, strict=False):
-        values = [partition.null_rates.get(name) for partition in partitions]
+        values = [getattr(partition, what).get(name) for partition in partitions]
         line = {"color": colour, "width": 2}
         figure.add_scatter(x=days, y=values, name=plain(name), mode="lines+markers", line=line)
     figure.update_yaxes(rangemode="tozero", tickformat=".0%")

@@ -36,6 +36,7 @@ def render_status(status: RetrainingStatus) -> str:
         "checks": "The newest data checks",
         "data": "Data by day",
         "partitions": "Partitions",
+        "values": "Values that the service has scored",
         "champions": "Champions",
     }
     return render_page(
@@ -55,6 +56,7 @@ def render_status(status: RetrainingStatus) -> str:
         newest_checks=_newest_checks(status),
         data_figures=_data_figures(status),
         partitions=_partitions(status),
+        service_values=_service_values(status),
         champions=_champions(status),
     )
 
@@ -137,7 +139,9 @@ def _data_figures(status: RetrainingStatus) -> Figures | None:
         return None
     found = {"Rows": daily_figures.rows_by_day(built), "Label rate": daily_figures.label_rate_by_day(built)}
     if any(partition.null_rates for partition in built):
-        found["Missing values, where they change most"] = daily_figures.null_rates_by_day(built)
+        found["Missing values, where they change most"] = daily_figures.rates_by_day(built, "null_rates")
+    if any(any(partition.oov_rates.values()) for partition in built):
+        found["Unknown values, where they change most"] = daily_figures.rates_by_day(built, "oov_rates")
     return found
 
 
@@ -158,6 +162,26 @@ def _partitions(status: RetrainingStatus) -> Table | None:
         for partition in reversed(status.partitions)
     ]
     return Table(("partition", "state", "", "checks", "rows", "label rate", "what checks say"), rows)
+
+
+def _service_values(status: RetrainingStatus) -> Table | None:
+    """Lay out the missing and unknown values that the service has scored, the most unknown first."""
+    if status.service is None:
+        return None
+    service = status.service
+    rows = [
+        [
+            name,
+            percent(service.share(name, "unknown")),
+            percent(service.share(name, "unknown", "train")),
+            percent(service.share(name, "missing")),
+            percent(service.share(name, "missing", "train")),
+            found.get("example"),
+        ]
+        for name, found in sorted(service.values.items(), key=lambda item: -item[1].get("unknown", 0.0))
+    ]
+    header = ("feature", "unknown", "in training", "missing", "in training", "an unknown value")
+    return Table(header, rows)
 
 
 def _champions(status: RetrainingStatus) -> Table | None:

@@ -1,6 +1,8 @@
 """FoundArtifact: the place of an artifact, from a path or URL, or from a registry's version or alias."""
 
+import math
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from jobs.registry.registry import Registry
 MODELS = "models:/"
 REGISTRY = "runs/registry"
 """Folder of the default registry, and of downloads from a server."""
+_ASK_SECONDS = 60.0
+"""Seconds after which a registry is read again though it has not changed: its artifacts may have."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,38 @@ def find_in(registry: Registry, name: str) -> FoundArtifact:
     # By its number: another version may have become champion since.
     folder = registry.fetch(f"{MODELS}{version.name}/{version.version}")
     return FoundArtifact(str(folder), str(version.sha256), version.name, version.version)
+
+
+class FollowedVersion:
+    """The version that a name stands for, asked again and again; a folder's registry is read only when it has changed.
+
+    MLflow takes tens of milliseconds to answer, and whoever serves in the same process waits for it.
+    """
+
+    def __init__(self, registry: Registry, name: str) -> None:
+        """Follow a name.
+
+        Args:
+            registry: the registry.
+            name: as for ``find_in``.
+        """
+        self._registry, self._name = registry, name
+        self._found: FoundArtifact | None = None
+        self._state: object = None
+        self._asked_at = -math.inf
+
+    def find(self) -> FoundArtifact:
+        """Find the version's artifact, as ``find_in``.
+
+        Raises:
+            RegistryError: as ``find_in``.
+        """
+        state, now = self._registry.state(), time.monotonic()
+        if self._found is None or state is None or state != self._state or now > self._asked_at + _ASK_SECONDS:
+            self._state = None  # an error is no answer
+            self._found = find_in(self._registry, self._name)
+            self._state, self._asked_at = state, now
+        return self._found
 
 
 def open_registry(given: str) -> Registry:

@@ -39,7 +39,15 @@ from jobs.registry.model_versions import (
     read_versions,
 )
 from jobs.registry.promotions import Promotion, read_promotions, record, settle, undo
-from jobs.registry.store import REGISTRY_LOCK_NAME, RegistryError, explained, lock_registry, open_folder, reach
+from jobs.registry.store import (
+    REGISTRY_LOCK_NAME,
+    RegistryError,
+    database_state,
+    explained,
+    lock_registry,
+    open_folder,
+    reach,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -204,6 +212,10 @@ class Registry:
         """
         with self._explained():
             return tuple(read_versions(self._client, self._model(name)))
+
+    def state(self) -> object:
+        """Return something that is equal as long as a folder's registry has not changed; None: nobody can tell."""
+        return None if self._is_server else database_state(self._folder)
 
     def find(self, name_or_uri: str) -> ModelVersion:
         """Find the version of ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``; a name alone stands for its champion.

@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +25,9 @@ REGISTRY_PATIENCE_SECONDS = 30.0
 """Seconds to wait for another program's change; a single SQL statement waits for MLflow's 20 s."""
 MAKING_SECONDS = 120.0
 """Seconds to wait while another program makes a registry's tables, which takes a few seconds."""
+
+SETTLED_SECONDS = 1.0
+"""Seconds since a database's last change after which its time tells that there was no other."""
 
 
 class RegistryError(ValueError):
@@ -110,6 +114,21 @@ def _wait_for(database: Path) -> None:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except sqlite3.Error as error:
         raise RegistryError(_reason(str(database.parent), str(error))) from error
+
+
+def database_state(folder: Path) -> object:
+    """Return something that is equal as long as a folder's database has not changed; None: nobody can tell.
+
+    A file's time has ticks of some milliseconds, so that of a change just now says nothing.
+    """
+    paths = [folder / f"{DATABASE_NAME}{end}" for end in ("", "-wal", "-journal")]
+    try:
+        found = [path.stat() for path in paths if path.exists()]
+    except OSError:
+        return None
+    if not found or any(time.time() - stat.st_mtime < SETTLED_SECONDS for stat in found):
+        return None
+    return tuple((stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in found)
 
 
 def lock_registry(path: Path, patience: float | None = None) -> contextlib.AbstractContextManager[Any]:

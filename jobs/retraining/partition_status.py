@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from features.disk.window import SOURCE_SPLIT
+from features.schema import VOCABULARY_KINDS
 from jobs.retraining.data_checks import CheckResult, Checks, Level
 from jobs.retraining.raw_partitions import is_late
 from jobs.retraining.retrain_folder import UNREADABLE
@@ -29,6 +30,8 @@ class PartitionStatus:
     rows: int | None = None
     label_rate: float | None = None
     null_rates: dict[str, float] = field(default_factory=dict)
+    oov_rates: dict[str, float] = field(default_factory=dict)
+    """Shares of values outside the vocabulary that the partition goes on with, of features that have one."""
     reasons: tuple[str, ...] = ()
     """Reasons of data checks that are not ok, a sentence each."""
 
@@ -71,7 +74,9 @@ def _describe(name: str, files: StatusFiles, trained: Sequence[str], span: tuple
         return found
     split = manifest.splits[SOURCE_SPLIT]
     rates = {feature: statistics.null_rate for feature, statistics in {**split.sparse, **split.dense}.items()}
-    return replace(found, rows=split.num_rows, label_rate=split.label_rate, null_rates=rates)
+    known = {f.name for f in manifest.schema.sparse if f.encoding.kind in VOCABULARY_KINDS}
+    unknown = {feature: found.oov_rate for feature, found in split.sparse.items() if feature in known}
+    return replace(found, rows=split.num_rows, label_rate=split.label_rate, null_rates=rates, oov_rates=unknown)
 
 
 def _state(name: str, files: StatusFiles, level: Level | None, trained: Sequence[str]) -> State:

@@ -22,6 +22,7 @@ from jobs.retraining.data_checks import CheckResult
 from jobs.retraining.file_states import describe_files
 from jobs.retraining.partition_status import PartitionStatus, read_partitions, reasons_of, stopper
 from jobs.retraining.retrain_folder import REBUILT_TAG, TRAINED_TAG, RetrainFolder, still_trained_on
+from jobs.retraining.service_values import ServiceValues, read_values
 from jobs.retraining.shapes import find_distances
 from jobs.retraining.status_files import Outcome, StatusFiles, one_line
 from jobs.retraining.todo import Todo, plan
@@ -73,11 +74,26 @@ class RetrainingStatus:
     notes: tuple[str, ...]
     registry_problem: str | None = None
     """Reason why the champion is not known; None: the registry was read."""
+    service: ServiceValues | None = None
+    """Values that a running service has scored; None: none was asked, or it did not answer."""
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to show."""
         return self.files.is_empty and not self.partitions and not self.champion and not self.promotions
+
+    def with_service(self, address: str | None) -> "RetrainingStatus":
+        """Add what a running service says of its values, and its warnings as notes; None: no service is asked.
+
+        Raises:
+            ValueError: the address is none.
+        """
+        if address is None:
+            return self
+        found = read_values(address)
+        if isinstance(found, str):
+            return replace(self, notes=(*self.notes, found))
+        return replace(self, service=found, notes=(*self.notes, *found.warnings))
 
     @property
     def drift(self) -> dict[str, list[CheckResult]]:
@@ -120,6 +136,7 @@ class RetrainingStatus:
                 for date, results in self.drift.items()
             },
             "next": self.todo and dataclasses.asdict(self.todo),
+            "service": self.service and dataclasses.asdict(self.service),
             "notes": self.notes,
         }
 

@@ -35,6 +35,7 @@ def facts(status: RetrainingStatus) -> dict[str, str]:
         "next": _next(status),
         "partitions": _partitions(status),
         "drift": _drift(status),
+        "service": status.service.summary if status.service else "",
     }
     return {subject: sentence for subject, sentence in found.items() if sentence}
 

@@ -15,7 +15,15 @@ from features.raw_block import RawBlock
 from features.read.portions import Portion
 from jobs.cli.conventions import EXIT_DATA, local
 from jobs.registry.found_artifact import find_artifact
-from jobs.scoring.score_rows import HEADER, LineCounts, describe_scoring, exceeds_limit, write_scores
+from jobs.scoring.score_rows import (
+    HEADER,
+    LineCounts,
+    describe_scoring,
+    describe_values,
+    exceeds_limit,
+    print_values,
+    write_scores,
+)
 from training.ship.predict import Predictor
 
 
@@ -42,11 +50,13 @@ def score_here(arguments: Namespace) -> int:
                 wanted = reader.wanted_of_file(tables, declared.get(log.real, frozenset()))
                 blocks = reader.read(portion, wanted, tables, log.partition)
                 read = write_scores(file, log.path, predictor, _shown(blocks, log.path), before=0)
-            counts.add(read.rows, read.errors, read.absent)
+            counts.add(read.rows, read.errors, read.absent, read.values)
         counts.check(reader.log_format)
     summary = {"rows": counts.rows, "errors": counts.errors, "output": str(output), "artifact": artifact.named}
+    summary |= describe_values(predictor.report_values(counts.values))
     output.with_name(output.name + ".json").write_text(json.dumps(summary) + "\n", encoding="utf-8")
     print(describe_scoring(counts.rows, counts.errors, output))
+    print_values(summary)
     return EXIT_DATA if exceeds_limit(counts.rows, counts.errors, predictor) else 0
 
 

@@ -21,9 +21,20 @@ from features.disk.relative_path import check_relative
 from features.log_files import STORE, LogFile, local_copy, size_of
 from features.read.portions import PORTION_BYTES, check_file, count_lines, plan_portions
 from features.read.streams import PACKED_SUFFIXES
+from features.unknown_values import ValueTally
 from jobs.cli.conventions import local
 from jobs.registry.found_artifact import REGISTRY, FoundArtifact, find_artifact
-from jobs.scoring.score_rows import HEADER, LineCounts, Part, ScoreError, ScoreTask, Work, load_predictor, score_portion
+from jobs.scoring.score_rows import (
+    HEADER,
+    LineCounts,
+    Part,
+    ScoreError,
+    ScoreTask,
+    Work,
+    describe_values,
+    load_predictor,
+    score_portion,
+)
 from pipeline.tasks import run_tasks
 
 if TYPE_CHECKING:
@@ -153,7 +164,7 @@ def score_folder(spark: "SparkSession", job: ScoreJob, portion_bytes: int = PORT
     """
     with new_folder(job.output, refuse_foreign) as (new, scratch):
         tasks = _plan_tasks(spark, job, scratch, portion_bytes)
-        parts = _score_portions(spark, job, tasks, scratch)
+        parts, values = _score_portions(spark, job, tasks, scratch)
         files = [
             {"input": file, "output": name, **_lay(parts[file], scratch, new / name)}
             for file, name in job.files.items()
@@ -161,6 +172,7 @@ def score_folder(spark: "SparkSession", job: ScoreJob, portion_bytes: int = PORT
         rows, errors = (sum(file[key] for file in files) for key in ("rows", "errors"))
         summary = {"rows": rows, "scored": rows - errors, "errors": errors, "output": str(job.output)}
         summary |= {"artifact": job.artifact.named, "files": files}
+        summary |= describe_values(job.predictor.report_values(values))
         write_json(new / SCORES_SUMMARY_NAME, summary)
     return summary
 
@@ -198,8 +210,12 @@ def _fetch(scratch: Path, log: LogFile) -> LogFile:
 
 def _score_portions(
     spark: "SparkSession", job: ScoreJob, tasks: list[ScoreTask], folder: Path
-) -> dict[str, list[Part]]:
-    """Score portions on the executors; return raw file -> its parts in order, whose files are in ``folder``."""
+) -> tuple[dict[str, list[Part]], ValueTally]:
+    """Score portions on the executors.
+
+    Returns:
+        Raw file -> its parts in order, whose files are in ``folder``; and the counts of all values.
+    """
     work = Work(job.artifact.place, job.artifact.sha256, str(folder))
 
     def score(todo: Sequence[ScoreTask]) -> list[Part]:
@@ -222,9 +238,9 @@ def _score_portions(
     counts = LineCounts()
     for task, part in zip(tasks, found, strict=True):
         parts[task.file.path].append(part)
-        counts.add(part.num_rows, part.num_errors, part.absent)
+        counts.add(part.num_rows, part.num_errors, part.absent, part.values)
     counts.check(job.predictor.log_reader.log_format)
-    return parts
+    return parts, counts.values
 
 
 def _misjudged(tasks: Sequence[ScoreTask], parts: Sequence[Part]) -> dict[int, ScoreTask]:

@@ -4,11 +4,12 @@ import contextlib
 import csv
 import io
 import os
+import sys
 import tempfile
 import uuid
 from bisect import bisect
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +20,7 @@ from features.log_files import LogFile
 from features.log_format import LogError, LogFormat
 from features.raw_block import RawBlock, Wanted
 from features.read.portions import Portion, PortionEnd
+from features.unknown_values import ValueReport, ValueTally, name_unknown
 
 if TYPE_CHECKING:
     from training.ship.predict import Predictor
@@ -44,15 +46,19 @@ class LineCounts:
         rows: lines that should be rows.
         errors: those of them that are malformed.
         absent: columns that none of the lines has; None: no line was read.
+        values: counts of their missing and unknown values.
     """
 
     rows: int = 0
     errors: int = 0
     absent: frozenset[str] | None = None
+    values: ValueTally = field(default_factory=ValueTally)
 
-    def add(self, rows: int, errors: int, absent: Iterable[str] | None) -> None:
+    def add(self, rows: int, errors: int, absent: Iterable[str] | None, values: ValueTally | None = None) -> None:
         """Add the counts of other lines."""
         self.rows, self.errors = self.rows + rows, self.errors + errors
+        if values is not None:
+            self.values.add(values)
         if absent is not None:
             self.absent = frozenset(absent) if self.absent is None else self.absent & frozenset(absent)
 
@@ -85,7 +91,7 @@ def write_scores(
     counts = LineCounts()
     beginning = _csv_line(name, "")[:-2]
     for block in blocks:
-        scores, faults = predictor.predict_block(block)
+        scores, faults = predictor.predict_block(block, counts.values)
         places = (block.numbers + before).tolist()
         lines = [f"{beginning}{n},{score:.9g},\r\n" for n, score in zip(places, scores.tolist(), strict=True)]
         for row, error in faults.items():
@@ -108,6 +114,23 @@ def _csv_line(*values: Any) -> str:
 def describe_scoring(num_rows: int, num_errors: int, output: Path) -> str:
     """Describe the result in one line."""
     return f"scored {num_rows - num_errors:,} of {num_rows:,} rows to {output}; {num_errors:,} malformed"
+
+
+def describe_values(report: ValueReport) -> dict[str, Any]:
+    """Make the part of a summary that tells of missing and unknown values."""
+    return {"values": report.to_json(), "warnings": list(report.warnings().values())}
+
+
+def print_values(summary: Mapping[str, Any]) -> None:
+    """Print which features have unknown values, and on stderr a warning for each that has far more than it had.
+
+    Args:
+        summary: with what ``describe_values`` made.
+    """
+    if unknown := name_unknown(summary["values"]):
+        print(unknown)
+    for warning in summary["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def exceeds_limit(num_rows: int, num_errors: int, predictor: "Predictor") -> bool:
@@ -163,6 +186,8 @@ class Part(NamedTuple):
     """Beginning and end of the reading in its file."""
     absent: frozenset[str] | None
     """Columns that none of its lines has, as ``LineCounts.absent``."""
+    values: ValueTally
+    """Counts of missing and unknown values."""
 
 
 @cache
@@ -215,13 +240,15 @@ def _score_portion(work: Work, task: ScoreTask, folder: Path) -> Part:
         counts = write_scores(file, task.file.path, predictor, reading, task.before)
         file.flush()
         os.fsync(file.fileno())
-    part = read_back(path, reading.end, counts.absent)
+    part = read_back(path, reading.end, counts.absent, counts.values)
     if part.num_rows != counts.rows:
         raise ScoreError(f"{task.file.path}: {counts.rows} rows were read, but {part.num_rows} are in {path}")
     return part
 
 
-def read_back(path: Path, end: PortionEnd, absent: frozenset[str] | None = None) -> Part:
+def read_back(
+    path: Path, end: PortionEnd, absent: frozenset[str] | None = None, values: ValueTally | None = None
+) -> Part:
     """Read a file of scores back from disk and count its rows and errors.
 
     Raises:
@@ -237,4 +264,5 @@ def read_back(path: Path, end: PortionEnd, absent: frozenset[str] | None = None)
             first = first or last
             num_rows += 1
             num_errors += bool(error)
-    return Part(path.name, path.stat().st_size, num_rows, num_errors, first, last or None, end, absent)
+    tally = values or ValueTally()
+    return Part(path.name, path.stat().st_size, num_rows, num_errors, first, last or None, end, absent, tally)

@@ -14,11 +14,20 @@ from pydantic import BaseModel, Field
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
+from jobs.cli.conventions import TOKEN
 from jobs.pages.score_api_page import render_score_api
 from jobs.registry.found_artifact import FoundArtifact
-from jobs.serving.score_request import MAX_JSON_NUMBER, TOKEN, RequestError, RequestLimits, ScoreRequest
+from jobs.serving.row_schema import RowSchema
+from jobs.serving.score_request import (
+    BUDGET_HEADER,
+    MAX_JSON_NUMBER,
+    RequestError,
+    RequestLimits,
+    ScoreRequest,
+    read_budget,
+)
 from jobs.serving.scorer import RequestScores
-from jobs.serving.service import Service
+from jobs.serving.service import BudgetError, Service
 
 DESCRIPTION = (
     "Click probabilities of raw rows, by the version of a model that serves. A malformed row has the score null and an "
@@ -48,6 +57,53 @@ class Problem(BaseModel):
     """Why there is no answer."""
 
     detail: str
+
+
+class RowFeature(BaseModel):
+    """A feature that reads a column."""
+
+    feature: str
+    encoding: str = Field(description="hash, vocabulary, ..., or number")
+    separator: str | None = Field(None, description="Of a text with several values")
+
+
+class RowColumn(BaseModel):
+    """A column of a row."""
+
+    name: str
+    required: bool = Field(description="Whether a row must have it; null stands for a missing value")
+    types: list[str] = Field(description="JSON types of a value")
+    features: list[RowFeature]
+
+
+class RowLabel(BaseModel):
+    """Label: a score is the probability that it is 1."""
+
+    column: str
+    is_1_where: str
+
+
+class RowDescription(BaseModel):
+    """Columns of a row and the label, for the version that serves."""
+
+    model: str
+    version: int | None
+    sha256: str
+    columns: list[RowColumn]
+    label: RowLabel
+    max_rows: int
+    max_value: int = Field(description="Characters of one value, or items of a list")
+
+
+class SeenValues(BaseModel):
+    """Missing and unknown values since the version serves, beside those of the dataset that it was trained on."""
+
+    model: str
+    version: int | None
+    sha256: str
+    rows: int
+    values: dict[str, dict[str, Any]] = Field(description="By feature: shares of missing and unknown values")
+    warnings: list[str]
 
 
 class Health(BaseModel):
@@ -86,16 +142,35 @@ def make_api(service: Service, limits: RequestLimits, token: str | None = None) 
     @api.post(
         "/v1/score",
         response_model=Answer,
-        responses={**refusals, **{code: {"model": Problem} for code in (413, 422, 503)}},
+        responses={**refusals, **{code: {"model": Problem} for code in (413, 422, 503, 504)}},
         **guarded,
     )
     async def score(request: Request) -> Response:
-        """Score raw rows: raw column -> value, as text or number; null for a missing value."""
+        """Score raw rows: raw column -> value, as text or number; null for a missing value.
+
+        Columns that all rows have may be given once: {"shared": {...}, "candidates": [...]}. A client that waits for
+        so many milliseconds says it in the header X-Time-Budget-Ms, and gets 504 when they are over.
+        """
         started = time.perf_counter()
         response = await _score(service, request, limits)
         service.metrics.latency.observe(time.perf_counter() - started)
         service.metrics.requests.labels(str(response.status_code)).inc()
         return response
+
+    @api.get("/v1/schema", response_model=RowDescription, responses=refusals, **guarded)
+    async def schema() -> Response:
+        """Columns that a row needs, with their types and encodings, and the label, of the version that serves."""
+        served = service.served
+        found = {**served.artifact.named, **served.row_schema.to_json()}
+        return JSONResponse({**found, "max_rows": limits.rows, "max_value": limits.value})
+
+    @api.get("/v1/values", response_model=SeenValues, responses=refusals, **guarded)
+    async def values() -> Response:
+        """Missing and unknown values since the version serves, and what is far above its training's."""
+        served = service.served
+        report = served.report_values()
+        found = {"rows": report.tally.rows, "values": report.to_json(), "warnings": list(report.warnings().values())}
+        return JSONResponse({**served.artifact.named, **found})
 
     @api.get("/healthz", response_model=Health, responses={503: {"model": Health}})
     async def healthz() -> Response:
@@ -111,7 +186,7 @@ def make_api(service: Service, limits: RequestLimits, token: str | None = None) 
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     def describe() -> dict[str, Any]:
-        return _with_columns(FastAPI.openapi(api), service.served.columns, limits)
+        return _with_columns(FastAPI.openapi(api), service.served.row_schema, limits)
 
     @api.get("/openapi.json", include_in_schema=False, **guarded)
     async def openapi() -> Response:
@@ -119,17 +194,24 @@ def make_api(service: Service, limits: RequestLimits, token: str | None = None) 
 
     @api.get("/docs", include_in_schema=False, **guarded)
     async def docs() -> Response:
-        return HTMLResponse(render_score_api(describe(), service.served.columns))
+        return HTMLResponse(render_score_api(describe(), service.served.row_schema.columns))
 
     return api
 
 
 async def _score(service: Service, request: Request, limits: RequestLimits) -> Response:
+    begun = time.time()
+    budget = None
     try:
+        budget = read_budget(request.headers.get(BUDGET_HEADER))
         parsed = ScoreRequest.parse(await _read(request, limits.body), limits)
-        artifact, scores = await service.score(parsed)
+        artifact, scores = await service.score(parsed, None if budget is None else begun + budget)
     except RequestError as error:
         return JSONResponse({"detail": str(error)}, error.status)
+    except BudgetError:
+        assert budget is not None
+        service.metrics.over_budget.inc()
+        return JSONResponse({"detail": f"the time budget of {1000 * budget:g} ms is over"}, 504)
     except TimeoutError:
         return _unavailable(f"no replica has answered within {service.config.seconds:g} s")
     except (RayServeException, RayError) as error:
@@ -174,16 +256,35 @@ def _unavailable(detail: str) -> Response:
     return JSONResponse({"detail": detail}, 503, {"Retry-After": "1"})
 
 
-def _with_columns(document: dict[str, Any], columns: Sequence[str], limits: RequestLimits) -> dict[str, Any]:
-    """Add the schema of a row of the served version to an OpenAPI document."""
+def _with_columns(document: dict[str, Any], wanted: RowSchema, limits: RequestLimits) -> dict[str, Any]:
+    """Add the schema of a row of the served version, and the header of a time budget, to an OpenAPI document."""
     text = {"type": "string", "maxLength": limits.value}
     number = {"type": "number", "minimum": -MAX_JSON_NUMBER, "maximum": MAX_JSON_NUMBER}
     scalar = [text, number, {"type": "boolean"}, {"type": "null"}]
     value = {"anyOf": [*scalar, {"type": "array", "items": {"anyOf": scalar}, "maxItems": limits.value}]}
-    row = {"type": "object", "properties": dict.fromkeys(columns, value), "required": list(columns)}
+    row = {"type": "object", "properties": dict.fromkeys(wanted.columns, value), "required": list(wanted.required)}
     rows = {"type": "array", "items": row, "maxItems": limits.rows}
-    body = {"type": "object", "properties": {"rows": rows}, "required": ["rows"], "additionalProperties": False}
+    body = _object({"rows": rows})
+    # Which column is shared and which is not is the client's choice; each must be in exactly one of both.
+    first, *others = wanted.columns
+    shared = _object({first: value}, [name for name in (first,) if name in wanted.required])
+    candidate = _object(dict.fromkeys(others, value), [name for name in others if name in wanted.required])
+    candidates = {"type": "array", "items": candidate, "maxItems": limits.rows}
+    parted = _object({"shared": shared, "candidates": candidates})
     paths = {path: dict(methods) for path, methods in document["paths"].items()}
-    content = {"application/json": {"schema": {"anyOf": [body, rows]}}}
-    paths["/v1/score"]["post"] = {**paths["/v1/score"]["post"], "requestBody": {"required": True, "content": content}}
+    content = {"application/json": {"schema": {"anyOf": [body, rows, parted]}}}
+    budget = {
+        "name": BUDGET_HEADER,
+        "in": "header",
+        "required": False,
+        "description": "Milliseconds that the client waits, from the request's first byte",
+        "schema": {"type": "number", "exclusiveMinimum": 0},
+    }
+    asked = {"requestBody": {"required": True, "content": content}, "parameters": [budget]}
+    paths["/v1/score"]["post"] = {**paths["/v1/score"]["post"], **asked}
     return {**document, "paths": paths}
+
+
+def _object(properties: dict[str, Any], required: Sequence[str] | None = None) -> dict[str, Any]:
+    needed = list(properties) if required is None else list(required)
+    return {"type": "object", "properties": properties, "required": needed, "additionalProperties": False}

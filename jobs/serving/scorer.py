@@ -1,19 +1,31 @@
 """Scorer: a replica of Ray Serve, which holds one version of a model and scores several requests in one batch."""
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ray import serve
 
 from features.rows import RawRow, RowError
+from features.unknown_values import ValueTally
 from jobs.launch.loopback import LOOPBACK
 from jobs.scoring.score_rows import load_predictor
+from jobs.serving.row_schema import RowSchema
 
 if TYPE_CHECKING:
     from training.ship.predict import Predictor
 
 SCORER_BATCH_ROWS = 4096
 """Rows of a batch over several requests; ``training.ship.predict`` uses the same size."""
+
+
+class ScoreWork(NamedTuple):
+    """Rows of one request on their way to a replica."""
+
+    rows: Sequence[RawRow]
+    """Rows with all columns of the model."""
+    deadline: float | None
+    """Unix time after which nobody waits for the answer; None: there is none."""
 
 
 class RequestScores(NamedTuple):
@@ -23,6 +35,8 @@ class RequestScores(NamedTuple):
     """Probabilities in the order of the rows; None for a malformed row."""
     errors: dict[int, str]
     """Errors of malformed rows: number of the row, from 1 -> error."""
+    values: ValueTally | None = None
+    """Counts of missing and unknown values in all rows of the batch; None: another answer of the batch has them."""
 
 
 def _keep_to_loopback() -> None:
@@ -61,31 +75,52 @@ class Scorer:
         self._predictor = load_predictor(place, digest)
         self.score.set_max_batch_size(batch_rows)  # type: ignore[attr-defined]
 
-    async def columns(self) -> tuple[str, ...]:
-        """Raw columns that every row must have."""
-        return self._predictor.schema.feature_columns
+    async def row_schema(self) -> RowSchema:
+        """Return what a row of a request must have."""
+        predictor = self._predictor
+        return RowSchema.of(predictor.schema, predictor.config, predictor.value_rates)
 
     @serve.batch(
-        max_batch_size=SCORER_BATCH_ROWS, batch_wait_timeout_s=0.0, batch_size_fn=lambda items: sum(map(len, items))
+        max_batch_size=SCORER_BATCH_ROWS,
+        batch_wait_timeout_s=0.0,
+        batch_size_fn=lambda items: sum(len(item.rows) for item in items),
     )
-    async def score(self, requests: list[Sequence[RawRow]]) -> list[RequestScores]:
-        """Score a batch of requests, each a list of rows with all columns; return one ``RequestScores`` for each."""
-        rows = [row for request in requests for row in request]
-        scores, errors = _score_rows(self._predictor, rows)
-        answers, start = [], 0
-        for request in requests:
-            end = start + len(request)
-            own = {row - start + 1: error for row, error in errors.items() if start <= row < end}
-            answers.append(RequestScores(scores[start:end], own))
-            start = end
-        return answers
+    async def score(self, requests: list[ScoreWork]) -> list[RequestScores | None]:
+        """Score a batch of requests; return the scores of each, None where its deadline is over."""
+        return score_in_time(self._predictor, requests)
 
 
-def _score_rows(predictor: "Predictor", rows: Sequence[RawRow]) -> tuple[list[float | None], dict[int, str]]:
+def score_in_time(predictor: "Predictor", requests: Sequence[ScoreWork]) -> list[RequestScores | None]:
+    """Score requests in one batch; None for one whose deadline is over, of which no row is computed."""
+    now = time.time()
+    todo = [request for request in requests if request.deadline is None or request.deadline > now]
+    rows = [row for request in todo for row in request.rows]
+    tally = ValueTally()
+    scores, errors = _score_rows(predictor, rows, tally)
+    answers: list[RequestScores | None] = []
+    start = 0
+    for request in requests:
+        if request.deadline is not None and request.deadline <= now:
+            answers.append(None)
+            continue
+        end = start + len(request.rows)
+        own = {row - start + 1: error for row, error in errors.items() if start <= row < end}
+        answers.append(RequestScores(scores[start:end], own, None if start else tally))
+        start = end
+    return answers
+
+
+def _score_rows(
+    predictor: "Predictor", rows: Sequence[RawRow], tally: ValueTally
+) -> tuple[list[float | None], dict[int, str]]:
     """Score rows; return probabilities, None for a malformed row, and malformed row, from 0 -> its error."""
+    counted = ValueTally()
     try:
-        return predictor.predict(rows).tolist(), {}
+        scores = predictor.predict(rows, counted).tolist()
     except RowError:
         errors = {place: error for place, row in enumerate(rows) if (error := predictor.find_error(row))}
-    found = iter(predictor.predict([row for place, row in enumerate(rows) if place not in errors]).tolist())
+    else:
+        tally.add(counted)
+        return scores, {}
+    found = iter(predictor.predict([row for place, row in enumerate(rows) if place not in errors], tally).tolist())
     return [None if place in errors else next(found) for place in range(len(rows))], errors

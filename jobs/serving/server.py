@@ -12,13 +12,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli.conventions import EXIT_DATA
+from jobs.cli.conventions import EXIT_DATA, TOKEN
 from jobs.cli.errors import ConfigError
 from jobs.cli.logging import is_json
 from jobs.launch.loopback import LOOPBACK, loopback_settings
-from jobs.registry.found_artifact import MODELS, FoundArtifact, find_artifact, find_in, open_registry
-from jobs.serving.score_request import TOKEN, RequestLimits
+from jobs.registry.found_artifact import MODELS, FollowedVersion, FoundArtifact, find_artifact, open_registry
+from jobs.serving.score_request import RequestLimits
 
+_OFF = (
+    "RAY_SERVE_LOG_TO_STDERR",
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD",
+)
+"""Settings of Ray Serve that are switched off: with them a request changes threads, and replicas write to stderr."""
 _log = logging.getLogger("jobs.serve")
 
 if TYPE_CHECKING:
@@ -73,7 +78,7 @@ def _finder(arguments: argparse.Namespace) -> Callable[[], FoundArtifact]:
         found = find_artifact(arguments.artifact)
         return lambda: found
     registry = open_registry(arguments.registry)
-    return lambda: find_in(registry, arguments.model)
+    return FollowedVersion(registry, arguments.model).find
 
 
 @contextmanager
@@ -98,7 +103,8 @@ def _ray(num_replicas: int) -> Iterator[None]:
     is_own = "RAY_ADDRESS" not in os.environ
     if is_own:
         os.environ.update(loopback_settings())
-    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    for name in _OFF:
+        os.environ.setdefault(name, "0")
     import ray
     from ray import serve
 

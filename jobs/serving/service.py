@@ -11,10 +11,11 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,10 +25,11 @@ from ray.serve._private.common import ReplicaState
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from features.rows import RawRow
+from features.unknown_values import ValueReport, ValueTally
 from jobs.registry.found_artifact import FoundArtifact
+from jobs.serving.row_schema import RowSchema
 from jobs.serving.score_request import ScoreRequest
-from jobs.serving.scorer import SCORER_BATCH_ROWS, RequestScores, Scorer
+from jobs.serving.scorer import SCORER_BATCH_ROWS, RequestScores, Scorer, ScoreWork
 from jobs.serving.service_metrics import ServiceMetrics
 
 _log = logging.getLogger(__name__)
@@ -43,6 +45,10 @@ _REASON = re.compile(r".*\b(?:[\w.]*Error|Exception): (?P<reason>.+)", re.DOTALL
 
 class ServiceError(ValueError):
     """A version cannot be served."""
+
+
+class BudgetError(Exception):
+    """A client's time budget is over before there is an answer."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +79,18 @@ class Served:
     artifact: FoundArtifact
     application: str
     handle: DeploymentHandle[Any]
-    columns: tuple[str, ...]
-    """Raw columns that every row must have."""
+    row_schema: RowSchema
+    """Columns that a row of a request must have."""
     num_requests: int = field(default=0)
     """Requests in flight."""
+    values: ValueTally = field(default_factory=ValueTally)
+    """Counts of missing and unknown values in the rows that this version has scored here."""
+    warned: set[str] = field(default_factory=set)
+    """Warnings on values that the log has already."""
+
+    def report_values(self) -> ValueReport:
+        """Hold the counts of values against the dataset that the version was trained on."""
+        return ValueReport(self.values, self.row_schema.value_rates, self.row_schema.schema)
 
 
 class Service:
@@ -120,30 +134,57 @@ class Service:
         self._take_over(self._deploy(self._find()))
         self._set_running(self.config.num_replicas)
 
-    async def score(self, request: ScoreRequest) -> tuple[FoundArtifact, RequestScores]:
+    async def score(self, request: ScoreRequest, deadline: float | None = None) -> tuple[FoundArtifact, RequestScores]:
         """Score a request's rows; return the scores and the artifact, one and the same for all rows.
+
+        Args:
+            request: the rows.
+            deadline: Unix time at which the client's time budget ends; None: it has none.
 
         Raises:
             RequestError: a row lacks a column.
+            BudgetError: the time budget is over; a replica that learns it before it computes does not compute.
             TimeoutError: no replica has answered in time.
             RayServeException: the queue is full.
             RayActorError: the replica died in each of ``MAX_TRIES`` tries.
         """
-        async with asyncio.timeout(self.config.seconds):
-            for number in itertools.count(1):
-                with self._taken() as served:
-                    rows = request.rows_of(served.columns)
-                    try:
-                        return served.artifact, await self._send(served, rows)
-                    except RayActorError:
-                        if number == MAX_TRIES:
-                            raise
-                self.metrics.retries.inc()
-                await asyncio.sleep(0.05 * number)
-        raise AssertionError
+        left = math.inf if deadline is None else deadline - time.time()
+        if left <= 0:
+            raise BudgetError
+        try:
+            async with asyncio.timeout(min(left, self.config.seconds)):
+                return await self._try(request, deadline)
+        except TimeoutError:
+            if left < self.config.seconds:
+                raise BudgetError from None
+            raise
 
-    async def _send(self, served: Served, rows: Sequence[RawRow]) -> RequestScores:
-        return await served.handle.score.remote(rows) if rows else RequestScores([], {})
+    async def _send(self, served: Served, work: ScoreWork) -> RequestScores | None:
+        if not served.handle.is_initialized:
+            served.handle._init(_run_router_in_separate_loop=False)
+        return await served.handle.score.remote(work)
+
+    async def _try(self, request: ScoreRequest, deadline: float | None) -> tuple[FoundArtifact, RequestScores]:
+        for number in itertools.count(1):
+            with self._taken() as served:
+                rows = request.rows_of(served.row_schema)
+                if not rows:
+                    return served.artifact, RequestScores([], {})
+                try:
+                    scores = await self._send(served, ScoreWork(rows, deadline))
+                except RayActorError:
+                    if number == MAX_TRIES:
+                        raise
+                else:
+                    if scores is None:
+                        raise BudgetError
+                    if scores.values is not None:
+                        served.values.add(scores.values)
+                        self.metrics.add_values(scores.values)
+                    return served.artifact, scores
+            self.metrics.retries.inc()
+            await asyncio.sleep(0.05 * number)
+        raise AssertionError
 
     @contextlib.contextmanager
     def _taken(self) -> Iterator[Served]:
@@ -164,9 +205,18 @@ class Service:
         while not stopped.wait(self.config.poll_seconds):
             try:
                 self._count()
+                self._warn_of_values()
                 self._look()
             except (RayError, RayServeException) as error:
                 self._set_trouble(f"Ray: {error}")
+
+    def _warn_of_values(self) -> None:
+        """Log each feature once that has far more missing or unknown values than the model's dataset had."""
+        served = self.served
+        for name, sentence in served.report_values().warnings().items():
+            if name not in served.warned:
+                served.warned.add(name)
+                _log.warning("%s: %s", served.artifact.title, sentence, extra=served.artifact.named)
 
     def _look(self) -> None:
         """Find the version that should serve, and switch to it if it is another one."""
@@ -210,18 +260,20 @@ class Service:
             health_check_period_s=2.0,
             graceful_shutdown_timeout_s=5.0,
             ray_actor_options={"num_cpus": 1},
+            logging_config={"log_level": "ERROR", "enable_access_log": False},
         )
         bound = deployment.bind(
             artifact.place, artifact.sha256, config.num_threads, config.batch_rows, config.on_loopback
         )
         try:
-            handle = serve.run(bound, name=application, route_prefix=None)
-            columns = handle.columns.remote().result(timeout_s=config.seconds)
+            own = serve.run(bound, name=application, route_prefix=None)
+            row_schema = own.row_schema.remote().result(timeout_s=config.seconds)
         except (RuntimeError, RayError, TimeoutError) as error:
             reason = self._reason(application) or str(error)
             serve.delete(application)
             raise ServiceError(reason) from error
-        return Served(artifact, application, handle, tuple(columns))
+        # A handle of its own for requests, whose router runs in their event loop, without a thread between.
+        return Served(artifact, application, serve.get_app_handle(application), row_schema)
 
     def _reason(self, application: str) -> str | None:
         """Return the error that kept an application's replicas from starting, without traceback; None: not known."""
@@ -234,7 +286,7 @@ class Service:
     def _take_over(self, served: Served) -> None:
         with self._lock:
             self._served = served
-        self.metrics.set_version(served.artifact)
+        self.metrics.set_version(served.artifact, served.row_schema.value_rates)
         _log.info("serves %s", served.artifact.title, extra=served.artifact.named)
 
     def _end(self, served: Served) -> None:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from pyspark.sql import SparkSession
 
 from features.disk.atomic import is_full
-from features.disk.dataset import DataFile, DatasetError, DatasetManifest, FeatureStatistics, Rejected, Split
+from features.disk.dataset import DataFile, DatasetError, DatasetManifest, FeatureStatistics, Rejected, Sampled, Split
 from features.disk.object_store import ObjectPath
 from features.disk.place import locate
 from features.learnt import Learnt
@@ -249,12 +249,17 @@ class _Build:
         rejected: Counter[str] = Counter()
         for task, result in zip(tasks, results, strict=True):
             matched.update(result.matched)
-            rows[task.source.file.absolute] += sum(result.sums.rows.values()) + result.num_duplicates
+            rows[task.source.file.absolute] += (
+                sum(result.sums.rows.values()) + result.num_duplicates + result.num_left_out
+            )
             rejected[task.source.file.absolute] += sum(result.reasons.values())
         nothing = [file for file, count in rejected.items() if count and not rows[file]]
         signs = sum((result.signs for result in results), Signs())
         unsplit = whole_texts(tasks, self.pipeline.input.format)
-        self.warnings += tell_oddities(self.schema, self.pipeline, total, signs, statistics, matched, nothing, unsplit)
+        left_out = _num_left_out(results)
+        self.warnings += tell_oddities(
+            self.schema, self.pipeline, total, left_out, signs, statistics, matched, nothing, unsplit
+        )
 
     def _write(self, blocks: tuple[str, ...], total: Sums, learnt: Learnt) -> dict[str, tuple[DataFile, ...]]:
         saved = str(self.version / LEARNT_FOLDER)
@@ -292,6 +297,7 @@ class _Build:
             splits[name] = Split(of_split, rate, sparse, dense_statistics(total, self.schema, name))
         reasons = sum((result.reasons for result in results), Counter())
         num_rejected, num_duplicates = sum(reasons.values()), sum(result.num_duplicates for result in results)
+        num_left_out, rate = _num_left_out(results), self.pipeline.sample.negatives
         return DatasetManifest(
             schema=self.schema,
             schema_fingerprint=self.schema.fingerprint,
@@ -303,11 +309,12 @@ class _Build:
                 dict(sorted(reasons.items())),
                 f"{self.version.name}/{REJECTED_FOLDER}" if num_rejected else None,
             ),
-            num_input_rows=sum(total.rows.values()) + num_rejected + num_duplicates,
+            num_input_rows=sum(total.rows.values()) + num_left_out + num_rejected + num_duplicates,
             num_duplicates=num_duplicates,
             inputs=self.plan.inputs(),
             config=self.resolved,
             input_files=self.plan.input_files(),
+            sampled=Sampled(rate, num_left_out) if rate < 1 else None,
         )
 
     def _account(self, manifest: DatasetManifest) -> None:
@@ -317,15 +324,20 @@ class _Build:
         if manifest.rejected.path is not None:
             with (self.version / REJECTED_FOLDER / REJECTED_LINES).open("rb") as lines:
                 rejected = sum(1 for _ in lines)
-        if written + rejected + manifest.num_duplicates != manifest.num_input_rows:
+        left_out = manifest.sampled.num_left_out if manifest.sampled else 0
+        if written + left_out + rejected + manifest.num_duplicates != manifest.num_input_rows:
             raise DatasetError(
-                f"{manifest.num_input_rows} input rows, but {written} written + {rejected} rejected + "
-                f"{manifest.num_duplicates} duplicates: rows were lost; build again"
+                f"{manifest.num_input_rows} input rows, but {written} written + {left_out} left out by sampling + "
+                f"{rejected} rejected + {manifest.num_duplicates} duplicates: rows were lost; build again"
             )
 
     def _missing_splits(self, manifest: DatasetManifest) -> list[str]:
         expected = self.pipeline.expected_splits()
         return [f"split {name!r} has no rows" for name in sorted(expected - set(manifest.splits))]
+
+
+def _num_left_out(results: Sequence[PortionResult]) -> int:
+    return sum(result.num_left_out for result in results)
 
 
 def load_base(folder: str | None, schema: FeatureSchema) -> Learnt | None:

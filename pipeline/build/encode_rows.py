@@ -35,7 +35,7 @@ from pipeline.build.measure import Sums, add_up
 from pipeline.build.moments import Moments
 from pipeline.build.oddities import Signs
 from pipeline.build.sources import SourceFile, log_reader
-from pipeline.build.split import draws_of, split_of
+from pipeline.build.split import draws_of, kept_in_sample, split_of
 from pipeline.config import HashSplit, PipelineConfig
 
 MISSING_CODE = -1
@@ -92,6 +92,7 @@ class PortionResult:
         blocks: names of its blocks in the exchange.
         sums: sums over its good rows.
         num_duplicates: duplicates left out.
+        num_left_out: negatives left out by sampling.
         reasons: why lines were rejected -> how many.
         first: the first rejected lines.
         rejected: file of all rejected lines in the exchange; None: there are none.
@@ -105,6 +106,7 @@ class PortionResult:
     blocks: list[str] = field(default_factory=list)
     sums: Sums = field(default_factory=Sums)
     num_duplicates: int = 0
+    num_left_out: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     first: list[RejectedLine] = field(default_factory=list)
     rejected: str | None = None
@@ -227,6 +229,10 @@ def encode_portion(work: EncodeWork, task: PortionTask) -> PortionResult:
                 keep = ~np.isin(raw.offsets, task.duplicates)
                 result.num_duplicates += int((~keep).sum())
                 raw, prepared = raw.take(keep), prepared.take(keep)
+            if work.config.sample.negatives < 1:
+                keep = _kept(work, task, raw, prepared)
+                result.num_left_out += int((~keep).sum())
+                raw, prepared = raw.take(keep), prepared.take(keep)
             if len(raw):
                 name = f"{task.number}-{len(result.blocks)}"
                 block = _Block(work, task, raw, prepared)
@@ -238,6 +244,27 @@ def encode_portion(work: EncodeWork, task: PortionTask) -> PortionResult:
     result.absent = tuple(sorted(absent or ()))
     result.sums = add_up(sums)
     return result
+
+
+def _splits(
+    work: EncodeWork, task: PortionTask, raw: RawBlock, prepared: Prepared
+) -> tuple[NDArray[np.uint8], pa.StringArray | None]:
+    """Compute the splits of a block's rows, as places in ``SPLITS``; and the values of the split's column, if any."""
+    rule, share, groups = work.config.split, None, None
+    if isinstance(rule, HashSplit):
+        own = _line_hashes(raw, salt_seed(rule.salt))
+        if rule.column is not None:
+            groups = loose_texts(raw.columns[rule.column], work.schema.values)
+        share = draws_of(rule.salt, groups, own)
+    return split_of(work.config, task.source.split, prepared.own.get("timestamp"), share, len(raw)), groups
+
+
+def _kept(work: EncodeWork, task: PortionTask, raw: RawBlock, prepared: Prepared) -> NDArray[np.bool_]:
+    """Find the rows that stay when negatives of the training split are sampled."""
+    splits, _ = _splits(work, task, raw, prepared)
+    droppable = (splits == SPLITS.index("train")) & (prepared.own["label"] == 0)
+    hashes = _line_hashes(raw, salt_seed(work.config.sample.salt))
+    return kept_in_sample(work.config.sample, hashes, raw.offsets, droppable)
 
 
 class RejectedFile:
@@ -275,9 +302,7 @@ class _Block:
     def __init__(self, work: EncodeWork, task: PortionTask, raw: RawBlock, prepared: Prepared) -> None:
         self._schema, self._work, self._prepared = work.schema, work, prepared
         self._keys = row_keys(task.source.number, raw.offsets)
-        self.groups: pa.StringArray | None = None
-        """Values of the split's column."""
-        self._splits = self._split(task, raw)
+        self._splits, self.groups = _splits(work, task, raw, prepared)
         self._coded = {
             **prepared.coded,
             **{name: _squares(prepared.numbers[name]) for name in self._named("log_squared")},
@@ -285,16 +310,6 @@ class _Block:
 
     def _named(self, kind: str) -> list[str]:
         return [f.name for f in self._schema.sparse if f.encoding.kind == kind]
-
-    def _split(self, task: PortionTask, raw: RawBlock) -> NDArray[np.uint8]:
-        rule = self._work.config.split
-        share = None
-        if isinstance(rule, HashSplit):
-            own = _line_hashes(raw, salt_seed(rule.salt))
-            if rule.column is not None:
-                self.groups = loose_texts(raw.columns[rule.column], self._schema.values)
-            share = draws_of(rule.salt, self.groups, own)
-        return split_of(self._work.config, task.source.split, self._prepared.own.get("timestamp"), share, len(raw))
 
     def write(self, folder: Path, name: str) -> int:
         """Write the block's rows, and counts of its tokens and numbers; return the number of distinct tokens."""

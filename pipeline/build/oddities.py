@@ -78,6 +78,7 @@ def tell_oddities(
     schema: FeatureSchema,
     config: PipelineConfig,
     total: Sums,
+    num_left_out: int,
     signs: Signs,
     statistics: Mapping[str, Mapping[str, FeatureStatistics]],
     matched: Mapping[str, int],
@@ -90,6 +91,7 @@ def tell_oddities(
         schema: the features.
         config: the build's config, with its limits.
         total: sums over all good rows.
+        num_left_out: good rows that sampling left out of the training split.
         signs: what was seen in the blocks.
         statistics: split -> feature -> statistics.
         matched: path of a lookup's table -> rows whose key it has.
@@ -98,15 +100,16 @@ def tell_oddities(
     """
     limits, rows = config.quality.odd, sum(total.rows.values())
     told = tell_odd_values(signs.texts, schema)
-    told += _splits(config, total, limits)
+    told += _splits(config, total, num_left_out, limits)
     told += _groups(config, signs, rows, limits)
     told += _features(statistics["train"], limits)
     told += tell_times(schema, signs, rows)
     told += _outliers(schema, total, limits)
+    num_read = rows + num_left_out
     for path, count in matched.items():
-        if count < limits.min_lookup_share * rows:
+        if count < limits.min_lookup_share * num_read:
             told.append(
-                f"the lookup {path} has the key of {count / rows:.1%} of all rows: see that both write the key alike"
+                f"the lookup {path} has the key of {count / num_read:.1%} of all rows: see that both write it alike"
             )
     if rejected_files:
         more = f" and {len(rejected_files) - 3} more" if len(rejected_files) > 3 else ""
@@ -126,9 +129,9 @@ def _unsplit(unsplit: Mapping[str, int], limits: OddityLimits) -> list[str]:
     ]
 
 
-def _splits(config: PipelineConfig, total: Sums, limits: OddityLimits) -> list[str]:
+def _splits(config: PipelineConfig, total: Sums, num_left_out: int, limits: OddityLimits) -> list[str]:
     told = []
-    rows = sum(total.rows.values())
+    rows = sum(total.rows.values()) + num_left_out
     for split, count in total.rows.items():
         positives = total.labels[split]
         if positives in (0, count):

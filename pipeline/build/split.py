@@ -7,8 +7,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from features.disk.dataset import SPLITS
-from features.hashing import hash_array, salt_seed
-from pipeline.config import FilesSplit, HashSplit, PipelineConfig, TimeSplit
+from features.hashing import hash_array, mixed, salt_seed
+from pipeline.config import FilesSplit, HashSplit, PipelineConfig, SampleConfig, TimeSplit
 
 _DRAWS = float(1 << 53)
 
@@ -40,6 +40,20 @@ def draws_of(salt: str, values: pa.Array | None, row_hashes: NDArray[np.uint64])
 def draws(hashes: NDArray[np.uint64]) -> NDArray[np.float64]:
     """Map hashes to numbers in [0, 1), of 53 bits."""
     return (hashes >> np.uint64(11)).astype(np.float64) / _DRAWS
+
+
+def kept_in_sample(
+    config: SampleConfig, row_hashes: NDArray[np.uint64], offsets: NDArray[np.int64], droppable: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Draw which rows stay in the training split; a row's draw depends on nothing but its text and place in its file.
+
+    Args:
+        config: rate of negatives.
+        row_hashes: (n,) hash of each whole raw row, seeded with the salt.
+        offsets: (n,) offset of each row in its file: of equal rows each draws by itself.
+        droppable: (n,) negatives of the training split.
+    """
+    return ~droppable | (draws(mixed(offsets.astype(np.uint64), row_hashes)) < config.negatives)
 
 
 def split_of(

@@ -2,6 +2,7 @@
 
 Without --url it starts a service of two small models itself; then, in a last phase, the other version is promoted, a
 replica is killed and the first version is rolled back to, all under load. The client shares the machine's cores.
+CPU time a request is counted by process too: on a busy machine it says what latency says on a quiet one.
 """
 
 import argparse
@@ -20,10 +21,11 @@ from typing import Any
 
 import aiohttp
 import numpy as np
+import psutil
 
 from features.disk.atomic import write_json
+from jobs.cli.conventions import TOKEN
 from jobs.registry.registry import Registry
-from jobs.serving.score_request import TOKEN
 from tests.stand_ins.tiny_model import NAME, raw_rows, register_tiny
 from tests.stand_ins.tiny_service import TinyService, started
 
@@ -58,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8], help="clients at once, a phase for each")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 100], help="rows of a request, a phase for each")
     parser.add_argument("--replicas", type=int, default=2, help="of the service that is started")
+    parser.add_argument("--steady", action="store_true", help="without the last phase, of changes")
     parser.add_argument("--output", type=Path, metavar="JSON")
     return parser
 
@@ -74,16 +77,39 @@ async def _measure(
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(url, headers=headers, connector=connector) as session:
         await _load(session, rows, 10, 4, WARM_UP_SECONDS)
-        phases = [
-            await _load(session, rows, num_rows, concurrency, arguments.seconds)
-            for num_rows in arguments.rows
-            for concurrency in arguments.concurrency
-        ]
-        if service is not None and registry is not None:
+        phases = []
+        for num_rows in arguments.rows:
+            for concurrency in arguments.concurrency:
+                before = _cpu_seconds(service)
+                phase = await _load(session, rows, num_rows, concurrency, arguments.seconds)
+                spent = {name: seconds - before[name] for name, seconds in _cpu_seconds(service).items()}
+                cpu = {name: round(1000 * seconds / phase["requests"], 3) for name, seconds in spent.items()}
+                phases.append({**phase, "cpu_ms_per_request": cpu})
+        if service is not None and registry is not None and not arguments.steady:
             load = asyncio.create_task(_load(session, rows, 10, max(arguments.concurrency), arguments.seconds + 60))
             events = await _disturb(service, registry, arguments.seconds)
             phases.append({**await load, "events": events})
     return {"cores": os.cpu_count(), "replicas": arguments.replicas, "phases": phases}
+
+
+def _cpu_seconds(service: TinyService | None) -> dict[str, float]:
+    """CPU seconds so far of this client and, where the service was started here, of server, replicas and Ray."""
+    found = {"client": time.process_time()}
+    if service is not None:
+        server = psutil.Process(service.process.pid)
+        replicas = {process.pid for process in service.replicas()}
+        found |= {"server": _seconds(server), "replicas": 0.0, "ray": 0.0}
+        for process in server.children(recursive=True):
+            found["replicas" if process.pid in replicas else "ray"] += _seconds(process)
+    return found
+
+
+def _seconds(process: psutil.Process) -> float:
+    try:
+        times = process.cpu_times()
+    except psutil.NoSuchProcess:
+        return 0.0
+    return times.user + times.system
 
 
 async def _load(

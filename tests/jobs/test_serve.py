@@ -4,25 +4,34 @@ import asyncio
 import json
 import shutil
 import socket
+import time
 from pathlib import Path
 
 import pytest
 
 from features.disk.artifact import ArtifactError, digest_of_artifact
+from features.schema import DenseFeature, FeatureSchema, SparseFeature, VocabularyEncoding
 from jobs import serve
-from jobs.registry.found_artifact import find_artifact, find_in, open_registry
-from jobs.registry.store import RegistryError
+from jobs.cli.conventions import TOKEN
+from jobs.registry.found_artifact import FollowedVersion, find_artifact, find_in, open_registry
+from jobs.registry.store import SETTLED_SECONDS, RegistryError
 from jobs.serving import server
-from jobs.serving.score_request import TOKEN, RequestError, RequestLimits, ScoreRequest
+from jobs.serving.row_schema import RowSchema
+from jobs.serving.score_request import RequestError, RequestLimits, ScoreRequest, read_budget
 from tests.jobs.registry.test_registry import make_artifact, make_registry
 
 LIMITS = RequestLimits(rows=2, value=5)
-COLUMNS = ("user", "price")
+SCHEMA = FeatureSchema(
+    label="click",
+    sparse=(SparseFeature("user", VocabularyEncoding(), separator="|"),),
+    dense=(DenseFeature("price"),),
+)
+WANTED = RowSchema(SCHEMA, frozenset(), {})
 
 
 def rows_of(body: object) -> list[dict[str, object]]:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return [dict(row) for row in ScoreRequest.parse(data, LIMITS).rows_of(COLUMNS)]
+    return [dict(row) for row in ScoreRequest.parse(data, LIMITS).rows_of(WANTED)]
 
 
 def test_rows_keep_their_values_and_lose_other_columns() -> None:
@@ -54,6 +63,25 @@ def test_rows_keep_their_values_and_lose_other_columns() -> None:
         ([{"user": [["a"]], "price": 1}], "a list in a list"),
         ([{"user": {"a": 1}, "price": 1}], "an object is no value"),
         ([{"user": 2**1024, "price": 1}], "a number that is too large"),
+        (b'[{"user": 1, "price": 2, "user": 3}]', "key 'user' is there twice in one object"),
+        (b'[{"user": 1, "pri\\u0063e" : 2, "price": 3}]', "key 'price' is there twice in one object"),
+        (b'{"rows": [], "rows": []}', "key 'rows' is there twice in one object"),
+        (b'[{"user": "a:b", "price": 1, "more": {"x": 1, "x": 2}}]', "key 'x' is there twice in one object"),
+        ([{"user": "u", "Price": 1}], r"row 1 lacks column 'price' \(it has 'Price'\)"),
+        ({"shared": {"user": "u"}}, "the body must be"),
+        ({"shared": [], "candidates": []}, "the body must be"),
+        ({"shared": {"user": "u"}, "rows": []}, "the body must be"),
+        ({"shared": {"user": "u"}, "candidates": [3]}, "candidate 1 is no object"),
+        (
+            {"shared": {"user": "u"}, "candidates": [{"price": 1}, {"price": 1, "user": "v"}]},
+            "candidate 2 has column 'user', which shared has too",
+        ),
+        ({"shared": {"user": "123456"}, "candidates": []}, "shared, column 'user': the value is longer than 5"),
+        ({"shared": {"user": "u"}, "candidates": [{}]}, "row 1 lacks column 'price'"),
+        (
+            b'{"shared": {"user": 1, "user": 2}, "candidates": [{"price": 1}]}',
+            "key 'user' is there twice in one object",
+        ),
         (b'[{"user": 1' + b"0" * 5000 + b', "price": 1}]', "(is too large|is not JSON)"),
     ],
 )
@@ -61,6 +89,63 @@ def test_what_is_refused_as_a_whole(body: object, message: str) -> None:
     with pytest.raises(RequestError, match=message) as raised:
         rows_of(body)
     assert raised.value.status == 422
+
+
+def test_columns_that_all_rows_have_may_be_given_once() -> None:
+    candidates = [{"price": 1}, {"price": None, "more": ":"}]
+    expected = [{"user": "u", "price": 1}, {"user": "u", "price": None}]
+    assert rows_of({"shared": {"user": "u", "other": 1}, "candidates": candidates}) == expected
+    assert rows_of({"shared": {}, "candidates": expected}) == expected
+    assert rows_of({"shared": {"user": "u", "price": 2}, "candidates": [{}]}) == [{"user": "u", "price": 2}]
+    assert rows_of({"shared": {"user": "u"}, "candidates": []}) == []
+
+
+def test_columns_that_a_log_may_lack_a_row_may_lack_too() -> None:
+    wanted = RowSchema(SCHEMA, frozenset({"price"}), {})
+    request = ScoreRequest.parse(b'[{"user": "u"}, {"user": "v", "price": 3}]', LIMITS)
+    assert request.rows_of(wanted) == [{"user": "u", "price": None}, {"user": "v", "price": 3}]
+    shared = ScoreRequest.parse(b'{"shared": {"price": 2}, "candidates": [{"user": "v"}]}', LIMITS)
+    assert shared.rows_of(wanted) == [{"user": "v", "price": 2}]
+    [user, price] = wanted.to_json()["columns"]
+    assert (user["required"], price["required"]) == (True, False)
+    assert "array" in user["types"] and user["features"] == [
+        {"feature": "user", "encoding": "vocabulary", "separator": "|"}
+    ]
+    config = {"pipeline": {"input": {"format": {"optional": ["price"]}}}}
+    assert RowSchema.of(SCHEMA, config, {}) == wanted
+    assert RowSchema.of(SCHEMA, {}, {}).optional == frozenset()
+
+
+@pytest.mark.parametrize("text", ["", "soon", "0", "-5", "nan", "inf", "1e999"])
+def test_a_time_budget_that_is_none(text: str) -> None:
+    with pytest.raises(RequestError, match=r"X-Time-Budget-Ms: .* is no number of milliseconds above 0"):
+        read_budget(text)
+
+
+def test_a_time_budget_in_milliseconds() -> None:
+    assert (read_budget(None), read_budget("250"), read_budget("1.5")) == (None, 0.25, 0.0015)
+
+
+def test_a_followed_version_is_read_again_only_when_the_registry_has_changed(tmp_path: Path) -> None:
+    registry = make_registry(tmp_path / "registry")
+    artifacts = [make_artifact(tmp_path / f"artifact-{n}", str(n)) for n in (1, 2)]
+    for artifact in artifacts:
+        registry.register("ctr", artifact)
+    registry.promote("ctr", 1)
+    followed = FollowedVersion(registry, "models:/ctr@champion")
+    assert followed.find().version == 1
+    registry.promote("ctr", 2)
+    assert followed.find().version == 2  # a change just now counts, whatever the ticks of file times
+    time.sleep(SETTLED_SECONDS + 0.1)
+    found = followed.find()
+    assert registry.state() is not None and registry.state() == registry.state()
+    registry.fetch("models:/ctr/2").rename(tmp_path / "gone")
+    assert followed.find() is found  # not looked at
+    registry.promote("ctr", 1)
+    assert followed.find().version == 1
+    shutil.rmtree(tmp_path / "registry")
+    with pytest.raises(RegistryError):
+        followed.find()
 
 
 def test_too_many_rows() -> None:

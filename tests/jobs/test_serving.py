@@ -18,6 +18,8 @@ from schemathesis import Case
 from schemathesis.core.result import Ok
 
 from jobs.registry.registry import Registry
+from jobs.serving.score_request import BUDGET_HEADER
+from jobs.serving.scorer import ScoreWork, score_in_time
 from tests.sockets import check_loopback, listening
 from tests.stand_ins.tiny_model import NAME, raw_rows, register_tiny
 from tests.stand_ins.tiny_service import TinyService, started
@@ -93,6 +95,7 @@ def test_refusals(serving: Serving) -> None:
     lacking = [{key: value for key, value in row.items() if key != "age"} for row in raw_rows(2)]
     for body, status, detail in (
         (b"[", 422, "is not JSON"),
+        (b'[{"user": 1, "user": 2}]', 422, "key 'user' is there twice"),
         (json.dumps(lacking).encode(), 422, "row 1 lacks column 'age'"),
         (json.dumps(raw_rows(201)).encode(), 413, "201 rows are too many: a request may have 200"),
         (b" " * 100_001, 413, "the body is longer than 100000 bytes"),
@@ -100,7 +103,7 @@ def test_refusals(serving: Serving) -> None:
         found, text = ask("/v1/score", body)
         assert found == status and detail in json.loads(text)["detail"]
     assert ask("/v1/score")[0] == 405 and ask("/nothing")[0] == 404
-    for path in ("/v1/score", "/metrics", "/docs", "/openapi.json"):
+    for path in ("/v1/score", "/v1/schema", "/v1/values", "/metrics", "/docs", "/openapi.json"):
         body = b"[]" if path == "/v1/score" else None
         for authorization in ("", "Bearer", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer \xe9"):
             assert ask(path, body, Authorization=authorization)[0] == 401, (path, authorization)
@@ -108,14 +111,85 @@ def test_refusals(serving: Serving) -> None:
     assert ask("/healthz", Authorization="")[0] == 200
 
 
-def test_metrics_count_what_was_asked(serving: Serving) -> None:
-    def read() -> dict[str, float]:
-        text = serving.service.ask("/metrics")[1]
-        return {k: float(v) for k, v in (line.rsplit(" ", 1) for line in text.splitlines() if line[0] != "#")}
+def test_shared_columns_are_given_once(serving: Serving) -> None:
+    rows = [{**row, "user": 7, "age": None} for row in raw_rows(20)]
+    candidates = [{name: row[name] for name in row if name not in ("user", "age")} for row in rows]
+    body = {"shared": {"user": 7, "age": None}, "candidates": candidates}
+    status, text = serving.service.ask("/v1/score", json.dumps(body).encode())
+    assert status == 200
+    assert json.loads(text)["scores"] == pytest.approx(serving.predictors[1].predict(rows).tolist(), abs=1e-6)
 
-    before = read()
+
+def test_a_time_budget_that_is_over(serving: Serving) -> None:
+    body = json.dumps(raw_rows(1)).encode()
+    for budget, expected in (("0.001", 504), ("60000", 200), ("soon", 422)):
+        status, text = serving.service.ask("/v1/score", body, **{BUDGET_HEADER: budget})
+        assert status == expected, text
+    before = read_metrics(serving)["twinfocus_rows_total"]
+    status, text = serving.service.ask("/v1/score", body, **{BUDGET_HEADER: "0.001"})
+    assert json.loads(text) == {"detail": "the time budget of 0.001 ms is over"}
+    after = read_metrics(serving)
+    assert after["twinfocus_rows_total"] == before and after["twinfocus_over_budget_total"] == 2
+
+
+def test_a_replica_does_not_compute_what_nobody_waits_for(serving: Serving) -> None:
+    predictor = serving.predictors[1]
+    found = score_in_time(
+        predictor,
+        [
+            ScoreWork(raw_rows(2), time.time() - 1),
+            ScoreWork(raw_rows(3), None),
+            ScoreWork(raw_rows(1), time.time() + 60),
+        ],
+    )
+    assert found[0] is None
+    assert found[1] is not None and len(found[1].scores) == 3
+    assert found[1].values is not None and found[1].values.rows == 4
+    assert found[2] is not None and len(found[2].scores) == 1 and found[2].values is None
+
+
+def test_the_schema_says_what_a_row_needs(serving: Serving) -> None:
+    found = json.loads(serving.service.ask("/v1/schema")[1])
+    assert (found["model"], found["version"], found["max_rows"]) == (NAME, 1, 200)
+    columns = {column["name"]: column for column in found["columns"]}
+    assert set(columns) == set(raw_rows(1)[0])
+    assert columns["price"]["types"][0] == "number"
+    assert columns["genres"]["features"] == [{"feature": "genres", "encoding": "hash", "separator": "|"}]
+    assert found["label"] == {"column": "click", "is_1_where": "click"}
+
+
+def test_unknown_values_are_told(serving: Serving) -> None:
+    before = read_metrics(serving)
+    rows = [{**row, "device": "Mobile", "user": None} for row in raw_rows(150)]
+    serving.service.score(rows)
+    after = read_metrics(serving)
+    for kind, feature in (("unknown", "device"), ("missing", "user")):
+        name = f'twinfocus_values_total{{feature="{feature}",kind="{kind}"}}'
+        assert after[name] - before.get(name, 0) == 150
+    assert after['twinfocus_trained_values{feature="device",kind="unknown"}'] == 0
+    seen = json.loads(serving.service.ask("/v1/values")[1])
+    assert seen["values"]["device"]["unknown"] > 0 and seen["values"]["device"]["train"]["unknown"] == 0
+    for _ in range(20):
+        serving.service.score(rows)
+    seen = json.loads(serving.service.ask("/v1/values")[1])
+    [sentence] = [warning for warning in seen["warnings"] if "'device'" in warning]
+    assert "not in its vocabulary, where training had 0.0%" in sentence
+    assert "one of them is " in sentence
+    deadline = time.monotonic() + SECONDS
+    while "feature 'device': " not in serving.service.output.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def read_metrics(serving: Serving) -> dict[str, float]:
+    text = serving.service.ask("/metrics")[1]
+    return {k: float(v) for k, v in (line.rsplit(" ", 1) for line in text.splitlines() if line[0] != "#")}
+
+
+def test_metrics_count_what_was_asked(serving: Serving) -> None:
+    before = read_metrics(serving)
     serving.service.score([*raw_rows(2), {**raw_rows(1)[0], "price": "much"}])
-    after = read()
+    after = read_metrics(serving)
     names = ('requests_total{code="200"}', "rows_total", "row_errors_total", "request_seconds_count")
     assert [after[f"twinfocus_{n}"] - before.get(f"twinfocus_{n}", 0) for n in names] == [1, 3, 1, 1]
     [version] = [name for name in after if name.startswith("twinfocus_model_version{")]
@@ -146,11 +220,13 @@ def test_the_interface_keeps_to_its_own_document(serving: Serving) -> None:
         @given(case=operation.ok().as_strategy())
         @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=HEALTH_CHECKS)
         def check(case: Case) -> None:
+            if float(case.headers.get(BUDGET_HEADER, 0)) < 60_000:  # may be over: then 504 is right
+                case.headers.pop(BUDGET_HEADER, None)
             case.call_and_validate(base_url=serving.service.url, headers=headers, timeout=60)
 
         check()
         num_operations += 1
-    assert num_operations == 3
+    assert num_operations == 5
 
 
 # ------------------------------------------------------------------------------------------------- changes under load

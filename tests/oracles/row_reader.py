@@ -6,7 +6,7 @@ import glob
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
@@ -211,12 +211,38 @@ def _read_jsonl(path: str, log_format: LogFormat) -> _Lines:
                 continue
             try:
                 # Numbers stay text, so that 1.50 hashes as it is written, here as in Spark.
-                row = json.loads(line, parse_float=str, parse_int=str, parse_constant=_refuse_constant)
+                row = json.loads(
+                    line, parse_float=str, parse_int=str, parse_constant=_refuse_constant, object_pairs_hook=JsonObject
+                )
                 if "\\ud" in line or "\\uD" in line:  # half a surrogate pair is a question mark, as in Java
-                    row = json.loads(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace"))
+                    row = _without_halves(row)
             except (ValueError, RecursionError):
                 row = None
             yield number, row if isinstance(row, dict) else LogError("not a JSON object")
+
+
+class JsonObject(dict):
+    """An object as a dict, with all its keys as they came."""
+
+    def __init__(self, pairs: Iterable[tuple[str, Any]]) -> None:
+        pairs = list(pairs)
+        super().__init__(pairs)
+        self.all_keys = [key for key, _ in pairs]
+
+    def is_twice(self, key: str) -> bool:
+        return self.all_keys.count(key) > 1
+
+
+def _without_halves(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, list):
+        return list(map(_without_halves, value))
+    if isinstance(value, JsonObject):
+        found = JsonObject((_without_halves(key), _without_halves(item)) for key, item in value.items())
+        found.all_keys = list(map(_without_halves, value.all_keys))
+        return found
+    return value
 
 
 KEEP_BYTES = "surrogateescape"

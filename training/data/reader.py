@@ -102,6 +102,8 @@ class Reader:
         self._pool = RowsPool(manifest.schema, self.checker.columns, min(window, longest))
         self._rows_made, self._seconds = 0, 0.0
         self.seconds = {"decode": 0.0, "shuffle": 0.0, "batch": 0.0}
+        is_weighted = is_train and config.sampled_negatives == "weights"
+        self._negative_weight = 1 / manifest.negatives_rate if is_weighted else 1.0
         self._rows_per_stream = batch_size // streams
         self._batch_size = batch_size // world_size
         streams_per_rank = streams // world_size
@@ -162,6 +164,8 @@ class Reader:
                         stream.check_end()
                 taken = time.perf_counter()
                 batch = to_batch(parts, self.schema, self._batch_size)
+                if self._negative_weight != 1:
+                    batch.weights[batch.labels == 0] *= self._negative_weight
                 self.seconds["batch"] += time.perf_counter() - taken
                 self._seconds += time.perf_counter() - started
                 self._rows_made += batch.num_rows

@@ -25,6 +25,7 @@ from training.fit.schedule import Plateau, lower, monitor_value
 from training.fit.scoring import score_all
 from training.fit.step import Step, matmul_precision, step_seed
 from training.fit.step_times import StepTimes
+from training.judge.calibration import Calibration
 from training.judge.metrics import evaluate
 from training.judge.scores import DivergedError
 from training.sharding import checkpoint
@@ -110,6 +111,8 @@ class Training:
     valid_reader: Reader | None
     device: torch.device
     checkpoints: Place
+    correction: Calibration = field(default_factory=Calibration)
+    """Correction of logits for negatives that the training split lacks."""
 
     def __post_init__(self) -> None:
         self.times = StepTimes(self.parallel.model, self.device)
@@ -287,7 +290,7 @@ def _evaluate(training: Training, reader: Reader, progress: Progress, *, is_extr
     """
     started = time.perf_counter()
     config, parallel, schedule = training.config, training.parallel, progress.schedule
-    metrics = evaluate(score_all(parallel, reader, training.device))
+    metrics = evaluate(score_all(parallel, reader, training.device).calibrated(training.correction))
     value = monitor_value(metrics, config.monitor)
     if is_extra:
         is_best = schedule.is_better(value, config.schedule)

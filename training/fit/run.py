@@ -3,6 +3,7 @@
 The caller that starts the ranks (Ray Train, a test) forms the process group first.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -33,7 +34,7 @@ from training.fit.loop import Event, Progress, Training, make_step, train
 from training.fit.position import check_position
 from training.fit.roofline import measure_limits, shares_of_limits
 from training.fit.scoring import check_sample, score_all
-from training.judge.calibration import CalibrationError, fit_platt, fit_where_it_helps
+from training.judge.calibration import Calibration, CalibrationError, fit_platt, fit_where_it_helps
 from training.judge.metrics import curves, evaluate
 from training.judge.validation import check_validation
 from training.model.ctr_model import CTRModel
@@ -59,6 +60,14 @@ class Run(RunFolder):
         """
         return read_saved_training(self.read(CONFIG_NAME)["training"], self.path)
 
+    def correction(self) -> Calibration:
+        """Correction of the run's logits for negatives that its training split lacks.
+
+        Raises:
+            RunError, DatasetError, PluginError: as ``config`` and ``trained_on``.
+        """
+        return Calibration.of_sample(self.trained_on().negatives_rate, self.config().sampled_negatives)
+
 
 def build_model(dataset: Dataset, config: TrainingConfig, device: torch.device) -> CTRModel:
     """Build the network of a config over a dataset's tables.
@@ -81,7 +90,7 @@ def find_warm_start(config: TrainingConfig, dataset: Dataset) -> checkpoint.Chec
 
     Raises:
         RunError, DatasetError: the named run's vocabularies are not the beginning of the dataset's, or its schema is
-            another, and the config does not allow that.
+            another, and the config does not allow that; or it was trained on another rate of negatives.
         CheckpointError, StorageError: it has no checkpoint that can be read.
     """
     if config.warm_start is None:
@@ -95,6 +104,13 @@ def find_warm_start(config: TrainingConfig, dataset: Dataset) -> checkpoint.Chec
                 "training.warm_start_other_features = true begins with what it knows of the features that are the same"
             )
         dataset.seen_by(before.learnt(dataset.manifest.schema))
+    old, new = before.correction(), Calibration.of_sample(dataset.manifest.negatives_rate, config.sampled_negatives)
+    if not math.isclose(old.offset, new.offset):
+        raise RunError(
+            f"training.warm_start: {before.path} was trained on {math.exp(old.offset):g} of its negatives and this run "
+            f"on {math.exp(new.offset):g}, so its logits would begin off by the difference: build with the "
+            "pipeline.sample of that run's dataset, or begin without a warm start"
+        )
     return checkpoint.best(before.checkpoints_of(before.config()))
 
 
@@ -154,6 +170,7 @@ def train_rank(
         Reader(dataset, "valid", config, rank, world_size, config.evaluation.sample_rows) if has_valid else None,
         device,
         run.checkpoints_of(config),
+        Calibration.of_sample(dataset.manifest.negatives_rate, config.sampled_negatives),
     )
     if training.valid_reader is not None and config.evaluation.sample_rows is not None:
         check_sample(training.valid_reader, config, device)
@@ -253,7 +270,7 @@ def _evaluate_best(
     """
     best = checkpoint.best(training.checkpoints)
     checkpoint.restore_checkpoint(best, training.parallel)
-    scores = score_all(training.parallel, reader, training.device)
+    scores = score_all(training.parallel, reader, training.device).calibrated(training.correction)
     summary: dict[str, Any] = {}
     refusal = None
     wanted = training.config.calibration

@@ -3,9 +3,10 @@
 Selection by AUC, losses that refocus rows and long training leave a good ranking with biased probabilities.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -43,6 +44,23 @@ class Calibration:
     def apply(self, logits: Logits) -> Logits:
         """Calibrate logits of any shape (float64, so that no two scores become equal)."""
         return self.scale * logits + self.offset
+
+    def after(self, other: "Calibration") -> "Calibration":
+        """Compose with a calibration that is applied first."""
+        return Calibration(self.scale * other.scale, self.scale * other.offset + self.offset)
+
+    @classmethod
+    def of_sample(cls, negatives_rate: float, way: Literal["logit", "weights"]) -> "Calibration":
+        """Correct a model's logits for negatives that its training split lacks.
+
+        Odds are 1 / r times too high in a split that keeps a rate r of its negatives. So ln r is added; rows whose
+        weights were 1 / r in the loss need no correction.
+
+        Args:
+            negatives_rate: r.
+            way: ``training.sampled_negatives``.
+        """
+        return cls(offset=math.log(negatives_rate)) if way == "logit" else cls()
 
     def to_json(self) -> dict[str, float]:
         """Return scale and offset as JSON values."""

@@ -4,6 +4,7 @@ Tables may be quantised; golden rows then have the quantised model's probabiliti
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,14 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from features.disk.artifact import GOLDEN_NAME, WEIGHTS_NAME, check_output, new_artifact, write_description
+from features.disk.artifact import (
+    GOLDEN_NAME,
+    VALUE_RATES_KEY,
+    WEIGHTS_NAME,
+    check_output,
+    new_artifact,
+    write_description,
+)
 from features.disk.atomic import write_json
 from features.disk.place import Place, temporary_folder
 from features.disk.run_folder import CALIBRATION_NAME, CONFIG_NAME, LEARNT_NAME, METRICS_NAME, RunError
@@ -22,6 +30,7 @@ from features.log_files import LogFile, find_files, local_copy
 from features.log_format import LogError
 from features.raw_block import RawBlock
 from features.read.portions import Portion
+from features.unknown_values import value_rates
 from features.values import loose_texts
 from training.config import TablePrecision, TrainingConfig
 from training.data.opened_dataset import Dataset
@@ -56,7 +65,8 @@ class Best(NamedTuple):
         Raises:
             DatasetError, ReaderError: the dataset has no such split, or a row of it is missing or damaged.
         """
-        reader = Reader(self.dataset, split, self.config)
+        # Sampled training rows stand for all of them where each negative counts for those that are left out.
+        reader = Reader(self.dataset, split, replace(self.config, sampled_negatives="weights"))
         return score(self.model, reader, torch.device("cpu")).calibrated(self.calibration)
 
     def with_tables(self, tables: TablePrecision) -> "Best":
@@ -85,7 +95,8 @@ def load_best(run: Run, dataset: Dataset | None = None) -> Best:
     checkpoint.check_size(best, build_model(dataset, config, torch.device("meta")))
     model = build_model(dataset, config, torch.device("cpu"))
     checkpoint.restore_model(best, model)
-    return Best(model.eval(), dataset, config, _calibration(run, config, best.step), best.step)
+    calibration = _calibration(run, config, best.step).after(run.correction())
+    return Best(model.eval(), dataset, config, calibration, best.step)
 
 
 def _calibration(run: Run, config: TrainingConfig, step: int) -> Calibration:
@@ -127,7 +138,7 @@ def export(run: Run, output: Place, golden_input: str | None = None, tables: Tab
 def _write_artifact(run: Run, folder: Path, golden_input: str | None, tables: TablePrecision) -> None:
     """Write the artifact's files, ``artifact.json`` last."""
     best = load_best(run)
-    _, dataset, training, calibration, _ = best
+    dataset, calibration = best.dataset, best.calibration
     config = run.read(CONFIG_NAME)
     tensors = to_tensors(best.model, tables)
     if tables != "float32":
@@ -136,7 +147,7 @@ def _write_artifact(run: Run, folder: Path, golden_input: str | None, tables: Ta
     dataset.learnt.save(folder / LEARNT_NAME)
     write_json(folder / CONFIG_NAME, config)
     write_json(folder / METRICS_NAME, run.read(METRICS_NAME))
-    if training.calibration.kind != "none":
+    if calibration != Calibration():
         write_json(folder / CALIBRATION_NAME, calibration.to_json())
     served = best.with_tables(tables).model
     predictor = Predictor(served, dataset.manifest.schema, dataset.learnt, config, calibration)
@@ -147,12 +158,14 @@ def _write_artifact(run: Run, folder: Path, golden_input: str | None, tables: Ta
             line = {"row": row, "probability": float(probability)}
             file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")  # str: dates in lists
     trained_on = run.trained_on()
-    identity = {
+    identity: dict[str, Any] = {
         "schema_fingerprint": dataset.manifest.schema_fingerprint,
         "learnt_fingerprint": dataset.learnt.fingerprint,
         FINGERPRINT_FORMAT.key: FINGERPRINT_FORMAT.version,
         "trained_on": {"fingerprint": trained_on.fingerprint, "rows": trained_on.to_json()["rows"]},
     }
+    if not dataset.is_ahead:  # else the statistics count as known what this model does not know
+        identity[VALUE_RATES_KEY] = value_rates(dataset.manifest)
     num_parameters = sum(p.numel() for p in best.model.parameters())
     write_description(folder, tables, {**identity, "num_parameters": num_parameters})
 

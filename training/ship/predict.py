@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from features.disk.artifact import GOLDEN_NAME, WEIGHTS_NAME, Artifact, ArtifactError, open_artifact
 from features.disk.place import Place
 from features.disk.run_folder import CALIBRATION_NAME, CONFIG_NAME, LEARNT_NAME
-from features.encode_rows import FeatureEncoder
+from features.encode import BlockTexts
+from features.encode_rows import FeatureEncoder, MappingTexts
 from features.fingerprint import FINGERPRINT_FORMAT
 from features.learnt import Learnt
 from features.log_format import LogFormat, Lookup
@@ -24,6 +25,7 @@ from features.raw_block import RawBlock
 from features.read.log_reader import LogReader, wanted_of_features
 from features.rows import Columns, RawRow
 from features.schema import FeatureSchema
+from features.unknown_values import ValueCounter, ValueRates, ValueReport, ValueTally
 from training.config import TablePrecision, TrainingConfig, read_saved_training
 from training.data.batch import to_batch
 from training.judge.calibration import Calibration, CalibrationError
@@ -47,6 +49,9 @@ class Predictor:
         self.config = config
         self.calibration = calibration
         self._encoder = FeatureEncoder(schema, learnt)
+        self.value_counter = ValueCounter(schema, learnt)
+        self.value_rates: ValueRates = {}
+        """Shares of missing and unknown values in the dataset that the model was trained on; empty: not known."""
 
     @classmethod
     def load(cls, artifact: Place | str) -> "Predictor":
@@ -83,14 +88,16 @@ class Predictor:
             raise ArtifactError(f"{folder} belongs to another feature schema: export the model again")
         model = _load_model(folder / WEIGHTS_NAME, schema, learnt, training, tables)
         predictor = cls(model, schema, learnt, config, _read_calibration(artifact, training))
+        predictor.value_rates = artifact.value_rates
         predictor._replay(folder / GOLDEN_NAME)
         return predictor
 
-    def predict(self, rows: Sequence[RawRow]) -> NDArray[np.float64]:
+    def predict(self, rows: Sequence[RawRow], tally: ValueTally | None = None) -> NDArray[np.float64]:
         """Predict calibrated click probabilities of raw rows.
 
         Args:
             rows: raw column -> value; columns that no feature uses are ignored, an unseen value is out-of-vocabulary.
+            tally: missing and unknown values are counted here; None: they are not counted.
 
         Returns:
             (rows,) probabilities.
@@ -100,14 +107,21 @@ class Predictor:
         """
         scores = [np.empty(0)]
         for start in range(0, len(rows), BATCH_SIZE):
-            scores.append(self._score(self._encoder.encode(rows[start : start + BATCH_SIZE])))
+            part = rows[start : start + BATCH_SIZE]
+            columns = self._encoder.encode(part)
+            if tally is not None:
+                self.value_counter.count(columns, MappingTexts(part, self.schema), tally)
+            scores.append(self._score(columns))
         return np.concatenate(scores)
 
-    def predict_block(self, block: RawBlock) -> tuple[NDArray[np.float64], Mapping[int, str]]:
+    def predict_block(
+        self, block: RawBlock, tally: ValueTally | None = None
+    ) -> tuple[NDArray[np.float64], Mapping[int, str]]:
         """Predict calibrated click probabilities of a block of raw rows.
 
         Args:
             block: (n,) rows with the columns of ``log_reader.wanted``.
+            tally: missing and unknown values are counted here; None: they are not counted.
 
         Returns:
             (n,) probabilities, NaN for a malformed row; and malformed row -> why it is.
@@ -120,7 +134,10 @@ class Predictor:
         scores = np.full(len(block), np.nan)
         for start in range(0, len(good), BATCH_SIZE):
             rows = good[start : start + BATCH_SIZE]
-            scores[rows] = self._score({name: values[rows] for name, values in columns.items()})
+            part = {name: values[rows] for name, values in columns.items()}
+            if tally is not None:
+                self.value_counter.count(part, BlockTexts(prepared, rows), tally)
+            scores[rows] = self._score(part)
         if prepared.reason is None:
             return scores, {}
         bad = np.flatnonzero(prepared.reason >= 0)
@@ -130,6 +147,10 @@ class Predictor:
         with torch.no_grad():
             logits = self.model(to_batch(columns, self.schema)).fused
         return torch.sigmoid(self.calibration.apply(logits.double())).numpy()
+
+    def report_values(self, tally: ValueTally) -> ValueReport:
+        """Hold counts of values against the dataset that the model was trained on."""
+        return ValueReport(tally, self.value_rates, self.schema)
 
     @cached_property
     def log_reader(self) -> LogReader:
@@ -193,7 +214,7 @@ def _load_model(
 
 
 def _read_calibration(artifact: Artifact, config: TrainingConfig) -> Calibration:
-    if config.calibration.kind == "none":
+    if config.calibration.kind == "none" and CALIBRATION_NAME not in artifact.description["files"]:
         return Calibration()
     try:
         return Calibration.from_json(artifact.read_json(CALIBRATION_NAME))

@@ -103,6 +103,11 @@ def expect(path: Path) -> tuple[list, list]:
         nested = inner.get("i") if isinstance(inner, dict) else None
         values = {name: row.get(name) for name in ("a", "n", "l")}
         values["u.i"] = nested if row.get("u.i") is None else row["u.i"]
+        twice = {name: row.is_twice(name) for name in ("a", "n", "l")}
+        twice["u.i"] = row.is_twice("u.i") or row.is_twice("u") or (isinstance(inner, dict) and inner.is_twice("i"))
+        if any(twice.values()):
+            rejected.append((number, f"key {next(name for name, is_so in twice.items() if is_so)!r} is there twice"))
+            continue
         reason = None
         for name, value in values.items():
             if isinstance(value, dict) or (isinstance(value, list) and name != "l"):
@@ -146,6 +151,8 @@ def comparable(found) -> tuple[list, list]:
 @example('{"a":1}\n{"a":"\\ud800"}\n{"a":-0}')
 @example('{"n":1}\n{"n":"x"}\n{"n":1.5}')
 @example('{"u.i":"", "u": {"i": 5}}')
+@example('{"a":"1","a":"2"}\n{"a":"3"}')
+@example('{"a":"1"}\n{"u":{"i":1,"i":2}}\n{"z":1,"z":2,"a":"x"}\n{"a":"\\ud800","u":{},"u":{}}')
 def test_rows_are_those_of_python_whatever_the_cuts(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(text.encode("utf-8", "replace"))
@@ -217,7 +224,7 @@ def test_deep_lines_are_refused_at_one_depth(tmp_path: Path, depth: int, is_row:
     for opening, closing in (("[", "]"), ('{"b":', "}")):
         deep = '{"b":' + opening * depth + "1" + closing * depth + ',"a":1'
         many = '{"b":[' + ",".join(["[1]"] * 300) + '],"a":"]"}'
-        path.write_text(f'{deep}}}\n{deep}, "a":"\\ud800"}}\n{many}\n')
+        path.write_text(f'{deep}}}\n{deep}, "c":"\\ud800"}}\n{many}\n')
         rows, rejected = read_whole(path, LogFormat("jsonl"), Wanted(("a",)))
         assert [number for number, *_ in rows] == ([1, 2, 3] if is_row else [3])
         assert all(reason == NOT_JSON for *_, reason in rejected)

@@ -124,6 +124,41 @@ def score_here(monkeypatch: pytest.MonkeyPatch, artifact: Path, inputs: list[str
     return score.main()
 
 
+def _shares(values: dict[str, Any]) -> dict[str, Any]:
+    """Counts and shares of values; each process has an example of its own."""
+    return {name: {key: value for key, value in found.items() if key != "example"} for name, found in values.items()}
+
+
+def test_values_in_another_spelling_are_told(
+    artifact: Path, score_there, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "log.csv"
+    rows = [f"{n},a|b,{'MOBILE' if n % 4 else 'tablet'},20,0.5,1" for n in range(200)]
+    log.write_text("\n".join([",".join(COLUMNS), *rows]) + "\n")
+    sentence = (
+        "feature 'device': 75.0% of values are not in its vocabulary, where training had 0.0% (validation 0.0%, test "
+        "0.0%); one of them is 'MOBILE': the vocabulary has 'mobile'"
+    )
+    assert score_here(monkeypatch, artifact, [str(log)], tmp_path / "local.csv") == 0
+    said = capsys.readouterr()
+    assert "unknown values: device 75.0% (training 0.0%)" in said.out
+    assert said.err == f"warning: {sentence}\n"
+    summary = json.loads((tmp_path / "local.csv.json").read_text())
+    assert summary["warnings"] == [sentence]
+    assert summary["values"]["device"]["example"] == "MOBILE"
+    assert score_there(artifact, [str(log)], tmp_path / "out")["warnings"] == [sentence]
+
+    # An artifact of an earlier version does not say what its training split had.
+    older = tmp_path / "older"
+    shutil.copytree(artifact, older)
+    description = json.loads((older / "artifact.json").read_text())
+    del description["value_rates"]
+    (older / "artifact.json").write_text(json.dumps(description))
+    assert score_here(monkeypatch, older, [str(log)], tmp_path / "older.csv") == 0
+    said = capsys.readouterr()
+    assert "unknown values: device 75.0%\n" in said.out and not said.err
+
+
 def rows_of(rng: random.Random, count: int) -> list[dict[str, Any]]:
     """Raw rows; about one in nine cannot be encoded."""
     return [
@@ -215,6 +250,8 @@ def test_equals_the_local_engine(
     summary = score_there(artifact, [str(logs)], tmp_path / "out", portion_bytes)
     check_equal(tmp_path / "local.csv", tmp_path / "out")
     assert summary == json.loads((tmp_path / "out" / SCORES_SUMMARY_NAME).read_text())
+    values = json.loads((tmp_path / "local.csv.json").read_text())["values"]
+    assert _shares(summary["values"]) == _shares(values) and values["device"]["unknown"] > 0
     assert summary["rows"] > 300 * len(FILES[kind]) * 0.9 and summary["errors"] > 20
     assert len({row["probability"] for row in read(tmp_path / "local.csv")}) > 100, "scores differ from row to row"
     expected = {"csv": "day=2014-10-29/part-0.csv", "tsv": "deep/er/log.txt.csv"}.get(kind)

@@ -1,0 +1,70 @@
+"""RowSchema: what a row of a request must have for one version of a model, and what its scores mean."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from features.schema import FeatureSchema
+from features.unknown_values import ValueRates
+
+TEXT_TYPES = ["string", "integer", "boolean", "null"]
+"""JSON types of a category; a number with a fraction is none."""
+NUMBER_TYPES = ["number", "string", "boolean", "null"]
+"""JSON types of a number; a string is decimal text."""
+
+
+@dataclass(frozen=True)
+class RowSchema:
+    """Columns of a row for one version of a model.
+
+    Attributes:
+        schema: the model's features.
+        optional: columns that a row may lack, as logs may (``pipeline.input.format.optional``).
+        value_rates: shares of missing and unknown values in the dataset that the model was trained on.
+    """
+
+    schema: FeatureSchema
+    optional: frozenset[str]
+    value_rates: ValueRates
+
+    @classmethod
+    def of(cls, schema: FeatureSchema, config: Mapping[str, Any], value_rates: ValueRates) -> "RowSchema":
+        """Make the row schema of an artifact, whose config may be one of an earlier version."""
+        log_format = config.get("pipeline", {}).get("input", {}).get("format", {})
+        return cls(schema, frozenset(log_format.get("optional", ())), value_rates)
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """Raw columns that the model reads."""
+        return self.schema.feature_columns
+
+    @cached_property
+    def required(self) -> tuple[str, ...]:
+        """Raw columns that every row must have."""
+        return tuple(name for name in self.columns if name not in self.optional)
+
+    def to_json(self) -> dict[str, Any]:
+        """Describe the columns, their types and encodings, and the label."""
+        return {
+            "columns": [self._column(name) for name in self.columns],
+            "label": {"column": self.schema.label_rule.column, "is_1_where": self.schema.label},
+        }
+
+    def _column(self, name: str) -> dict[str, Any]:
+        uses: list[dict[str, Any]] = [
+            {"feature": f.name, "encoding": f.encoding.kind, **({"separator": f.separator} if f.separator else {})}
+            for f in self.schema.sparse
+            if name in f.columns
+        ]
+        uses += [{"feature": f.name, "encoding": "number"} for f in self.schema.dense if f.source == name]
+        return {"name": name, "required": name not in self.optional, "types": self._types(name), "features": uses}
+
+    def _types(self, name: str) -> Sequence[str]:
+        sparse = [f for f in self.schema.sparse if name in f.columns]
+        is_number = any(f.source == name for f in self.schema.dense)
+        is_number |= any(f.encoding.kind not in ("hash", "vocabulary") for f in sparse)
+        takes_lists = any(f.kind.takes_lists for f in sparse)
+        if is_number:
+            return NUMBER_TYPES
+        return [*TEXT_TYPES, "array"] if takes_lists else TEXT_TYPES
