@@ -455,6 +455,10 @@ class TrainingConfig:
     max_minutes: Annotated[float, Field(gt=0)] | None = None
     """Minutes of steps, evaluations and checkpoints, over all starts of the run. Training ends after them with the
     best checkpoint; --resume with more goes on from there as if it had not ended. None: no limit."""
+    window_rows: Positive | None = None
+    """Training rows after which AUC, logloss, NE and calibration of them are told, in the bar, history and report: each
+    row as its step's forward pass scores it, before it is trained on, with dropout and with batch norm by the batch. A
+    window is whole steps and ends with its epoch; after --resume the first one may be shorter. None: not measured."""
     global_batch_size: Positive = 4096
     evaluation_batch_size: Positive = 16_384
     clip_gradient_norm: Annotated[float, Field(gt=0)] | None = 10.0

@@ -25,6 +25,7 @@ from training.fit.schedule import Plateau, lower, monitor_value
 from training.fit.scoring import score_all
 from training.fit.step import Step, matmul_precision, step_seed
 from training.fit.step_times import StepTimes
+from training.fit.window import TrainingWindow
 from training.judge.metrics import evaluate
 from training.judge.scores import DivergedError
 from training.sharding import checkpoint
@@ -120,7 +121,7 @@ class Training:
 def train(training: Training, progress: Progress, step: Step) -> Iterator[Event]:
     """Train from ``progress`` to the end; ``step`` is what ``make_step`` made.
 
-    Yields evaluation and checkpoint events on every rank alike, and progress events by each rank's own clock.
+    Yields evaluation, window and checkpoint events on every rank alike, and progress events by each rank's own clock.
 
     Raises:
         ReaderError: a row is missing, double or damaged.
@@ -151,7 +152,12 @@ def make_step(training: Training) -> Step:
     if isinstance(optimizer, FusedOptimizer) and optimizer.embedding_l2:
         batches = (batch.to(training.device) for batch in training.train_reader.batches(epoch=0))
         looked_up_l2 = EmbeddingL2(embedding_of(parallel.model), batches, optimizer.embedding_l2)
-    return Step(parallel, training.config, training.device, training.times, looked_up_l2)
+    return Step(parallel, training.config, training.device, training.times, looked_up_l2, _make_window(training))
+
+
+def _make_window(training: Training) -> TrainingWindow | None:
+    rows, batch_size = training.config.window_rows, training.config.global_batch_size
+    return None if rows is None else TrainingWindow(-(-rows // batch_size), training.device)
 
 
 def _train_epoch(training: Training, progress: Progress, step: Step) -> Iterator[Event]:
@@ -191,11 +197,15 @@ def _train_to_pause(
             is_last = progress.step_in_epoch == training.train_reader.num_steps
             is_saved = progress.step % config.checkpoint.every_steps == 0
             is_at_pause = progress.step_in_epoch == batches.pause
-            is_fetched = is_at_pause or is_saved or progress.step_in_epoch % training.fetch_interval == 0
+            is_window_full = step.window is not None and (is_last or progress.step % step.window.num_steps == 0)
+            is_due = is_at_pause or is_saved or is_window_full
+            is_fetched = is_due or progress.step_in_epoch % training.fetch_interval == 0
             value = _fetch(loss, sums, progress) if is_fetched else None
             if value is not None and _is_time(training, progress, time.perf_counter() - started):
                 batches.pause = min(batches.pause, progress.step_in_epoch + step.batches_ahead)
                 is_at_pause = progress.step_in_epoch == batches.pause
+            if step.window is not None and is_window_full:
+                yield _window_event(step.window, progress, progress.seconds["train"] + time.perf_counter() - started)
             times.mark("other")
             now = time.perf_counter()
             if value is not None and (now - shown >= PROGRESS_SECONDS or is_last):
@@ -275,6 +285,16 @@ def _progress_event(
         "loss": loss,
         "learning_rate": training.parallel.learning_rates[-1],
         "rows_per_second": rows_per_second,
+        "seconds": seconds,
+    }
+
+
+def _window_event(window: TrainingWindow, progress: Progress, seconds: float) -> Event:
+    return {
+        "event": "window",
+        "epoch": progress.epoch,
+        "step": progress.step,
+        **window.take(),
         "seconds": seconds,
     }
 
