@@ -21,7 +21,7 @@ from training.data.reader import Reader
 from training.fit.allocator import return_unused_pages
 from training.fit.pauses import PausedBatches, from_first_rank, next_evaluation
 from training.fit.regularization import EmbeddingL2
-from training.fit.schedule import Plateau, lower, monitor_value
+from training.fit.schedule import Plateau, is_constant, lower, monitor_value, rate_factor
 from training.fit.scoring import score_all
 from training.fit.step import Step, matmul_precision, step_seed
 from training.fit.step_times import StepTimes
@@ -51,6 +51,7 @@ class Progress:
         step: optimizer steps in all.
         rows: real rows in all, over every rank.
         loss_sum: sum over the epoch's steps of the step loss.
+        learning_rates: rates of the model's parts as the plateau rule left them, without warm-up and decay.
         best_step: step of the checkpoint that is shipped as of now. Where the time ran out inside an epoch, this may be
             a step that ``schedule`` knows nothing of, so that the run can go on as if it had not ended.
         evaluated_at: the run's seconds at its last evaluation.
@@ -115,6 +116,7 @@ class Training:
     def __post_init__(self) -> None:
         self.times = StepTimes(self.parallel.model, self.device)
         self.fetch_interval = CUDA_FETCH_INTERVAL if self.device.type == "cuda" else 1
+        self.has_schedule = not is_constant(self.config.schedule)
         self.reads_clock = self.config.max_minutes is not None or self.config.evaluation.every_minutes is not None
 
 
@@ -130,6 +132,8 @@ def train(training: Training, progress: Progress, step: Step) -> Iterator[Event]
     config, parallel = training.config, training.parallel
     if progress.learning_rates:
         parallel.learning_rates = progress.learning_rates
+    progress.learning_rates = parallel.learning_rates
+    _set_rates(training, progress)
     if not progress.is_over(config):
         progress.best_step = progress.schedule.best_step
     while not progress.is_over(config):
@@ -158,6 +162,13 @@ def make_step(training: Training) -> Step:
 def _make_window(training: Training) -> TrainingWindow | None:
     rows, batch_size = training.config.window_rows, training.config.global_batch_size
     return None if rows is None else TrainingWindow(-(-rows // batch_size), training.device)
+
+
+def _set_rates(training: Training, progress: Progress) -> None:
+    """Set the rates of the next step: what the plateau rule left of them, times the factor of warm-up and decay."""
+    config, reader = training.config, training.train_reader
+    factor = rate_factor(config.schedule, progress.step, reader.num_steps, config.max_epochs)
+    training.parallel.learning_rates = [rate * factor for rate in progress.learning_rates]
 
 
 def _train_epoch(training: Training, progress: Progress, step: Step) -> Iterator[Event]:
@@ -217,6 +228,8 @@ def _train_to_pause(
                 yield _save(training, progress)
                 started = shown = time.perf_counter()
                 parallel.model.train()
+            if training.has_schedule:
+                _set_rates(training, progress)
             times.start()
     times.stop()
     progress.seconds["train"] += time.perf_counter() - started
@@ -328,8 +341,8 @@ def _evaluate(training: Training, reader: Reader, progress: Progress, *, is_extr
         **({"is_extra": True} if is_extra else {}),
     }
     if not is_best and not is_extra:
-        parallel.learning_rates = [lower(rate, config.schedule) for rate in parallel.learning_rates]
-    progress.learning_rates = parallel.learning_rates
+        progress.learning_rates = [lower(rate, config.schedule) for rate in progress.learning_rates]
+        _set_rates(training, progress)
     progress.seconds["evaluate"] += time.perf_counter() - started
     _agree(training, progress)
     progress.evaluated_at = sum(progress.seconds.values())
