@@ -19,8 +19,8 @@ from training.config import (
     ExponentialDecay,
     OneCycleDecay,
     ScheduleConfig,
-    ShardingConfig,
     ScheduleSpan,
+    ShardingConfig,
     StepDecay,
     TrainingConfig,
 )
