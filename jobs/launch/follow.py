@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from features.disk.run_folder import METRICS_NAME
 from training.config import TrainingConfig
-from training.judge.metrics import WINDOW_METRICS, metric_texts
+from training.judge.metrics import WINDOW_METRICS, metric_texts, remarks
 
 _log = logging.getLogger(__name__)
 
@@ -95,6 +95,7 @@ def describe_training(run_path: Path, seconds: float, monitor: Iterable[str] = (
         valid = metrics["valid"]
         best = f"valid (best, step {metrics['best_step']:,})"
         lines.append(f"{best}: {'  '.join(metric_texts(valid, *_shown(monitor)))}")
+        lines += [f"warning: on validation {words}" for words in remarks(valid)]
     if train.get("ended_by") == "max_minutes":
         lines.append("training.max_minutes ended it: --resume with more goes on from there")
     return "\n".join([*lines, f"run: {run_path}"])
