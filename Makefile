@@ -17,7 +17,7 @@ setup: ## make .venv from the lock (ACCELERATOR=cpu or cuda); does nothing when 
 demo: setup package ## generated logs -> dataset -> trained, exported and scored model, in runs/demo
 	$(PYTHON_BIN) -m jobs.demo
 
-retrain-demo: setup ## a week of a log that drifts, retrained on every day and served, in runs/retrain-demo
+retrain-demo: setup ## nine days of a log that drifts, retrained on every day and served, in runs/retrain-demo
 	$(PYTHON_BIN) -m jobs.retrain_demo
 
 test: setup ## run the tests, two at a time (ARGS="tests/features -x" for some of them, "-n 0" for one at a time)

@@ -99,8 +99,9 @@ def find_files(patterns: str | Sequence[str], look_inside: bool = True) -> Found
 
     Args:
         patterns: paths, ``file://`` or ``s3://`` URLs, each with ``*``, ``?``, ``[...]`` or ``**`` for any folders.
-        look_inside: whether files on disk are opened, so that an unreadable one or an archive of another name ends
-            here. Those of a store are looked into when they are read (``open_log``).
+        look_inside: whether files on disk are opened, so that an unreadable one or an archive ends here. Those of a
+            store are looked into when they are read (``open_log``). False: everything is listed, also links that lead
+            nowhere, so that one bad file does not hide the others; who reads a file finds out.
 
     Raises:
         NoMatchError: a pattern matches nothing.
@@ -109,7 +110,7 @@ def find_files(patterns: str | Sequence[str], look_inside: bool = True) -> Found
     """
     searches = []
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
-        searches.append(_Search(pattern))
+        searches.append(_Search(pattern, look_inside))
         searches[-1].run()
     # Links last: where a file can be had without, its folders are its columns (latest/ -> day=3/).
     found = sorted((entry for search in searches for entry in search.files.values()), key=lambda entry: entry.linked)
@@ -118,8 +119,11 @@ def find_files(patterns: str | Sequence[str], look_inside: bool = True) -> Found
     for entry in found:
         if read.setdefault(entry.real, entry) is not entry:
             repeated.append(entry.path)
+    if look_inside:
+        _refuse_kinds(read.values())
     files = sorted((_log_file(entry) for entry in read.values()), key=lambda file: file.path)
-    _refuse(files, look_inside)
+    if look_inside:
+        _refuse(files)
     walked = {*read, *(real for search in searches for real in search.walked)}
     left_out = {left: None for search in searches for left, real in search.left_out.items() if real not in walked}
     return FoundLogs(tuple(files), tuple(sorted(left_out)), tuple(sorted(map(_text, set(repeated)))))
@@ -188,8 +192,6 @@ def _listed(paths: Sequence[str]) -> str:
 
 
 def _log_file(entry: "_Entry") -> LogFile:
-    if entry.kind != _FILE:
-        raise LogError(f"{show(entry.path)} is {entry.kind}, not a file: copy what it gives into a file")
     absolute = entry.path
     if not absolute.startswith(STORE):
         absolute = os.path.abspath(absolute)  # noqa: PTH100
@@ -217,15 +219,20 @@ def _inode(real: str) -> object:
     return (found.st_dev, found.st_ino) if found.st_nlink > 1 else real
 
 
-def _refuse(files: Sequence[LogFile], look_inside: bool) -> None:
+def _refuse_kinds(entries: Iterable["_Entry"]) -> None:
+    for entry in entries:
+        if entry.kind != _FILE:
+            raise LogError(f"{show(entry.path)} is {entry.kind}, not a file: copy what it gives into a file")
+
+
+def _refuse(files: Sequence[LogFile]) -> None:
     """Refuse archives and files that cannot be opened, the first of them by name."""
     for file in files:
         if kind := named_archive(file.path) or named_archive(file.real):
             raise _archive_error(file.path, kind)
-    if look_inside:
-        with ThreadPoolExecutor(_NUM_THREADS) as pool:  # on a network's disk, each is a question and an answer
-            for _ in pool.map(_look_inside, (file for file in files if not file.real.startswith(STORE))):
-                pass
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:  # on a network's disk, each is a question and an answer
+        for _ in pool.map(_look_inside, (file for file in files if not file.real.startswith(STORE))):
+            pass
 
 
 def _look_inside(file: LogFile) -> None:
@@ -278,6 +285,9 @@ class _Tree(Protocol):
 
 
 class _Disk:
+    def __init__(self, refuses: bool) -> None:
+        self._refuses = refuses
+
     def names(self, folder: _Entry) -> list[str]:
         try:
             return sorted(os.listdir(folder.real))  # noqa: PTH208
@@ -295,9 +305,12 @@ class _Disk:
         except ValueError:
             return None  # no name holds a NUL character
         except OSError as error:
+            is_link = os.path.islink(real)  # noqa: PTH114
+            if is_link and not self._refuses:
+                return _Entry(path, real, _FILE, linked=True)
             if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
                 raise LogError(f"{show(path)} cannot be read: {error.strerror}") from error
-            if os.path.islink(real):  # noqa: PTH114
+            if is_link:
                 target = show(os.readlink(real))  # noqa: PTH115
                 cure = "remove it, or bring back what it stands for"
                 raise LogError(f"{show(path)} is a link that leads nowhere, to {target}: {cure}") from error
@@ -339,7 +352,7 @@ def _is_glob(part: str) -> bool:
     return bool(set(part) & set("*?["))
 
 
-def _plant(pattern: str) -> tuple[_Tree, _Entry, list[str]]:
+def _plant(pattern: str, refuses: bool) -> tuple[_Tree, _Entry, list[str]]:
     """The tree that a pattern is looked for in, where in it to begin, and the names and globs on the way."""
     if not pattern:
         raise NoMatchError("the empty text is given as a path of raw logs")
@@ -354,7 +367,7 @@ def _plant(pattern: str) -> tuple[_Tree, _Entry, list[str]]:
         pattern = str(locate(pattern))
     pattern = _from_text(pattern)
     root = "/" if pattern.startswith("/") else ""
-    return _Disk(), _Entry(root, os.path.realpath(root or "."), _FOLDER), pattern.removeprefix("/").split("/")
+    return _Disk(refuses), _Entry(root, os.path.realpath(root or "."), _FOLDER), pattern.removeprefix("/").split("/")
 
 
 class _Search:
@@ -367,8 +380,8 @@ class _Search:
         repeated: paths of folders that were walked already under another path.
     """
 
-    def __init__(self, pattern: str) -> None:
-        self.pattern = pattern
+    def __init__(self, pattern: str, refuses: bool) -> None:
+        self.pattern, self.refuses = pattern, refuses
         self.files: dict[str, _Entry] = {}
         self.walked: set[str] = set()
         self.left_out: dict[LeftOut, str] = {}
@@ -376,7 +389,7 @@ class _Search:
 
     def run(self) -> None:
         try:
-            self._tree, start, parts = _plant(self.pattern)
+            self._tree, start, parts = _plant(self.pattern, self.refuses)
         except NoMatchError as error:
             raise NoMatchError(f"no input file matches {self.pattern!r}: {error}") from error
         found = [start]
@@ -521,6 +534,11 @@ def is_there(path: str) -> bool:
         StorageError: a store cannot be read.
     """
     return _object(path).is_file() if path.startswith(STORE) else os.path.isfile(_from_text(path))  # noqa: PTH113
+
+
+def is_readable(path: str) -> bool:
+    """Tell whether this user may read a file, by its ``LogFile.real`` or ``LogFile.absolute``; a store's always."""
+    return path.startswith(STORE) or os.access(_from_text(path), os.R_OK)
 
 
 def local_copy(real: str, folder: Path) -> Path:

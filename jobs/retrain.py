@@ -2,15 +2,16 @@
 
 Every step is idempotent and leaves a file when it is done: a killed retraining goes on with the next step when it is
 started again, and a finished one does nothing. ``features/disk/retrain_folder.py`` lists the files. A failed step is
-retried; when the retries are used up, ``last.json`` and the exit code say so, and the champion stays.
+retried; when the retries are used up, ``last.json`` and the exit code say so, and the champion stays. So they do when
+a signal ends it: 130 is Ctrl-C, 143 SIGTERM.
 """
 
-import contextlib
 import logging
 
 from jobs.cli.config_arguments import config_parser, parse_config_arguments
 from jobs.cli.conventions import absolute, run_program
 from jobs.cli.errors import ConfigError
+from jobs.cli.interruption import interruptible
 from jobs.cli.logging import add_log_options, set_up_logging
 
 _log = logging.getLogger("jobs.retrain")
@@ -33,29 +34,17 @@ def main() -> int:
 
     from jobs.retraining.raw_partitions import date_key
     from jobs.retraining.retrain_folder import RetrainFolder
-    from jobs.retraining.retraining import describe_todo, end, failure, left_out, retrain, warnings
-    from jobs.retraining.retry import Steps
+    from jobs.retraining.retraining import describe_todo, retrain_once
 
     place = RetrainFolder(absolute(config.retrain.root), config, config.retrain)
     as_of = None if arguments.as_of is None else date_key(arguments.as_of)
     if arguments.dry_run:
         print(describe_todo(place, as_of))
         return 0
-    steps = Steps(config.retrain.retries, config.retrain.retry_seconds)
-    with place.alone() as note:
+    with interruptible(), place.alone() as note:
         if note is not None:
             _log.warning(note)
-        try:
-            summary, text = retrain(place, steps, as_of)
-        except Exception as error:
-            with contextlib.suppress(OSError):  # what went wrong first is to be told
-                end(place, failure(place, steps.current, error))
-            raise
-        without = left_out(place)
-        end(place, {**summary, **without})
-    for warning in warnings(without):
-        _log.warning(warning)
-    print(text)
+        print(retrain_once(place, as_of))
     return 0
 
 

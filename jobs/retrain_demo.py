@@ -1,4 +1,4 @@
-"""Simulate a week of retraining: a log that drifts, a day with broken data, and a candidate that is worse.
+"""Simulate days of retraining: a log that drifts, broken, late and unreadable data, and a candidate that is worse.
 
 Every day its files are delivered and ``jobs.retrain`` is started, as a scheduler would start it. After the first
 promotion ``jobs.serve`` serves the champion and a client sends it requests all the time. The outcome of each day is
@@ -12,8 +12,8 @@ from jobs.cli.conventions import plain_parser, run_program
 
 
 def main() -> int:
-    """Simulate the week and print every deviation; return 1 if there is one."""
-    parser = plain_parser("jobs.retrain_demo", "Play a week of retraining.", "python -m jobs.retrain_demo")
+    """Simulate the days and print every deviation; return 1 if there is one."""
+    parser = plain_parser("jobs.retrain_demo", "Play nine days of retraining.", "python -m jobs.retrain_demo")
     parser.add_argument("--run", default="runs/retrain-demo", metavar="DIR", help="everything is written below it")
     parser.add_argument("--rows", type=int, default=40_000, metavar="N", help="a day (default: %(default)s)")
     arguments = parser.parse_args()

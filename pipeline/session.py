@@ -5,10 +5,13 @@ import contextlib
 import logging
 import os
 import re
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 from pathlib import Path
+from typing import Any
 
 from py4j.protocol import Py4JError, Py4JJavaError
 from pyspark import SparkConf
@@ -18,9 +21,13 @@ from pyspark.sql import SparkSession
 from features.log_format import LogError
 from pipeline.config import SparkConfig
 from pipeline.java import JAVA_OPTIONS
+from pipeline.processes import end_tree
 
 # Py4J logs a traceback when Java's process dies under a command; ``explain`` tells of it in one sentence.
 logging.getLogger("py4j.clientserver").setLevel(logging.CRITICAL)
+_COMMAND_FAILED = ("KeyboardInterrupt while sending command.", "Exception while sending command.")
+# It logs so under the root's name, with a traceback, though it hands the error on.
+logging.getLogger().addFilter(lambda record: record.msg not in _COMMAND_FAILED)
 
 SPARK_ERRORS = (Py4JError, PySparkException, ConnectionError)
 """Errors of a failed Spark action in Python, and of any action after Spark's process has ended."""
@@ -58,13 +65,27 @@ def start_spark(config: SparkConfig, verbose: bool = False) -> SparkSession:
     executor_options = SparkConf().get("spark.executor.extraJavaOptions", "")
     builder = builder.config("spark.executor.extraJavaOptions", f"{executor_options} {JAVA_OPTIONS}".strip())
     builder = builder.config("spark.ui.showConsoleProgress", str(sys.stderr.isatty()).lower())
+    handler = signal.getsignal(signal.SIGINT)
     spark = builder.getOrCreate()
+    if threading.current_thread() is threading.main_thread():
+        # Spark's own handler asks Java to cancel its jobs, also in the midst of another question, or when Java is gone.
+        signal.signal(signal.SIGINT, handler)
     spark.sparkContext.setLogLevel("WARN" if verbose else "OFF")
     return spark
 
 
-def stop_spark(spark: SparkSession) -> None:
-    """End a session, also one whose process is gone: then there is nothing to stop."""
+def stop_spark(spark: SparkSession, *, at_once: bool = False) -> None:
+    """End a session, also one whose process is gone: then there is nothing to stop.
+
+    Args:
+        spark: the session.
+        at_once: kill Java and the workers on this machine first, whatever they are doing.
+    """
+    java: Any = getattr(spark.sparkContext._gateway, "proc", None)
+    if at_once and java is not None:
+        server: Any = spark.sparkContext._accumulatorServer
+        server.handle_error = lambda *_: None  # it would print that Java has hung up
+        end_tree(java.pid)
     with contextlib.suppress(Py4JError, ConnectionError):
         spark.stop()
 

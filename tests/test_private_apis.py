@@ -150,6 +150,18 @@ APIS = (
         )
     ),
     PrivateApi(
+        "pyspark",
+        "SparkContext._gateway",
+        "pipeline/session.py",
+        "Java's process, to be ended at once when a signal comes; stop() waits for what it is doing",
+    ),
+    PrivateApi(
+        "pyspark",
+        "SparkContext._accumulatorServer",
+        "pipeline/session.py",
+        "thread that prints a traceback when Java has been ended so",
+    ),
+    PrivateApi(
         "ray._private.worker",
         "_global_node",
         "jobs/launch/ray_cluster.py",

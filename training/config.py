@@ -638,6 +638,9 @@ class TrainingConfig:
     warm_start: str | None = None
     """Folder of a finished run to begin from, with the weights and the optimizer state of its best checkpoint. The
     dataset's vocabularies must be that run's or go on with them (pipeline.base); new values start untrained."""
+    warm_start_other_features: bool = False
+    """Whether that run may have other features or vocabularies: then this one begins with what it knows of those that
+    are the same, and the rest starts untrained."""
 
     def __post_init__(self) -> None:
         streams = self.reader.num_streams

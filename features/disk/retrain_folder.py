@@ -2,10 +2,12 @@
 
 dates/               which dates raw files are of, where their paths do not say
 partitions/DATE/     datasets, each going on with the one before     checks/DATE.json   may it be trained on?
+partitions/DATE~1/   the same, built again from files that changed
 profiles/DATE.json   what its columns look like                      windows/DATE/      what a candidate trains on
 runs/DATE/           the candidate, its artifact in it               verdicts/DATE.json what became of it
 configs/DATE.json    resolved config of a candidate's training       registry/          versions of the model
 last.json            what the last retraining came to                status.html        page of jobs.status
+compared/DATE/       a day's rows as a champion of other features reads them
 retrain.json         version of this layout
 """
 
@@ -22,7 +24,13 @@ from features.disk.lock import is_held, lock
 from features.disk.run_folder import ARTIFACT_FOLDER
 from features.disk.versions import Format
 
-RETRAIN_FORMAT = Format("retraining folder", "update twinfocus here, or begin again in another retrain.root")
+RETRAIN_FORMAT = Format(
+    "retraining folder",
+    "update twinfocus here, or begin again in another retrain.root",
+    # Version 1 has no partitions that were built again (DATE~1).
+    (lambda folder: folder,),
+)
+_AGAIN = "~"
 _VERSION_NAME, _LAST_NAME, _LOCK_NAME = "retrain.json", "last.json", ".lock"
 
 
@@ -37,12 +45,36 @@ class RetrainFiles:
     root: Path
 
     def partition(self, name: str) -> Path:
-        """Return the folder of a partition's dataset."""
-        return self.root / "partitions" / name
+        """Return the folder of a partition's dataset: the newest one, where it was built again."""
+        return self._build_folder(name, self.num_rebuilds(name))
+
+    def next_partition(self, name: str) -> Path:
+        """Return the folder to build a partition in: another one each time, so that bases keep their meaning."""
+        number = self.num_rebuilds(name)
+        return self._build_folder(name, number + (self._build_folder(name, number) / MANIFEST_NAME).exists())
+
+    def num_rebuilds(self, name: str) -> int:
+        """Count how often a partition was built again."""
+        numbers = (path.parent.name.rpartition(_AGAIN)[2] for path in self._manifests_of(f"{name}{_AGAIN}*"))
+        return max(map(int, filter(str.isdecimal, numbers)), default=0)
+
+    def _build_folder(self, name: str, number: int) -> Path:
+        return self.root / "partitions" / (f"{name}{_AGAIN}{number}" if number else name)
+
+    def _manifests_of(self, folders: str) -> Iterator[Path]:
+        return self.root.glob(f"partitions/{folders}/{MANIFEST_NAME}")
 
     def window(self, day: str) -> Path:
         """Return the folder of the dataset that a day's candidate trains on."""
         return self.root / "windows" / day
+
+    def compared(self, day: str) -> Path:
+        """Return the folder of a day's rows as a champion of other features reads them."""
+        return self.root / "compared" / day
+
+    def compared_window(self, day: str) -> Path:
+        """Return the folder of the dataset that a champion of other features is compared on."""
+        return self.compared(day) / "window"
 
     def run(self, day: str) -> Path:
         """Return the folder of a day's candidate."""
@@ -93,11 +125,16 @@ class RetrainFiles:
 
     def built(self) -> list[str]:
         """List the partitions that have a dataset, in order."""
-        return sorted(path.parent.name for path in self.root.glob(f"partitions/[!.]*/{MANIFEST_NAME}"))
+        return sorted({partition_name(folder) for folder in self.build_folders()})
+
+    def build_folders(self) -> list[Path]:
+        """List the folders of all datasets of partitions, in order, also of those that were built again since."""
+        return sorted(path.parent for path in self._manifests_of("[!.]*"))
 
     def half_built(self) -> list[str]:
         """List the partitions whose dataset has no manifest yet, in order."""
-        return sorted({path.name for path in self.root.glob("partitions/[!.]*") if path.is_dir()} - {*self.built()})
+        names = {partition_name(path) for path in self.root.glob("partitions/[!.]*") if path.is_dir()}
+        return sorted(names - {*self.built()})
 
     def undecided(self) -> list[str]:
         """List the days whose candidate was begun and has no verdict yet, in order."""
@@ -113,8 +150,9 @@ class RetrainFiles:
         return sorted(self.root.glob("verdicts/[!.]*.json"))
 
     def leftovers(self) -> list[Path]:
-        """List the folders that killed programs left: half a window, half an artifact."""
-        return [*self.root.glob("windows/.*"), *self.root.glob(f"runs/*/.{ARTIFACT_FOLDER}.*")]
+        """List the folders that nobody needs: half a window, half an artifact, partitions that were built again."""
+        again = [path for path in self.build_folders() if path != self.partition(partition_name(path))]
+        return [*self.root.glob("windows/.*"), *self.root.glob(f"runs/*/.{ARTIFACT_FOLDER}.*"), *again]
 
     # -------------------------------------------------------------------------------------------- reading and writing
 
@@ -159,7 +197,7 @@ class RetrainFiles:
         message = f"another retraining is at work in {self.root}: wait for it to end"
         with lock(self.root / _LOCK_NAME, message):
             note = self.check_version()
-            if self._version() != {"version": RETRAIN_FORMAT.version}:
+            if not self.version_file.exists() or self._version() != {"version": RETRAIN_FORMAT.version}:
                 self.write(self.version_file, {"version": RETRAIN_FORMAT.version})
             yield note
 
@@ -168,9 +206,16 @@ class RetrainFiles:
         return is_held(self.root / _LOCK_NAME)
 
     def _version(self) -> dict[str, Any]:
+        if not self.version_file.exists():  # of version 1, or new
+            return {} if any(self.root.glob("[!.]*")) else {"version": RETRAIN_FORMAT.version}
         try:
-            return self.read(self.version_file) if self.version_file.exists() else {}
+            return self.read(self.version_file)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{self.version_file} cannot be read ({error}): restore it; without it the folder counts as version 1"
             ) from error
+
+
+def partition_name(path: Path) -> str:
+    """Return the name of the day or partition that a file or folder of a retraining is of."""
+    return path.stem.partition(_AGAIN)[0]

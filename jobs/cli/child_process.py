@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
+from pipeline.processes import end_tree
+
 _log = logging.getLogger(__name__)
 PR_SET_PDEATHSIG = 1
 """Option of Linux' prctl: the signal that a process gets when its parent dies."""
@@ -27,17 +29,24 @@ def run_module(program: str, *arguments: str) -> None:
     """Run ``python -m PROGRAM`` to its end; the child gets SIGKILL when this process dies.
 
     SIGKILL, because the next start must not wait for an orderly end. A training tolerates it: the next one waits for
-    workers that are left over.
+    workers that are left over. Ctrl-C on a terminal reaches this process alone, which then ends the child and all that
+    descend from it, so that one of them speaks.
 
     Raises:
         ProgramError: its exit code is not 0.
     """
     _log.info("$ -m %s %s", program, " ".join(arguments))
-    done = subprocess.run(  # noqa: S603
-        [sys.executable, "-m", program, *arguments], check=False, preexec_fn=ending_with_us(signal.SIGKILL)
+    child = subprocess.Popen(  # noqa: S603
+        [sys.executable, "-m", program, *arguments], preexec_fn=ending_with_us(signal.SIGKILL), process_group=0
     )
-    if done.returncode:
-        raise ProgramError(program, done.returncode)
+    try:
+        code = child.wait()
+    except BaseException:
+        end_tree(child.pid)
+        child.wait()
+        raise
+    if code:
+        raise ProgramError(program, code)
 
 
 def ending_with_us(sent: signal.Signals) -> Callable[[], None] | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from features.disk.object_store import ObjectPath
 from features.disk.place import Place, locate
 from jobs.cli.errors import ConfigError
+from jobs.cli.interruption import Interrupted
 from jobs.cli.logging import is_json
 
 EXIT_DATA = 1
@@ -40,6 +41,8 @@ def run_program(main: Callable[[], int]) -> None:
         code = _complain(error, EXIT_USAGE)
     except (ValueError, OSError) as error:
         code = _complain(error, EXIT_DATA)
+    except Interrupted as error:
+        code = _complain(error, error.exit_code)
     except KeyboardInterrupt:
         code = _complain("interrupted", 130)
     sys.stdout.flush()

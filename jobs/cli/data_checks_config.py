@@ -28,6 +28,8 @@ class LabelLimits:
 
     min_ratio: Ratio | None = 0.5
     max_ratio: Ratio | None = 2.0
+    both_classes: bool = True
+    """Whether there must be rows of both classes: on others no two models can be compared."""
     action: Action = "stop"
 
 

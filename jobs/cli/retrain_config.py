@@ -13,8 +13,8 @@ from training.judge.gate import GateConfig
 
 DATE = "{date}"
 """Placeholder of the date in ``retrain.partitions``."""
-Ending = Literal["promoted", "refused", "stopped", "failed"]
-"""Verdict of a retraining: the gate's two verdicts, a newest day stopped by data checks, or a failed step."""
+Ending = Literal["promoted", "refused", "stopped", "failed", "interrupted"]
+"""Verdict of a retraining: the gate's two verdicts, a newest day that was stopped, a failed step, or a signal."""
 
 
 @checked(frozen=True, config=STRICT)
@@ -33,9 +33,21 @@ class RetrainConfig:
     """Handling of late files: those with rows of a date that is built already. ignore: count them and leave them out.
     build: make a partition of their own, such as 20141028+1; the next candidate is trained on it and none is compared
     on it."""
+    ready: Annotated[str, Field(pattern=r"^[^/{}]+$")] | None = None
+    """Name of a file that must lie in a date's folder, such as _SUCCESS; without it the date does not exist yet."""
+    min_age_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds for which no file of a date must have changed; until then the date does not exist yet."""
+    changed: Literal["warn", "rebuild"] = "warn"
+    """Handling of a built date whose files have changed, grown or gone since. warn: say so. rebuild: build it again
+    from the files that are there; ids keep their meaning, and the next candidate is trained on it again. A date that
+    was stopped is always built again when its files change, since no model has seen it."""
     train_on: Literal["new", "window"] = "new"
     """Training data. new: a warm start from the champion, on the partitions that it was not trained on. window: random
     initial weights, on the last ``window`` partitions."""
+    other_features: bool = False
+    """Whether [features] may differ from those of what is built already: then the last ``window`` dates are built
+    again, the candidate begins with what the champion knows of the features that are the same, and the gate compares
+    both on the same rows, each encoded for it. False: other features are an error."""
     window: Annotated[int, Field(ge=1)] = 7
     """Number of partitions to train on without a champion or with train_on = "window", and of the reference of data
     checks."""
@@ -69,4 +81,9 @@ class RetrainConfig:
         if self.partition_by != "path" and num_dates:
             raise ValueError(
                 f'retrain.partitions has {DATE}, which is for retrain.partition_by = "path", not {self.partition_by!r}'
+            )
+        if self.partition_by != "path" and self.ready:
+            raise ValueError(
+                "retrain.ready is looked for in a date's folder, and with retrain.partition_by = "
+                f"{self.partition_by!r} a date has none: use retrain.min_age_seconds"
             )

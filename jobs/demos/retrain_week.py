@@ -1,4 +1,6 @@
-"""RetrainDemo: a simulated week of retraining with a drifting log, a day of broken data, and a candidate that is worse.
+"""RetrainDemo: nine simulated days of retraining with a drifting log, broken data, and a candidate that is worse.
+
+One day is broken, one grows after it was built, and one cannot be read.
 
 Every day its files are delivered and ``jobs.retrain`` is started, as a scheduler would start it. After the first
 promotion ``jobs.serve`` serves the champion and a client sends it requests all the time.
@@ -20,9 +22,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from features.disk.atomic import write_json
+from features.disk.dataset import DatasetManifest
 from features.disk.retrain_folder import RetrainFiles
 from jobs.cli.child_process import ending_with_us
 from jobs.cli.config import load_config
@@ -45,6 +48,9 @@ EMPTIED = "country"
 """Column that has no values on the broken day."""
 
 
+Delivered = Literal["whole", "broken", "half", "cut"]
+
+
 @dataclass(frozen=True)
 class Day:
     """Day: one simulated day and its expected outcome.
@@ -54,7 +60,8 @@ class Day:
         champion: version that serves at the end of the day.
         stopped_by: expected ``stopped_by``.
         settings: config overrides of the day.
-        is_broken: whether the delivery has three times the clicks and a column without values.
+        delivery: what arrives: the day's files; broken ones, with three times the clicks and a column without values;
+            half of their rows, the rest with the next day; or files that are cut and cannot be read.
     """
 
     date: str
@@ -62,7 +69,7 @@ class Day:
     champion: int
     stopped_by: str | None = None
     settings: tuple[str, ...] = ()
-    is_broken: bool = False
+    delivery: Delivered = "whole"
 
 
 HEADINGS = ("day", "verdict", "by", "champion", "auc", "logloss", "seconds")
@@ -72,17 +79,19 @@ MISTAKE = ("training.optimizer.embedding_learning_rate=10", "training.optimizer.
 PLAY = (
     Day("2024-01-02", "promoted", 1),
     Day("2024-01-03", "promoted", 2),
-    Day("2024-01-04", "stopped", 2, "data checks", is_broken=True),
+    Day("2024-01-04", "stopped", 2, "data checks", delivery="broken"),
     Day("2024-01-05", "promoted", 3),
     Day("2024-01-06", "refused", 3, "gate", settings=MISTAKE),
     Day("2024-01-07", "promoted", 5),
     Day("2024-01-08", "promoted", 6),
+    Day("2024-01-09", "promoted", 7, delivery="half"),
+    Day("2024-01-10", "stopped", 7, "unreadable", delivery="cut"),
 )
 
 
 @dataclass(frozen=True)
 class RetrainDemo:
-    """RetrainDemo: one simulated week in one folder."""
+    """RetrainDemo: the simulated days in one folder."""
 
     folder: Path
     rows: int
@@ -98,7 +107,7 @@ class RetrainDemo:
         return self.folder / "configs"
 
     def run(self) -> list[str]:
-        """Simulate the week; return the deviations from the expected outcomes."""
+        """Simulate the days; return the deviations from the expected outcomes."""
         self._clear()
         self._resolve()
         self._generate()
@@ -106,9 +115,12 @@ class RetrainDemo:
         summary: list[dict[str, Any]] = []
         print(line(HEADINGS), flush=True)
         with contextlib.ExitStack() as stack:
-            client = None
+            client, half = None, None
             for day in PLAY:
-                self._deliver(day.date, day.is_broken)
+                if half is not None:
+                    self._deliver(half)  # the rest of it comes a day late
+                half = day.date if day.delivery == "half" else None
+                self._deliver(day.date, day.delivery)
                 summary.append(self._retrain(day))
                 write_json(self.folder / "summary.json", summary)
                 champion = summary[-1]["champion_version"]
@@ -117,7 +129,12 @@ class RetrainDemo:
                 client = client or stack.enter_context(self._served())
                 if not client.saw(champion):
                     print(f"version {champion} does not answer after {PICKED_UP_SECONDS:.0f} s", flush=True)
-        return [*compare_days(summary), *self._served_wrong(client), *self._shown_wrong(summary)]
+        return [
+            *compare_days(summary),
+            *self._built_wrong(),
+            *self._served_wrong(client),
+            *self._shown_wrong(summary),
+        ]
 
     def _clear(self) -> None:
         """Remove an older demo; refuse any other folder."""
@@ -140,15 +157,25 @@ class RetrainDemo:
         more = ["--output", str(self.folder / "generated"), "--rows", str(self.rows * num_days), "--days"]
         self._call("generate_logs", "generate", *more, str(num_days), "--drift", str(DRIFT))
 
-    def _deliver(self, date: str, is_broken: bool = False) -> None:
+    def _deliver(self, date: str, delivery: Delivered = "whole") -> None:
         """Copy a day's generated files into the log; generated days are numbered from 01."""
         target = self.folder / "logs" / f"day={date}"
-        target.mkdir(parents=True)
+        target.mkdir(parents=True, exist_ok=True)
+        acts = {"whole": shutil.copyfile, "broken": break_log, "half": halve_log, "cut": cut_log}
         for source in sorted((self.folder / "generated").glob(f"day-{date[-2:]}-part-*.csv.gz")):
-            if is_broken:
-                break_log(source, target / source.name)
-            else:
-                shutil.copyfile(source, target / source.name)
+            acts[delivery](source, target / source.name)
+
+    def _built_wrong(self) -> list[str]:
+        """List the days that have not all of their rows, though these came late, or that were built and cannot be."""
+        files, wrong = RetrainFiles(self.root), []
+        for day in PLAY:
+            name = day.date.replace("-", "")
+            if day.delivery == "half":
+                rows = DatasetManifest.load(files.partition(name)).num_input_rows
+                wrong += [] if rows == self.rows else [f"{day.date} has {rows:,} rows, and grew to {self.rows:,}"]
+            if day.delivery == "cut" and name in files.built():
+                wrong.append(f"{day.date} was built of files that are cut")
+        return wrong
 
     def _retrain(self, day: Day) -> dict[str, Any]:
         started = time.perf_counter()
@@ -259,6 +286,20 @@ def break_log(source: Path, target: Path) -> None:
         for row in rows:
             click = "1" if row["click"] == "1" or rng.random() < added else "0"
             writer.writerow({**row, "click": click, EMPTIED: ""})
+
+
+def halve_log(source: Path, target: Path) -> None:
+    """Copy the first half of a raw log's rows, as if its writer were not done."""
+    with gzip.open(source, "rt") as log:
+        header, *rows = log.readlines()
+    with gzip.open(target, "wt") as log:
+        log.writelines([header, *rows[: len(rows) // 2]])
+
+
+def cut_log(source: Path, target: Path) -> None:
+    """Copy the first half of a packed file's bytes, as if its copy had been cut off."""
+    packed = source.read_bytes()
+    target.write_bytes(packed[: len(packed) // 2])
 
 
 def describe_day(found: Mapping[str, Any]) -> list[str]:

@@ -29,7 +29,7 @@ from pipeline.config import PipelineConfig
 from training.data.opened_dataset import Dataset
 from training.data.row_order import RowOrder
 from training.fit.position import check_position
-from training.fit.run import Run, find_warm_start
+from training.fit.run import Run, find_transplant, find_warm_start
 from training.from_data import Chosen, choose, with_chosen, with_values_of
 from training.judge.validation import check_validation
 from training.sharding import checkpoint
@@ -38,6 +38,7 @@ _log = logging.getLogger(__name__)
 
 COMPARED_ON_RESUME = (
     "warm_start",
+    "warm_start_other_features",
     "model",
     "optimizer",
     "global_batch_size",
@@ -125,6 +126,8 @@ def prepare_run(run_path: Path, config: Config, resume: bool) -> Config:
             _log.warning(warning)
     else:
         _check_expected(config.training.dataset, manifest)
+        if (transplant := find_transplant(config.training, dataset)) is not None:
+            _log.info(transplant.describe())
         run.history.unlink(missing_ok=True)
         run.write(CHOSEN_NAME, [dataclasses.asdict(setting) for setting in chosen])
     for ended in (run.failure, run.path / METRICS_NAME):  # how an earlier training ended says nothing of this one

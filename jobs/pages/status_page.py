@@ -21,6 +21,7 @@ VERDICT_MARKS = {
     "refused": Mark("refused", "fair"),
     "stopped": Mark("stopped", "fair"),
     "failed": Mark("failed", "bad"),
+    "interrupted": Mark("interrupted", "fair"),
 }
 
 
@@ -143,7 +144,7 @@ def _data_figures(status: RetrainingStatus) -> Figures | None:
 def _partitions(status: RetrainingStatus) -> Table | None:
     if not status.partitions:
         return None
-    tones = {"stopped": "bad", "half built": "fair", "not yet seen": "fair", "trained on": "good"}
+    tones = {"stopped": "bad", "half built": "fair", "not ready": "fair", "not yet seen": "fair", "trained on": "good"}
     rows = [
         [
             dashed(partition.name),

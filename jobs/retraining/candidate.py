@@ -11,12 +11,21 @@ from typing import TYPE_CHECKING, Any
 from features.disk.artifact import is_artifact
 from features.disk.atomic import write_json
 from features.disk.dataset import DatasetManifest
-from features.disk.run_folder import ARTIFACT_FOLDER, CHECKS_NAME, GATE_NAME, REPORT_NAME, RunFolder, evaluation_name
+from features.disk.run_folder import (
+    ARTIFACT_FOLDER,
+    CHECKS_NAME,
+    GATE_NAME,
+    REPORT_NAME,
+    RunError,
+    RunFolder,
+    evaluation_name,
+)
 from features.disk.window import OtherWindow, join
 from jobs.cli.child_process import ProgramError, run_module
 from jobs.cli.config_arguments import hand_on
 from jobs.registry.model_versions import ModelVersion
-from jobs.retraining.retrain_folder import RUN_TAG, TABLES_TAG, TRAINED_TAG, RetrainFolder
+from jobs.retraining.partitions import build_compared
+from jobs.retraining.retrain_folder import REBUILT_TAG, RUN_TAG, TABLES_TAG, TRAINED_TAG, RetrainFolder
 from jobs.retraining.todo import Todo
 
 if TYPE_CHECKING:
@@ -62,13 +71,32 @@ class Candidate:
                 shutil.rmtree(stale, ignore_errors=True)
             return join(folders, self.window)
 
+    @property
+    def has_other_features(self) -> bool:
+        """Whether the champion was trained on other features."""
+        if not self.place.rules.other_features or self.champion is None:
+            return False
+        return (
+            RunFolder(self.place.run_of(self.champion)).schema().fingerprint != self.place.config.features.fingerprint
+        )
+
+    def encode_for_champion(self) -> None:
+        """Build the day's rows for a champion of other features, with the vocabularies that it knows."""
+        assert self.champion is not None
+        run = self.place.run_of(self.champion)
+        build_compared(self.place, self.day, RunFolder(run).schema(), self.place.window(run.name))
+
     def train(self) -> None:
         """Train, or resume a training that was killed."""
         if RunFolder(self.run).is_finished:
             return
         training = dataclasses.replace(self.place.config.training, dataset=str(self.window))
         if self.todo.is_warm and self.champion is not None:
-            training = dataclasses.replace(training, warm_start=str(self.place.run_of(self.champion)))
+            training = dataclasses.replace(
+                training,
+                warm_start=str(self.place.run_of(self.champion)),
+                warm_start_other_features=self.has_other_features,
+            )
         config = dataclasses.replace(self.place.config, training=training)
         resolved = hand_on(config, self.place.config_file(self.day))
         resume = ["--resume"] if self.run.exists() else []
@@ -80,6 +108,8 @@ class Candidate:
         Returns:
             The gate's verdict, and the metrics of "candidate" and, if there is a champion, "champion".
         """
+        import numpy as np
+
         from training.data.columns import read_columns
         from training.data.opened_dataset import Dataset
         from training.data.reader import Reader
@@ -94,9 +124,18 @@ class Candidate:
         scores = served.score("test")
         metrics, before = {"candidate": evaluate(scores)}, None
         if self.champion is not None:
-            champion = load_best(Run(self.place.run_of(self.champion)), dataset)
+            is_other = self.has_other_features
+            rows = Dataset.open(self.place.compared_window(self.day)) if is_other else dataset
+            champion = load_best(Run(self.place.run_of(self.champion)), rows)
             tables: Any = self.champion.tags.get(TABLES_TAG, "float32")
-            before = champion.with_tables(tables).score("test").logits
+            theirs = champion.with_tables(tables).score("test")
+            if not np.array_equal(theirs.labels, scores.labels):
+                raise RunError(
+                    f"the rows of {self.day} that the candidate's features and the champion's can be read of are not "
+                    f"the same ({len(scores.labels):,} and {len(theirs.labels):,}), so the two cannot be compared: "
+                    "mend the rows that only one of them rejects"
+                )
+            before = theirs.logits
             metrics["champion"] = evaluate(replace(scores, logits=before))
         reader = Reader(dataset, "test", candidate.config)
         columns = read_columns(reader, reader.num_rows) if rules.segments else {}
@@ -134,7 +173,9 @@ class Candidate:
     def register(self, metrics: dict[str, Any]) -> int:
         """Register the artifact and its report as the model's next version; return its number."""
         warm_from = self.champion if self.todo.is_warm else None
-        seen = [] if warm_from is None else json.loads(warm_from.tags[TRAINED_TAG])
+        seen = [] if warm_from is None else self.place.trained_on(warm_from)
+        trained = sorted({*seen, *self.todo.train})
+        rebuilt = {name: number for name in trained if (number := self.place.num_rebuilds(name))}
         root, report = self.place.root, self.run / REPORT_NAME
         return self.place.registry().register(
             self.place.rules.model,
@@ -145,7 +186,8 @@ class Candidate:
                 "tested_on": self.day,
             },
             tags={
-                TRAINED_TAG: json.dumps(sorted({*seen, *self.todo.train})),
+                TRAINED_TAG: json.dumps(trained),
+                **({REBUILT_TAG: json.dumps(rebuilt)} if rebuilt else {}),
                 RUN_TAG: str(self.run.relative_to(root)),
                 TABLES_TAG: self.place.rules.tables,
             },

@@ -107,7 +107,7 @@ def check_data(
         raise ValueError(f"data checks name features that are none: {', '.join(sorted(strange))}")
     if profile.datasets != (manifest.fingerprint,):
         raise DriftError("the profile is not of this dataset: measure again")
-    results = [*_oov(profile, reference, config)]
+    results = [_classes(profile, config.labels), *_oov(profile, reference, config)]
     if reference is not None:
         profile.check_comparable(reference)
         if manifest.fingerprint in reference.datasets:
@@ -149,6 +149,13 @@ def _labels(profile: DataProfile, reference: DataProfile, limits: LabelLimits) -
     reason = f"{math.exp(log_ratio):.3g} times the reference's"
     level = limits.action if is_low or is_high else "ok"
     return CheckResult("label rate", None, profile.label_rate, reference.label_rate, _band(limits), level, reason)
+
+
+def _classes(profile: DataProfile, limits: LabelLimits) -> CheckResult | None:
+    if not limits.both_classes or 0 < profile.num_positives < profile.num_rows:
+        return None
+    reason = f"every label is {int(profile.num_positives > 0)}"
+    return CheckResult("classes", None, 1.0, None, "both classes", limits.action, reason)
 
 
 def _band(limits: RowLimits | LabelLimits) -> str:

@@ -7,6 +7,7 @@ No row is copied: a partition is built from all files that have rows of its date
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from features.disk.atomic import write_json
 from features.log_files import is_there, state_of
+from jobs.retraining.file_states import read_state
 from jobs.retraining.raw_partitions import RawPartition
 from pipeline.config import UNDATED
 
@@ -28,12 +30,16 @@ class FileDates:
     modified: int
     """Time of the last change, Unix nanoseconds."""
     dates: Mapping[str, int]
-    """Rows per date; the empty date stands for rows without a readable time."""
+    """Rows per date; the empty date stands for rows without a readable time. Of a file that cannot be read, those
+    that it had when it could."""
+    error: str | None = None
+    """Reason why the file cannot be read; None: it was scanned."""
 
     @property
     def is_current(self) -> bool:
         """Whether the file has the size and time that it was scanned with."""
-        return (self.num_bytes, self.modified) == state_of(self.path)
+        state = read_state(self.path)
+        return (state.num_bytes, state.modified) == (self.num_bytes, self.modified) if state else self.modified < 0
 
 
 class DateIndex:
@@ -59,8 +65,7 @@ class DateIndex:
             files: absolute paths.
             count: function from a folder for rows without a date to file -> date -> rows.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        name = f"{len(list(self.folder.glob('*.json'))):06d}"
+        name = self._next_name()
         undated = self.folder / f"{name}.undated"
         shutil.rmtree(undated, ignore_errors=True)  # of a pass that was killed
         # Their state is taken first: a file that grows meanwhile is looked through again.
@@ -70,6 +75,22 @@ class DateIndex:
         write_json(self.folder / f"{name}.json", {"files": [asdict(file) for file in found]})
         return found
 
+    def put_aside(self, file: str, error: str) -> None:
+        """Write down that a file cannot be read, so that it is not scanned again until it changes.
+
+        Args:
+            file: absolute path.
+            error: reason.
+        """
+        state, before = read_state(file), self.files().get(file)
+        num_bytes, modified = (0, -1) if state is None else (state.num_bytes, state.modified)
+        record = FileDates(file, num_bytes, modified, {} if before is None else before.dates, error)
+        write_json(self.folder / f"{self._next_name()}.json", {"files": [asdict(record)]})
+
+    def _next_name(self) -> str:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return f"{len(list(self.folder.glob('*.json'))):06d}"
+
     def partitions(self) -> dict[str, RawPartition]:
         """Map each date, oldest first, to the existing files that have rows of it."""
         rows: dict[str, dict[str, int | None]] = {}
@@ -78,6 +99,10 @@ class DateIndex:
                 if date != UNDATED and is_there(file.path):
                     rows.setdefault(date, {})[file.path] = num_rows
         return {date: RawPartition(rows[date], times_of(date)) for date in sorted(rows)}
+
+    def unreadable(self) -> dict[str, str]:
+        """Say of each file that is there and cannot be read why."""
+        return {file.path: file.error for file in self.files().values() if file.error and os.path.lexists(file.path)}
 
     def num_undated(self) -> int:
         """Count the rows without a readable time, which belong to no partition."""

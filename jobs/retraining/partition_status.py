@@ -7,11 +7,14 @@ from typing import Literal
 from features.disk.window import SOURCE_SPLIT
 from jobs.retraining.data_checks import CheckResult, Checks, Level
 from jobs.retraining.raw_partitions import is_late
+from jobs.retraining.retrain_folder import UNREADABLE
 from jobs.retraining.status_files import StatusFiles
 
-State = Literal["not yet seen", "left out", "half built", "not checked", "stopped", "checked", "trained on"]
+State = Literal[
+    "not yet seen", "not ready", "left out", "half built", "not checked", "stopped", "checked", "trained on"
+]
 """State of a partition. trained on: by the champion. checked: may be trained on. left out: late rows under
-retrain.late = "ignore"."""
+retrain.late = "ignore". not ready: as retrain.ready and retrain.min_age_seconds say."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,12 @@ class PartitionStatus:
 
 
 def read_partitions(
-    files: StatusFiles, there: Sequence[str], left_out: Sequence[str], trained: Sequence[str], goes_back: bool
+    files: StatusFiles,
+    there: Sequence[str],
+    left_out: Sequence[str],
+    unready: Sequence[str],
+    trained: Sequence[str],
+    goes_back: bool,
 ) -> tuple[PartitionStatus, ...]:
     """Describe every partition that is there or was begun, oldest first.
 
@@ -39,6 +47,7 @@ def read_partitions(
         files: files of the retraining.
         there: names of partitions whose raw files are there.
         left_out: names of late partitions that the config ignores.
+        unready: dates that are not complete yet.
         trained: names of partitions that the champion was trained on.
         goes_back: whether the next candidate is also trained on partitions older than all of those.
     """
@@ -46,6 +55,7 @@ def read_partitions(
     names = {*there, *files.partitions, *files.half_built, *files.checks}
     known = [_describe(name, files, trained, span) for name in names]
     known += [PartitionStatus(name, "left out", is_late=True) for name in left_out if name not in names]
+    known += [PartitionStatus(name, "not ready", is_late=False) for name in unready if name not in names]
     return tuple(sorted(known, key=lambda partition: partition.name))
 
 
@@ -80,9 +90,14 @@ def reasons_of(checks: Checks, *levels: Level) -> tuple[str, ...]:
     return tuple(_sentence(result) for result in found)
 
 
+def stopper(checks: Checks) -> str:
+    """Say what stopped a partition: a data check, or that its files cannot be read."""
+    return UNREADABLE if any(result.rule == UNREADABLE for result in checks.results) else "data checks"
+
+
 def _sentence(result: CheckResult) -> str:
     subject = f"{result.rule} of {result.feature}" if result.feature else result.rule
-    if result.rule == "duplicate":
+    if result.rule in ("duplicate", "classes", UNREADABLE):
         return f"{subject}: {result.reason}"
     before = "" if result.reference is None else f" where {result.reference:.4g} was"
     return f"{subject}: {result.value:.4g}{before}, {result.threshold}"

@@ -5,11 +5,13 @@ Only the names of files are read here; ``jobs.retraining.date_index`` reads date
 
 import os
 import re
+import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from features.log_files import FoundLogs, find_files
-from jobs.cli.retrain_config import DATE
+from features.log_files import FoundLogs, find_files, is_there
+from jobs.cli.retrain_config import DATE, RetrainConfig
+from jobs.retraining.file_states import read_state
 
 LATE = "+"
 """Separator of a date and a number in the name of a late partition: rows that came after their date's was built."""
@@ -24,6 +26,8 @@ class RawPartition:
     """Files of the date: absolute path -> rows of this date in it; None: all of its rows."""
     times: tuple[int, int] | None = None
     """Time range in Unix seconds, the end excluded; None: the files have rows of this date alone."""
+    folders: frozenset[str] = field(default=frozenset(), compare=False)
+    """Folders of the date, where its name is that of a folder."""
 
     @property
     def num_rows(self) -> int | None:
@@ -35,7 +39,34 @@ class RawPartition:
         """Return the partition without some files, however their paths are spelled."""
         gone = set(map(os.path.realpath, files))
         rest = {file: rows for file, rows in self.files.items() if os.path.realpath(file) not in gone}
-        return RawPartition(rest, self.times)
+        return replace(self, files=rest)
+
+    def unready(self, rules: RetrainConfig) -> str | None:
+        """Say why the date is not complete yet; None: it is.
+
+        Raises:
+            ValueError: ``retrain.ready`` is set, and a date's name is that of a file.
+            StorageError: a store cannot be read.
+        """
+        if rules.ready is not None:
+            if not self.folders:
+                raise ValueError(
+                    f"retrain.ready = {rules.ready!r} is looked for in a date's folder, and {next(iter(self.files))} "
+                    "is in none: use retrain.min_age_seconds"
+                )
+            without = [folder for folder in sorted(self.folders) if not is_there(f"{folder}/{rules.ready}")]
+            if without:
+                return f"{without[0]} has no {rules.ready} yet"
+        young = [file for file in self.files if is_young(file, rules)]
+        return f"{young[0]} changed less than {rules.min_age_seconds:g} s ago" if young else None
+
+
+def is_young(file: str, rules: RetrainConfig) -> bool:
+    """Tell whether a file changed less than ``retrain.min_age_seconds`` ago."""
+    if not rules.min_age_seconds:
+        return False
+    state = read_state(file)
+    return state is not None and time.time() - state.modified / 1e9 < rules.min_age_seconds
 
 
 def date_key(text: str) -> str:
@@ -86,13 +117,17 @@ def find_partitions(pattern: str) -> dict[str, RawPartition]:
     expression = f"{_translate(before)}(?P<date>{_DATE_PATTERN}){_translate(after.rstrip('/'))}(?:/.*)?"
     matcher = re.compile(expression, re.DOTALL)
     found: dict[str, dict[str, int | None]] = {}
+    folders: dict[str, set[str]] = {}
     for file in list_log(pattern).files:
         match = matcher.fullmatch(file.path)
         if match is not None:
-            found.setdefault(date_key(match["date"]), {})[file.absolute] = None
+            date = date_key(match["date"])
+            found.setdefault(date, {})[file.absolute] = None
+            if depth := file.path.count("/", match.end("date")):
+                folders.setdefault(date, set()).add(file.absolute.rsplit("/", depth)[0])
     if len({len(date) for date in found}) > 1:
         raise ValueError(f"{pattern} finds dates of different lengths: {', '.join(sorted(found)[:5])}")
-    return {date: RawPartition(found[date]) for date in sorted(found)}
+    return {date: RawPartition(found[date], folders=frozenset(folders.get(date, ()))) for date in sorted(found)}
 
 
 def _translate(part: str) -> str:

@@ -1,22 +1,55 @@
 """retrain: the steps of one retraining, from raw files to a promotion or refusal; and its summaries."""
 
+import contextlib
+import logging
 import shutil
 import time
 from functools import partial
 from typing import Any
 
+from features.log_format import LogError
+from jobs.cli.interruption import Interrupted
 from jobs.registry.model_versions import ModelVersion
 from jobs.registry.store import RegistryError
 from jobs.retraining.alert import alert
 from jobs.retraining.candidate import Candidate, carry_out
+from jobs.retraining.file_states import describe_files
 from jobs.retraining.partitions import build_partitions, check_partition, find_dates
 from jobs.retraining.raw_partitions import date_of
-from jobs.retraining.retrain_folder import RetrainFolder
+from jobs.retraining.retrain_folder import UNREADABLE, RetrainFolder
 from jobs.retraining.retry import Steps
 from training.judge.metrics import remarks
 
+_log = logging.getLogger(__name__)
 Ended = tuple[dict[str, Any], str]
 """Outcome of a retraining: summary as JSON values, and text."""
+
+
+def retrain_once(place: RetrainFolder, as_of: str | None) -> str:
+    """Retrain, write the summary to last.json however it ends, and return its text.
+
+    Raises:
+        Exception: what a step raised at last.
+        Interrupted: a signal has asked this program to end; says at which step.
+    """
+    steps = Steps(place.rules.retries, place.rules.retry_seconds)
+    try:
+        summary, text = retrain(place, steps, as_of)
+        without = left_out(place)
+    except Interrupted as signal:
+        day = "" if steps.day is None else f" of {steps.day}"
+        where = Interrupted(signal.number, f"at step {steps.current}{day}: the next retraining goes on there")
+        with contextlib.suppress(OSError, ValueError):
+            end(place, failure(place, steps, where))
+        raise where from signal
+    except Exception as error:
+        with contextlib.suppress(OSError):  # what went wrong first is to be told
+            end(place, failure(place, steps, error))
+        raise
+    end(place, {**summary, **without})
+    for warning in warnings(without):
+        _log.warning(warning)
+    return text
 
 
 def retrain(place: RetrainFolder, steps: Steps, as_of: str | None) -> Ended:
@@ -31,14 +64,18 @@ def retrain(place: RetrainFolder, steps: Steps, as_of: str | None) -> Ended:
     _finish(place, steps)
     if files := place.undated_files():
         steps.do("dates", partial(find_dates, place, files))
-    raw = place.raw()
     if names := place.look(as_of, steps.do("look", place.champion)).build:
-        steps.do("build", partial(build_partitions, place, {name: raw[name] for name in names}))
+        raw = place.raw()
+        build_partitions(place, {name: raw[name] for name in names}, steps)
+    _check_readable(place)
     for name in place.built():
-        if not place.checks_file(name).exists():
+        if not place.is_checked(name):
+            steps.day = name
             steps.do("check", partial(check_partition, place, name))
+    steps.day = None
     champion = steps.do("look", place.champion)
     todo = place.look(as_of, champion)
+    steps.day = todo.test
     if todo.test is None:
         return _nothing(place, as_of, champion)
     if place.verdict_file(todo.test).exists():
@@ -46,6 +83,8 @@ def retrain(place: RetrainFolder, steps: Steps, as_of: str | None) -> Ended:
     candidate = Candidate(place, todo, todo.test, champion)
     window = steps.do("window", candidate.join)
     steps.do("train", candidate.train)
+    if candidate.has_other_features:
+        steps.do("encode", candidate.encode_for_champion)
     found, metrics = steps.do("judge", candidate.judge)
     steps.do("export", candidate.export)
     steps.do("report", candidate.report)
@@ -85,6 +124,18 @@ def _finish(place: RetrainFolder, steps: Steps) -> None:
             steps.do("promote", partial(carry_out, place, verdict))
 
 
+def _check_readable(place: RetrainFolder) -> None:
+    """Refuse a log of which nothing could ever be read: it is the config that is wrong then, as a rule.
+
+    Raises:
+        LogError: gives the first date's reason.
+    """
+    unreadable = place.unreadable()
+    if unreadable and not place.built():
+        name, reason = next(iter(unreadable.items()))
+        raise LogError(f"no date of the log can be read, so look at the config too; {name}: {reason}")
+
+
 def _done_before(place: RetrainFolder, day: str) -> Ended:
     """Return the outcome of a day that is done; its retraining may have been killed before it reported."""
     return place.read(place.verdict_file(day)), f"{day}: done before"
@@ -92,42 +143,57 @@ def _done_before(place: RetrainFolder, day: str) -> Ended:
 
 def _nothing(place: RetrainFolder, as_of: str | None, champion: ModelVersion | None) -> Ended:
     serving, stopped = champion and champion.version, place.stopped()
-    built = place.built()
-    newest = max((name for name in built if as_of is None or date_of(name) <= as_of), default=None)
-    if newest and newest == max(built) and place.verdict_file(newest).exists():
+    known = {*place.built(), *stopped}
+    newest = max((name for name in known if as_of is None or date_of(name) <= as_of), default=None)
+    if newest and newest == max(known) and place.verdict_file(newest).exists():
         return _done_before(place, newest)
     if newest in stopped:
-        summary = {"day": newest, "verdict": "stopped", "stopped_by": "data checks", "champion_version": serving}
+        by = "data checks" if newest in place.built() else UNREADABLE
+        summary = {"day": newest, "verdict": "stopped", "stopped_by": by, "champion_version": serving}
         return summary, f"{newest} is not trained on: {place.checks_file(newest)} says why"
     summary = {"day": newest, "verdict": "nothing", "stopped_by": None, "champion_version": serving}
     return summary, "nothing is new: there is no day before the newest one that the champion has not seen"
 
 
-def failure(place: RetrainFolder, step: str, error: Exception) -> dict[str, Any]:
-    """Summarise a retraining that failed at a step."""
+def failure(place: RetrainFolder, steps: Steps, error: BaseException) -> dict[str, Any]:
+    """Summarise a retraining that failed at a step, or that a signal ended there."""
     try:
         champion = place.champion()
     except RegistryError:
         champion = None
+    try:
+        without = left_out(place)
+    except (ValueError, OSError):  # what failed may be just that
+        without = {}
+    told = (ValueError, OSError, Interrupted)
     return {
-        "day": max(place.built(), default=None),
-        "verdict": "failed",
-        "stopped_by": step,
-        "step": step,
-        "error": f"{error}" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}",
+        "day": steps.day or max(place.built(), default=None),
+        "verdict": "failed" if isinstance(error, Exception) else "interrupted",
+        "stopped_by": steps.current,
+        "step": steps.current,
+        "error": f"{error}" if isinstance(error, told) else f"{type(error).__name__}: {error}",
         "champion_version": champion and champion.version,
+        **without,
     }
 
 
 def left_out(place: RetrainFolder) -> dict[str, Any]:
-    """Count rows of the log that are in no partition: late ones, changes since a build, and those without a time.
+    """Tell what of the log is in no partition: late rows, changes since a build, what cannot be read or is not ready.
 
     Returns:
-        Counts that are not zero, and ``notes`` on files that are left out by their names or are there twice.
+        What is not empty; ``notes`` are on files that are left out by their names or are there twice.
     """
     late = {name: {"files": len(part.files), "rows": part.num_rows} for name, part in place.late().items()}
-    counts = {"late": late, "changed": place.changed(), "undated_rows": place.dates.num_undated()}
-    found = {**counts, "notes": place.notes()}
+    found = {
+        "late": late,
+        "changed": place.changed(),
+        "changed_files": place.changed_files(),
+        "undated_rows": place.dates.num_undated(),
+        UNREADABLE: place.unreadable(),
+        "unreadable_files": place.dates.unreadable(),
+        "not_ready": place.unready(),
+        "notes": place.notes(),
+    }
     return {name: rows for name, rows in found.items() if rows}
 
 
@@ -138,7 +204,13 @@ def warnings(without: dict[str, Any]) -> list[str]:
         rows = "" if late["rows"] is None else f" with {late['rows']:,} rows"
         lines.append(f"{date_of(name)}: {late['files']} files{rows} came late and are left out (retrain.late)")
     for name, more in without.get("changed", {}).items():
-        lines.append(f"{name}: its raw files have changed by {more:+,} rows since it was built")
+        lines.append(f"{name}: its raw files have changed by {more:+,} rows since it was built (retrain.changed)")
+    for name, files in without.get("changed_files", {}).items():
+        lines.append(f"{name}: {describe_files(files)} (retrain.changed)")
+    lines += [f"{name} cannot be read: {reason}" for name, reason in without.get(UNREADABLE, {}).items()]
+    if files := without.get("unreadable_files"):
+        lines.append(f"{len(files)} files are put aside until they change: {next(iter(files.values()))}")
+    lines += [f"{name} is not ready: {reason}" for name, reason in without.get("not_ready", {}).items()]
     if undated := without.get("undated_rows"):
         lines.append(f"{undated:,} rows have no readable time and are in no partition")
     return lines + without.get("notes", [])
@@ -151,7 +223,7 @@ def end(place: RetrainFolder, summary: dict[str, Any]) -> None:
     try:
         place.write(path, summary)
     finally:
-        if is_news or summary["verdict"] == "failed":
+        if is_news or summary["verdict"] in ("failed", "interrupted"):
             alert(summary, place.rules.alert_on)
 
 

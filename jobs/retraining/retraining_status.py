@@ -19,8 +19,9 @@ from jobs.registry.promotions import Promotion
 from jobs.registry.registry import Registry
 from jobs.registry.store import RegistryError
 from jobs.retraining.data_checks import CheckResult
-from jobs.retraining.partition_status import PartitionStatus, read_partitions, reasons_of
-from jobs.retraining.retrain_folder import TRAINED_TAG, RetrainFolder
+from jobs.retraining.file_states import describe_files
+from jobs.retraining.partition_status import PartitionStatus, read_partitions, reasons_of, stopper
+from jobs.retraining.retrain_folder import REBUILT_TAG, TRAINED_TAG, RetrainFolder, still_trained_on
 from jobs.retraining.shapes import find_distances
 from jobs.retraining.status_files import Outcome, StatusFiles, one_line
 from jobs.retraining.todo import Todo, plan
@@ -87,7 +88,7 @@ class RetrainingStatus:
     def reasons(self, outcome: Outcome) -> tuple[str, ...]:
         """List why a retraining did not promote: failed rules of the gate, data checks that stopped it, its error."""
         found: list[str] = []
-        if outcome.verdict == "failed":
+        if outcome.verdict in ("failed", "interrupted"):
             found.append(outcome.error or "it does not say why")
         if outcome.verdict == "stopped" and outcome.day in self.files.checks:
             found += reasons_of(self.files.checks[outcome.day], "stop")
@@ -144,12 +145,11 @@ def read_status(root: Path, model: str, registry: str | None = None, config: Con
     except RegistryError as error:
         problem = f"the registry cannot be read, so the champion is not known: {error}"
         notes.append(problem)
-    trained = None if version is None else _trained_on(version, notes)
+    trained = None if version is None else _trained_on(version, RetrainFiles(root), notes)
     rules = config and config.retrain
-    there, left_out = (
-        ((), ()) if config is None or rules is None else _read_log(RetrainFolder(root, config, rules), notes)
-    )
-    partitions = read_partitions(files, there, left_out, trained or (), rules is not None and rules.train_on == "new")
+    log = LogStatus() if config is None or rules is None else _read_log(RetrainFolder(root, config, rules), notes)
+    goes_back = rules is not None and rules.train_on == "new"
+    partitions = read_partitions(files, log.there, log.left_out, log.unready, trained or (), goes_back)
     return RetrainingStatus(
         root=root,
         model=model,
@@ -159,27 +159,53 @@ def read_status(root: Path, model: str, registry: str | None = None, config: Con
         promotions=promotions,
         outcomes=_outcomes(files),
         partitions=partitions,
-        todo=_plan(there, files, trained, rules) if rules and there and not problem else None,
+        todo=_plan(log, files, trained, rules) if rules and log.there and not problem else None,
         files=files,
         notes=tuple(notes),
         registry_problem=problem,
     )
 
 
-def _read_log(place: RetrainFolder, notes: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """List the partitions of the log, and the late ones that the config ignores; add problems to ``notes``."""
+@dataclass(frozen=True)
+class LogStatus:
+    """Partitions of a log, by what the next retraining does with them.
+
+    Attributes:
+        there: partitions of the log, and those built of it.
+        done: partitions that need no build: built and unchanged, or unreadable and unchanged.
+        left_out: late partitions that the config ignores.
+        unready: dates that are not complete yet.
+    """
+
+    there: tuple[str, ...] = ()
+    done: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    unready: tuple[str, ...] = ()
+
+
+def _read_log(place: RetrainFolder, notes: list[str]) -> LogStatus:
+    """Look at the log; add what is to be said of it to ``notes``."""
     try:
         if new := place.undated_files():
             notes.append(f"{len(new)} raw files are new: the next retraining looks for the dates of their rows")
         for name, more in place.changed().items():
             notes.append(f"the raw files of {name} have changed by {more:+,} rows since it was built")
+        for name, changes in place.changed_files().items():
+            notes.append(f"the raw files of {name} have changed since it was built: {describe_files(changes)}")
+        for name, reason in place.unreadable().items():
+            notes.append(f"{name} cannot be read: {reason}")
+        for file, reason in place.dates.unreadable().items():
+            notes.append(f"{file} is put aside until it changes: {reason}")
+        unready = place.unready()
+        notes += [f"{name} is not ready: {reason}" for name, reason in unready.items()]
         if undated := place.dates.num_undated():
             notes.append(f"{undated:,} raw rows have no readable time and are in no partition")
         late = place.late() if place.rules.late == "ignore" else ()
-        return tuple(place.raw()), tuple(late)
+        raw = place.raw()
+        return LogStatus(tuple(raw), place.done(raw), tuple(late), tuple(unready))
     except (ValueError, OSError, KeyError, TypeError) as error:
         notes.append(f"which partitions are there is not known: {one_line(error)}")
-        return (), ()
+        return LogStatus()
 
 
 # --------------------------------------------------------------------------------------------------------- the registry
@@ -193,9 +219,11 @@ def _read_registry(root: Path, model: str, address: str | None) -> tuple[ModelVe
     return champion, () if champion is None else registry.history(model)
 
 
-def _trained_on(version: ModelVersion, notes: list[str]) -> tuple[str, ...]:
+def _trained_on(version: ModelVersion, files: RetrainFiles, notes: list[str]) -> tuple[str, ...]:
     try:
-        return TypeAdapter(tuple[str, ...]).validate_json(version.tags.get(TRAINED_TAG, ""))
+        names = TypeAdapter(tuple[str, ...]).validate_json(version.tags.get(TRAINED_TAG, ""))
+        rebuilt = TypeAdapter(dict[str, int]).validate_json(version.tags.get(REBUILT_TAG, "{}"))
+        return tuple(still_trained_on(files, names, rebuilt))
     except ValidationError:
         notes.append(f"version {version.version} does not say what it was trained on: retraining did not register it")
         return ()
@@ -218,17 +246,17 @@ def _champion(
 def _outcomes(files: StatusFiles) -> tuple[Outcome, ...]:
     """List the outcomes of retrained and stopped days, by day, then of the last retraining if it failed."""
     stopped = [
-        Outcome(date, "stopped", stopped_by="data checks", written=checks.written)
+        Outcome(date, "stopped", stopped_by=stopper(checks), written=checks.written)
         for date, checks in files.checks.items()
         if checks.level == "stop" and date not in files.verdicts
     ]
     found = sorted([*files.verdicts.values(), *stopped], key=lambda outcome: outcome.day or "")
-    has_failed = files.last is not None and files.last.verdict == "failed"
+    has_failed = files.last is not None and files.last.verdict in ("failed", "interrupted")
     return (*found, files.last) if files.last is not None and has_failed else tuple(found)
 
 
-def _plan(there: tuple[str, ...], files: StatusFiles, trained: tuple[str, ...] | None, rules: RetrainConfig) -> Todo:
+def _plan(log: LogStatus, files: StatusFiles, trained: tuple[str, ...] | None, rules: RetrainConfig) -> Todo:
     stopped = {name: checks for name, checks in files.checks.items() if checks.level == "stop"}
-    todo = plan(there, None, list(files.partitions), stopped, trained, rules)
+    todo = plan(log.there, None, log.done, stopped, trained, rules)
     # A day is decided once: after a refusal nothing is trained before there is a newer one.
     return replace(todo, train=(), test=None, valid=None) if todo.test in files.verdicts else todo

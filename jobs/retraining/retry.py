@@ -23,12 +23,15 @@ class Steps:
 
     Attributes:
         current: name of the step that is being run or was run last.
+        day: date that the steps are at work on; None: no particular one.
     """
+
+    day: str | None
 
     def __init__(self, retries: int, seconds: float) -> None:
         """Set the number of retries of each step, and the seconds between two tries."""
         self.retries, self.seconds = retries, seconds
-        self.current = "start"
+        self.current, self.day = "start", None
 
     def do(self, name: str, act: Callable[[], T]) -> T:
         """Run a step, which must be idempotent: after a failure anywhere it is run again.

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from features.disk.dataset import DatasetManifest
-from features.disk.retrain_folder import RetrainFiles
+from features.disk.retrain_folder import RetrainFiles, partition_name
 from jobs.registry.model_versions import to_iso
 from jobs.retraining.shapes import KeptChecks
 from training.judge.gate import Verdict
@@ -28,7 +28,7 @@ class Outcome:
     day: str | None
     """Day of the partition that both models were compared on, or that data checks stopped."""
     verdict: str
-    """Verdict: promoted, refused, stopped, nothing or failed."""
+    """Verdict: promoted, refused, stopped, nothing, failed or interrupted."""
     stopped_by: str | None = None
     version: int | None = None
     champion_version: int | None = None
@@ -102,11 +102,11 @@ class _Reader:
         self.problems: list[str] = []
 
     def read_all(self, paths: Iterable[Path], read: Callable[[Path], T]) -> dict[str, T]:
-        """Read files that are valid: name without suffix -> content, in the order of names."""
+        """Read files that are valid: name of the day or partition -> content, in the order of names."""
         found = {}
         for path in sorted(paths):
             try:
-                found[path.stem] = read(path)
+                found[partition_name(path)] = read(path)
             except ValidationError as error:
                 [first, *_] = error.errors()
                 place = ".".join(map(str, first["loc"]))

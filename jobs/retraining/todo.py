@@ -39,8 +39,8 @@ def plan(
     Args:
         dates: names of existing partitions, in order; late ones follow that of their date.
         as_of: date after which partitions are ignored; None: use all.
-        built: partitions that have a dataset.
-        stopped: partitions that data checks refused; they are never trained on.
+        built: partitions that need no build: they have a dataset, or wait until their files change.
+        stopped: partitions that data checks refused, or of other features; they are never trained on.
         trained: partitions that the champion was trained on; None: there is no champion.
         config: rules of retraining.
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from itertools import islice
 
-from features.disk.dataset import DatasetError, FeatureStatistics
+from features.disk.dataset import FeatureStatistics
+from features.log_format import LogError
 from features.schema import FeatureSchema
 from pipeline.build.encode_rows import NUM_SHOWN_LINES, PortionResult, PortionTask
 from pipeline.build.measure import Sums
@@ -35,15 +36,15 @@ def check_rejected(
         Number of rejected rows.
 
     Raises:
-        DatasetError: names the first malformed rows by file, line and reason.
+        LogError: names the first malformed rows by file, line and reason.
     """
     reasons = sum((result.reasons for result in results), Counter[str]())
     num_rejected = reasons.total()
     num_rows = sum(total.rows.values()) + num_rejected + sum(result.num_duplicates for result in results)
     if not num_rows:
-        raise DatasetError("the input files have no rows")
+        raise LogError("the input files have no rows")
     if num_rejected > config.max_rejected_fraction * num_rows:
-        raise DatasetError(
+        raise LogError(
             f"{num_rejected:,} of {num_rows:,} rows ({num_rejected / num_rows:.2%}) are malformed, more than "
             f"pipeline.quality.max_rejected_fraction = {config.max_rejected_fraction:g} allows. First: "
             + "; ".join([*first_rejected(tasks, results, NUM_SHOWN_LINES), *_cures(reasons, schema)])
@@ -51,7 +52,7 @@ def check_rejected(
     if not total.rows.get("train"):
         signs = sum((result.signs for result in results), Signs())
         why = ["see pipeline.input.train and pipeline.split", *tell_times(schema, signs, sum(total.rows.values()))]
-        raise DatasetError(f"no row is left for the training split: {'; '.join(why)}")
+        raise LogError(f"no row is left for the training split: {'; '.join(why)}")
     return num_rejected
 
 
@@ -85,10 +86,10 @@ def enforce_limits(statistics: dict[str, FeatureStatistics], config: QualityConf
     """Collect warnings about features that exceed their limits.
 
     Raises:
-        DatasetError: there are any and ``pipeline.quality.action`` is ``fail``.
+        LogError: there are any and ``pipeline.quality.action`` is ``fail``.
     """
     found = beyond_limits(statistics, config)
     if found and config.action == "fail":
         more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
-        raise DatasetError("; ".join(islice(found, 5)) + more)
+        raise LogError("; ".join(islice(found, 5)) + more)
     return found

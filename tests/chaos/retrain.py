@@ -43,6 +43,7 @@ def main() -> int:
 
 def _stand(at: str) -> None:
     if at == os.environ.get(STAND):
+        del os.environ[STAND]  # at the first of several steps of this name
         sign = Path(os.environ[STANDING])
         sign.touch()
         while sign.exists():

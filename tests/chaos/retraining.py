@@ -3,6 +3,7 @@
 import contextlib
 import random
 import shutil
+import signal
 import sqlite3
 import subprocess
 import time
@@ -34,6 +35,67 @@ def kill_at_every_step(folder: Path, seed: int) -> Outcome:
         if (step, moment) != ("promote", "after"):
             expect(retraining.champion() in ((1, 2) if step == "promote" else (1,)), f"{moment} {step}: a new champion")
     return retraining.heal()
+
+
+def interrupt_at_every_step(folder: Path, seed: int) -> Outcome:
+    """SIGINT or SIGTERM before or in each step in turn, each time of the next start; the last start ends well."""
+    retraining, rng = Retraining.begin(folder, seed, "base"), random.Random(seed)
+    for number, step in enumerate(STEPS):
+        program = retraining.start(stand=step)
+        program.wait_until_it_stands()
+        if (seed + number) % 2 or step in ("build", "train"):
+            program.go_on()
+            time.sleep(rng.uniform(0.5, {"build": 6.0, "train": 15.0}.get(step, 0.4)))
+        if program.process.poll() is not None:
+            program.expect(0)  # a short step, and the rest, were over
+            continue
+        program.interrupt((signal.SIGINT, signal.SIGTERM)[(seed + number) % 2])
+        last = retraining.last()
+        expect(last["verdict"] == "interrupted" and last["step"] == last["stopped_by"], f"last.json says {last}")
+        expect("the next retraining goes on there" in last["error"], f"last.json says {last}")
+    return retraining.heal()
+
+
+def spoil_a_day(folder: Path, seed: int) -> Outcome:
+    """A day cannot be read: it is stopped, the champion stays, and once its file is mended all is as ever."""
+    retraining = Retraining.begin(folder, seed, "base")
+    with _instead_of(retraining, LATE_DAY) as path:
+        whole = path.with_name("away").read_text(encoding="utf-8")
+        bad = [whole.splitlines()[0] + "\n", whole.replace(",u", "\n,u"), "", whole.replace("user,", "person,")]
+        path.write_text(bad[seed % len(bad)], encoding="utf-8")
+        for _ in range(2):  # the second time, nothing is tried again
+            retraining.start(LATE_DAY).expect(0, "20240103 cannot be read", "20240103 is not trained on")
+        last = retraining.last()
+        expect((last["verdict"], last["day"], last["stopped_by"]) == ("stopped", "20240103", "unreadable"), f"{last}")
+        retraining.expect_the_old()
+    return retraining.heal()
+
+
+def let_a_day_grow(folder: Path, seed: int) -> Outcome:
+    """A day's file grows after it was built: that is told, and with retrain.changed = "rebuild" it is built again."""
+    retraining = Retraining.begin(folder, seed, "base")
+    with _instead_of(retraining, LATE_DAY) as path:
+        lines = path.with_name("away").read_text(encoding="utf-8").splitlines(keepends=True)
+        path.write_text("".join(lines[: random.Random(seed).randrange(2, len(lines))]), encoding="utf-8")
+        program = retraining.start(stand="window")
+        program.wait_until_it_stands()
+        program.kill()
+    retraining.start(DAYS[0]).expect(0, "20240103: ", "when it was built")
+    expect([*retraining.last()["changed_files"]] == ["20240103"], f"last.json says {retraining.last()}")
+    return retraining.heal("retrain.changed=rebuild")
+
+
+@contextlib.contextmanager
+def _instead_of(retraining: Retraining, day: str) -> Iterator[Path]:
+    """The path of a day's file, which is away (beside it) for now."""
+    path = retraining.home / "logs" / f"day={day}" / "part.csv"
+    away = path.with_name("away")
+    path.rename(away)
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+        away.rename(path)
 
 
 def lock_registry(folder: Path, seed: int) -> Outcome:
@@ -129,6 +191,9 @@ def _alone(case: Callable[[Path, int], Outcome], folder: Path, seed: int) -> Out
 
 CASES: dict[str, Callable[[Path, int], Outcome]] = {
     "retrain-killed-at-each-step": partial(_alone, kill_at_every_step),
+    "retrain-interrupted-at-each-step": partial(_alone, interrupt_at_every_step),
+    "retrain-day-unreadable": partial(_alone, spoil_a_day),
+    "retrain-day-grows": partial(_alone, let_a_day_grow),
     "retrain-registry-locked": partial(_alone, lock_registry),
     "retrain-disk-full-in-export": partial(_alone, fill_disk),
     "retrain-clock-turned-back": partial(_alone, turn_clock_back),

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from typing import Any, ClassVar
 
 import psutil
 
+from features.disk.retrain_folder import RetrainFiles
 from jobs.registry.registry import Registry
 from tests.chaos.data import count_rows, expect
 from tests.chaos.outcome import Outcome, Unexpected
@@ -114,6 +116,24 @@ class Program:
         _, alive = psutil.wait_procs(children, timeout=5)
         expect(not alive, f"{alive} outlive the program")
 
+    def interrupt(self, number: signal.Signals) -> None:
+        """Send a signal to the program alone, and wait for the end.
+
+        Raises:
+            Unexpected: it ends otherwise than by one sentence and the signal's exit code, or leaves a program running.
+        """
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        before = self.log.read_text(encoding="utf-8")
+        self.process.send_signal(number)
+        self.expect(128 + number)
+        self.sign.unlink(missing_ok=True)
+        said = self.log.read_text(encoding="utf-8")[len(before) :]
+        errors = [line for line in said.splitlines() if line.startswith("error: ")]
+        expect(len(errors) == 1 and f"interrupted by {number.name} at step " in errors[0], f"it says {said}")
+        expect("Traceback" not in said and "Exception" not in said, f"it says {said}")
+        _, alive = psutil.wait_procs(family, timeout=5)
+        expect(not alive, f"{alive} outlive the program")
+
     def expect(self, code: int, *words: str) -> None:
         """Wait for the end.
 
@@ -187,9 +207,9 @@ class Retraining:
     def last(self) -> dict[str, Any]:
         return json.loads((self.state / "last.json").read_text(encoding="utf-8"))
 
-    def heal(self) -> Outcome:
+    def heal(self, *more: str) -> Outcome:
         """The next run just works, the one after it has nothing to do, and all is as if nothing had happened."""
-        self.start().expect(0)
+        self.start(DAYS[-1], *more).expect(0)
         return self.outcome()
 
     def outcome(self) -> Outcome:
@@ -210,7 +230,7 @@ class Retraining:
         lost = doubled = 0
         for day in DAYS:
             log = self.home / "logs" / f"day={day}" / "part.csv"
-            counts = count_rows(self.state / "partitions" / day.replace("-", ""), log)
+            counts = count_rows(RetrainFiles(self.state).partition(day.replace("-", "")), log)
             lost, doubled = lost + counts[0], doubled + counts[1]
         weights = registry.fetch("models:/ctr@champion") / "weights.safetensors"
         same = weights.read_bytes() == (reference / "runs" / "20240104" / "artifact" / weights.name).read_bytes()

@@ -468,10 +468,13 @@ def test_archives_are_known_by_their_bytes(tmp_path: Path, content: bytes, kind:
 def test_archives_are_known_by_their_names(tmp_path: Path, name: str, kind: str) -> None:
     make(tmp_path, name)
     with pytest.raises(LogError, match=f"{name} is a {kind} archive"):
-        find_files(str(tmp_path), look_inside=False)
+        find_files(str(tmp_path))
     (tmp_path / "link.csv").symlink_to(name)
     with pytest.raises(LogError, match=rf"link\.csv is a {kind} archive"):
-        find_files(f"{tmp_path}/link.csv", look_inside=False)
+        find_files(f"{tmp_path}/link.csv")
+    (tmp_path / "nowhere.csv").symlink_to("gone")
+    listed = find_files(str(tmp_path), look_inside=False).files
+    assert [Path(file.path).name for file in listed] == sorted((name, "nowhere.csv")), "who reads them finds out"
 
 
 @pytest.mark.parametrize(

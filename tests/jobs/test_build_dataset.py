@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from features.disk.dataset import DatasetError, DatasetManifest
+from features.log_format import LogError
 from jobs import build_dataset
 from jobs.cli.config import load_config
 from jobs.launch.dataset_build import run_build
@@ -162,7 +163,7 @@ def test_bad_rows_fail_in_one_sentence_and_leave_the_old_dataset(spark, project,
     before = contents(tmp_path / "dataset")
     log = tmp_path / "log.csv"
     log.write_text(log.read_text().replace(",0,17", ",2,17"))
-    with pytest.raises(DatasetError, match=r"malformed, more than.*log\.csv line 2: label 'click' is not 0 or 1"):
+    with pytest.raises(LogError, match=r"malformed, more than.*log\.csv line 2: label 'click' is not 0 or 1"):
         run_build(spark, config)
     assert contents(tmp_path / "dataset") == before
     assert len(list((tmp_path / "dataset").glob("version-*"))) == 1

@@ -1,5 +1,6 @@
 """A log whose files have rows of several days: each row is in one partition, late ones are counted or get their own."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -80,3 +81,11 @@ def test_each_row_goes_to_its_day(tmp_path: Path) -> None:
     assert rows(tmp_path)["19700101+1"] == Counter(["c0", "c1"])
     checks = json.loads((tmp_path / "retrain" / "checks" / "19700101+1.json").read_text())
     assert "rows" not in {result["rule"] for result in checks["results"]}
+
+    packed = gzip.compress((tmp_path / "logs" / "a.csv").read_bytes())
+    (tmp_path / "logs" / "cut.csv.gz").write_bytes(packed[: len(packed) // 2])
+    write(tmp_path / "logs" / "d.csv", [2 * DAY + 1, 2 * DAY + 2])
+    last = retrain(tmp_path, "--as-of", "1970-01-01")
+    assert {Path(file).name for file in last["unreadable_files"]} == {"cut.csv.gz"}
+    assert retrain(tmp_path, "--as-of", "1970-01-03")["day"] == "19700103"
+    assert rows(tmp_path)["19700103"] == Counter(["a5", "d0", "d1"]), "the others are dated and built"

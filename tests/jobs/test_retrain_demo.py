@@ -13,7 +13,7 @@ import pytest
 
 from jobs.cli.config import load_config
 from jobs.demos.demo_client import DemoClient, RequestOutcome, ask, find_wrong
-from jobs.demos.retrain_week import PLAY, RetrainDemo, break_log, compare_days
+from jobs.demos.retrain_week import PLAY, RetrainDemo, break_log, compare_days, cut_log, halve_log
 from pipeline.synthetic.generate import LogSpec, generate_chunks, write_chunk
 
 OVERLAYS = sorted(Path("jobs/configs/retrain").glob("*.toml"))
@@ -44,6 +44,16 @@ def test_the_broken_day_has_three_times_the_clicks_and_no_countries(tmp_path: Pa
     for before, after in zip(whole, broken, strict=True):
         assert after["click"] >= before["click"]
         assert {**before, "click": "", "country": ""} == {**after, "click": "", "country": ""}
+
+
+def test_a_day_comes_by_half_or_is_cut(tmp_path: Path) -> None:
+    ((_, _, columns),) = generate_chunks(LogSpec(rows=1_001, days=1))
+    write_chunk(tmp_path / "day.csv.gz", columns)
+    halve_log(tmp_path / "day.csv.gz", tmp_path / "half.csv.gz")
+    assert read(tmp_path / "half.csv.gz") == read(tmp_path / "day.csv.gz")[:500]
+    cut_log(tmp_path / "day.csv.gz", tmp_path / "cut.csv.gz")
+    with pytest.raises(EOFError):
+        read(tmp_path / "cut.csv.gz")
 
 
 def test_a_week_that_goes_otherwise_is_noticed() -> None:

@@ -39,6 +39,7 @@ from training.judge.validation import check_validation
 from training.model.ctr_model import CTRModel
 from training.sharding import checkpoint
 from training.sharding.parallelize import parallelize
+from training.sharding.transplant import Knowledge, Transplant
 
 
 @dataclass(frozen=True)
@@ -79,18 +80,41 @@ def find_warm_start(config: TrainingConfig, dataset: Dataset) -> checkpoint.Chec
     """Find the checkpoint that a new run begins from; None where the config names no run.
 
     Raises:
-        RunError: the named run's vocabularies are not the beginning of the dataset's, or its schema is another.
+        RunError, DatasetError: the named run's vocabularies are not the beginning of the dataset's, or its schema is
+            another, and the config does not allow that.
         CheckpointError, StorageError: it has no checkpoint that can be read.
     """
     if config.warm_start is None:
         return None
     before = Run(Path(config.warm_start))
-    if before.trained_on().schema_fingerprint != dataset.manifest.schema_fingerprint:
-        raise RunError(
-            f"training.warm_start: {before.path} was trained on another feature schema than {dataset.path} has"
-        )
-    dataset.seen_by(before.learnt(dataset.manifest.schema))
+    is_other = before.trained_on().schema_fingerprint != dataset.manifest.schema_fingerprint
+    if not config.warm_start_other_features:
+        if is_other:
+            raise RunError(
+                f"training.warm_start: {before.path} was trained on another feature schema than {dataset.path} has; "
+                "training.warm_start_other_features = true begins with what it knows of the features that are the same"
+            )
+        dataset.seen_by(before.learnt(dataset.manifest.schema))
     return checkpoint.best(before.checkpoints_of(before.config()))
+
+
+def find_transplant(config: TrainingConfig, dataset: Dataset) -> Transplant | None:
+    """Say what a new run takes over from a run with other features or vocabularies.
+
+    Returns:
+        None where the config names no run, does not allow that, or all that the run knows is the same.
+
+    Raises:
+        RunError, LearntError: the run is absent or damaged.
+    """
+    if config.warm_start is None or not config.warm_start_other_features:
+        return None
+    before, now = Run(Path(config.warm_start)), dataset.manifest.schema
+    schema = before.schema()
+    learnt = before.learnt(schema)
+    if schema.fingerprint == now.fingerprint and dataset.learnt.extends(learnt):
+        return None
+    return Transplant(Knowledge(schema, learnt), Knowledge(now, dataset.learnt), config.model)
 
 
 def train_rank(
@@ -140,7 +164,12 @@ def train_rank(
         checkpoint.restore_checkpoint(last, parallel)
         progress = Progress.from_json(last.progress)
     elif (begun := find_warm_start(config, dataset)) is not None:
-        checkpoint.begin(begun, parallel)
+        transplant = find_transplant(config, dataset)
+        if transplant is None:
+            checkpoint.begin(begun, parallel)
+        else:
+            checkpoint.begin_with_others(begun, parallel, transplant)
+            warning = transplant.describe()
     progress.order = order.to_json()
     if rank == 0:
         run.rewind(progress.step)

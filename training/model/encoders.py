@@ -6,7 +6,7 @@ Shapes: B rows, F fields, D width of a field, K = F * D, H width of the output.
 """
 
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from training.config import (
     NoEncoder,
 )
 from training.model.embedding import ModelError
+from training.model.field_axes import field_major
 from training.model.hidden_layers import hidden_layers
 from training.model.normalization import GlobalBatchNorm, before_norm
 from training.plugins import ENCODER_KINDS
@@ -60,6 +61,13 @@ class Encoder(nn.Module):
     def forward(self, x_BFD: Tensor, first_order_BF1: Tensor) -> Tensor:
         """Encode to (B, H). What the encoder does not read may have no columns; two views lie side by side in x."""
         raise NotImplementedError
+
+    def axis_labels(self, parameter: str, axis: int, size: int, fields: Sequence[Hashable]) -> list[Hashable]:
+        """Label the places of a weight's axis that grows with the fields; see ``field_major``.
+
+        A warm start with other features takes over the places whose labels the old model has too; none: nothing.
+        """
+        return field_major(size, fields)
 
 
 class MLP(Encoder):
@@ -173,6 +181,11 @@ class CompressedInteraction(Encoder):
         """Return the inputs that the encoder reads."""
         return Reads(first_order=config.first_order)
 
+    def axis_labels(self, parameter: str, axis: int, size: int, fields: Sequence[Hashable]) -> list[Hashable]:
+        """Label products of a map with a field: (map, or in the first layer its field; field)."""
+        maps = fields if parameter == "layers.0.weight" else range(size // len(fields))
+        return [(one, other) for one in maps for other in fields]
+
     def forward(self, x_BFD: Tensor, first_order_BF1: Tensor) -> Tensor:
         """Encode to (B, H)."""
         x_BDF = maps_BDG = x_BFD.transpose(1, 2)
@@ -260,6 +273,10 @@ class FGCNN(Encoder):
     def reads(cls, config: FGCNNEncoder) -> Reads:
         """Return the inputs that the encoder reads."""
         return Reads(views=1 if config.share_embedding else 2)
+
+    def axis_labels(self, parameter: str, axis: int, size: int, fields: Sequence[Hashable]) -> list[Hashable]:
+        """Take nothing over: what is generated depends on which fields are neighbours."""
+        return []
 
     def forward(self, x_BFD: Tensor, first_order_BF1: Tensor) -> Tensor:
         """Encode to (B, H)."""

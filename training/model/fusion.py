@@ -6,7 +6,7 @@ Shapes: B rows, H width of an encoder's output.
 """
 
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from training.config import BilinearFusion, ConcatFusion, MoEFusion, VotingFusion, WeightedSumFusion
 from training.model.embedding import ModelError
+from training.model.field_axes import field_major
 from training.plugins import FUSION_KINDS
 
 
@@ -49,6 +50,13 @@ class Fusion(nn.Module):
     def gates(self, easy_BH: Tensor, hard_BH: Tensor) -> dict[str, Tensor]:
         """Compute each gate's shares of every row (B, 2); empty where the mixture is equal for all rows."""
         return {}
+
+    def axis_labels(self, parameter: str, axis: int, size: int, fields: Sequence[Hashable]) -> list[Hashable]:
+        """Label the places of a weight's axis that grows with the fields; see ``field_major``.
+
+        A warm start with other features takes over the places whose labels the old model has too; none: nothing.
+        """
+        return field_major(size, fields)
 
 
 class TwinFusion(Fusion):
@@ -177,6 +185,12 @@ class Bilinear(TwinFusion):
         self.num_heads = k
         self.weight = nn.Parameter(torch.empty(k, easy_dim // k, hard_dim // k))
         nn.init.normal_(self.weight, std=(2 / (self.weight.numel() + 1)) ** 0.5)  # as Xavier-normal of (all, 1)
+
+    def axis_labels(self, parameter: str, axis: int, size: int, fields: Sequence[Hashable]) -> list[Hashable]:
+        """Take nothing of the heads over that cut an output's fields at other places."""
+        return (
+            [] if parameter == "weight" and self.num_heads > 1 else super().axis_labels(parameter, axis, size, fields)
+        )
 
     def fuse(self, easy_BH: Tensor, hard_BH: Tensor, easy_B: Tensor, hard_B: Tensor) -> Tensor:
         """Compute the fused logit (B,)."""

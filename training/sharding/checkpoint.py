@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from features.disk.atomic import put_folder, write_json
 from features.disk.checkpoint import (
@@ -34,10 +36,17 @@ from features.disk.checkpoint import saved_steps as saved_steps
 from features.disk.object_store import ObjectPath, StorageError
 from features.disk.place import Place, temporary_folder
 from features.disk.relative_path import check_relative
-from training.sharding.checkpoint_reader import CheckpointError, CheckpointPlanner, CheckpointReader, GrownPlanner
+from training.sharding.checkpoint_reader import (
+    CheckpointError,
+    CheckpointPlanner,
+    CheckpointReader,
+    GrownPlanner,
+    flat_state,
+)
 from training.sharding.checkpoint_store import StoreReader, StoreWriter, delete_checkpoint
 from training.sharding.parallelize import ParallelModel
 from training.sharding.tables import without_empty_state
+from training.sharding.transplant import Transplant
 
 AVERAGE = "average"
 """Key of the averaged weights beside "model" and "optimizer"; absent where nothing is averaged."""
@@ -140,6 +149,30 @@ def begin(checkpoint: Checkpoint, parallel: ParallelModel) -> None:
     parallel.init_optimizer_state()
     state = {name: part for name, part in _state(parallel).items() if name != AVERAGE}
     _load(checkpoint, _without_empty(state), GrownPlanner())
+    parallel.model.load_state_dict(state["model"])
+    parallel.optimizer.load_state_dict(state["optimizer"])
+    parallel.learning_rates = rates
+    if parallel.average is not None:
+        parallel.average.restart()
+
+
+def begin_with_others(checkpoint: Checkpoint, parallel: ParallelModel, transplant: Transplant) -> None:
+    """Begin with what a model of other features knows of those that are the same; the rest is as it was initialised.
+
+    Raises:
+        CheckpointError, StorageError: as ``restore_checkpoint``.
+    """
+    rates = parallel.learning_rates
+    parallel.init_optimizer_state()
+    state = {name: part for name, part in _state(parallel).items() if name != AVERAGE}
+    tensors = flat_state(state)
+    with _reader(checkpoint) as reader:
+        entries = reader.read_metadata().state_dict_metadata
+    saved = {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+    for name, taken in transplant.targets({name: entry.size for name, entry in saved.items()}, tensors):
+        old = torch.empty(saved[name].size, dtype=saved[name].properties.dtype)  # one at a time: a table may be large
+        _load(checkpoint, {name: old}, alone=True)
+        taken.fill(tensors[name], old)
     parallel.model.load_state_dict(state["model"])
     parallel.optimizer.load_state_dict(state["optimizer"])
     parallel.learning_rates = rates
@@ -275,11 +308,13 @@ def _without_empty(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "optimizer": without_empty_state(state["optimizer"])}
 
 
-def _load(checkpoint: Checkpoint, state: dict[str, Any], planner: CheckpointPlanner | None = None) -> None:
+def _load(
+    checkpoint: Checkpoint, state: dict[str, Any], planner: CheckpointPlanner | None = None, *, alone: bool = False
+) -> None:
     try:
         with warnings.catch_warnings(), _reader(checkpoint) as reader:
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is intended
-            alone = not dist.is_initialized()
+            alone = alone or not dist.is_initialized()
             dcp.load(state, storage_reader=reader, planner=planner or CheckpointPlanner(), no_dist=alone)
     except (dcp.CheckpointException, RuntimeError, ValueError) as error:
         reason = _first_failure(error) if isinstance(error, dcp.CheckpointException) else error

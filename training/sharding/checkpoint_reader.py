@@ -74,6 +74,11 @@ class _Slice(_ReaderView):
         return super().seek(offset + self.len if whence == os.SEEK_END else offset)
 
 
+def flat_state(state: dict[str, Any]) -> dict[str, Any]:
+    """Map the names that a checkpoint's index has for the values of nested dictionaries to the values."""
+    return flatten_state_dict(state)[0]
+
+
 class CheckpointPlanner(DefaultLoadPlanner):
     """Load planner that un-pickles other values than tensors with Torch's list of safe types only."""
 
@@ -91,7 +96,7 @@ class GrownPlanner(CheckpointPlanner):
         assert self.metadata is not None
         saved = self.metadata.state_dict_metadata
         # Not of self.state_dict: it leaves out tables that lie on other ranks alone, and is then replaced by this one.
-        for name, value in flatten_state_dict(self.original_state_dict)[0].items():
+        for name, value in flat_state(self.original_state_dict).items():
             entry = saved.get(name)
             if table_of(name) and isinstance(entry, TensorStorageMetadata):
                 before, now = entry.size, value.size()

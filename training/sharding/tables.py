@@ -4,7 +4,7 @@ A table's name inside its collection is ``training.model.embedding``'s. What sha
 shards of a table, optimizers that run inside a kernel's backward, and the modules that a look-up goes through.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -118,6 +118,17 @@ def initialize_tables(model: DistributedModelParallel, tables: Mapping[str, Embe
 def replicated_tensors(model: DistributedModelParallel) -> dict[str, Tensor]:
     """Map names to the parameters and buffers that each rank holds whole, sharing the model's memory."""
     return {n: v for n, v in model.state_dict().items() if not isinstance(v, ShardedTensor)}
+
+
+def parts_of(value: Any) -> list[tuple[Tensor, Sequence[int]]]:
+    """List the parts of a tensor that this rank holds, each with the place of its first number.
+
+    Args:
+        value: value of a ``state_dict``; one that is no tensor has none.
+    """
+    if isinstance(value, ShardedTensor):
+        return [(shard.tensor, shard.metadata.shard_offsets) for shard in value.local_shards()]
+    return [(value, [0] * value.dim())] if isinstance(value, Tensor) else []
 
 
 def without_empty_state(state: dict[str, Any]) -> dict[str, Any]:

@@ -122,20 +122,20 @@ def test_a_retraining_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     files = RetrainFiles(tmp_path / "retrain")
     with files.alone() as note:
         assert note is None
-    assert files.read(files.version_file) == {"version": 1}
-    monkeypatch.setattr(
-        retrain_folder, "RETRAIN_FORMAT", Format("retraining folder", "begin again", (lambda old: old,))
-    )
+    assert files.read(files.version_file) == {"version": 2}
+    upgrades = (lambda old: old,) * 2
+    monkeypatch.setattr(retrain_folder, "RETRAIN_FORMAT", Format("retraining folder", "begin again", upgrades))
     with files.alone() as note:
-        assert note == f"{files.root}: retraining folder upgraded from version 1 to 2"
+        assert note == f"{files.root}: retraining folder upgraded from version 2 to 3"
     with files.alone() as note:
         assert note is None
-    files.write(files.version_file, {"version": 3})
-    with pytest.raises(ValueError, match=r"newer version of twinfocus \(retraining folder version 3"), files.alone():
+    files.write(files.version_file, {"version": 4})
+    with pytest.raises(ValueError, match=r"newer version of twinfocus \(retraining folder version 4"), files.alone():
         pass
     files.version_file.write_text('{"version": 1')
     with pytest.raises(ValueError, match=r"retrain\.json cannot be read .*: restore it"), files.alone():
         pass
     files.version_file.unlink()  # as everything was that was made before there were versions
+    files.checks_file("20240101").parent.mkdir()
     with files.alone() as note:
-        assert note == f"{files.root}: retraining folder upgraded from version 1 to 2"
+        assert note == f"{files.root}: retraining folder upgraded from version 1 to 3"

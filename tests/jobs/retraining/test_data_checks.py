@@ -255,14 +255,14 @@ def test_every_rule_can_be_switched_off_or_made_a_warning() -> None:
     broken = by_hand(200_000, 0, "new", 1.0, oov_rate=1.0, user=user, price=(200_000, 0))
     rules = {
         "rows": {"min_ratio": None, "max_ratio": None},
-        "labels": {"min_ratio": None, "max_ratio": None},
+        "labels": {"min_ratio": None, "max_ratio": None, "both_classes": False},
         "nulls": {"max_rise": None},
         "oov": {"max_rate": None},
         "categories": {"max_value_share": None},
         "drift": {"max_distance": None},
     }
     seen = {rule for rule, _, _ in beyond(checked(broken, by_hand()))}
-    assert seen == {"rows", "label rate", "nulls", "out of vocabulary", "new values", "psi"}
+    assert seen == {"rows", "label rate", "classes", "nulls", "out of vocabulary", "new values", "psi"}
     assert checked(broken, by_hand(), config(**rules)).results == ()
     warnings = checked(broken, by_hand(), config(**{group: {"action": "warn"} for group in rules}))
     assert warnings.level == "warn" and {rule for rule, _, _ in beyond(warnings)} == seen
@@ -270,7 +270,7 @@ def test_every_rule_can_be_switched_off_or_made_a_warning() -> None:
 
 def test_one_end_of_a_band_can_be_open() -> None:
     settings = config(rows={"min_ratio": None}, labels={"max_ratio": None})
-    checks = checked(by_hand(10, 10, "new"), by_hand(), settings)
+    checks = checked(by_hand(10, 9, "new"), by_hand(), settings)
     assert {r.rule for r in checks.results if r.level == "stop"} == set()
     assert result(checks, "rows").threshold == "at most 3 times"
     assert result(checks, "label rate").threshold == "at least 0.5 times"

@@ -63,3 +63,25 @@ def test_a_pass_that_was_killed_counts_for_nothing(tmp_path: Path) -> None:
     index.add([str(path)], lambda undated: {})  # an empty file has no date
     assert sorted(entry.name for entry in index.folder.iterdir()) == ["000000.json", "000001.json"]
     assert index.partitions() == {}
+
+
+def test_a_file_that_cannot_be_read_is_put_aside_until_it_changes(tmp_path: Path) -> None:
+    index, path = DateIndex(tmp_path / "dates"), tmp_path / "a.csv"
+    path.write_text("x")
+    file = str(path)
+    index.add([file], lambda undated: {file: {"20240101": 2}})
+    path.write_text("damaged")
+    assert index.unknown([file]) == (file,)
+    index.put_aside(file, "it is damaged")
+    assert index.unknown([file]) == () and index.unreadable() == {file: "it is damaged"}
+    assert list(index.partitions()) == ["20240101"], "its day is not built without it"
+    path.write_text("whole again")
+    assert index.unknown([file]) == (file,)
+    index.add([file], lambda undated: {file: {"20240101": 3}})
+    assert index.unreadable() == {}
+    gone = str(tmp_path / "link.csv")
+    Path(gone).symlink_to("nowhere")
+    index.put_aside(gone, "it leads nowhere")
+    assert index.unknown([gone]) == () and gone in index.unreadable()
+    (tmp_path / "nowhere").touch()
+    assert index.unknown([gone]) == (gone,)

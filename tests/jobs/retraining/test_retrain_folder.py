@@ -1,9 +1,12 @@
 """What a folder says of how far things are: what was built stays, what came late is known, who is at work is alone."""
 
 import dataclasses
+import json
+import os
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,10 +15,13 @@ from features.log_format import LogFormat
 from features.schema import Timestamp
 from jobs.cli.config import parse_config
 from jobs.cli.errors import ConfigError
+from jobs.retraining.file_states import read_state
 from jobs.retraining.partitions import build_partitions, find_dates
 from jobs.retraining.raw_partitions import RawPartition
-from jobs.retraining.retrain_folder import RetrainFolder
+from jobs.retraining.retrain_folder import RetrainFolder, still_trained_on
 from jobs.retraining.retraining import describe_todo
+from jobs.retraining.retry import Steps
+from pipeline.config import WriteConfig
 from tests.stand_ins.tiny_dataset import TINY_FEATURES, write_tiny_dataset
 
 Open = Callable[..., RetrainFolder]
@@ -25,7 +31,7 @@ Open = Callable[..., RetrainFolder]
 def open_folder(tmp_path: Path) -> Open:
     """``open_folder(**rules)``: the folder of a log by the day, ``tmp_path/logs/DATE-*.csv``."""
 
-    def make(**rules: str) -> RetrainFolder:
+    def make(**rules: Any) -> RetrainFolder:
         retrain = {"root": str(tmp_path / "root"), "partitions": f"{tmp_path}/logs/{{date}}-*.csv", **rules}
         tree = {"pipeline": {"output": "unused"}, "training": {"dataset": "unused"}, "retrain": retrain}
         config = parse_config({**tomllib.loads(TINY_FEATURES), **tree})
@@ -117,9 +123,116 @@ def test_what_no_partition_can_be_built_of_is_refused_before_spark_starts(open_f
     of_table = dataclasses.replace(pipeline.input, format=LogFormat("delta"))
     config = dataclasses.replace(place.config, pipeline=dataclasses.replace(pipeline, input=of_table))
     with pytest.raises(ConfigError, match="a retraining takes files by their dates, and not all files of a Delta"):
-        build_partitions(dataclasses.replace(place, config=config), {"20240101": RawPartition({file: None})})
+        build_partitions(
+            dataclasses.replace(place, config=config), {"20240101": RawPartition({file: None})}, Steps(0, 0)
+        )
     place = open_folder(partition_by="day", partitions=f"{tmp_path}/logs/*.csv")
     timed = dataclasses.replace(features, timestamp=Timestamp("t", "yyyy E"))
     config = dataclasses.replace(place.config, features=timed)
     with pytest.raises(ConfigError, match=r"'features\.timestamp\.format': time pattern 'yyyy E'"):
         find_dates(dataclasses.replace(place, config=config), [file])
+
+
+def test_a_day_exists_when_its_mark_is_there(open_folder: Open, tmp_path: Path) -> None:
+    for folder in ("day=2024-01-01/a", "day=2024-01-01/b", "day=2024-01-02"):
+        (tmp_path / "logs" / folder).mkdir(parents=True)
+        (tmp_path / "logs" / folder / "part.csv").touch()
+    place = open_folder(partitions=f"{tmp_path}/logs/day={{date}}/", ready="_DONE")
+    assert list(place.raw()) == [] and place.look(None, None).build == ()
+    first, second = (tmp_path / "logs" / f"day=2024-01-0{day}" for day in (1, 2))
+    assert place.unready() == {"20240101": f"{first} has no _DONE yet", "20240102": f"{second} has no _DONE yet"}
+    (first / "_DONE").touch()
+    assert list(place.raw()) == ["20240101"] and list(place.unready()) == ["20240102"]
+    with pytest.raises(ValueError, match=r"is in none: use retrain\.min_age_seconds"):
+        log(tmp_path, "20240103-a")
+        open_folder(ready="_DONE").raw()
+    with pytest.raises(ConfigError, match=r"with retrain.partition_by = 'day' a date has none"):
+        open_folder(partitions=str(tmp_path), partition_by="day", ready="_DONE")
+
+
+def test_a_day_exists_when_its_files_are_left_alone(open_folder: Open, tmp_path: Path) -> None:
+    place = open_folder(min_age_seconds=3_600)
+    old, young = map(Path, log(tmp_path, "20240101-a", "20240102-a"))
+    os.utime(old, (1, 1))
+    assert list(place.raw()) == ["20240101"]
+    assert place.unready() == {"20240102": f"{young} changed less than 3600 s ago"}
+    rows = open_folder(partitions=f"{tmp_path}/logs/*.csv", partition_by="day", min_age_seconds=3_600)
+    assert rows.undated_files() == (str(old),)
+
+
+def build_now(place: RetrainFolder, name: str, files: list[str], base: Path | None = None) -> Path:
+    """A partition as if it had been built just now."""
+    path = place.next_partition(name)
+    made = write_tiny_dataset(path, ((4,),), (), ()).manifest
+    states = tuple(state for state in map(read_state, files) if state is not None)
+    config = {"pipeline": {"base": None if base is None else str(base)}}
+    dataclasses.replace(made, inputs={"train": files}, input_files=states, config=config).write(path)
+    return path
+
+
+def test_files_that_change_after_a_build_are_told(open_folder: Open, tmp_path: Path) -> None:
+    place = open_folder(window=2)
+    days = log(tmp_path, "20240101-a", "20240102-a", "20240102-b", "20240103-a", "20240104-a")
+    for name in ("20240101", "20240102", "20240103", "20240104"):
+        build_now(place, name, [day for day in days if f"{name}-" in day])
+    assert place.changed_files() == {} and place.look(None, None).build == ()
+    Path(days[0]).unlink()  # old logs are deleted
+    Path(days[1]).write_text("more")
+    Path(days[2]).unlink()
+    os.utime(days[3], (5, 5))
+    Path(days[4]).unlink()
+    assert place.changed_files() == {
+        "20240102": {days[1]: "has 4 bytes, 0 when it was built", days[2]: "is gone"},
+        "20240103": {days[3]: "was written again since it was built"},
+        "20240104": {days[4]: "is gone"},
+    }
+    assert place.look(None, None).build == (), "they are told, and no more"
+    again = open_folder(changed="rebuild", window=2)
+    assert again.look(None, None).build == ("20240102", "20240103")
+    assert dict(again.raw()["20240102"].files) == {days[1]: None}
+    for name, word in (("20240102", "stop"), ("20240103", "ok")):
+        place.write(place.checks_file(name), {"level": word, "results": []})
+    assert place.look(None, None).build == ("20240102",), "no model has seen a day that was stopped"
+
+
+def test_what_is_built_again_goes_on_with_the_newest(open_folder: Open, tmp_path: Path) -> None:
+    place, days = open_folder(), log(tmp_path, "20240101-a", "20240102-a")
+    first = build_now(place, "20240101", days[:1])
+    second = build_now(place, "20240102", days[1:], first)
+    assert (place.last_built(), place.built()) == (second, ["20240101", "20240102"])
+    again = build_now(place, "20240101", days[:1], second)
+    assert again.name == "20240101~1" and place.partition("20240101") == again
+    assert (place.last_built(), place.built()) == (again, ["20240101", "20240102"])
+    assert place.leftovers() == [first] and place.num_rebuilds("20240101") == 1
+    third = build_now(place, "20240101", days[:1], again)
+    assert (third.name, place.last_built()) == ("20240101~2", third)
+    (place.root / "partitions" / "20240101~3").mkdir()  # of a build that was killed
+    assert place.partition("20240101") == third and place.half_built() == []
+    assert place.next_partition("20240101").name == "20240101~3"
+    assert still_trained_on(place, ["20240101", "20240102"], {}) == ["20240102"]
+    assert still_trained_on(place, ["20240101", "20240102"], {"20240101": 2}) == ["20240101", "20240102"]
+    other = open_folder()
+    schema = dataclasses.replace(other.config.features, carry=("more",))
+    other = dataclasses.replace(other, config=dataclasses.replace(other.config, features=schema))
+    with pytest.raises(ConfigError, match=r"built from other features, .* set retrain\.other_features = true"):
+        other.last_built()
+
+
+def test_what_cannot_be_read_waits_until_something_changes(open_folder: Open, tmp_path: Path) -> None:
+    place, days = open_folder(), log(tmp_path, "20240101-a", "20240102-a")
+    record = {"reason": "it is damaged", "seen": place.seen(place.raw()["20240101"])}
+    checks = {"level": "stop", "results": [], "build": None, "unreadable": record}
+    place.write(place.checks_file("20240101"), json.loads(json.dumps(checks)))
+    assert place.unreadable() == {"20240101": "it is damaged"}
+    assert place.look(None, None).build == ("20240102",) and not place.is_checked("20240101")
+    os.utime(days[0], (7, 7))
+    assert place.look(None, None).build == ("20240101", "20240102")
+    os.utime(days[0], ns=(0, record["seen"]["files"][days[0]][1]))
+    assert place.look(None, None).build == ("20240102",)
+    pipeline = dataclasses.replace(place.config.pipeline, write=WriteConfig(min_files=7))
+    other = dataclasses.replace(place, config=dataclasses.replace(place.config, pipeline=pipeline))
+    assert other.look(None, None).build == ("20240101", "20240102"), "the config may have been what was wrong"
+    log(tmp_path, "20240101-b")
+    assert place.look(None, None).build == ("20240101", "20240102")
+    place.checks_file("20240101").unlink()
+    assert place.look(None, None).build == ("20240101", "20240102") and place.unreadable() == {}

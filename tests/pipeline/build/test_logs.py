@@ -73,13 +73,13 @@ def test_a_log_that_cannot_be_read_says_what_to_do(
 ) -> None:
     lines = [header, *(line.format(i % 7, i % 2) for i in range(40))]
     (tmp_path / "log.csv").write_text("\n".join(lines), encoding=encoding)
-    with pytest.raises((LogError, DatasetError), match=cure):
+    with pytest.raises(LogError, match=cure):
         build(CLICKS, {"input": {"train": str(tmp_path / "log.csv")}})
 
 
 def test_a_json_array_is_no_json_lines(build, tmp_path: Path) -> None:
     (tmp_path / "log.json").write_text(json.dumps([{"user": "u", "click": 1}]))
-    with pytest.raises(DatasetError, match="a line of JSON lines is one object; an array"):
+    with pytest.raises(LogError, match="a line of JSON lines is one object; an array"):
         build(CLICKS, {"input": {"train": str(tmp_path / "log.json"), "format": {"kind": "jsonl"}}})
 
 
@@ -88,7 +88,7 @@ def test_times_in_the_wrong_unit_leave_no_row_to_train_on(build, tmp_path: Path)
     log = csv(tmp_path / "log.csv", lines, "user,click,t")
     features = {**CLICKS, "timestamp": {"column": "t", "format": "unix"}}
     split = {"kind": "time", "valid_from": "2023-11-14T22:13:50"}
-    with pytest.raises(DatasetError, match=r"no row is left for the training split: .*these look like milliseconds"):
+    with pytest.raises(LogError, match=r"no row is left for the training split: .*these look like milliseconds"):
         build(features, {"input": {"train": log}, "split": split})
 
 

@@ -6,8 +6,9 @@ from collections import Counter
 
 import pytest
 
-from features.disk.dataset import DatasetError, FeatureStatistics
+from features.disk.dataset import FeatureStatistics
 from features.hashing import hash_text, hash_to_id
+from features.log_format import LogError
 from jobs.cli.errors import ConfigError
 from pipeline.build.quality import beyond_limits
 from pipeline.config import QualityConfig, QualityLimits
@@ -166,7 +167,7 @@ def test_limits():
 def test_limits_fail_by_config_and_before_the_commit(build, tmp_path):
     path = write_csv(tmp_path / "a.csv", make_rows(200, 5))
     quality = {"action": "fail", "limits": {"max_collision_rate": 0.01}}
-    with pytest.raises(DatasetError, match=r"'user': collision_rate 0\.\d+ is beyond max_collision_rate = 0\.01"):
+    with pytest.raises(LogError, match=r"'user': collision_rate 0\.\d+ is beyond max_collision_rate = 0\.01"):
         build({**FEATURES, "sparse": SPARSE[:1]}, {"input": {"train": path}, "quality": quality})
     assert not (tmp_path / "dataset" / "manifest.json").exists()
     with pytest.raises(ConfigError, match="no sparse feature has this name"):

@@ -1,0 +1,290 @@
+"""Transplant: what a model takes over from one that was trained with other features.
+
+Tables go by name and by value: a row is that of the same value, wherever its id is now. Of the dense net, whatever does
+not depend on the fields is taken over whole; of a weight that has a place for each field, the places of the fields that
+are in both. What is new is as an untrained model has it, and its optimizer state is empty.
+
+Shapes: V rows of a table, F fields.
+"""
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from features.fingerprint import departures
+from features.learnt import Learnt
+from features.schema import VOCABULARY_KINDS, DenseFeature, FeatureSchema, SparseFeature
+from training.config import ModelConfig
+from training.model.ctr_model import CTRModel
+from training.model.embedding import table_of
+from training.model.field_axes import field_major
+from training.sharding.checkpoint_reader import CheckpointError
+from training.sharding.tables import parts_of
+
+_PROBE = "probe__"
+"""Name of one more field, of a model that is built to see which weights grow with the fields."""
+
+Places = tuple[Tensor, Tensor]
+"""Places along an axis of the old weights, and of the new ones that take their numbers."""
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """Knowledge: the meaning of a model's ids and fields.
+
+    Attributes:
+        schema: its features.
+        learnt: its vocabularies, boundaries and moments.
+    """
+
+    schema: FeatureSchema
+    learnt: Learnt
+
+    @property
+    def fields(self) -> list[str]:
+        """Names of the fields, in the model's order."""
+        return [f.name for f in (*self.schema.sparse, *self.schema.dense)]
+
+    def num_embeddings(self) -> dict[str, int]:
+        """Count the rows of each sparse feature's table."""
+        return {f.name: self.learnt.num_embeddings(f) for f in self.schema.sparse}
+
+
+@dataclass(frozen=True)
+class Transplant:
+    """A model's features and those of the one that it begins from.
+
+    Attributes:
+        before: the old model's.
+        now: the new model's.
+        config: blocks of both.
+    """
+
+    before: Knowledge
+    now: Knowledge
+    config: ModelConfig
+    _axes: dict[str, list["_Axis"]] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def kept(self) -> list[str]:
+        """Features that mean the same in both models."""
+        before = _by_name(self.before.schema)
+        return [name for name, feature in _by_name(self.now.schema).items() if self._is_same(before.get(name), feature)]
+
+    def describe(self) -> str:
+        """Say in a sentence which features are kept, added, dropped and changed."""
+        before, now, kept = self.before.fields, self.now.fields, self.kept
+        parts = {
+            "added": [name for name in now if name not in before],
+            "dropped": [name for name in before if name not in now],
+            "changed": [name for name in now if name in before and name not in kept],
+        }
+        said = [f"{word} {', '.join(names)}" for word, names in parts.items() if names]
+        what = "; ".join(said) if said else "the same features, with other vocabularies"
+        return f"begins with what another model knows of {len(kept)} of {len(now)} features: {what}"
+
+    def targets(self, saved: Mapping[str, Any], state: Mapping[str, Any]) -> Iterator[tuple[str, "Taken"]]:
+        """List the tensors of a new model's state that take something over.
+
+        Args:
+            saved: name of a tensor in the checkpoint -> its shape.
+            state: name -> tensor of the new model, weights and optimizer state.
+
+        Yields:
+            The tensor's name, and which of its places take what.
+
+        Raises:
+            CheckpointError: a weight has another shape for another reason than the features.
+        """
+        axes = self._dense_axes()
+        for name, value in state.items():
+            if name not in saved or not parts_of(value):
+                continue
+            before, now = tuple(saved[name]), tuple(value.size())
+            table, weight = table_of(name), name.removeprefix("model.")
+            if table is not None:
+                rows = self._rows(table)
+                if rows is not None and not before and not now:  # how many steps an optimizer has done
+                    yield name, Taken(())
+                elif rows is not None and before[:1] + now[:1] == rows.sizes and before[1:] == now[1:]:
+                    yield name, Taken((rows.places, *map(_all, now[1:])))
+                elif rows is not None and name.startswith("model."):
+                    raise _misfit(name, before, now)
+                continue
+            if not name.startswith("model."):
+                weight = next((w for w in axes if name.startswith(f"optimizer.state.{w}.")), "")
+            if not now and not before:
+                yield name, Taken(())
+            elif weight in axes and len(axes[weight]) == len(now):
+                if len(before) != len(now):
+                    raise _misfit(name, before, now)
+                found = [axis.match(*sizes) for axis, *sizes in zip(axes[weight], before, now, strict=True)]
+                places = tuple(pairs for pairs in found if pairs is not None)
+                if len(places) < len(now):
+                    raise _misfit(name, before, now)
+                yield name, Taken(places)
+
+    def _is_same(self, before: SparseFeature | DenseFeature | None, now: SparseFeature | DenseFeature) -> bool:
+        if before is None or _meaning(before) != _meaning(now):
+            return False
+        if not isinstance(now, SparseFeature) or now.encoding.kind != "quantiles":
+            return True
+        return self.before.learnt.boundaries[now.name] == self.now.learnt.boundaries[now.name]
+
+    def _rows(self, table: str) -> "_Rows | None":
+        """Pair the rows of a table, ``TABLE__STREAM``, by what they stand for; None: the old model has none like it."""
+        name, kept = table.rpartition("__")[0], self.kept
+        old = {f.name for f in self.before.schema.tables.get(name, ())}
+        common = [f for f in self.now.schema.tables.get(name, ()) if f.name in old and f.name in kept]
+        if not common:
+            return None
+        feature = common[0]
+        old_rows, new_rows = (k.learnt.num_embeddings(feature) for k in (self.before, self.now))
+        sizes = (old_rows, new_rows)
+        if feature.encoding.kind not in VOCABULARY_KINDS:
+            return _Rows(sizes, _all(new_rows))
+        ids = [knowledge.learnt.ids_of(feature.name) for knowledge in (self.before, self.now)]
+        pairs = [(id_, ids[1][token]) for token, id_ in ids[0].items() if token in ids[1]]
+        pairs += [(0, 0), (self.before.learnt.oov_id(feature.name), self.now.learnt.oov_id(feature.name))]
+        return _Rows(sizes, _places(pairs))
+
+    def _dense_axes(self) -> dict[str, list["_Axis"]]:
+        """Describe each axis of the weights of the dense net: by field where it grows with their number."""
+        if self._axes:
+            return self._axes
+        schema = self.now.schema
+        larger = replace(self.now, schema=replace(schema, dense=(*schema.dense, DenseFeature(_PROBE))))
+        old, model, probe = (self._net(knowledge) for knowledge in (self.before, self.now, larger))
+        grown = probe.state_dict()
+        for name, weight in model.state_dict().items():
+            if table_of(name) is None:
+                self._axes[name] = [
+                    self._axis((old, model, probe), name, axis) if size != grown[name].shape[axis] else _Axis()
+                    for axis, size in enumerate(weight.shape)
+                ]
+        return self._axes
+
+    def _net(self, knowledge: Knowledge) -> CTRModel:
+        return CTRModel(knowledge.schema, knowledge.num_embeddings(), self.config, device="meta")
+
+    def _axis(self, models: tuple[CTRModel, CTRModel, CTRModel], name: str, axis: int) -> "_Axis":
+        old, model, probe = models
+        kept, sides = {*self.kept}, enumerate((self.before, self.now))
+        block, _, parameter = name.partition(".")
+        is_of_dense = block == "embedding"  # the vectors of dense features
+        fields = [
+            [f if f in kept else (f, side) for f in ([d.name for d in k.schema.dense] if is_of_dense else k.fields)]
+            for side, k in sides
+        ]
+        if is_of_dense:
+            return _Axis(tuple(fields), field_major)
+        if block == "fusion" and not parameter.startswith(("easy_", "hard_")):
+            # Both encoders' outputs side by side, of which one may have a place for each field and the other not.
+            outputs = [(m.easy_encoder.output_dim, m.hard_encoder.output_dim) for m in (old, model)]
+            if model.state_dict()[name].shape[axis] == sum(outputs[1]):
+                grows = [
+                    m[0].output_dim != m[1].output_dim
+                    for m in ((model.easy_encoder, probe.easy_encoder), (model.hard_encoder, probe.hard_encoder))
+                ]
+                return _Axis(tuple(fields), partial(_side_by_side, {sum(widths): widths for widths in outputs}, grows))
+        part: Any = getattr(model, block)
+        return _Axis(tuple(fields), partial(part.axis_labels, parameter, axis))
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Taken: places of a tensor that take numbers of another one, axis by axis."""
+
+    places: tuple[Places, ...]
+
+    @torch.no_grad()
+    def fill(self, value: Any, old: Tensor) -> None:
+        """Take over what ``old``, the whole old tensor, has for ``value``, which may be sharded."""
+        for part, offsets in parts_of(value):
+            self._fill(part, old, offsets)
+
+    def _fill(self, part: Tensor, old: Tensor, offsets: Sequence[int]) -> None:
+        if not self.places:
+            part.copy_(old)
+            return
+        theirs, ours = [], []
+        for axis, (before, now) in enumerate(self.places):
+            inside = (now >= offsets[axis]) & (now < offsets[axis] + part.shape[axis])
+            shape = [-1 if other == axis else 1 for other in range(part.dim())]
+            theirs.append(before[inside].view(shape))
+            ours.append((now[inside] - offsets[axis]).view(shape).to(part.device))
+        part[tuple(ours)] = old[tuple(theirs)].to(part.device)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of a table in both models, by what they stand for."""
+
+    sizes: tuple[int, int]
+    places: Places
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """Axis of a weight; without labels it does not depend on the fields."""
+
+    names: tuple[Sequence[Hashable], ...] = ()
+    labels: Callable[[int, Sequence[Hashable]], list[Hashable]] | None = None
+
+    def match(self, before: int, now: int) -> Places | None:
+        """Pair the places of an axis; None: it should be of one size and is not."""
+        if self.labels is None:
+            return _all(now) if before == now else None
+        old, new = (self.labels(size, names) for size, names in zip((before, now), self.names, strict=True))
+        places = {label: place for place, label in enumerate(old)}
+        pairs = [(places[label], place) for place, label in enumerate(new) if label in places]
+        return _places(pairs)
+
+
+def _side_by_side(
+    outputs: Mapping[int, tuple[int, int]], grows: Sequence[bool], size: int, fields: Sequence[Hashable]
+) -> list[Hashable]:
+    """Label both encoders' outputs side by side.
+
+    Args:
+        outputs: width of both together -> width of each.
+        grows: whether each has a place for each field.
+        size: width of both together.
+        fields: names of the fields.
+    """
+    labels: list[Hashable] = []
+    for side, (width, is_by_field) in enumerate(zip(outputs[size], grows, strict=True)):
+        labels += [(side, label) for label in (field_major(width, fields) if is_by_field else range(width))]
+    return labels
+
+
+def _places(pairs: Sequence[tuple[int, int]]) -> Places:
+    places = torch.tensor(pairs, dtype=torch.long).view(-1, 2)
+    return places[:, 0], places[:, 1]
+
+
+def _all(size: int) -> Places:
+    return torch.arange(size), torch.arange(size)
+
+
+def _by_name(schema: FeatureSchema) -> dict[str, SparseFeature | DenseFeature]:
+    return {f.name: f for f in (*schema.sparse, *schema.dense)}
+
+
+def _meaning(feature: SparseFeature | DenseFeature) -> Any:
+    """Describe how values become ids or floats; which of them a vocabulary takes in is no part of it."""
+    tree = departures(feature)
+    if isinstance(feature, SparseFeature) and feature.encoding.kind in VOCABULARY_KINDS:
+        tree["encoding"] = feature.encoding.kind
+    return type(feature).__name__, tree
+
+
+def _misfit(name: str, before: tuple[int, ...], now: tuple[int, ...]) -> CheckpointError:
+    return CheckpointError(
+        f"{name} has the shape {before} in the checkpoint and {now} in this model, and not because of other features: "
+        "a warm start needs the same training.model"
+    )
