@@ -189,6 +189,7 @@ class RunFiles:
         config: the resolved config.
         progress: history lines of training steps, in order.
         checks: history lines of evaluations, in order.
+        windows: history lines of training rows that were scored before they were trained on, in order.
         metrics: metrics at the end of training.
         plan: sharding of every table.
         evaluations: split -> {"metrics", "curves"}.
@@ -207,6 +208,7 @@ class RunFiles:
     config: Mapping[str, Any]
     progress: list[dict[str, Any]] = field(default_factory=list)
     checks: list[dict[str, Any]] = field(default_factory=list)
+    windows: list[dict[str, Any]] = field(default_factory=list)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     plan: list[dict[str, Any]] = field(default_factory=list)
     evaluations: Mapping[str, Any] = field(default_factory=dict)
@@ -244,6 +246,7 @@ class RunFiles:
             config=_read(path / CONFIG_NAME, {}),
             progress=[e for e in history if e.get("event") == "progress"],
             checks=[e for e in history if e.get("event") == "evaluation"],
+            windows=[e for e in history if e.get("event") == "window"],
             metrics=_read(path / METRICS_NAME, {}),
             plan=_read(path / PLAN_NAME, []),
             evaluations={name: _read(path / evaluation_name(name), {}) for name in splits},

@@ -141,6 +141,10 @@ def _training_figures(run: RunFiles) -> Figures | None:
     found = {"Loss": figures.loss_curve(run.progress, run.checks)}
     if run.checks:
         found["Validation metrics"] = figures.metric_curves(run.checks)
+    if run.windows:
+        windows = figures.thinned(run.windows)
+        found["Training rows before they are trained on"] = figures.metric_curves(windows)
+        found["Training rows before they are trained on: NE and calibration"] = figures.ratio_curves(windows)
     return {**found, "Learning rate": figures.learning_rate_curve(run.progress)}
 
 
