@@ -15,14 +15,14 @@ from typing import Any
 from tqdm import tqdm
 
 from features.disk.run_folder import METRICS_NAME
-from jobs.launch.loopback import LOOPBACK, loopback_settings
+from jobs.launch.connection import check_room, connect, ray_settings
 from jobs.launch.worker import set_up_worker
 
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the other one has a banner that verbose=0 leaves
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the results are our own files
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the search, not one model of it
-os.environ.update(loopback_settings())
+os.environ.update(ray_settings())
 
 import ray
 from ray import tune
@@ -105,23 +105,13 @@ def _run(search: Search, trials: Sequence[Trial], kept: Sequence[SearchRow | Non
     record = _Record(trials, kept, bar)
     if None in kept:
         if not ray.is_initialized():
-            _start_ray(search.parallel)
+            logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # ``_tune`` tells its errors
+            connect(search.parallel)
+        check_room(1, trials[0].config.training.device == "cuda")
         _tune(search, trials, kept, record)
     else:
         bar.update(len(kept))
     return record.results()
-
-
-def _start_ray(parallel: int) -> None:
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # ``_tune`` tells its errors
-    ray.init(
-        address="local",
-        num_cpus=parallel,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _node_ip_address=LOOPBACK,
-    )
 
 
 def _tune(search: Search, trials: Sequence[Trial], kept: Sequence[SearchRow | None], record: "_Record") -> None:

@@ -6,6 +6,7 @@ MLflow is imported lazily here alone, with its telemetry and output switched off
 import contextlib
 import os
 import re
+import shlex
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -138,7 +139,28 @@ def _reason(place: str, error: str) -> str:
     if "database is locked" in error:
         return f"{place} is locked by another program: try again when that has finished"
     if "out-of-date database schema" in error:
-        return f"{place} was made by another MLflow: mlflow db upgrade sqlite:///{place}/{DATABASE_NAME} brings it here"
+        return _schema_reason(place, error)
     if "Max retries exceeded" in error:
         return f"{place} cannot be reached: is the server running there?"
     return f"{place}: {error.splitlines()[0] if error else 'MLflow gives no reason'}"
+
+
+def _schema_reason(place: str, error: str) -> str:
+    """Explain a schema of another version of MLflow: an older one can be upgraded, a newer one cannot be read."""
+    mlflow = _mlflow()
+    from alembic.script import ScriptDirectory
+    from alembic.util import CommandError
+
+    found = re.search(r"found version (\w+)", error)
+    try:
+        migrations = ScriptDirectory(str(Path(mlflow.__path__[0]) / "store" / "db_migrations"))
+        is_older = found is not None and migrations.get_revision(found[1]) is not None
+    except CommandError:
+        is_older = False
+    if is_older:
+        url = shlex.quote(f"sqlite:///{place}/{DATABASE_NAME}")
+        return f"{place} was made by an older MLflow: python -m mlflow db upgrade {url} brings it here"
+    return (
+        f"{place} was made by a newer MLflow than {mlflow.__version__}, which is installed: install that version "
+        "(pip install --upgrade mlflow-skinny), or choose another registry"
+    )
