@@ -14,8 +14,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from features.disk.run_folder import METRICS_NAME
+from features.disk.run_folder import METRICS_NAME, TENSORBOARD_NAME, RunFolder
 from jobs.launch.connection import check_room, connect, ray_settings
+from jobs.launch.tracking import check_tracking, tracked
 from jobs.launch.worker import set_up_worker
 
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
@@ -54,6 +55,7 @@ def run_search(search: Search, trials: dict[str, list[Trial]]) -> list[list[Sear
     """
     for of_model in trials.values():
         _check_dataset(of_model[0].config)
+        check_tracking(of_model[0].config.training.tracking)
     kept = {trial.result: _kept(trial) for of_model in trials.values() for trial in of_model}
     (Path(search.output) / "trials").mkdir(parents=True, exist_ok=True)
     try:
@@ -216,10 +218,18 @@ class _Record(tune.Callback):
         if index not in self._found:
             self._found[index] = _describe(ours, evaluations, self._errors.get(index))
             write_json(ours.result, {"request": ours.request(), **self._found[index], "evaluations": evaluations})
+            self._track(ours)
             shutil.rmtree(ours.folder)
         best = max((e["monitor"] for found in self._evaluations.values() for e in found), default=math.nan)
         self._bar.set_description(f"{ours.model.name} {best:.5f}", refresh=False)
         self._bar.update()
+
+    def _track(self, trial: Trial) -> None:
+        """Record a finished trial's history as its config says; its own folder is about to go."""
+        run, tracking = RunFolder(trial.folder), trial.config.training.tracking
+        events_folder = Path(trial.search.output) / TENSORBOARD_NAME / trial.result.stem
+        with tracked(run, tracking, trial.config.to_dict(), events_folder) as record:
+            record(run.events())
 
     def results(self) -> list[SearchRow]:
         return [

@@ -8,16 +8,15 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from features.disk.run_folder import FAILURE_NAME, HISTORY_NAME
+from features.disk.run_folder import FAILURE_NAME, HISTORY_NAME, RunFolder
 from jobs.cli.config import Config
 from jobs.cli.conventions import EXIT_DATA
 from jobs.launch.connection import check_room, connect, has_own_cluster, ray_settings
 from jobs.launch.follow import follow
+from jobs.launch.tracking import Record, tracked
 from jobs.launch.worker import work
 from training.config import TrainingConfig
 from training.fit.allocator import HUGE_PAGES
-from training.fit.run import Run
-from training.sharding import checkpoint
 
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # also how late the end of a run is noticed
 
@@ -29,7 +28,7 @@ WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
 def train_on_ray(run_path: Path, config: Config, name: str) -> None:
-    """Run the worker group until training ends.
+    """Run the worker group until training ends, and track it as the config says.
 
     Args:
         run_path: folder of the run; ``run_guard.prepare_run`` has prepared it.
@@ -38,10 +37,15 @@ def train_on_ray(run_path: Path, config: Config, name: str) -> None:
 
     Raises:
         ConnectionError: there is no cluster at RAY_ADDRESS; or Ray ended, not the training.
-        ConfigError: the cluster has too few cores or GPUs.
+        ConfigError: the cluster has too few cores or GPUs, or the MLflow store cannot be used.
         ValueError: data, config or checkpoint are wrong, as a worker reported.
         RuntimeError: workers died more often than ``training.max_failures``.
     """
+    with tracked(RunFolder(run_path), config.training.tracking, config.to_dict()) as record:
+        _train(run_path, config, name, record)
+
+
+def _train(run_path: Path, config: Config, name: str, record: Record) -> None:
     os.environ.update(ray_settings())
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(config.training.stall_seconds)
     import ray
@@ -56,13 +60,17 @@ def train_on_ray(run_path: Path, config: Config, name: str) -> None:
     use_gpu = training.device == "cuda"
     own_cluster = not ray.is_initialized()
     if own_cluster:
-        connect(max(os.cpu_count() or 1, training.num_workers))
+        connect(max(os.cpu_count() or 1, training.worker_counts[-1]))
     group = LocalTorchConfig if own_cluster and has_own_cluster() else TorchConfig
     trainer = TorchTrainer(
         work,
         train_loop_config={"run": str(run_path), "config": config.to_dict(), "training": name},
         torch_config=group(backend="nccl" if use_gpu else "gloo", timeout_s=training.stall_seconds),
-        scaling_config=ScalingConfig(num_workers=training.num_workers, use_gpu=use_gpu),
+        scaling_config=ScalingConfig(
+            num_workers=training.num_workers,  # a pair is elastic
+            use_gpu=use_gpu,
+            elastic_resize_monitor_interval_s=float(training.resize_seconds),
+        ),
         run_config=RunConfig(
             name="ray",
             storage_path=str(run_path),
@@ -78,7 +86,7 @@ def train_on_ray(run_path: Path, config: Config, name: str) -> None:
         raise SystemExit(128 + number)
 
     finished = threading.Event()
-    follower = threading.Thread(target=follow, args=(run_path / HISTORY_NAME, training, finished), daemon=True)
+    follower = threading.Thread(target=follow, args=(run_path / HISTORY_NAME, training, finished, record), daemon=True)
     follower.start()
     if group is LocalTorchConfig:
         threading.Thread(target=_watch_node, args=(finished, run_path, training), daemon=True).start()
@@ -87,7 +95,7 @@ def train_on_ray(run_path: Path, config: Config, name: str) -> None:
     for number in WORDS:  # here, because ray.init has just taken SIGTERM over
         signal.signal(number, stop)
     try:
-        check_room(training.num_workers, use_gpu)
+        check_room(training.worker_counts[0], use_gpu)
         trainer.fit()
     except ray.train.TrainingFailedError as error:
         _raise_failure(run_path)
@@ -108,6 +116,9 @@ def train_on_ray(run_path: Path, config: Config, name: str) -> None:
 
 def _way_on(run_path: Path, training: TrainingConfig) -> str:
     """Say what --resume does to a run that was broken off."""
+    from training.fit.run import Run
+    from training.sharding import checkpoint
+
     if checkpoint.saved_steps(Run(run_path).checkpoints_of(training)):
         return "--resume goes on from the newest checkpoint"
     return "there is no checkpoint yet, so --resume starts at the beginning"

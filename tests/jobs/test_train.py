@@ -175,8 +175,8 @@ def test_an_end_before_the_first_checkpoint(make_dataset, tmp_path: Path, number
 
 def test_ctrl_c_ends_a_training_that_waits_for_a_core(make_dataset, tmp_path: Path) -> None:
     config, run = write_config(tmp_path, make_dataset().path), tmp_path / "run"
-    with running_cluster(1, is_busy=True) as environment:
-        job = begin(config, run, **environment)
+    with running_cluster(1, is_busy=True) as cluster:
+        job = begin(config, run, **cluster.environment)
         deadline = time.monotonic() + 120
         while not (run / "ray").exists():  # Ray Train's controller has begun
             assert job.poll() is None and time.monotonic() < deadline

@@ -124,7 +124,8 @@ def test_a_port_where_something_else_answers(monkeypatch: pytest.MonkeyPatch, an
 
 
 def test_a_running_cluster() -> None:
-    with running_cluster(2) as environment:
+    with running_cluster(2) as cluster:
+        environment = cluster.environment
         done, _ = connected(num_workers=2, **environment)
         assert done.returncode == 0, done.stderr
         done, _ = connected(RAY_ADDRESS=environment[ADDRESS])
