@@ -294,6 +294,8 @@ class ModelConfig:
 
     embedding_dim: Positive = 16
     embedding_init_std: Annotated[float, Field(ge=0)] = 1e-4
+    base_logit: float = 0.0
+    """Constant part of every logit: a model that has learnt nothing predicts sigmoid(base_logit)."""
     selection: SelectionConfig = field(default_factory=SeparateSelection)
     easy: EasyEncoderConfig = field(default_factory=lambda: MLPEncoder(hidden_units=(400, 400)))
     hard: EncoderConfig = field(default_factory=MLPEncoder)
@@ -354,7 +356,7 @@ class ScheduleConfig:
     min_learning_rate: Annotated[float, Field(ge=0)] = 1e-6
     min_delta: float = 1e-6
     patience: Positive = 2
-    """Evaluations in a row without improvement after which training stops."""
+    """Evaluations in a row without improvement after which training stops, inside an epoch too."""
 
 
 ShardingKind = Literal["auto", "data_parallel", "table_wise", "row_wise", "column_wise"]
@@ -390,8 +392,26 @@ class ReaderConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class EvaluationConfig:
+    """Evaluations on validation while a run trains: at each epoch's end, and inside it as often as this says.
+
+    Each one counts for the schedule's ``patience``, may be the best, and lowers the rates where it is none.
+    """
+
+    every_steps: Positive | None = None
+    """Optimizer steps from one evaluation to the next, counted from the run's start."""
+    every_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Minutes from one evaluation to the next. A clock decides at which step, so two runs may differ."""
+    per_epoch: Positive = 1
+    """Evaluations in an epoch, evenly spaced; the last is at its end."""
+    sample_rows: Positive | None = None
+    """Rows of validation that are evaluated while training: row groups drawn with ``seed``, the same each time. None:
+    all of them. Metrics and calibration of the finished run are of all rows."""
+
+
+@dataclass(frozen=True, config=STRICT)
 class CheckpointConfig:
-    """Checkpoints of a run; one is also written at every evaluation."""
+    """Checkpoints of a run; one is also written at the end of an epoch and at each evaluation that is the best."""
 
     every_steps: Positive = 1_000
     keep: Positive = 2
@@ -443,9 +463,13 @@ class TrainingConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     sharding: ShardingConfig = field(default_factory=ShardingConfig)
     reader: ReaderConfig = field(default_factory=ReaderConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     seed: int = 2023
     max_epochs: Positive = 100
+    max_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Minutes of steps, evaluations and checkpoints, over all starts of the run. Training ends after them with the
+    best checkpoint; --resume with more goes on from there as if it had not ended. None: no limit."""
     global_batch_size: Positive = 4096
     evaluation_batch_size: Positive = 16_384
     clip_gradient_norm: Annotated[float, Field(gt=0)] | None = 10.0

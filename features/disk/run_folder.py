@@ -270,7 +270,9 @@ class RunFiles:
 
 def _best_step(history: list[dict[str, Any]]) -> int | None:
     """Find the step of the best evaluation; where nothing was evaluated, of the newest checkpoint."""
-    best = [e["step"] for e in history if e.get("event") == "evaluation" and e.get("best")]
+    checks = [e for e in history if e.get("event") == "evaluation"]
+    # An extra one, where the time ran out, is forgotten when training goes on.
+    best = [e["step"] for e in checks if e.get("best") and (not e.get("is_extra") or e is checks[-1])]
     steps = best or [e["step"] for e in history if e.get("event") == "checkpoint"]
     return steps[-1] if steps else None
 

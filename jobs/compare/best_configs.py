@@ -79,7 +79,7 @@ def describe_search(output: Path, search: Search, models: Sequence[SearchRow], r
     for row in sorted(models, key=lambda row: -row["best"]["monitor"]):
         lines += [
             f"{row['model']:{width}}  {_numbers(row['best'])}  (trial {row['best']['trial']}; {row['stopped_early']} "
-            f"stopped early, {row['failed']} failed, {row['epochs']} epochs, {row['seconds']:.0f} s)",
+            f"stopped early, {row['failed']} failed, {row['epochs']:g} epochs, {row['seconds']:.0f} s)",
             f"{'':{width}}  {output / row['config']}",
         ]
     lines += [f"{row['model']}, trial {row['trial']} failed: {row['error']}" for row in rows if row["error"]]

@@ -164,7 +164,7 @@ def _divergence(error: str) -> SearchRow:
 
 
 def _work(sampled: dict[str, Any], tasks: list[dict[str, Any]]) -> None:
-    """Run one trial in its own process; ASHA stops it inside a report, between epochs, when no reader runs."""
+    """Run one trial in its own process; ASHA stops it inside a report, between steps."""
     task = tasks[sampled["index"]]
     for kept in task["reports"]:
         tune.report(kept)
@@ -187,7 +187,7 @@ def _work(sampled: dict[str, Any], tasks: list[dict[str, Any]]) -> None:
     def report(event: dict[str, Any]) -> None:
         if event["event"] == "evaluation":
             metrics = {name: event[name] for name in ("monitor", *METRICS)}
-            tune.report({"epochs": event["epoch"] + 1, "seconds": time.perf_counter() - started, **metrics})
+            tune.report({"epochs": event["epochs"], "seconds": time.perf_counter() - started, **metrics})
 
     try:
         train_rank(run, config, report, resolved.features)
@@ -241,6 +241,7 @@ class _Record(tune.Callback):
 def _describe(trial: Trial, evaluations: Sequence[SearchRow], error: str | None) -> SearchRow:
     """Make a trial's result: metrics of its best epoch, seconds from its start to its last evaluation."""
     best = max(evaluations, key=lambda e: e["monitor"], default=None)
+    epochs = evaluations[-1]["epochs"] if evaluations else 0
     ended_itself = error is not None or (trial.folder / METRICS_NAME).exists()
     return {
         "model": trial.model.name,
@@ -248,8 +249,8 @@ def _describe(trial: Trial, evaluations: Sequence[SearchRow], error: str | None)
         "overrides": trial.values,
         **{name: best and best[name] for name in ("monitor", *METRICS)},
         "best_epoch": best and best["epochs"],
-        "epochs": len(evaluations),
+        "epochs": epochs,
         "seconds": evaluations[-1]["seconds"] if evaluations else 0.0,
-        "stopped_early": not ended_itself and len(evaluations) < trial.search.max_epochs,
+        "stopped_early": not ended_itself and epochs < trial.search.max_epochs,
         "error": error,
     }

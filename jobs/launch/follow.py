@@ -53,11 +53,12 @@ def _show(bar: Any, event: dict[str, Any], training: TrainingConfig) -> None:
         bar.set_postfix_str(f"{event['rows_per_second']:,.0f} rows/s loss {event['loss']:.4f}", refresh=False)
         bar.update(event["step_in_epoch"] - bar.n)
     elif event["event"] == "evaluation":
-        mark = " best" if event["best"] else ""
+        mark, epochs = " best" if event["best"] else "", event.get("epochs", event["epoch"] + 1)
         found = " ".join(metric_texts(event, *_shown(training.monitor)))
         with tqdm.external_write_mode(sys.stderr):  # the bar steps aside for the line
-            _log.info("epoch %d: valid %s%s", event["epoch"] + 1, found, mark)
-        bar.reset()
+            _log.info("epoch %s: valid %s%s", epochs_text(epochs), found, mark)
+        if isinstance(epochs, int):
+            bar.reset()
 
 
 def describe_training(run_path: Path, seconds: float, monitor: Iterable[str] = ()) -> str:
@@ -71,7 +72,7 @@ def describe_training(run_path: Path, seconds: float, monitor: Iterable[str] = (
     metrics = json.loads((run_path / METRICS_NAME).read_text(encoding="utf-8"))
     train = metrics["train"]
     lines = [
-        f"trained {train['epochs']} epochs, {train['steps']:,} steps, {train['rows']:,} rows "
+        f"trained {epochs_text(train['epochs'])} epochs, {train['steps']:,} steps, {train['rows']:,} rows "
         f"at {train['rows_per_second']:,.0f} rows/s; {seconds:.0f} s in all",
         f"a step of {1e3 * train['seconds_per_step']:.0f} ms: {_listed(train['shares'])}; the reader "
         f"({_listed(train['reader_shares'])}) makes {train['reader_rows_per_second']:,.0f} rows/s beside it",
@@ -82,7 +83,14 @@ def describe_training(run_path: Path, seconds: float, monitor: Iterable[str] = (
         valid = metrics["valid"]
         best = f"valid (best, step {metrics['best_step']:,})"
         lines.append(f"{best}: {'  '.join(metric_texts(valid, *_shown(monitor)))}")
+    if train.get("ended_by") == "max_minutes":
+        lines.append("training.max_minutes ended it: --resume with more goes on from there")
     return "\n".join([*lines, f"run: {run_path}"])
+
+
+def epochs_text(epochs: float) -> str:
+    """Format epochs that are done, whole ones or not."""
+    return str(epochs) if isinstance(epochs, int) else f"{epochs:.2f}"
 
 
 def _shown(monitor: Iterable[str]) -> list[str]:

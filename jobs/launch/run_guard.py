@@ -44,6 +44,7 @@ COMPARED_ON_RESUME = (
     "precision",
     "ema_decay",
     "schedule",
+    "evaluation",
     "monitor",
 )
 """Training keys that must not change on --resume, because the weights already depend on them."""

@@ -9,6 +9,7 @@ import itertools
 import logging
 import os
 import queue
+import sys
 import threading
 import time
 import warnings
@@ -49,13 +50,19 @@ class Reader:
 
     Attributes:
         num_steps: steps of an epoch, the same on every rank.
-        num_rows: rows of the split, over all ranks.
+        num_rows: rows that are read of the split, over all ranks.
         seconds: seconds of its threads, over all finished epochs, for decoding row groups (reading included), shuffling
             windows and laying out batches; the threads run beside each other and beside the training.
     """
 
     def __init__(
-        self, dataset: Dataset, split: str, config: TrainingConfig, rank: int = 0, world_size: int = 1
+        self,
+        dataset: Dataset,
+        split: str,
+        config: TrainingConfig,
+        rank: int = 0,
+        world_size: int = 1,
+        sample_rows: int | None = None,
     ) -> None:
         """Check the arithmetic; nothing is opened yet.
 
@@ -66,6 +73,8 @@ class Reader:
             config: the training section; ``seed`` decides a shuffled order.
             rank: rank of this process.
             world_size: number of processes that share the split out.
+            sample_rows: rows to read, always the same, drawn with ``config.seed``; None, or at least as many as the
+                split has: all of them.
 
         Raises:
             ValueError: the streams cannot be shared out evenly.
@@ -85,7 +94,8 @@ class Reader:
         self.schema = manifest.schema
         self.files = manifest.split(split).files
         self.checker = ShardChecker(manifest.schema, dataset.num_embeddings(), dataset.later_ids())
-        self.num_rows = manifest.split(split).num_rows
+        self.num_rows = min(manifest.split(split).num_rows, sample_rows or sys.maxsize)
+        self._sample_rows = sample_rows
         largest = max(rows for file in self.files for rows in file.row_groups)
         window = largest * (config.reader.shuffle_row_groups if self.shuffle else 1)
         longest = -(-self.num_rows // streams)
@@ -137,6 +147,7 @@ class Reader:
             epoch=epoch,
             shuffle=self.shuffle,
             row_groups_per_window=self.config.shuffle_row_groups,
+            sample_rows=self._sample_rows,
         )
         source = RowGroups(self.dataset, self.checker)
         skip = start_step * self._rows_per_stream
@@ -255,7 +266,7 @@ class RowGroups:
                 yield from self._read_file(next(paths), run)
 
     def _read_file(self, path: Path, pieces: Sequence[Piece]) -> Generator[Columns, None, None]:
-        """Yield the rows of pieces of consecutive row groups of one file."""
+        """Yield the rows of pieces of one file, in the file's order."""
         file = pieces[0].file
         if any(character in str(path) for character in "#?"):
             raise ReaderError(f"{path}: Petastorm cannot open a path with '#' or '?' in it; move the dataset")
@@ -280,7 +291,7 @@ class RowGroups:
         No reader is asked for more than it has: while it is still handing out its last row group, 0.12.1 would wait
         for ever.
         """
-        if pieces[0].row_group == 0:
+        if [piece.row_group for piece in pieces] == list(range(len(pieces))):
             shards = [(None, None, len(pieces))]
         else:
             shards = [(piece.row_group, len(piece.file.row_groups), 1) for piece in pieces]

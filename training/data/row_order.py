@@ -5,7 +5,7 @@ on on two with the same batches.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -134,7 +134,14 @@ class Window:
 
 
 def cut_streams(
-    files: Sequence[DataFile], num_streams: int, *, seed: int, epoch: int, shuffle: bool, row_groups_per_window: int
+    files: Sequence[DataFile],
+    num_streams: int,
+    *,
+    seed: int,
+    epoch: int,
+    shuffle: bool,
+    row_groups_per_window: int,
+    sample_rows: int | None = None,
 ) -> list[list[Window]]:
     """Cut an epoch into ``num_streams`` row streams of R // num_streams rows, or one more.
 
@@ -148,13 +155,16 @@ def cut_streams(
         files: a split's files, in manifest order.
         shuffle: permute the files, and the rows of each window; else both keep their order.
         row_groups_per_window: row groups whose rows are shuffled together.
+        sample_rows: rows to read of the files, the same in every epoch; None: all of them.
 
     Returns:
         The windows of each stream.
     """
-    num_rows = sum(file.num_rows for file in files)
     order = _generator(seed, epoch).permutation(len(files)) if shuffle else range(len(files))
     pieces = [piece for i in order for piece in _row_groups(files[i])]
+    if sample_rows is not None:
+        pieces = _sample(pieces, sample_rows, seed)
+    num_rows = sum(piece.num_rows for piece in pieces)
     streams = []
     for stream in range(num_streams):
         own = _cut(pieces, num_rows * stream // num_streams, num_rows * (stream + 1) // num_streams)
@@ -170,6 +180,22 @@ def cut_streams(
 
 def _row_groups(file: DataFile) -> list[Piece]:
     return [Piece(file, i, 0, num_rows) for i, num_rows in enumerate(file.row_groups) if num_rows]
+
+
+def _sample(pieces: Sequence[Piece], num_rows: int, seed: int) -> list[Piece]:
+    """Draw row groups until they have ``num_rows`` rows, in the order of ``pieces``; the last one is cut.
+
+    A build lays rows in random order, so that the first rows of a row group are a sample of it.
+    """
+    drawn, left = {}, num_rows
+    for index in _generator(seed).permutation(len(pieces)):
+        if not left:
+            break
+        piece = pieces[index]
+        taken = min(left, piece.num_rows)
+        drawn[index] = replace(piece, last_row=piece.first_row + taken)
+        left -= taken
+    return [drawn[index] for index in sorted(drawn)]
 
 
 def _cut(pieces: Sequence[Piece], start: int, stop: int) -> list[Piece]:

@@ -32,7 +32,7 @@ from training.data.row_order import RowOrder
 from training.fit.loop import Event, Progress, Training, make_step, train
 from training.fit.position import check_position
 from training.fit.roofline import measure_limits, shares_of_limits
-from training.fit.scoring import score_all
+from training.fit.scoring import check_sample, score_all
 from training.judge.calibration import CalibrationError, fit_platt
 from training.judge.metrics import curves, evaluate
 from training.judge.validation import check_validation
@@ -127,10 +127,12 @@ def train_rank(
         parallel,
         config,
         Reader(dataset, "train", config, rank, world_size),
-        Reader(dataset, "valid", config, rank, world_size) if has_valid else None,
+        Reader(dataset, "valid", config, rank, world_size, config.evaluation.sample_rows) if has_valid else None,
         device,
         run.checkpoints_of(config),
     )
+    if training.valid_reader is not None and config.evaluation.sample_rows is not None:
+        check_sample(training.valid_reader, config, device)
     progress, order, warning = Progress(), RowOrder.of_training(dataset.manifest, config), None
     last = checkpoint.newest(training.checkpoints)
     if last is not None:
@@ -156,7 +158,8 @@ def train_rank(
         on_event(event)
     metrics, refusal = _summarise(training, progress, loss, startup), None
     if has_valid:
-        found, refusal = _evaluate_best(run, training, SplitRows.of(dataset.manifest.split("valid")))
+        reader = Reader(dataset, "valid", config, rank, world_size)
+        found, refusal = _evaluate_best(run, training, reader, SplitRows.of(dataset.manifest.split("valid")))
         metrics |= found
     if rank == 0:
         run.write(METRICS_NAME, metrics)
@@ -170,7 +173,8 @@ def _summarise(training: Training, progress: Progress, loss: float | None, start
     return {
         "train": {
             "rows": progress.rows,
-            "epochs": progress.epoch,
+            "epochs": progress.epochs(training.train_reader.num_steps),
+            "ended_by": progress.ended_by(training.config),
             "steps": progress.step,
             "loss": loss,
             "rows_per_second": progress.rows / max(progress.seconds["train"], 1e-9),
@@ -179,7 +183,7 @@ def _summarise(training: Training, progress: Progress, loss: float | None, start
             "reader_shares": _shares(training.train_reader.seconds),
             "of_limit": _shares_of_limits(training, progress) if dist.get_rank() == 0 else {},
         },
-        "best_step": progress.schedule.best_step,
+        "best_step": progress.best_step,
         "seconds": {"startup": startup, **progress.seconds},
     }
 
@@ -207,7 +211,9 @@ def _shares_of_limits(training: Training, progress: Progress) -> dict[str, float
     }
 
 
-def _evaluate_best(run: Run, training: Training, rows: SplitRows) -> tuple[dict[str, Any], CalibrationError | None]:
+def _evaluate_best(
+    run: Run, training: Training, reader: Reader, rows: SplitRows
+) -> tuple[dict[str, Any], CalibrationError | None]:
     """Evaluate the best checkpoint on the validation split, as it will be served; rank 0 keeps metrics and curves.
 
     Calibrated metrics are in sample by the two fitted numbers, so the raw ones stand beside them.
@@ -216,10 +222,9 @@ def _evaluate_best(run: Run, training: Training, rows: SplitRows) -> tuple[dict[
         The metrics, and the error where nothing could be fitted: then the metrics are the raw ones, and the finished
         training is kept.
     """
-    assert training.valid_reader is not None
     best = checkpoint.best(training.checkpoints)
     checkpoint.restore_checkpoint(best, training.parallel)
-    scores = score_all(training.parallel, training.valid_reader, training.device)
+    scores = score_all(training.parallel, reader, training.device)
     summary: dict[str, Any] = {}
     refusal = None
     if training.config.calibration.kind == "platt":

@@ -46,11 +46,15 @@ class Plateau:
 
         A value below ``best + min_delta`` is a failure: the caller lowers the learning rate at once.
         """
-        if self.best is not None and value < self.best + config.min_delta:
+        if not self.is_better(value, config):
             self.num_failures += 1
             return False
         self.best, self.best_step, self.num_failures = value, step, 0
         return True
+
+    def is_better(self, value: float, config: ScheduleConfig) -> bool:
+        """Tell whether a monitored value is better than all that were taken in."""
+        return self.best is None or not value < self.best + config.min_delta
 
     def is_over(self, config: ScheduleConfig) -> bool:
         """Tell whether failures in a row have reached the patience."""

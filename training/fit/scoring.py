@@ -5,7 +5,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from training.config import TrainingConfig
 from training.data.reader import Reader
+from training.judge.metrics import METRICS
 from training.judge.scores import Scores
 from training.sharding.parallelize import ParallelModel, gather
 
@@ -30,6 +32,31 @@ def score_all(parallel: ParallelModel, reader: Reader, device: torch.device) -> 
     """Score every rank's rows of a split with the weights that would be shipped, on every rank, in rank order."""
     with parallel.shipped_weights():
         return gathered(score(parallel.model, reader, device))
+
+
+def check_sample(reader: Reader, config: TrainingConfig, device: torch.device) -> None:
+    """Refuse a sample of validation that cannot give what is monitored, before anything is trained.
+
+    Args:
+        reader: of the sample; it is read once.
+
+    Raises:
+        ValueError: its rows are of one class, and a monitored metric needs both; on every rank alike.
+    """
+    undefined = [name for name in config.monitor if METRICS[name].needs_both_labels]
+    if not undefined:
+        return
+    counts = torch.zeros(2, dtype=torch.float64, device=device)
+    for batch in reader.batches(epoch=0):
+        counts += torch.tensor([batch.labels[: batch.num_rows].sum(), batch.num_rows]).to(counts)
+    dist.all_reduce(counts)
+    positives, rows = counts.tolist()
+    if positives in (0, rows):
+        raise ValueError(
+            f"training.monitor uses {', '.join(undefined)}, undefined on validation rows of one class, and all "
+            f"{rows:,.0f} rows of the sample have label {int(positives > 0)}: raise "
+            "training.evaluation.sample_rows, or leave it out"
+        )
 
 
 def gathered(scores: Scores) -> Scores:

@@ -27,6 +27,9 @@ from training.sharding.tables import LookUp
 PINNED_BATCHES = 2
 """Number of batches that wait in page-locked memory for their copy to a GPU."""
 
+PIPELINED_BATCHES = 3
+"""Number of batches that TorchRec's pipeline holds at most, the one that is trained with included."""
+
 StepResult = tuple[Tensor, Tensor]
 """Data loss (without the embedding L2) and number of real rows of a step, over all ranks."""
 
@@ -57,6 +60,12 @@ class Step:
     def __post_init__(self) -> None:
         self._objective = OBJECTIVES[self.config.model.objective.kind](self.config.model.objective)
         self._world_size = dist.get_world_size()
+
+    @property
+    def batches_ahead(self) -> int:
+        """Return how many more batches than there are results ``run`` may have taken, on any rank."""
+        ahead = PIPELINED_BATCHES if self.config.is_pipelined else 0
+        return ahead + (PINNED_BATCHES + 1 if self.device.type == "cuda" else 0)
 
     def __call__(self, batch: Batch, seed: int) -> StepResult:
         """Train with one batch that is on the device."""

@@ -28,7 +28,7 @@ NUM_HISTOGRAM_BINS = 50
 
 UNDEFINED = "undefined"
 """Text of a metric that the rows do not define."""
-_BESIDE = "rows monitor epoch step best split event seconds train_loss learning_rate data"
+_BESIDE = "rows monitor epoch step best split event seconds train_loss learning_rate data is_extra"
 _OF_TRIALS = "epochs model trial overrides best_epoch stopped_early error request evaluations"
 RESERVED = (*_BESIDE.split(), *_OF_TRIALS.split())
 """Names that stand beside metrics in a history, a table or the result of a trial."""

@@ -48,6 +48,7 @@ class CTRModel(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        self.base_logit = config.base_logit
         device = torch.device(device or "cpu")
         widths = stream_widths(config)
         with torch.random.fork_rng(devices=[]):
@@ -92,7 +93,12 @@ class CTRModel(nn.Module):
         hard_BH = self.hard_encoder(hard_BFD, streams["first_order_hard"])
         # A bfloat16 logit has three digits: ties among rows, and a coarse gradient. The fusion costs next to nothing.
         with torch.autocast(easy_BH.device.type, enabled=False):
-            return self.fusion(_full_precision(easy_BH), _full_precision(hard_BH))
+            return self.fuse(_full_precision(easy_BH), _full_precision(hard_BH))
+
+    def fuse(self, easy_BH: torch.Tensor, hard_BH: torch.Tensor) -> TwinLogits:
+        """Fuse the encoders' outputs, and add the constant part to every logit."""
+        logits = self.fusion(easy_BH, hard_BH)
+        return TwinLogits(*(logit + self.base_logit for logit in logits)) if self.base_logit else logits
 
     @property
     def tables(self) -> tuple[EmbeddingTable, ...]:

@@ -162,7 +162,7 @@ class _Rows:
     def split(self, fused: Floats, means: list[Tensor]) -> dict[str, Floats]:
         """Split the fused logit into (n,) parts: one a branch and, if any, the joint part; see ``attribute``."""
         fusion, without = self.model.fusion, self.exchange(repeat(means))
-        neither = fusion(*means).fused.item()
+        neither = self.model.fuse(*means).fused.item()
         easy, hard = without["hard"] - neither, without["easy"] - neither
         parts = {"easy": easy, "hard": hard, "joint": fused - neither - easy - hard}
         return {name: parts[name] for name in (*fusion.branches, *(() if fusion.is_additive else ("joint",)))}
@@ -184,10 +184,10 @@ class _Rows:
 
     def exchange(self, others: Iterable[Sequence[Tensor]]) -> dict[str, Floats]:
         """Replace each branch's output alone by that of ``others``, by batch: branch -> (n,) fused logits."""
-        fusion, easy, hard = self.model.fusion, [], []
+        fuse, easy, hard = self.model.fuse, [], []
         for (easy_BH, hard_BH), (other_easy_BH, other_hard_BH) in zip(self.outputs(), others, strict=False):
-            easy.append(fusion(other_easy_BH.expand_as(easy_BH), hard_BH).fused)
-            hard.append(fusion(easy_BH, other_hard_BH.expand_as(hard_BH)).fused)
+            easy.append(fuse(other_easy_BH.expand_as(easy_BH), hard_BH).fused)
+            hard.append(fuse(easy_BH, other_hard_BH.expand_as(hard_BH)).fused)
         return {"easy": _join(easy), "hard": _join(hard)}
 
     def outputs(self, changed: Columns | None = None) -> Iterator[list[Tensor]]:
