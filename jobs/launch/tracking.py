@@ -22,7 +22,8 @@ Record = Callable[[Sequence[_Event]], None]
 _SQLITE = "sqlite:///"
 _MAKING_SECONDS = 120.0
 """Seconds to wait while another program makes a database's tables."""
-_BESIDE = ("event", "split", "epoch", "step", "step_in_epoch", "epoch_steps", "seconds", "rows")
+_BESIDE = ("event", "split", "epoch", "epochs", "step", "step_in_epoch", "epoch_steps", "seconds", "rows")
+_NAMES = {"train_loss": "train/mean_loss", "learning_rate": "train/learning_rate"}
 _SIDES = {"progress": "train", "evaluation": "valid"}
 
 _log = logging.getLogger(__name__)
@@ -129,11 +130,9 @@ class _Tracker:
     @contextlib.contextmanager
     def _warned(self) -> Iterator[None]:
         """Warn, once, of an MLflow that does not answer: a training does not end for that."""
-        from requests import RequestException
-
         try:
             yield
-        except (import_mlflow().MlflowException, RequestException, OSError) as error:
+        except _errors() as error:
             if not self._is_warned:
                 _log.warning("MLflow does not take the run's history: %s", _first_line(error))
             self._is_warned = True
@@ -187,14 +186,20 @@ def _open_experiment(uri: str, name: str) -> tuple["MlflowClient", str]:
 
 @contextlib.contextmanager
 def _explained(uri: str) -> Iterator[None]:
-    from requests import RequestException
-
     try:
         yield
-    except (import_mlflow().MlflowException, RequestException, OSError) as error:
+    except _errors() as error:
         raise ConfigError(
             f"config key 'training.tracking.mlflow': {uri} cannot be used: {_first_line(error)}"
         ) from error
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """List what MLflow raises where its store is none, or does not answer."""
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return import_mlflow().MlflowException, RequestException, SQLAlchemyError, OSError
 
 
 def _first_line(error: BaseException) -> str:
@@ -205,7 +210,7 @@ def _numbers(event: _Event) -> dict[str, float]:
     """List the numbers of an event by side and name, such as ``valid/auc``; undefined metrics are left out."""
     side = _SIDES.get(event["event"], event["event"])
     return {
-        f"{side}/{name}": float(value)
+        _NAMES.get(name, f"{side}/{name}"): float(value)
         for name, value in event.items()
         if name not in _BESIDE and isinstance(value, int | float) and not isinstance(value, bool)
     }
