@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli.config import Config, check_many_runs, load_config
+from jobs.cli.config import Config, check_many_runs, load_config, parse_config
 from jobs.cli.errors import ConfigError
 from tests.jobs.test_train import write_config
 from training.sharding.table_planner import check_lane
@@ -48,7 +48,9 @@ def test_a_number_of_streams_that_suits_the_workers(tmp_path: Path, num_workers:
         load(tmp_path, *wrong)
     (number,) = re.findall(r": (\d+) is one", str(refused.value))
     sizes = [f"training.{name}_batch_size={number}" for name in ("global", "evaluation")]
-    load(tmp_path, *wrong, f"training.reader.num_streams={number}", *sizes)
+    config = load(tmp_path, *wrong, f"training.reader.num_streams={number}", *sizes)
+    least, *_, most = (*re.findall(r"\d", num_workers), *re.findall(r"\d", num_workers))
+    assert parse_config(config.to_dict()).training.worker_counts == range(int(least), int(most) + 1)
 
 
 def test_a_checkpoint_folder_that_many_runs_would_share_is_left_out(tmp_path: Path) -> None:
