@@ -21,7 +21,7 @@ from jobs.launch.loopback import LOOPBACK, loopback_settings
 
 ADDRESS = "RAY_ADDRESS"
 """Environment variable with the address of a running cluster."""
-REACH_SECONDS, ANSWER_SECONDS = 6.0, 15.0
+ADDRESS_SECONDS, CLUSTER_SECONDS = 6.0, 15.0
 """Seconds to wait for a connection to an address, and then for a cluster's answer."""
 ROOM_SECONDS = 10.0
 """Seconds to wait for nodes of a cluster that is just starting."""
@@ -88,7 +88,7 @@ def _reach(address: str) -> None:
     if "://" in address or not host or not port.isdecimal() or int(port) > 65_535:
         raise _refusal("that is no HOST:PORT of a head node, as HOST:6379")
     try:
-        socket.create_connection((host, int(port)), REACH_SECONDS).close()
+        socket.create_connection((host, int(port)), ADDRESS_SECONDS).close()
     except OSError as error:
         raise _refusal(f"nothing answers there ({error.strerror or error})") from error
 
@@ -108,10 +108,10 @@ def _ask(address: str) -> str | None:
         assert child.stdout is not None
         child.stdout.readline()  # importing Ray takes as long as it does
         try:
-            answer = child.communicate(timeout=ANSWER_SECONDS)[0].strip()
+            answer = child.communicate(timeout=CLUSTER_SECONDS)[0].strip()
         except subprocess.TimeoutExpired:
             child.kill()
-            return f"what answers there is no Ray cluster, or one that takes longer than {ANSWER_SECONDS:.0f} s"
+            return f"what answers there is no Ray cluster, or one that takes longer than {CLUSTER_SECONDS:.0f} s"
     kind, _, words = answer.partition(" ")
     if kind == "ok":
         return None

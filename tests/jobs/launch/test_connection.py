@@ -102,7 +102,7 @@ def test_a_closed_port_and_an_unknown_host(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_an_address_that_swallows_packets(monkeypatch: pytest.MonkeyPatch) -> None:
     """A listener whose queue is full takes no more connections, as a machine that is gone."""
-    monkeypatch.setattr(connection, "REACH_SECONDS", 2.0)
+    monkeypatch.setattr(connection, "ADDRESS_SECONDS", 2.0)
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen(0)
