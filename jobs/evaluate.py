@@ -1,6 +1,7 @@
 """Score a split with a run's best checkpoint; the last line of stdout is one JSON object."""
 
 import json
+import sys
 
 from features.disk.run_folder import evaluation_name
 from jobs.cli.conventions import local, plain_parser, run_program
@@ -21,7 +22,7 @@ def main() -> int:
 
     from training.data.opened_dataset import Dataset
     from training.fit.run import Run
-    from training.judge.metrics import curves, evaluate
+    from training.judge.metrics import curves, evaluate, remarks
     from training.ship.export import load_best
 
     run = Run(local(arguments.run))
@@ -30,7 +31,9 @@ def main() -> int:
     scores = best.score(arguments.split)
     metrics = evaluate(scores)
     run.write(evaluation_name(arguments.split), {"metrics": metrics, "curves": curves(scores), "data": data})
-    print(json.dumps({"split": arguments.split, **metrics, "data": data}))
+    for words in (found := remarks(metrics)):
+        print(f"warning: {words}", file=sys.stderr)
+    print(json.dumps({"split": arguments.split, **metrics, "remarks": found, "data": data}))
     return 0
 
 

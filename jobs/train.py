@@ -33,7 +33,8 @@ def main() -> int:
     run_path = absolute(arguments.run)
     with lock_run_folder(run_path):
         name = take_over(run_path)
-        train_on_ray(run_path, prepare_run(run_path, config, resume=arguments.resume), name)
+        config = prepare_run(run_path, config, resume=arguments.resume)
+        train_on_ray(run_path, config, name)
     print(describe_training(run_path, time.perf_counter() - started, config.training.monitor))
     return 0
 

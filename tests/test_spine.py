@@ -72,6 +72,7 @@ input.train = "{folder}/log.csv.gz"
 split = {{ kind = "time", valid_from = "1970-01-01T00:10:00", test_from = "1970-01-01T00:13:20" }}
 quality.max_rejected_fraction = 0.05
 [training]
+from_data = []
 dataset = "{folder}/dataset"
 max_epochs = 2
 global_batch_size = 64

@@ -446,6 +446,9 @@ class NoCalibration:
 class PlattCalibration:
     """sigmoid(scale * logit + offset) is served; both numbers are fitted on validation when training ends."""
 
+    only_where_it_helps: bool = False
+    """True: the model's own probabilities are served where validation rows that a fit has not seen do not gain by it,
+    or where nothing can be fitted."""
     kind: Literal["platt"] = "platt"
 
 
@@ -503,6 +506,10 @@ class TrainingConfig:
     plugins: tuple[Annotated[str, Field(pattern=MODULE_PATTERN)], ...] = ()
     """Modules of your own that register blocks of a model or metrics (docs/extending.md); imported wherever this config
     is."""
+    from_data: tuple[str, ...] = ()
+    """Keys of this section that are chosen from the dataset when training starts (``training.from_data``). A config
+    file that does not name this key leaves to the data what it does not set; ``[]`` keeps the defaults that stand
+    here."""
     warm_start: str | None = None
     """Folder of a finished run to begin from, with the weights and the optimizer state of its best checkpoint. The
     dataset's vocabularies must be that run's or go on with them (pipeline.base); new values start untrained."""
@@ -518,7 +525,7 @@ class TrainingConfig:
                 f"({', '.join(map(str, self.worker_counts))}): {math.lcm(*self.worker_counts)} is one"
             )
         for name in ("global_batch_size", "evaluation_batch_size"):
-            if getattr(self, name) % streams:
+            if name not in self.from_data and getattr(self, name) % streams:
                 raise ValueError(
                     f"training.{name} ({getattr(self, name)}) must be a multiple of reader.num_streams ({streams})"
                 )

@@ -6,6 +6,7 @@ plan.json        where every table lies               history.jsonl    a line an
 metrics.json     written last, deleted by --resume    calibration.json fitted on the validation split
 evaluation/      metrics and curves a split           failure.json     why it cannot go on
 attribution.json, tables.json, report.html: what jobs.attribute, jobs.compare_tables and jobs.report found
+chosen.json      settings that were chosen from the dataset, each with its reason
 gate.json, checks.json: of a retraining's candidate   artifact/        see ``artifact``
 tracking.json    MLflow run, and steps recorded there tensorboard/     event files (training.tracking)
 """
@@ -29,7 +30,7 @@ from features.schema import FeatureSchema
 
 CONFIG_NAME, DATASET_NAME, METRICS_NAME, PLAN_NAME = "config.json", "dataset.json", "metrics.json", "plan.json"
 HISTORY_NAME, FAILURE_NAME, CALIBRATION_NAME = "history.jsonl", "failure.json", "calibration.json"
-GATE_NAME, CHECKS_NAME = "gate.json", "checks.json"
+GATE_NAME, CHECKS_NAME, CHOSEN_NAME = "gate.json", "checks.json", "chosen.json"
 TRACKING_NAME, TENSORBOARD_NAME = "tracking.json", "tensorboard"
 ATTRIBUTION_NAME, TABLES_NAME, REPORT_NAME = "attribution.json", "tables.json", "report.html"
 LEARNT_NAME, CHECKPOINTS_NAME, ARTIFACT_FOLDER, ERRORS_NAME = "learnt", "checkpoints", "artifact", "errors"

@@ -18,6 +18,7 @@ from jobs.cli.errors import ConfigError
 from jobs.cli.retrain_config import RetrainConfig
 from pipeline.config import PipelineConfig
 from training.config import TrainingConfig
+from training.from_data import RULES, open_keys
 from training.judge.metrics import METRICS
 from training.plugins import PluginError, load_plugins, load_saved_plugins, plugin_keys
 
@@ -163,6 +164,8 @@ def parse_config(tree: dict[str, Any], source: object = None) -> Config:
         features = tree.get("features")
         if isinstance(features, dict):
             tree = {**tree, "features": _expand_features(features)}
+        if source is None:
+            tree = _with_open_keys(tree)
         tree = _with_dataset(_merge(_defaults(), tree))
         config = TypeAdapter(Config).validate_python(tree)
     except ValidationError as error:
@@ -170,6 +173,8 @@ def parse_config(tree: dict[str, Any], source: object = None) -> Config:
     except RecursionError:
         raise ConfigError("the config is nested too deeply") from None
     _check_monitor(config.training.monitor, is_saved=source is not None)
+    if unknown := sorted(set(config.training.from_data) - set(RULES)):
+        raise ConfigError(f"config key 'training.from_data': {unknown[0]!r} is none of {', '.join(RULES)}")
     return config
 
 
@@ -214,6 +219,14 @@ def _defaults() -> dict[str, Any]:
     tree = {"pipeline": asdict(PipelineConfig(output="")), "training": asdict(TrainingConfig(dataset=""))}
     del tree["pipeline"]["output"], tree["training"]["dataset"]
     return tree
+
+
+def _with_open_keys(tree: dict[str, Any]) -> dict[str, Any]:
+    """List the training keys that the user leaves to the data, unless the config lists them itself."""
+    training = tree.get("training", {})
+    if not isinstance(training, dict) or "from_data" in training:
+        return tree
+    return {**tree, "training": {**training, "from_data": open_keys(training)}}
 
 
 def _with_dataset(tree: dict[str, Any]) -> dict[str, Any]:

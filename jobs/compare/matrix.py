@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass as checked
@@ -19,6 +19,8 @@ class RankedModel(Entry):
 
     seeds: tuple[int, ...] | None = None
     """Seeds of this model; None: the leaderboard's."""
+    library: Literal["twinfocus", "lightgbm"] = "twinfocus"
+    """What trains it: ``lightgbm`` takes the dataset, the seed and the threads of the config, and nothing else."""
 
 
 @checked(frozen=True, config=STRICT)

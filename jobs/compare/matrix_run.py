@@ -20,14 +20,17 @@ from features.disk.place import locate, scratch
 from features.disk.run_folder import METRICS_NAME
 from jobs.cli.config import Config, Entry, Texts, is_saved_config, load_config
 from jobs.cli.config_arguments import hand_on
+from jobs.compare.boosted_trees import train_trees
 from jobs.compare.matrix import Cell
 from jobs.doctoring.installed import installed_versions
 from jobs.pages.leaderboard_page import REPORTED_SPLITS
+from training.data.opened_dataset import Dataset
 from training.fit.run import Run
 from training.judge.metrics import evaluate
+from training.judge.scores import Scores
 from training.ship.export import load_best
 
-VERSIONS = ("torch", "torchrec", "fbgemm-gpu", "petastorm", "ray", "numpy", "pyarrow")
+VERSIONS = ("torch", "torchrec", "fbgemm-gpu", "petastorm", "ray", "numpy", "pyarrow", "lightgbm")
 
 
 def run_all(cells: Sequence[Cell], configs: Mapping[Path, Config], parallel: int) -> list[dict[str, Any]]:
@@ -75,42 +78,55 @@ def run(cell: Cell, config: Config) -> dict[str, Any]:
                 "choose another --output"
             )
         return result
-    cell.run.mkdir(parents=True, exist_ok=True)
     cell.result.parent.mkdir(parents=True, exist_ok=True)
-    resolved = hand_on(config, cell.run / "resolved.json")
-    _call("jobs.train", [*resolved, "--run", str(cell.run), "--resume"], cell.run / "train.log")
     result = {
         "dataset": cell.dataset.name,
         "model": cell.model.name,
         "seed": cell.seed,
         "request": {"config": config.to_dict(), "data": manifest.fingerprint},
         "versions": {"python": sys.version.split()[0], **_versions()},
-        **_evaluate(cell),
+        **MAKERS[cell.model.library](cell, config),
     }
     write_json(cell.result, result)
     return result
 
 
-def _evaluate(cell: Cell) -> dict[str, Any]:
-    """Evaluate the best checkpoint on validation and, if there is one, test; write the logits beside the result."""
+def _train_network(cell: Cell, config: Config) -> dict[str, Any]:
+    """Train, and evaluate the best checkpoint on validation and, if there is one, test."""
+    cell.run.mkdir(parents=True, exist_ok=True)
+    resolved = hand_on(config, cell.run / "resolved.json")
+    _call("jobs.train", [*resolved, "--run", str(cell.run), "--resume"], cell.run / "train.log")
     torch.set_num_threads(1)  # other cells are training
     run_folder = Run(cell.run)
     best = load_best(run_folder)
-    metrics, arrays = {}, {}
-    for split in filter(best.dataset.has_split, REPORTED_SPLITS):
-        scores = best.score(split)
-        metrics[split] = evaluate(scores)
-        arrays |= {f"{split}.{name}": array for name, array in vars(scores).items() if array is not None}
-    with cell.scores.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+    scores = {split: best.score(split) for split in filter(best.dataset.has_split, REPORTED_SPLITS)}
     train = run_folder.read(METRICS_NAME)
-    return {
+    about = {
         "parameters": best.model.num_parameters,
         "epochs": train["train"]["epochs"],
         "best_step": train["best_step"],
         "seconds": train["seconds"],
-        **metrics,
     }
+    return about | _keep(cell, scores)
+
+
+def _train_trees(cell: Cell, config: Config) -> dict[str, Any]:
+    dataset = Dataset.open(config.training.dataset)
+    splits = list(filter(dataset.has_split, REPORTED_SPLITS))
+    about, scores = train_trees(dataset, config.training, splits)
+    return about | _keep(cell, scores)
+
+
+MAKERS = {"twinfocus": _train_network, "lightgbm": _train_trees}
+"""Library of a model -> how a cell of it is trained and evaluated."""
+
+
+def _keep(cell: Cell, scores: Mapping[str, Scores]) -> dict[str, Any]:
+    """Write each split's logits beside the result; return the metrics."""
+    arrays = {f"{split}.{name}": array for split, of in scores.items() for name, array in vars(of).items()}
+    with cell.scores.open("wb") as file:
+        np.savez_compressed(file, **{name: array for name, array in arrays.items() if array is not None})
+    return {split: evaluate(of) for split, of in scores.items()}
 
 
 def _versions() -> dict[str, str]:

@@ -20,7 +20,7 @@ from jobs.pages.leaderboard_page import (
     with_deviation,
 )
 from training.judge.comparison import paired_bootstrap
-from training.judge.metrics import METRICS, UNDEFINED
+from training.judge.metrics import METRICS, UNDEFINED, remarks
 
 
 def summarise(
@@ -123,6 +123,8 @@ def describe_leaderboard(rows: Sequence[LeaderboardRow]) -> str:
         split = last_split(row)
         ending = "reference" if "compared_on" not in row else verdict(row) if row["compared_on"] else "not compared"
         auc, logloss = (with_deviation(row, f"{split}_{metric}") or UNDEFINED for metric in ("auc", "logloss"))
+        words = remarks({name.removeprefix(f"{split}_"): value for name, value in row.items()})
+        ending = "; ".join([ending, *words])
         seeds = f"{row['seeds']} seeds"
         lines.append((row["dataset"], row["model"], seeds, f"{split} auc {auc}", f"logloss {logloss}", ending))
     return text_table(lines)

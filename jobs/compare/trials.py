@@ -34,6 +34,7 @@ from features.disk.dataset import DatasetManifest
 from jobs.cli.config import Config, check_manifest, parse_config
 from jobs.cli.conventions import place
 from jobs.compare.search import Search, SearchRow, Trial
+from training.from_data import settled
 from training.judge.metrics import METRICS
 from training.judge.scores import DivergedError
 from training.judge.validation import check_validation
@@ -172,7 +173,8 @@ def _work(sampled: dict[str, Any], tasks: list[dict[str, Any]]) -> None:
         return
     started = time.perf_counter()
     resolved = parse_config(task["config"])
-    config = dataclasses.replace(resolved.training, dataset=task["dataset"])
+    manifest = DatasetManifest.load(task["dataset"])
+    config = settled(dataclasses.replace(resolved.training, dataset=task["dataset"]), manifest)
     set_up_worker(task["parallel"], config.threads_per_worker)
     import torch.distributed as dist
 

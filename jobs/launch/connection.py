@@ -48,7 +48,8 @@ def connect(num_cpus: int) -> None:
         num_cpus: number of workers that the own cluster takes at a time.
 
     Raises:
-        ConnectionError: no cluster of this version of Ray answers at RAY_ADDRESS; told within half a minute.
+        ConnectionError: no cluster of this version of Ray answers at RAY_ADDRESS, which is told within half a minute;
+            or the own one does not start.
         ConfigError: Ray can use no temporary folder.
     """
     check_address()
@@ -58,7 +59,10 @@ def connect(num_cpus: int) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if has_own_cluster():
         quiet |= {"include_dashboard": False, "_node_ip_address": LOOPBACK, "_temp_dir": str(ray_folder())}
-        ray.init(address="local", num_cpus=num_cpus, **quiet)
+        try:
+            ray.init(address="local", num_cpus=num_cpus, **quiet)
+        except Exception as error:  # Ray raises no other class
+            raise ConnectionError(f"Ray cannot start here: {error} Try again when this machine is less busy") from error
         return
     try:
         ray.init(**quiet)

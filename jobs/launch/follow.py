@@ -13,7 +13,7 @@ from tqdm import tqdm
 from features.disk.run_folder import METRICS_NAME
 from jobs.launch.tracking import Record
 from training.config import TrainingConfig
-from training.judge.metrics import metric_texts
+from training.judge.metrics import metric_texts, remarks
 
 _log = logging.getLogger(__name__)
 
@@ -85,6 +85,7 @@ def describe_training(run_path: Path, seconds: float, monitor: Iterable[str] = (
         lines.append(f"{best}: {'  '.join(metric_texts(valid, *_shown(monitor)))}")
     if train.get("ended_by") == "max_minutes":
         lines.append("training.max_minutes ended it: --resume with more goes on from there")
+        lines += [f"warning: on validation {words}" for words in remarks(valid)]
     return "\n".join([*lines, f"run: {run_path}"])
 
 

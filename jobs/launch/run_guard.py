@@ -13,6 +13,7 @@ from features.disk.dataset import DatasetManifest
 from features.disk.lock import lock
 from features.disk.place import Place, locate
 from features.disk.run_folder import (
+    CHOSEN_NAME,
     CONFIG_NAME,
     LEARNT_NAME,
     METRICS_NAME,
@@ -29,6 +30,7 @@ from training.data.opened_dataset import Dataset
 from training.data.row_order import RowOrder
 from training.fit.position import check_position
 from training.fit.run import Run, find_warm_start
+from training.from_data import Chosen, choose, with_chosen, with_values_of
 from training.judge.validation import check_validation
 from training.sharding import checkpoint
 
@@ -107,8 +109,6 @@ def prepare_run(run_path: Path, config: Config, resume: bool) -> Config:
     dataset = Dataset.open(config.training.dataset)
     manifest = dataset.manifest
     check_manifest(config, manifest)
-    check_validation(manifest, config.training)
-    find_warm_start(config.training, dataset)
     run = Run(run_path)
     checkpoints = run.checkpoints_of(config.training)
     used = [folder for folder in {checkpoints, run.checkpoints, *_places_before(run)} if checkpoint.saved_steps(folder)]
@@ -117,12 +117,16 @@ def prepare_run(run_path: Path, config: Config, resume: bool) -> Config:
         raise ValueError(
             f"{run_path} already holds a run{more}: add --resume to go on with it, or choose another --run"
         )
+    config, chosen = _settle(config, manifest, run if used else None)
+    check_validation(manifest, config.training)
+    find_warm_start(config.training, dataset)
     if used:
         for warning in _check_same(run, config, dataset, checkpoint.newest(checkpoints)):
             _log.warning(warning)
     else:
         _check_expected(config.training.dataset, manifest)
         run.history.unlink(missing_ok=True)
+        run.write(CHOSEN_NAME, [dataclasses.asdict(setting) for setting in chosen])
     for ended in (run.failure, run.path / METRICS_NAME):  # how an earlier training ended says nothing of this one
         ended.unlink(missing_ok=True)
     (run_path / RESERVE_NAME).write_bytes(bytes(4096))
@@ -132,6 +136,32 @@ def prepare_run(run_path: Path, config: Config, resume: bool) -> Config:
     if note is not None:
         _log.warning(note)
     return config
+
+
+def _settle(config: Config, manifest: DatasetManifest, run: Run | None) -> tuple[Config, tuple[Chosen, ...]]:
+    """Give every setting that the config leaves open a value: that of the run it goes on with, or one from the data.
+
+    Args:
+        config: the resolved config.
+        manifest: manifest of its dataset.
+        run: run to go on with; None: a new one, which may begin from another (``training.warm_start``).
+
+    Returns:
+        The config, and the settings that were chosen from the data.
+    """
+    training, chosen = config.training, ()
+    if not training.from_data:
+        return config, chosen
+    if run is None and training.warm_start is not None:
+        run = Run(Path(training.warm_start))
+    if run is not None:
+        training = with_values_of(training, run.config())
+    else:
+        chosen = choose(training, manifest)
+        training = with_chosen(training, chosen)
+        for setting in chosen:
+            _log.info("from the data: %s", setting)
+    return dataclasses.replace(config, training=training), chosen
 
 
 def _check_expected(dataset: str, manifest: DatasetManifest) -> None:

@@ -15,7 +15,7 @@ from jobs.pages.table_section import command
 from jobs.pages.table_section import section as table_section
 from jobs.pages.values import Table, percent, shown
 from jobs.retraining.raw_partitions import dashed
-from training.judge.metrics import METRICS, metric_names
+from training.judge.metrics import METRICS, metric_names, remarks
 
 MAX_WARNINGS = 10
 """Warnings of a build that the page shows at most; the manifest has all of them."""
@@ -46,7 +46,7 @@ def render_report(run: RunFiles) -> str:
         run=run.path,
         numbers=_numbers(run),
         results=_results(run),
-        other_rows=_other_rows(run),
+        notes=[*_remarks(run), *_other_rows(run)],
         platt=run.metrics.get("platt"),
         training_figures=_training_figures(run),
         epochs=_epochs(run),
@@ -116,6 +116,12 @@ def _results(run: RunFiles) -> Table | None:
         return None
     columns = ("rows", *metric_names(entry["metrics"] for entry in run.evaluations.values()))
     return Table(("", *columns), ([title, *with_metrics(values, *columns)] for title, values in rows))
+
+
+def _remarks(run: RunFiles) -> list[str]:
+    """Say in words what is wrong with the model, split by split."""
+    found = {name: remarks(entry["metrics"]) for name, entry in run.evaluations.items()}
+    return [f"On {name}, {words}." for name, of_split in found.items() for words in of_split]
 
 
 def _other_rows(run: RunFiles) -> list[str]:

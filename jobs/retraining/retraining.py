@@ -13,6 +13,7 @@ from jobs.retraining.partitions import build_partitions, check_partition, find_d
 from jobs.retraining.raw_partitions import date_of
 from jobs.retraining.retrain_folder import RetrainFolder
 from jobs.retraining.retry import Steps
+from training.judge.metrics import remarks
 
 Ended = tuple[dict[str, Any], str]
 """Outcome of a retraining: summary as JSON values, and text."""
@@ -70,7 +71,8 @@ def retrain(place: RetrainFolder, steps: Steps, as_of: str | None) -> Ended:
     place.write(place.verdict_file(todo.test), summary)
     summary = steps.do("promote", partial(carry_out, place, summary))
     head = f"{todo.test}: version {version} {word}, trained on {', '.join(todo.train)}"
-    return summary, f"{found.table()}\n{head}, {summary['seconds']:.0f} s"
+    said = "".join(f"\nwarning: on {todo.test} {words}" for words in remarks(metrics["candidate"]))
+    return summary, f"{found.table()}\n{head}, {summary['seconds']:.0f} s{said}"
 
 
 def _finish(place: RetrainFolder, steps: Steps) -> None:

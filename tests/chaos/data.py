@@ -47,6 +47,7 @@ input.train = "{log}"
 split = {{ kind = "hash", valid = 0.2, test = 0.0 }}
 spark.max_partition_bytes = 262_144
 [training]
+from_data = []
 dataset = "{output}"
 """
 END_SECONDS = 300.0

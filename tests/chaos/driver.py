@@ -22,6 +22,7 @@ CONFIG = """
 [pipeline]
 output = "unused"
 [training]
+from_data = []
 dataset = "{dataset}"
 seed = {seed}
 num_workers = 2

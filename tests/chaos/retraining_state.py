@@ -43,6 +43,7 @@ spark.master = "local[2]"
 spark.driver_memory = "1g"
 write.min_files = 2
 [training]
+from_data = []
 dataset = "unused"
 seed = {seed}
 max_epochs = 1

@@ -45,6 +45,7 @@ input.lookups = [{ path = "side.csv", key = "user", format = { kind = "csv" } }]
 split = { kind = "hash", column = "user" }
 quality.limits.max_oov_rate = 0.5
 [training]
+from_data = []
 dataset = "out"
 global_batch_size = 32
 monitor = { auc = 1.0, gauc = 1.0 }

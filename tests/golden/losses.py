@@ -132,7 +132,8 @@ def events(path: Path, kind: str) -> list[dict[str, Any]]:
 
 def config_of(frozen: Path, overrides: Sequence[str] = ()) -> Config:
     """The config of the frozen run with some changes; ``{frozen}`` in them is its folder."""
-    return load_config([str(frozen / "config.toml")], [text.replace("{frozen}", str(frozen)) for text in overrides])
+    departures = ("training.from_data=[]", *overrides)
+    return load_config([str(frozen / "config.toml")], [text.replace("{frozen}", str(frozen)) for text in departures])
 
 
 def record(folder: Path, runs: Mapping[str, Sequence[str]] = RUNS) -> dict[str, Recorded]:

@@ -30,6 +30,7 @@ input.train = "{folder}/train.csv"
 input.valid = "{folder}/valid.csv"
 write = {{ min_files = 2 }}
 [training]
+from_data = []
 dataset = "{folder}/dataset"
 num_workers = 2
 max_epochs = 1

@@ -36,6 +36,9 @@ seeds = [1, 2]
 [[models]]
 name = "FM"
 configs = ["jobs/configs/models/fm.toml"]
+[[models]]
+name = "LightGBM"
+library = "lightgbm"
 """
 
 
@@ -76,7 +79,9 @@ def test_leaderboard(make_dataset, tmp_path: Path, run_here, one_rank, monkeypat
     assert (fm["compared_on"], fm["compared_seeds"]) == ("test", "1")
     assert float(fm["auc_low"]) <= float(fm["auc_high"])
     results = {p.stem: json.loads(p.read_text()) for p in (output / "cells" / "results").glob("*.json")}
-    assert sorted(results) == ["tiny--fm--seed=1", "tiny--tf4ctr--seed=1", "tiny--tf4ctr--seed=2"]
+    names = ("fm--seed=1", "lightgbm--seed=1", "tf4ctr--seed=1", "tf4ctr--seed=2")
+    assert sorted(results) == [f"tiny--{name}" for name in names]
+    assert results["tiny--lightgbm--seed=1"]["parameters"] > 0 and rows["LightGBM"]["compared_on"] == "test"
     one = results["tiny--tf4ctr--seed=1"]
     expected = float(fm["test_auc"]) - one["test"]["auc"]
     assert float(fm["auc_difference"]) == pytest.approx(expected, abs=1e-12)

@@ -37,6 +37,7 @@ spark.master = "local[2]"
 spark.driver_memory = "1g"
 write.min_files = 2
 [training]
+from_data = []
 dataset = "unused"
 max_epochs = 1
 global_batch_size = 64

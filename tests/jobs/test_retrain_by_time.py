@@ -28,6 +28,7 @@ output = "unused"
 spark.master = "local[2]"
 spark.driver_memory = "1g"
 [training]
+from_data = []
 dataset = "unused"
 [retrain]
 root = "{folder}/retrain"

@@ -37,6 +37,7 @@ output = "unused"
 )
 TRAINING = """
 [training]
+from_data = []
 dataset = "{dataset}"
 num_workers = {num_workers}
 max_epochs = 2

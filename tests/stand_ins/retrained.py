@@ -47,6 +47,7 @@ encoding = {{ kind = "hash", num_buckets = 2000 }}
 [pipeline]
 output = "unused"
 [training]
+from_data = []
 dataset = "unused"
 [retrain]
 root = "{root}"

@@ -24,6 +24,8 @@ def read_columns(reader: Reader, max_rows: int) -> Columns:
 def _to_columns(batch: Batch, schema: FeatureSchema, rows: NDArray[np.int64]) -> Columns:
     """Convert some real rows of a batch back to columns: the inverse of ``to_batch``."""
     columns: Columns = {"label": batch.labels.numpy()[rows], "weight": batch.weights.numpy()[rows]}
+    if batch.group_ids is not None:
+        columns["group_id"] = batch.group_ids.numpy()[rows]
     for feature in schema.sparse:
         bags = batch.sparse_features[feature.name]
         laid = feature.kind.to_columns(bags.values().numpy(), bags.lengths().numpy(), feature)

@@ -33,7 +33,7 @@ from training.fit.loop import Event, Progress, Training, make_step, train
 from training.fit.position import check_position
 from training.fit.roofline import measure_limits, shares_of_limits
 from training.fit.scoring import check_sample, score_all
-from training.judge.calibration import CalibrationError, fit_platt
+from training.judge.calibration import CalibrationError, fit_platt, fit_where_it_helps
 from training.judge.metrics import curves, evaluate
 from training.judge.validation import check_validation
 from training.model.ctr_model import CTRModel
@@ -227,9 +227,11 @@ def _evaluate_best(
     scores = score_all(training.parallel, reader, training.device)
     summary: dict[str, Any] = {}
     refusal = None
-    if training.config.calibration.kind == "platt":
+    wanted = training.config.calibration
+    if wanted.kind == "platt":
+        fit = fit_where_it_helps if wanted.only_where_it_helps else fit_platt
         try:
-            calibration = fit_platt(scores.logits, scores.labels, scores.weights)
+            calibration = fit(scores.logits, scores.labels, scores.weights)
         except CalibrationError as error:
             refusal = error
         else:

@@ -18,7 +18,7 @@ from features.profile.bins import bin_counts, quantile_edges
 from features.profile.drift import population_stability
 from features.schema import STRICT
 from training.judge.comparison import Difference, paired_bootstrap
-from training.judge.metrics import METRICS, auc, calibration, logloss, ne, row_logloss
+from training.judge.metrics import METRICS, NE_REMARK, auc, calibration, calibration_remark, logloss, ne, row_logloss
 from training.judge.scores import Floats, check_rows
 
 SEGMENT_ERRORS = 3.0
@@ -219,14 +219,14 @@ def _absolute(rows: _Rows, config: GateConfig) -> list[RuleResult]:
         value, of_champion = _both(calibration, rows)
         passed = (0.0 if low is None else low) <= value <= (np.inf if high is None else high)
         ends = [f"at least {low:g}" if low is not None else "", f"at most {high:g}" if high is not None else ""]
-        reason = "" if passed else f"it predicts {value:.3g} times the clicks that came"
+        reason = "" if passed else calibration_remark(value)
         results.append(
             RuleResult("calibration", value, of_champion, " and ".join(filter(None, ends)), bool(passed), reason)
         )
     if config.max_ne is not None:
         value, of_champion = _both(ne, rows)
         passed = value <= config.max_ne
-        reason = "" if passed else "it tells less than the label rate alone" if value > 1 else "it tells too little"
+        reason = "" if passed else NE_REMARK if value > 1 else "it tells too little"
         results.append(RuleResult("ne", value, of_champion, f"at most {config.max_ne:g}", passed, reason))
     return results
 

@@ -26,6 +26,10 @@ NUM_CALIBRATION_BINS = 20
 """Bins of equal weight, by score."""
 NUM_HISTOGRAM_BINS = 50
 
+NE_REMARK = "it tells less than the label rate alone"
+"""What a normalised entropy above 1 means."""
+CALIBRATION_RANGE = (0.8, 1.25)
+"""Calibrations that are passed over without a word; chance alone makes them in small validation splits."""
 UNDEFINED = "undefined"
 """Text of a metric that the rows do not define."""
 _BESIDE = "rows monitor epoch step best split event seconds train_loss learning_rate data is_extra"
@@ -111,6 +115,28 @@ def metric_names(found: Iterable[Mapping[str, Any]]) -> list[str]:
 def metric_texts(metrics: Mapping[str, Any], *names: str) -> list[str]:
     """Name and value of some metrics, for people."""
     return [f"{name} {METRICS[name].text(metrics[name])}" for name in names]
+
+
+def remarks(metrics: Mapping[str, Any]) -> list[str]:
+    """Say in words what is wrong with a model, for whoever reads its metrics; empty where nothing plainly is.
+
+    Args:
+        metrics: as ``evaluate`` returns them; absent and undefined ones are passed over.
+    """
+    found = []
+    if (order := metrics.get("auc")) is not None and order < 0.5:
+        found.append("it orders rows worse than chance")
+    if (entropy := metrics.get("ne")) is not None and entropy >= 1:
+        found.append(NE_REMARK)
+    low, high = CALIBRATION_RANGE
+    if (ratio := metrics.get("calibration")) is not None and not low <= ratio <= high:
+        found.append(calibration_remark(ratio))
+    return found
+
+
+def calibration_remark(ratio: float) -> str:
+    """Say in words what a calibration is."""
+    return f"it predicts {ratio:.3g} times the clicks that came"
 
 
 def evaluate(scores: Scores) -> dict[str, float | int | None]:

@@ -16,7 +16,7 @@ def check_validation(manifest: DatasetManifest, config: TrainingConfig) -> None:
     """
     split = manifest.splits.get("valid")
     has_both = split is not None and split.num_rows > 0 and 0 < split.label_rate < 1
-    if config.calibration.kind != "none" and not has_both:
+    if config.calibration.kind == "platt" and not config.calibration.only_where_it_helps and not has_both:
         raise RunError(f"training.calibration needs a validation split with both labels, and {config.dataset} has none")
     undefined = [name for name in config.monitor if METRICS[name].needs_both_labels]
     if split is not None and split.num_rows and not has_both and undefined:

@@ -38,6 +38,7 @@ SETTINGS = """
 [pipeline]
 output = "unused"
 [training]
+from_data = []
 dataset = "{dataset}"
 max_epochs = 3
 global_batch_size = 32

@@ -18,7 +18,7 @@ from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.fit.run import Run, train_rank
 from training.fit.scoring import score
-from training.judge.calibration import Calibration, CalibrationError, fit_platt
+from training.judge.calibration import Calibration, CalibrationError, fit_platt, fit_where_it_helps
 from training.judge.metrics import auc, ece, evaluate, gauc, logloss
 from training.judge.scores import to_probs
 from training.ship.export import load_best
@@ -30,6 +30,29 @@ def random_rows(scale: float, offset: float, n: int, seed: int = 0, rate_logit: 
     logits = (rng.normal(rate_logit, 2.0, n) - offset) / scale
     labels = (rng.random(n) < to_probs(scale * logits + offset)).astype(np.float64)
     return logits, labels, rng.choice([0.0, 0.5, 1.0, 3.0], n)
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(0.4, -0.7), (1.0, 0.0), (3.0, 5.0)])
+def test_kept_where_unseen_rows_gain(scale: float, offset: float) -> None:
+    logits, labels, weights = random_rows(scale, offset, 20_000)
+    found = fit_where_it_helps(logits, labels, weights)
+    assert found == (fit_platt(logits, labels, weights) if scale != 1 else Calibration())
+    order = np.random.default_rng(1).permutation(len(logits))  # as another number of ranks would gather them
+    again = fit_where_it_helps(logits[order], labels[order], weights[order])
+    assert again.to_json() == pytest.approx(found.to_json(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels"),
+    [
+        ([0.0, 1.0, 2.0], [1, 1, 1]),
+        ([0.0, 1.0, 2.0, 3.0], [0, 0, 1, 1]),
+        ([3.0, 2.0, 1.0, 0.0], [0, 0, 1, 1]),
+        ([0.5, 0.5], [0, 1]),
+    ],
+)
+def test_what_cannot_be_fitted_keeps_its_own_probabilities(logits: list[float], labels: list[int]) -> None:
+    assert fit_where_it_helps(logits, labels) == Calibration()
 
 
 @pytest.mark.parametrize(("scale", "offset"), [(0.4, -0.7), (1.0, 0.0), (3.0, 5.0)])

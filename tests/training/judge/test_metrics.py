@@ -5,7 +5,19 @@ import json
 import numpy as np
 import pytest
 
-from training.judge.metrics import NUM_CALIBRATION_BINS, auc, calibration, curves, ece, evaluate, gauc, logloss, ne
+from training.judge.metrics import (
+    METRICS,
+    NUM_CALIBRATION_BINS,
+    auc,
+    calibration,
+    curves,
+    ece,
+    evaluate,
+    gauc,
+    logloss,
+    ne,
+    remarks,
+)
 from training.judge.scores import Scores, to_probs
 
 LABELS = np.array([1, 0, 1, 0, 0])
@@ -217,3 +229,19 @@ def test_curves_of_few_rows_and_of_one_class():
     assert drawn["roc"] == {"fpr": [], "tpr": []}
     assert [b["rows"] for b in drawn["reliability"]] == [1, 2]
     assert curves(Scores.of([], []))["reliability"] == []
+
+
+@pytest.mark.parametrize(
+    ("metrics", "found"),
+    [
+        ({"auc": 0.9255, "ne": 1.30, "calibration": 6.96}, ["less than the label rate", "6.96 times the clicks"]),
+        ({"auc": 0.49, "ne": 0.99, "calibration": 1.0}, ["worse than chance"]),
+        ({"auc": 0.7, "ne": 0.9, "calibration": 0.1}, ["0.1 times the clicks"]),
+        ({"auc": 0.7, "ne": 0.9, "calibration": 1.1, "ece": 0.5}, []),
+        ({}, []),
+        (dict.fromkeys(METRICS), []),
+    ],
+)
+def test_what_is_wrong_is_said_in_words(metrics: dict[str, float | None], found: list[str]) -> None:
+    said = remarks(metrics)
+    assert len(said) == len(found) and all(part in words for part, words in zip(found, said, strict=True))

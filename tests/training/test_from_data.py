@@ -1,0 +1,139 @@
+"""Settings that follow from the data: open keys, the rules, and how a run keeps what it began with."""
+
+import dataclasses
+import json
+import math
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from features.disk.dataset import DatasetManifest
+from jobs.cli.config import Config, parse_config
+from jobs.cli.errors import ConfigError
+from jobs.launch.run_guard import prepare_run
+from tests.stand_ins.tiny_dataset import TINY_FEATURES
+from training.config import MLPEncoder, TrainingConfig
+from training.fit.run import Run, train_rank
+from training.from_data import LARGEST_BATCH, LEAST_BATCH, RULES, choose, open_keys, settled, with_chosen
+
+MakeDataset = Callable[..., Any]
+
+
+def config_of(dataset: Path, **training: Any) -> Config:
+    """A config as a user writes it."""
+    tree = {**tomllib.loads(TINY_FEATURES), "pipeline": {"output": str(dataset)}, "training": training}
+    return parse_config(tree)
+
+
+def with_rows(manifest: DatasetManifest, rows: int, rate: float = 0.25) -> DatasetManifest:
+    """The manifest of a training split of so many rows."""
+    train = manifest.splits["train"]
+    file = dataclasses.replace(train.files[0], row_groups=(rows,))
+    split = dataclasses.replace(train, files=(file,), label_rate=rate)
+    return dataclasses.replace(manifest, splits={**manifest.splits, "train": split})
+
+
+def test_nothing_set_leaves_every_rule_open() -> None:
+    assert open_keys({}) == tuple(RULES)
+    assert config_of(Path("d")).training.from_data == tuple(RULES)
+
+
+@pytest.mark.parametrize(
+    ("training", "closed"),
+    [
+        ({"global_batch_size": 64}, {"global_batch_size"}),
+        ({"model": {"base_logit": 0.0}}, {"model.base_logit"}),
+        ({"model": {"embedding_dim": 8}}, {"model.easy", "model.hard"}),
+        ({"optimizer": {"embedding_l2": 0.0}}, {"optimizer.embedding_l2"}),
+        ({"optimizer": {"kind": "dense"}}, {key for key in RULES if key.startswith("optimizer.")}),
+        ({"schedule": {"patience": 1}}, {"schedule.patience"}),
+        ({"monitor": {"auc": 1.0}, "seed": 3}, {"monitor"}),
+    ],
+)
+def test_what_is_set_is_not_chosen(training: dict[str, Any], closed: set[str]) -> None:
+    assert set(RULES) - set(config_of(Path("d"), **training).training.from_data) == closed
+
+
+def test_a_config_may_keep_the_fixed_defaults() -> None:
+    config = config_of(Path("d"), from_data=[]).training
+    assert config == TrainingConfig(dataset="d")
+    with pytest.raises(ConfigError, match="'seed' is none of global_batch_size"):
+        config_of(Path("d"), from_data=["seed"])
+
+
+def test_a_resolved_config_keeps_what_is_open() -> None:
+    config = config_of(Path("d"), seed=5)
+    again = parse_config(json.loads(json.dumps(config.to_dict())), "a file")
+    assert again == config and again.training.from_data
+
+
+def test_a_saved_config_of_an_earlier_version_leaves_nothing_open() -> None:
+    tree = config_of(Path("d")).to_dict()
+    del tree["training"]["from_data"]
+    assert parse_config(tree, "a run").training.from_data == ()
+
+
+@pytest.mark.parametrize("rows", [1, 40, 7_000, 100_000, 390_120, 10**9])
+def test_batches(make_dataset: MakeDataset, rows: int) -> None:
+    manifest = with_rows(make_dataset().manifest, rows)
+    size = settled(config_of(Path("d")).training, manifest).global_batch_size
+    assert LEAST_BATCH <= size <= LARGEST_BATCH
+    assert size in (LEAST_BATCH, LARGEST_BATCH) or 200 <= rows / size < 400
+
+
+def test_batches_are_shared_out_among_streams(make_dataset: MakeDataset) -> None:
+    config = config_of(Path("d"), reader={"num_streams": 3}, evaluation_batch_size=300).training
+    assert settled(config, make_dataset().manifest).global_batch_size == 258
+
+
+@pytest.mark.parametrize("rate", [0.0023, 0.57])
+def test_the_first_prediction_is_the_label_rate(make_dataset: MakeDataset, rate: float) -> None:
+    config = settled(config_of(Path("d")).training, with_rows(make_dataset().manifest, 1_000, rate))
+    assert 1 / (1 + math.exp(-config.model.base_logit)) == pytest.approx(rate, rel=1e-4)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_a_split_of_one_class_has_no_log_odds(make_dataset: MakeDataset, rate: float) -> None:
+    assert settled(config_of(Path("d")).training, with_rows(make_dataset().manifest, 1_000, rate)).model.base_logit == 0
+
+
+def test_without_validation_there_is_one_epoch_and_no_calibration(make_dataset: MakeDataset) -> None:
+    manifest = make_dataset().manifest
+    alone = dataclasses.replace(manifest, splits={"train": manifest.splits["train"]})
+    config = settled(config_of(Path("d")).training, alone)
+    assert config.max_epochs == 1 and config.calibration.kind == "none"
+    assert settled(config_of(Path("d")).training, manifest).calibration.kind == "platt"
+
+
+def test_reasons_are_lines_of_a_config(make_dataset: MakeDataset) -> None:
+    config = config_of(Path("d")).training
+    chosen = choose(config, make_dataset().manifest)
+    tree: Any = tomllib.loads("\n".join(map(str, chosen)))
+    written = parse_config({**config_of(Path("d")).to_dict(), "training": {"from_data": [], **tree["training"]}})
+    assert written.training == dataclasses.replace(with_chosen(config, chosen), from_data=())
+
+
+def test_a_run_keeps_what_it_began_with(make_dataset: MakeDataset, tmp_path: Path, one_rank: Any) -> None:
+    dataset = make_dataset(valid=((64,),))
+    config, path = config_of(dataset.path, max_epochs=1), tmp_path / "run"
+    path.mkdir()
+    begun = prepare_run(path, config, resume=False)
+    run = Run(path)
+    chosen = {entry["key"]: entry for entry in run.read("chosen.json")}
+    assert "max_epochs" not in chosen and "rows" in chosen["global_batch_size"]["reason"]
+    assert begun.training.from_data == () and run.config() == begun.training
+    assert isinstance(begun.training.model.hard, MLPEncoder) and not begun.training.model.hard.batch_norm
+    train_rank(run, begun.training, schema=begun.features)
+
+    saved = run.read("config.json")
+    saved["training"]["model"]["base_logit"] = 0.125  # as other rules or other rows would have chosen
+    run.write("config.json", saved)
+    assert prepare_run(path, config, resume=True).training.model.base_logit == 0.125
+
+    warm = tmp_path / "warm"
+    warm.mkdir()
+    following = prepare_run(warm, config_of(dataset.path, warm_start=str(path), max_epochs=2), resume=False).training
+    assert following.model.base_logit == 0.125 and following.max_epochs == 2
