@@ -1,5 +1,6 @@
 """TrainingConfig: model, optimizer, sharding, reader and schedule. No engine is imported here."""
 
+import math
 from dataclasses import field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -558,6 +559,18 @@ class CheckpointConfig:
     """Folder of this run's checkpoints alone; may be in an object store. None: in the run's folder."""
 
 
+@dataclass(frozen=True, config=STRICT)
+class TrackingConfig:
+    """Tracking of a run's history by other programs, beside the run's own files."""
+
+    tensorboard: bool = False
+    """Write TensorBoard event files into the run's folder."""
+    mlflow: Annotated[str, Field(pattern=r"^(sqlite:///.+|https?://[^@]+)$")] | None = None
+    """Store of MLflow runs: sqlite:///FILE, or a server's http:// or https:// address."""
+    experiment: Annotated[str, Field(min_length=1)] = "twinfocus"
+    """MLflow experiment of the runs."""
+
+
 # --------------------------------------------------------------------------------------------------------- calibration
 
 
@@ -615,7 +628,11 @@ class TrainingConfig:
     0: the last weights. Sharded tables are not averaged."""
     monitor: dict[str, float] = field(default_factory=lambda: {"auc": 1.0})
     """Weighted sum of validation metrics to maximise (a negative weight minimises, as logloss needs)."""
-    num_workers: Positive = 1
+    num_workers: Positive | tuple[Positive, Positive] = 1
+    """Processes that train together. [least, most] is elastic: as many as the cluster of RAY_ADDRESS has cores or GPUs
+    for, also when nodes are lost or come back; the workers then start again from the newest checkpoint."""
+    resize_seconds: Positive = 60
+    """Seconds between two looks at the cluster for more room, of an elastic training."""
     threads_per_worker: Positive | None = None
     """Torch threads of a worker; None: the machine's cores shared out."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -632,6 +649,7 @@ class TrainingConfig:
     """Way to probabilities of all rows where a build kept a rate r of negatives (pipeline.sample). logit:
     ln r is added to every logit after training, which is exact; weights: each kept negative counts 1 / r in the loss.
     """
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     plugins: tuple[Annotated[str, Field(pattern=MODULE_PATTERN)], ...] = ()
     """Modules of your own that register blocks of a model or metrics (docs/extending.md); imported wherever this config
     is."""
@@ -648,10 +666,13 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         streams = self.reader.num_streams
-        if streams % self.num_workers:
+        if not self.worker_counts:
+            raise ValueError(f"training.num_workers ({self.num_workers}): the least is above the most")
+        if any(streams % count for count in self.worker_counts):
+            each = "each number of " if len(self.worker_counts) > 1 else ""
             raise ValueError(
-                f"training.reader.num_streams ({streams}) must be a multiple of training.num_workers "
-                f"({self.num_workers})"
+                f"training.reader.num_streams ({streams}) must be a multiple of {each}training.num_workers "
+                f"({', '.join(map(str, self.worker_counts))}): {math.lcm(*self.worker_counts)} is one"
             )
         for name in ("global_batch_size", "evaluation_batch_size"):
             if name not in self.from_data and getattr(self, name) % streams:
@@ -664,6 +685,12 @@ class TrainingConfig:
             raise ValueError(
                 'training.precision: tf32 is a format of GPUs; set training.device = "cuda", or float32 or bfloat16'
             )
+
+    @property
+    def worker_counts(self) -> range:
+        """Numbers of workers that may train together, ascending."""
+        least, most = self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
+        return range(least, most + 1)
 
     @property
     def is_pipelined(self) -> bool:

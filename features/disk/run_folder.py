@@ -8,6 +8,7 @@ evaluation/      metrics and curves a split           failure.json     why it ca
 attribution.json, tables.json, report.html: what jobs.attribute, jobs.compare_tables and jobs.report found
 chosen.json      settings that were chosen from the dataset, each with its reason
 gate.json, checks.json: of a retraining's candidate   artifact/        see ``artifact``
+tracking.json    MLflow run, and steps recorded there tensorboard/     event files (training.tracking)
 """
 
 import json
@@ -30,6 +31,7 @@ from features.schema import FeatureSchema
 CONFIG_NAME, DATASET_NAME, METRICS_NAME, PLAN_NAME = "config.json", "dataset.json", "metrics.json", "plan.json"
 HISTORY_NAME, FAILURE_NAME, CALIBRATION_NAME = "history.jsonl", "failure.json", "calibration.json"
 GATE_NAME, CHECKS_NAME, CHOSEN_NAME = "gate.json", "checks.json", "chosen.json"
+TRACKING_NAME, TENSORBOARD_NAME = "tracking.json", "tensorboard"
 ATTRIBUTION_NAME, TABLES_NAME, REPORT_NAME = "attribution.json", "tables.json", "report.html"
 LEARNT_NAME, CHECKPOINTS_NAME, ARTIFACT_FOLDER, ERRORS_NAME = "learnt", "checkpoints", "artifact", "errors"
 RUN_LOCK_NAME = ".lock"
@@ -171,6 +173,14 @@ class RunFolder:
         with self.history.open("a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
 
+    def events(self) -> list[dict[str, Any]]:
+        """Read the history's events.
+
+        Raises:
+            ValueError: a line is damaged.
+        """
+        return list(_read_lines(self.history))
+
     def rewind(self, step: int) -> None:
         """Drop the history's events after ``step``: those steps will be done again."""
         if not self.history.exists():
@@ -236,7 +246,7 @@ class RunFiles:
         """
         if not (path / CONFIG_NAME).is_file():
             raise ValueError(f"{path} is not a run: it has no {CONFIG_NAME}; jobs.train makes one")
-        history = list(_read_lines(path / HISTORY_NAME))
+        history = RunFolder(path).events()
         dataset = RUN_FORMAT.upgrade(_read(path / DATASET_NAME, {}), path)
         manifest, note = _load_manifest(dataset)
         folder = dataset.get("dataset")

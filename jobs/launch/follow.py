@@ -11,19 +11,23 @@ from typing import Any
 from tqdm import tqdm
 
 from features.disk.run_folder import METRICS_NAME
+from jobs.launch.tracking import Record
 from training.config import TrainingConfig
 from training.judge.metrics import WINDOW_METRICS, metric_texts, remarks
 
 _log = logging.getLogger(__name__)
 
 
-def follow(history: Path, training: TrainingConfig, finished: threading.Event) -> None:
+def follow(
+    history: Path, training: TrainingConfig, finished: threading.Event, record: Record = lambda events: None
+) -> None:
     """Log each evaluation of a history while workers write it; on a terminal, show a progress bar too.
 
     Args:
         history: file of the run that its first worker appends to.
         training: config of the training.
         finished: set when the training is over.
+        record: called with the events that are new, in order.
     """
     with tqdm(disable=None, unit="step", dynamic_ncols=True) as bar:
         shown = _Shown(bar, training)
@@ -37,9 +41,10 @@ def follow(history: Path, training: TrainingConfig, finished: threading.Event) -
                 file.seek(position)
                 lines = file.readlines()
                 position = file.tell()
-            for line in lines:
-                if line.endswith("\n"):
-                    shown.take(json.loads(line))
+            events = [json.loads(line) for line in lines if line.endswith("\n")]
+            for event in events:
+                shown.take(event)
+            record(events)
 
 
 class _Shown:

@@ -76,9 +76,13 @@ def _subtitle(run: RunFiles) -> str:
     streams = " and ".join(str(model.get(side, {}).get("kind", "?")) for side in ("easy", "hard"))
     return (
         f"{streams} streams, {training.get('optimizer', {}).get('kind', '?')} lane, "
-        f"{training.get('num_workers', '?')} workers on {training.get('device', '?')}, "
+        f"{_workers(training.get('num_workers', '?'))} workers on {training.get('device', '?')}, "
         f"batches of {shown(training.get('global_batch_size'))} rows; dataset {run.dataset_path or 'unknown'}"
     )
+
+
+def _workers(given: Any) -> str:
+    return " to ".join(map(str, given)) if isinstance(given, list) else str(given)
 
 
 def _numbers(run: RunFiles) -> dict[str, Any]:

@@ -25,8 +25,8 @@ from training.fit.schedule import Plateau, is_constant, lower, monitor_value, ra
 from training.fit.scoring import score_all
 from training.fit.step import Step, matmul_precision, step_seed
 from training.fit.step_times import StepTimes
-from training.judge.calibration import Calibration
 from training.fit.window import TrainingWindow
+from training.judge.calibration import Calibration
 from training.judge.metrics import evaluate
 from training.judge.scores import DivergedError
 from training.sharding import checkpoint
