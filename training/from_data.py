@@ -227,11 +227,15 @@ def _with(config: TrainingConfig, key: str, value: Any) -> TrainingConfig:
     return dataclasses.replace(config, **{first: value})
 
 
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
 def _toml(value: Any) -> str:
     """Write a value as TOML; what is as a class has it by default is left out."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         values = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        defaults = {field.name: field.default for field in dataclasses.fields(value)}
+        defaults = {field.name: _default(field) for field in dataclasses.fields(value)}
         value = {k: v for k, v in values.items() if k == "kind" or (v is not None and v != defaults[k])}
     if isinstance(value, Mapping):
         return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }"
