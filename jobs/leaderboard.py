@@ -36,7 +36,9 @@ def main() -> int:
 
     from jobs.compare.matrix_run import build_missing_dataset, run_all
     from jobs.compare.ranking import describe_leaderboard, summarise, write_leaderboard
+    from jobs.launch.connection import check_address
 
+    check_address()  # told before datasets are built
     for dataset in leaderboard.datasets:
         build_missing_dataset(dataset, leaderboard.overrides)
     rows = summarise(leaderboard, cells, run_all(cells, configs, leaderboard.parallel))

@@ -168,6 +168,24 @@ APIS = (
         "process of the cluster's node, to say a word when it is gone; Ray ends the driver without one",
     ),
     PrivateApi(
+        "ray.train.torch",
+        "TorchTrainer._register_sigint_handler",
+        "jobs/launch/ray_cluster.py",
+        "taken away: it waits for workers that may never start, and outlives a second Ctrl-C",
+    ),
+    PrivateApi(
+        "ray._raylet",
+        "GcsClient",
+        "jobs/launch/cluster_answer.py",
+        "asks an address for its cluster and says why there is no answer; ray.init waits for minutes",
+    ),
+    PrivateApi(
+        "ray._private.services",
+        "canonicalize_bootstrap_address",
+        "jobs/launch/cluster_answer.py",
+        'address of the cluster that RAY_ADDRESS = "auto" means',
+    ),
+    PrivateApi(
         "ray.train.torch.config",
         "_setup_torch_process_group",
         "jobs/launch/process_group.py",

@@ -1,5 +1,6 @@
 """TrainingConfig: model, optimizer, sharding, reader and schedule. No engine is imported here."""
 
+import math
 from dataclasses import field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -320,18 +321,58 @@ class ModelConfig:
 # ----------------------------------------------------------------------------------------------------------- optimizer
 
 
+_Rate = Annotated[float, Field(gt=0)]
+TableOptimizerKind = Literal["rowwise_adagrad", "adagrad", "sgd", "adam"]
+
+
+@dataclass(frozen=True, config=STRICT)
+class TableOptimizer:
+    """Optimizer of one feature's tables, where it is not that of the others."""
+
+    optimizer: TableOptimizerKind | None = None
+    """None: the lane's. The dense lane knows no other."""
+    learning_rate: _Rate | None = None
+    """None: the lane's."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class PartOptimizer:
+    """Optimizer of one part of the dense net, where it is not that of the others."""
+
+    optimizer: Literal["adam", "adagrad", "sgd"] = "adam"
+    learning_rate: _Rate | None = None
+    """None: the lane's."""
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """None: the lane's. Adagrad's and SGD's is torch's own, a part of the gradient."""
+
+
+PartName = Literal["embedding", "selection", "easy", "hard", "fusion"]
+"""Parts of the dense net: dense features' vectors and projections, selection, both encoders, fusion with its heads."""
+
+
 @dataclass(frozen=True, config=STRICT)
 class FusedOptimizer:
     """Tables are updated inside FBGEMM's backward, only the looked-up rows; the dense net uses Adam."""
 
-    embedding_optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
+    embedding_optimizer: TableOptimizerKind = "rowwise_adagrad"
     embedding_learning_rate: Annotated[float, Field(gt=0)] = 0.02
     embedding_l2: Annotated[float, Field(ge=0)] = 0.0
     """Adds (embedding_l2 / 2) * |row|^2 / (its id's occurrences in the training split) to the loss for each row that
     the batch looks up, once, whatever the batch and world size; costs a reading pass over the split at the start."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled decay (AdamW) of the dense net's matrices; biases, normalisation and tables have none."""
+    tables: dict[str, TableOptimizer] = field(default_factory=dict)
+    """Feature -> optimizer of its tables, in all streams and with the features that share them."""
+    parts: dict[PartName, PartOptimizer] = field(default_factory=dict)
+    """Part of the dense net -> its optimizer."""
     kind: Literal["fused"] = "fused"
+
+    @property
+    def table_kinds(self) -> set[TableOptimizerKind]:
+        """Return the optimizers that some table has."""
+        return {self.embedding_optimizer, *(t.optimizer for t in self.tables.values() if t.optimizer is not None)}
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -341,21 +382,120 @@ class DenseOptimizer:
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     embedding_l2: Annotated[float, Field(ge=0)] = 0.0
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    embedding_learning_rate: _Rate | None = None
+    """Rate of the tables; None: ``learning_rate``."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled decay (AdamW) of the dense net's matrices; biases, normalisation and tables have none."""
+    tables: dict[str, TableOptimizer] = field(default_factory=dict)
+    """Feature -> rate of its tables, in all streams and with the features that share them."""
+    parts: dict[PartName, PartOptimizer] = field(default_factory=dict)
+    """Part of the dense net -> its optimizer."""
     kind: Literal["dense"] = "dense"
+
+    def __post_init__(self) -> None:
+        if any(table.optimizer is not None for table in self.tables.values()):
+            raise ValueError(
+                "training.optimizer.tables: in the dense lane a table may have a learning_rate of its own, but no "
+                'optimizer; leave it out, or set training.optimizer.kind = "fused"'
+            )
+
+    @property
+    def table_kinds(self) -> set[TableOptimizerKind]:
+        """Return the optimizers that some table has."""
+        return {"adam"}
 
 
 Optimizer = Annotated[FusedOptimizer | DenseOptimizer, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True, config=STRICT)
-class ScheduleConfig:
-    """Plateau rule: at each evaluation without improvement the learning rates fall; enough in a row end the run."""
+class ScheduleSpan:
+    """ScheduleSpan: a length in optimizer steps or in epochs, one of the two."""
+
+    steps: Positive | None = None
+    epochs: _Rate | None = None
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("a span of a schedule is { steps = ... } or { epochs = ... }, one of the two")
+
+
+@dataclass(frozen=True, config=STRICT)
+class NoDecay:
+    """Constant rates, but for the plateau rule."""
+
+    kind: Literal["none"] = "none"
+
+
+@dataclass(frozen=True, config=STRICT)
+class CosineDecay:
+    """Half a cosine from the rate down to ``final_factor`` of it, where it stays."""
+
+    over: ScheduleSpan | None = None
+    """Length; None: up to the end of ``max_epochs``."""
+    final_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    kind: Literal["cosine"] = "cosine"
+
+
+@dataclass(frozen=True, config=STRICT)
+class ExponentialDecay:
+    """The rate times ``factor`` in each ``every``, a little at each step."""
+
+    factor: Annotated[float, Field(gt=0, le=1)] = 0.9
+    every: ScheduleSpan = field(default_factory=lambda: ScheduleSpan(epochs=1))
+    kind: Literal["exponential"] = "exponential"
+
+
+@dataclass(frozen=True, config=STRICT)
+class StepDecay:
+    """The rate times ``factor`` at the end of each ``every``, at once."""
 
     factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    every: ScheduleSpan = field(default_factory=lambda: ScheduleSpan(epochs=1))
+    kind: Literal["step"] = "step"
+
+
+@dataclass(frozen=True, config=STRICT)
+class OneCycleDecay:
+    """One cycle (arXiv 1708.07120): up by half a cosine, then down by another, as torch's OneCycleLR goes."""
+
+    over: ScheduleSpan | None = None
+    """Length; None: up to the end of ``max_epochs``."""
+    rise: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Share of the length in which the rate rises."""
+    start_divisor: Annotated[float, Field(ge=1)] = 25.0
+    """The first rate is the highest over this."""
+    final_divisor: Annotated[float, Field(ge=1)] = 1e4
+    """The last rate is the first one over this."""
+    kind: Literal["one_cycle"] = "one_cycle"
+
+
+DecayConfig = Annotated[
+    NoDecay | CosineDecay | ExponentialDecay | StepDecay | OneCycleDecay, Field(discriminator="kind")
+]
+
+
+@dataclass(frozen=True, config=STRICT)
+class ScheduleConfig:
+    """Plateau rule, warm-up and decay of the learning rates, each a factor of every rate.
+
+    At each evaluation without improvement the rates fall; enough in a row end the run. Warm-up and decay go by the step
+    alone, whatever is evaluated.
+    """
+
+    warmup: ScheduleSpan | None = None
+    """Length of a rise from next to nothing to the rates, in equal steps; a decay begins after it. None: none."""
+    decay: DecayConfig = field(default_factory=NoDecay)
+    factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Factor of the rates at an evaluation without improvement; 1: they do not fall."""
     min_learning_rate: Annotated[float, Field(ge=0)] = 1e-6
     min_delta: float = 1e-6
     patience: Positive = 2
     """Evaluations in a row without improvement after which training stops, inside an epoch too."""
+
+    def __post_init__(self) -> None:
+        if self.warmup is not None and self.decay.kind == "one_cycle":
+            raise ValueError("training.schedule: one_cycle has a rise of its own; leave out warmup")
 
 
 ShardingKind = Literal["auto", "data_parallel", "table_wise", "row_wise", "column_wise"]
@@ -419,6 +559,18 @@ class CheckpointConfig:
     """Folder of this run's checkpoints alone; may be in an object store. None: in the run's folder."""
 
 
+@dataclass(frozen=True, config=STRICT)
+class TrackingConfig:
+    """Tracking of a run's history by other programs, beside the run's own files."""
+
+    tensorboard: bool = False
+    """Write TensorBoard event files into the run's folder."""
+    mlflow: Annotated[str, Field(pattern=r"^(sqlite:///.+|https?://[^@]+)$")] | None = None
+    """Store of MLflow runs: sqlite:///FILE, or a server's http:// or https:// address."""
+    experiment: Annotated[str, Field(min_length=1)] = "twinfocus"
+    """MLflow experiment of the runs."""
+
+
 # --------------------------------------------------------------------------------------------------------- calibration
 
 
@@ -460,6 +612,10 @@ class TrainingConfig:
     max_minutes: Annotated[float, Field(gt=0)] | None = None
     """Minutes of steps, evaluations and checkpoints, over all starts of the run. Training ends after them with the
     best checkpoint; --resume with more goes on from there as if it had not ended. None: no limit."""
+    window_rows: Positive | None = None
+    """Training rows after which AUC, logloss, NE and calibration of them are told, in the bar, history and report: each
+    row as its step's forward pass scores it, before it is trained on, with dropout and with batch norm by the batch. A
+    window is whole steps and ends with its epoch; after --resume the first one may be shorter. None: not measured."""
     global_batch_size: Positive = 4096
     evaluation_batch_size: Positive = 16_384
     clip_gradient_norm: Annotated[float, Field(gt=0)] | None = 10.0
@@ -472,7 +628,11 @@ class TrainingConfig:
     0: the last weights. Sharded tables are not averaged."""
     monitor: dict[str, float] = field(default_factory=lambda: {"auc": 1.0})
     """Weighted sum of validation metrics to maximise (a negative weight minimises, as logloss needs)."""
-    num_workers: Positive = 1
+    num_workers: Positive | tuple[Positive, Positive] = 1
+    """Processes that train together. [least, most] is elastic: as many as the cluster of RAY_ADDRESS has cores or GPUs
+    for, also when nodes are lost or come back; the workers then start again from the newest checkpoint."""
+    resize_seconds: Positive = 60
+    """Seconds between two looks at the cluster for more room, of an elastic training."""
     threads_per_worker: Positive | None = None
     """Torch threads of a worker; None: the machine's cores shared out."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -489,6 +649,7 @@ class TrainingConfig:
     """Way to probabilities of all rows where a build kept a rate r of negatives (pipeline.sample). logit:
     ln r is added to every logit after training, which is exact; weights: each kept negative counts 1 / r in the loss.
     """
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     plugins: tuple[Annotated[str, Field(pattern=MODULE_PATTERN)], ...] = ()
     """Modules of your own that register blocks of a model or metrics (docs/extending.md); imported wherever this config
     is."""
@@ -505,10 +666,13 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         streams = self.reader.num_streams
-        if streams % self.num_workers:
+        if not self.worker_counts:
+            raise ValueError(f"training.num_workers ({self.num_workers}): the least is above the most")
+        if any(streams % count for count in self.worker_counts):
+            each = "each number of " if len(self.worker_counts) > 1 else ""
             raise ValueError(
-                f"training.reader.num_streams ({streams}) must be a multiple of training.num_workers "
-                f"({self.num_workers})"
+                f"training.reader.num_streams ({streams}) must be a multiple of {each}training.num_workers "
+                f"({', '.join(map(str, self.worker_counts))}): {math.lcm(*self.worker_counts)} is one"
             )
         for name in ("global_batch_size", "evaluation_batch_size"):
             if name not in self.from_data and getattr(self, name) % streams:
@@ -521,6 +685,12 @@ class TrainingConfig:
             raise ValueError(
                 'training.precision: tf32 is a format of GPUs; set training.device = "cuda", or float32 or bfloat16'
             )
+
+    @property
+    def worker_counts(self) -> range:
+        """Numbers of workers that may train together, ascending."""
+        least, most = self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
+        return range(least, most + 1)
 
     @property
     def is_pipelined(self) -> bool:

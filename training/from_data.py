@@ -2,28 +2,40 @@
 
 Each rule reads a dataset's manifest alone. The constants were chosen on validation rows of nine public logs of 7,000 to
 390,000 rows (docs/results.md, "A first model with nothing set"). A key that the config sets is never touched.
+
+What decides most is how well the ids are known, that is, how many training rows there are for each row of the tables.
+Where they are well known, a wide network on large batches, Adam over every row of every table and an average of the
+weights rank and calibrate best. Where most ids are rare, a network without batch norm on small batches does, with
+tables that only move where they are looked up, and an L2 that holds rare ids near zero.
 """
 
 import dataclasses
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from features.disk.dataset import DatasetManifest, Split
-from training.config import MLPEncoder, PlattCalibration, TrainingConfig
+from training.config import (
+    DenseOptimizer,
+    EvaluationConfig,
+    FusedOptimizer,
+    MLPEncoder,
+    PlattCalibration,
+    ScheduleConfig,
+    TrainingConfig,
+)
 
-STEPS_AN_EPOCH = 200
-"""Number of steps that an epoch has at least, as far as the batch sizes allow it."""
-LEAST_BATCH, LARGEST_BATCH = 256, 4096
-"""Range of the batch size: below it a step costs as much as a larger one, and beyond it rates would have to rise."""
+WELL_KNOWN = 25.0
+"""Training rows for each distinct value of all features from which on ids count as well known."""
+MOST_DENSE_IDS = 200_000
+"""Distinct values up to which every row of every table may be updated at every step."""
+LARGEST_BATCH = 4096
+"""Upper bound of the batch size: beyond it the rates would have to rise."""
 EVALUATED_ROWS = 500_000
-"""Validation rows that an evaluation inside an epoch reads at most."""
-MOST_REGULARISED_ROWS = 20_000_000
+"""Upper bound of the validation rows that an evaluation reads while training."""
+MOST_COUNTED_ROWS = 20_000_000
 """Training rows up to which rare ids are regularised: counting the ids reads all rows once before the first step."""
-
-MODEL = "model"
-"""Prefix of the keys that describe the network; they are chosen together or not at all."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +60,17 @@ class Chosen:
 def open_keys(training: Mapping[str, Any]) -> tuple[str, ...]:
     """List the keys that rules choose and a training section leaves open.
 
+    A table that is set in part is the user's, whole; of ``model`` that leaves the constant part of the logit.
+
     Args:
         training: the section as the user wrote it, without defaults.
     """
-    own_network = any(key != "base_logit" for key in _table(training, MODEL))
-    kind = _table(training, "optimizer").get("kind", "fused")
-    return tuple(
-        key
-        for key in RULES
-        if not _is_set(training, key)
-        and not (own_network and key.startswith(f"{MODEL}.") and key != "model.base_logit")
-        and not (kind != "fused" and key.startswith("optimizer.embedding"))
-    )
+    model = training.get("model")
+    named = set(model) if isinstance(model, Mapping) else set()
+    is_own = {key: key in training for key in RULES}
+    is_own["model.base_logit"] = "base_logit" in named
+    is_own["model.easy"] = is_own["model.hard"] = bool(named - {"base_logit"})
+    return tuple(key for key in RULES if not is_own[key])
 
 
 def choose(config: TrainingConfig, manifest: DatasetManifest) -> tuple[Chosen, ...]:
@@ -69,18 +80,14 @@ def choose(config: TrainingConfig, manifest: DatasetManifest) -> tuple[Chosen, .
         config: the training section.
         manifest: manifest of the dataset that it is trained on.
     """
-    chosen = []
-    for key in config.from_data:
-        found = RULES[key](manifest, config)
-        if found is not None:
-            chosen.append(Chosen(key, *found))
-    return tuple(chosen)
+    found = {key: RULES[key](manifest, config) for key in config.from_data}
+    return tuple(Chosen(key, *setting) for key, setting in found.items() if setting is not None)
 
 
 def with_chosen(config: TrainingConfig, chosen: Iterable[Chosen]) -> TrainingConfig:
     """Return the config with these settings, and nothing left open."""
     for setting in chosen:
-        config = _with(config, setting.key.split("."), setting.value)
+        config = _with(config, setting.key, setting.value)
     return dataclasses.replace(config, from_data=())
 
 
@@ -92,18 +99,16 @@ def settled(config: TrainingConfig, manifest: DatasetManifest) -> TrainingConfig
 def with_values_of(config: TrainingConfig, other: TrainingConfig) -> TrainingConfig:
     """Return the config with the open settings as another config has them, such as that of a run to go on with."""
     for key in config.from_data:
-        parts = key.split(".")
         value: Any = other
-        for part in parts:
-            value = getattr(value, part, None)
-        if value is not None:
-            config = _with(config, parts, value)
+        for name in key.split("."):
+            value = getattr(value, name)
+        config = _with(config, key, value)
     return dataclasses.replace(config, from_data=())
 
 
 # --------------------------------------------------------------------------------------------------------------- rules
 
-Found = tuple[Any, str] | None
+Setting = tuple[Any, str] | None
 """A value and its reason; None: the default stays."""
 
 
@@ -115,96 +120,96 @@ def _valid_rows(manifest: DatasetManifest) -> int:
     return manifest.splits["valid"].num_rows if "valid" in manifest.splits else 0
 
 
-def _batch(manifest: DatasetManifest, config: TrainingConfig) -> Found:
+def _knowledge(manifest: DatasetManifest) -> tuple[bool, str]:
+    """Tell whether ids are well known, and say it."""
+    split = _train(manifest)
+    ids = sum(found.cardinality for found in split.sparse.values())
+    is_known = ids <= MOST_DENSE_IDS and split.num_rows >= WELL_KNOWN * ids
+    return (
+        is_known,
+        f"{split.num_rows:,} training rows, {ids:,} values: {'well known' if is_known else 'many rare'} ids",
+    )
+
+
+def _batch(manifest: DatasetManifest, config: TrainingConfig) -> Setting:
     rows, streams = _train(manifest).num_rows, config.reader.num_streams
-    size = 2 ** math.floor(math.log2(max(1, rows / STEPS_AN_EPOCH)))
-    size = min(max(size, LEAST_BATCH), LARGEST_BATCH)
+    steps, least = (50, 512) if _knowledge(manifest)[0] else (200, 256)
+    size = min(max(2 ** math.floor(math.log2(max(1, rows / steps))), least), LARGEST_BATCH)
     size = -(-size // streams) * streams
     return size, f"{rows:,} training rows: {math.ceil(rows / size):,} steps an epoch"
 
 
-def _base_logit(manifest: DatasetManifest, config: TrainingConfig) -> Found:
+def _base_logit(manifest: DatasetManifest, config: TrainingConfig) -> Setting:
     rate = _train(manifest).label_rate
     if not 0 < rate < 1:
         return None
     if config.sampled_negatives == "weights":  # each negative counts for those that the build left out
         rate = rate / (rate + (1 - rate) / manifest.negatives_rate)
-    return round(math.log(rate / (1 - rate)), 4), f"log-odds of the training split's label rate, {rate:.3g}"
+    return round(math.log(rate / (1 - rate)), 4), f"log-odds of the training label rate, {rate:.3g}"
 
 
-def _embedding_rate(manifest: DatasetManifest, config: TrainingConfig) -> Found:
-    return 0.1, "row-wise Adagrad over zero tables"
+def _optimizer(manifest: DatasetManifest, config: TrainingConfig) -> Setting:
+    is_known, words = _knowledge(manifest)
+    if is_known:
+        return DenseOptimizer(learning_rate=3e-3, embedding_l2=0.05), words
+    l2 = 0.1 if _train(manifest).num_rows <= MOST_COUNTED_ROWS else 0.0
+    return FusedOptimizer(embedding_learning_rate=0.1, embedding_l2=l2), words
 
 
-def _embedding_l2(manifest: DatasetManifest, config: TrainingConfig) -> Found:
-    split = _train(manifest)
-    if split.num_rows > MOST_REGULARISED_ROWS:
-        return None
-    ids = max((found.cardinality for found in split.sparse.values()), default=0)
-    return 0.1, f"up to {ids:,} ids a feature in {split.num_rows:,} rows: rare ids stay near zero"
+def _average(manifest: DatasetManifest, config: TrainingConfig) -> Setting:
+    is_known, words = _knowledge(manifest)
+    return (0.99, words) if is_known else None
 
 
-def _max_epochs(manifest: DatasetManifest, config: TrainingConfig) -> Found:
+def _epochs(manifest: DatasetManifest, config: TrainingConfig) -> Setting:
     if not _valid_rows(manifest):
         return 1, "no validation rows say when to stop"
-    return 20, "validation says when to stop"
+    return 30 if _knowledge(manifest)[0] else 20, "at most: validation says when to stop"
 
 
-def _patience(manifest: DatasetManifest, config: TrainingConfig) -> Found:
-    return 3, "evaluations without improvement"
+def _schedule(manifest: DatasetManifest, config: TrainingConfig) -> Setting:
+    is_known, words = _knowledge(manifest)
+    return ScheduleConfig(factor=1.0, patience=4) if is_known else ScheduleConfig(factor=0.7, patience=5), words
 
 
-def _factor(manifest: DatasetManifest, config: TrainingConfig) -> Found:
-    return 0.3, "the rates fall at each of them"
-
-
-def _per_epoch(manifest: DatasetManifest, config: TrainingConfig) -> Found:
-    if not _valid_rows(manifest):
-        return None
-    return 3, "the best model may come before an epoch's end"
-
-
-def _sample_rows(manifest: DatasetManifest, config: TrainingConfig) -> Found:
+def _evaluation(manifest: DatasetManifest, config: TrainingConfig) -> Setting:
     rows = _valid_rows(manifest)
-    return None if rows <= EVALUATED_ROWS else (EVALUATED_ROWS, f"of {rows:,} validation rows, while training")
+    if not rows:
+        return None
+    sample = EVALUATED_ROWS if rows > EVALUATED_ROWS else None
+    words = "the best model may come before an epoch's end"
+    return EvaluationConfig(per_epoch=1 if _knowledge(manifest)[0] else 2, sample_rows=sample), words
 
 
-def _monitor(manifest: DatasetManifest, config: TrainingConfig) -> Found:
+def _monitor(manifest: DatasetManifest, config: TrainingConfig) -> Setting:
     return {"logloss": -1.0}, "probabilities are what is served"
 
 
-def _calibration(manifest: DatasetManifest, config: TrainingConfig) -> Found:
+def _calibration(manifest: DatasetManifest, config: TrainingConfig) -> Setting:
     if not _valid_rows(manifest):
         return None
     return PlattCalibration(only_where_it_helps=True), "fitted on validation, kept where unseen rows gain by it"
 
 
-def _easy(manifest: DatasetManifest, config: TrainingConfig) -> Found:
-    units, words = _width(manifest)
-    return MLPEncoder(hidden_units=units[:1], dropout=0.2, batch_norm=False), words
+def _easy(manifest: DatasetManifest, config: TrainingConfig) -> Setting:
+    is_known, words = _knowledge(manifest)
+    return MLPEncoder(hidden_units=(400,) if is_known else (200,), batch_norm=is_known), words
 
 
-def _hard(manifest: DatasetManifest, config: TrainingConfig) -> Found:
-    units, words = _width(manifest)
-    return MLPEncoder(hidden_units=units, dropout=0.2, batch_norm=False), words
-
-
-def _width(manifest: DatasetManifest) -> tuple[tuple[int, ...], str]:
-    rows = _train(manifest).num_rows
-    return (64, 32), f"{rows:,} training rows"
+def _hard(manifest: DatasetManifest, config: TrainingConfig) -> Setting:
+    is_known, words = _knowledge(manifest)
+    return MLPEncoder(hidden_units=(400, 400) if is_known else (256, 128), batch_norm=is_known), words
 
 
 RULES = {
     "global_batch_size": _batch,
-    "max_epochs": _max_epochs,
+    "max_epochs": _epochs,
+    "optimizer": _optimizer,
+    "schedule": _schedule,
+    "ema_decay": _average,
+    "evaluation": _evaluation,
     "monitor": _monitor,
     "calibration": _calibration,
-    "evaluation.per_epoch": _per_epoch,
-    "evaluation.sample_rows": _sample_rows,
-    "schedule.factor": _factor,
-    "schedule.patience": _patience,
-    "optimizer.embedding_learning_rate": _embedding_rate,
-    "optimizer.embedding_l2": _embedding_l2,
     "model.base_logit": _base_logit,
     "model.easy": _easy,
     "model.hard": _hard,
@@ -212,33 +217,30 @@ RULES = {
 """Key within the training section -> the rule that chooses it."""
 
 
-# ---------------------------------------------------------------------------------------------------------- small tools
+# --------------------------------------------------------------------------------------------------------------- tools
 
 
-def _table(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = tree.get(key)
-    return found if isinstance(found, Mapping) else {}
+def _with(config: TrainingConfig, key: str, value: Any) -> TrainingConfig:
+    first, _, rest = key.partition(".")
+    if rest:
+        value = dataclasses.replace(getattr(config, first), **{rest: value})
+    return dataclasses.replace(config, **{first: value})
 
 
-def _is_set(tree: Mapping[str, Any], key: str) -> bool:
-    *tables, last = key.split(".")
-    for name in tables:
-        tree = _table(tree, name)
-    return last in tree
-
-
-def _with(config: Any, parts: Collection[str], value: Any) -> Any:
-    first, *rest = parts
-    return dataclasses.replace(config, **{first: _with(getattr(config, first), rest, value) if rest else value})
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _toml(value: Any) -> str:
+    """Write a value as TOML; what is as a class has it by default is left out."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        values = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        defaults = {field.name: _default(field) for field in dataclasses.fields(value)}
+        value = {k: v for k, v in values.items() if k == "kind" or (v is not None and v != defaults[k])}
     if isinstance(value, Mapping):
         return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
     if isinstance(value, bool):
         return str(value).lower()
-    return f'"{value}"' if isinstance(value, str) else format(value, "_" if isinstance(value, int) else "g")
+    return f'"{value}"' if isinstance(value, str) else format(value, "_" if isinstance(value, int) else "")

@@ -56,7 +56,17 @@ def scratch() -> Path:
     Raises:
         StorageError: somebody else made it.
     """
-    folder = Path(tempfile.gettempdir()) / f"twinfocus-{os.getuid()}"
+    return private_folder(Path(tempfile.gettempdir()))
+
+
+def private_folder(parent: Path) -> Path:
+    """Return this user's folder in a folder that others may write to; make it if it is missing.
+
+    Raises:
+        StorageError: somebody else made it.
+        OSError: it cannot be made.
+    """
+    folder = parent / f"twinfocus-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:

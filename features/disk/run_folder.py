@@ -8,6 +8,7 @@ evaluation/      metrics and curves a split           failure.json     why it ca
 attribution.json, tables.json, report.html: what jobs.attribute, jobs.compare_tables and jobs.report found
 chosen.json      settings that were chosen from the dataset, each with its reason
 gate.json, checks.json: of a retraining's candidate   artifact/        see ``artifact``
+tracking.json    MLflow run, and steps recorded there tensorboard/     event files (training.tracking)
 """
 
 import json
@@ -30,6 +31,7 @@ from features.schema import FeatureSchema
 CONFIG_NAME, DATASET_NAME, METRICS_NAME, PLAN_NAME = "config.json", "dataset.json", "metrics.json", "plan.json"
 HISTORY_NAME, FAILURE_NAME, CALIBRATION_NAME = "history.jsonl", "failure.json", "calibration.json"
 GATE_NAME, CHECKS_NAME, CHOSEN_NAME = "gate.json", "checks.json", "chosen.json"
+TRACKING_NAME, TENSORBOARD_NAME = "tracking.json", "tensorboard"
 ATTRIBUTION_NAME, TABLES_NAME, REPORT_NAME = "attribution.json", "tables.json", "report.html"
 LEARNT_NAME, CHECKPOINTS_NAME, ARTIFACT_FOLDER, ERRORS_NAME = "learnt", "checkpoints", "artifact", "errors"
 RUN_LOCK_NAME = ".lock"
@@ -171,6 +173,14 @@ class RunFolder:
         with self.history.open("a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
 
+    def events(self) -> list[dict[str, Any]]:
+        """Read the history's events.
+
+        Raises:
+            ValueError: a line is damaged.
+        """
+        return list(_read_lines(self.history))
+
     def rewind(self, step: int) -> None:
         """Drop the history's events after ``step``: those steps will be done again."""
         if not self.history.exists():
@@ -189,6 +199,7 @@ class RunFiles:
         config: the resolved config.
         progress: history lines of training steps, in order.
         checks: history lines of evaluations, in order.
+        windows: history lines of training rows that were scored before they were trained on, in order.
         metrics: metrics at the end of training.
         plan: sharding of every table.
         evaluations: split -> {"metrics", "curves"}.
@@ -207,6 +218,7 @@ class RunFiles:
     config: Mapping[str, Any]
     progress: list[dict[str, Any]] = field(default_factory=list)
     checks: list[dict[str, Any]] = field(default_factory=list)
+    windows: list[dict[str, Any]] = field(default_factory=list)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     plan: list[dict[str, Any]] = field(default_factory=list)
     evaluations: Mapping[str, Any] = field(default_factory=dict)
@@ -234,7 +246,7 @@ class RunFiles:
         """
         if not (path / CONFIG_NAME).is_file():
             raise ValueError(f"{path} is not a run: it has no {CONFIG_NAME}; jobs.train makes one")
-        history = list(_read_lines(path / HISTORY_NAME))
+        history = RunFolder(path).events()
         dataset = RUN_FORMAT.upgrade(_read(path / DATASET_NAME, {}), path)
         manifest, note = _load_manifest(dataset)
         folder = dataset.get("dataset")
@@ -244,6 +256,7 @@ class RunFiles:
             config=_read(path / CONFIG_NAME, {}),
             progress=[e for e in history if e.get("event") == "progress"],
             checks=[e for e in history if e.get("event") == "evaluation"],
+            windows=[e for e in history if e.get("event") == "window"],
             metrics=_read(path / METRICS_NAME, {}),
             plan=_read(path / PLAN_NAME, []),
             evaluations={name: _read(path / evaluation_name(name), {}) for name in splits},

@@ -97,7 +97,7 @@ def list_delta_files(folder: str) -> list[DeltaFile]:
         import deltalake.exceptions  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise LogError(
-            f"{folder}: a Delta table is read by the library deltalake: pip install 'twinfocus[delta]'"
+            f"{folder}: a Delta table is read by the library deltalake: pip install 'deltalake>=1,<2'"
         ) from error
     try:
         table = deltalake.DeltaTable(folder)

@@ -1,5 +1,6 @@
 """Gradient-boosted trees of LightGBM on a built dataset: the baseline that a sceptic tries first."""
 
+import dataclasses
 import time
 from typing import Any
 
@@ -96,7 +97,8 @@ def train_trees(
 
 
 def _read(dataset: Dataset, split: str, config: TrainingConfig) -> Columns:
-    reader = Reader(dataset, split, config)
+    # Where negatives were left out by the build, weights make the probabilities those of all rows.
+    reader = Reader(dataset, split, dataclasses.replace(config, sampled_negatives="weights"))
     return read_columns(reader, reader.num_rows)
 
 

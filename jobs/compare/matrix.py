@@ -20,7 +20,7 @@ class RankedModel(Entry):
     seeds: tuple[int, ...] | None = None
     """Seeds of this model; None: the leaderboard's."""
     library: Literal["twinfocus", "lightgbm"] = "twinfocus"
-    """What trains it: ``lightgbm`` takes the dataset, the seed and the threads of the config, and nothing else."""
+    """Library that trains it; ``lightgbm`` takes dataset, seed and threads of the config, and nothing else."""
 
 
 @checked(frozen=True, config=STRICT)

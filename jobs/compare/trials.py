@@ -14,15 +14,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from features.disk.run_folder import METRICS_NAME
-from jobs.launch.loopback import LOOPBACK, loopback_settings
+from features.disk.run_folder import METRICS_NAME, TENSORBOARD_NAME, RunFolder
+from jobs.launch.connection import check_room, connect, ray_settings
+from jobs.launch.tracking import check_tracking, tracked
 from jobs.launch.worker import set_up_worker
 
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the other one has a banner that verbose=0 leaves
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the results are our own files
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the search, not one model of it
-os.environ.update(loopback_settings())
+os.environ.update(ray_settings())
 
 import ray
 from ray import tune
@@ -55,6 +56,7 @@ def run_search(search: Search, trials: dict[str, list[Trial]]) -> list[list[Sear
     """
     for of_model in trials.values():
         _check_dataset(of_model[0].config)
+        check_tracking(of_model[0].config.training.tracking)
     kept = {trial.result: _kept(trial) for of_model in trials.values() for trial in of_model}
     (Path(search.output) / "trials").mkdir(parents=True, exist_ok=True)
     try:
@@ -106,23 +108,13 @@ def _run(search: Search, trials: Sequence[Trial], kept: Sequence[SearchRow | Non
     record = _Record(trials, kept, bar)
     if None in kept:
         if not ray.is_initialized():
-            _start_ray(search.parallel)
+            logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # ``_tune`` tells its errors
+            connect(search.parallel)
+        check_room(1, trials[0].config.training.device == "cuda")
         _tune(search, trials, kept, record)
     else:
         bar.update(len(kept))
     return record.results()
-
-
-def _start_ray(parallel: int) -> None:
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # ``_tune`` tells its errors
-    ray.init(
-        address="local",
-        num_cpus=parallel,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _node_ip_address=LOOPBACK,
-    )
 
 
 def _tune(search: Search, trials: Sequence[Trial], kept: Sequence[SearchRow | None], record: "_Record") -> None:
@@ -228,10 +220,18 @@ class _Record(tune.Callback):
         if index not in self._found:
             self._found[index] = _describe(ours, evaluations, self._errors.get(index))
             write_json(ours.result, {"request": ours.request(), **self._found[index], "evaluations": evaluations})
+            self._track(ours)
             shutil.rmtree(ours.folder)
         best = max((e["monitor"] for found in self._evaluations.values() for e in found), default=math.nan)
         self._bar.set_description(f"{ours.model.name} {best:.5f}", refresh=False)
         self._bar.update()
+
+    def _track(self, trial: Trial) -> None:
+        """Record a finished trial's history as its config says; its own folder is about to go."""
+        run, tracking = RunFolder(trial.folder), trial.config.training.tracking
+        events_folder = Path(trial.search.output) / TENSORBOARD_NAME / trial.result.stem
+        with tracked(run, tracking, trial.config.to_dict(), events_folder) as record:
+            record(run.events())
 
     def results(self) -> list[SearchRow]:
         return [

@@ -11,10 +11,12 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from jobs.cli.socket_paths import LONGEST_FOLDER, fits_ray
 from jobs.cli.text_table import text_table
 from jobs.doctoring.installed import (
     LANES,
@@ -44,6 +46,8 @@ WHY = {
 }
 INSTALL_JAVA = "sudo apt-get install openjdk-17-jre-headless (Debian, Ubuntu) or brew install openjdk@17 (macOS)"
 
+_TMPDIR = "set TMPDIR to a short folder that you can write to, or unset it"
+
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
@@ -68,7 +72,7 @@ def examine(*, quick: bool = False) -> list[Finding]:
     findings += check_packages(installed, locked_versions(lane), direct_names(lane))
     findings += [check_accelerator(installed, torch_cuda(), lane)]
     findings += [] if quick else [check_imports()]
-    return [*findings, *check_ports(PORTS), check_disk(Path.cwd()), check_memory()]
+    return [*findings, *check_ports(PORTS), check_disk(Path.cwd()), check_memory(), check_temporary_folder()]
 
 
 def check_python() -> Finding:
@@ -183,6 +187,17 @@ def check_memory() -> Finding:
     status = "ok" if total >= GOOD_MEMORY else "warning"
     cure = "" if status == "ok" else "make demo needs about 8 GB: lower pipeline.spark.driver_memory and close programs"
     return Finding("memory", status, f"{total / 1e9:.1f} GB", f"{GOOD_MEMORY / 1e9:.0f} GB", cure)
+
+
+def check_temporary_folder() -> Finding:
+    """Check that TMPDIR is a folder that can be written, and one that Ray can work in."""
+    chosen, used = os.environ.get("TMPDIR", ""), tempfile.gettempdir()
+    found, expected = chosen or used, f"at most {LONGEST_FOLDER} ASCII characters"
+    if chosen and Path(chosen).absolute() != Path(used):
+        return Finding("TMPDIR", "warning", f"{found}, which cannot be used: it is {used}", expected, _TMPDIR)
+    if not fits_ray(Path(used)):
+        return Finding("TMPDIR", "warning", f"{found}, where Ray cannot work: it uses /tmp", expected, _TMPDIR)
+    return Finding("TMPDIR", "ok", found, expected)
 
 
 def as_table(findings: Sequence[Finding]) -> str:

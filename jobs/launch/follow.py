@@ -11,21 +11,26 @@ from typing import Any
 from tqdm import tqdm
 
 from features.disk.run_folder import METRICS_NAME
+from jobs.launch.tracking import Record
 from training.config import TrainingConfig
-from training.judge.metrics import metric_texts, remarks
+from training.judge.metrics import WINDOW_METRICS, metric_texts, remarks
 
 _log = logging.getLogger(__name__)
 
 
-def follow(history: Path, training: TrainingConfig, finished: threading.Event) -> None:
+def follow(
+    history: Path, training: TrainingConfig, finished: threading.Event, record: Record = lambda events: None
+) -> None:
     """Log each evaluation of a history while workers write it; on a terminal, show a progress bar too.
 
     Args:
         history: file of the run that its first worker appends to.
         training: config of the training.
         finished: set when the training is over.
+        record: called with the events that are new, in order.
     """
     with tqdm(disable=None, unit="step", dynamic_ncols=True) as bar:
+        shown = _Shown(bar, training)
         position, is_last = 0, False
         while not is_last:
             is_last = finished.wait(0.5)
@@ -36,24 +41,41 @@ def follow(history: Path, training: TrainingConfig, finished: threading.Event) -
                 file.seek(position)
                 lines = file.readlines()
                 position = file.tell()
-            for line in lines:
-                if line.endswith("\n"):
-                    _show(bar, json.loads(line), training)
+            events = [json.loads(line) for line in lines if line.endswith("\n")]
+            for event in events:
+                shown.take(event)
+            record(events)
 
 
-def _show(bar: Any, event: dict[str, Any], training: TrainingConfig) -> None:
-    if event["event"] == "progress":
+class _Shown:
+    """Bar of a running training, told of one event after the other."""
+
+    def __init__(self, bar: Any, training: TrainingConfig) -> None:
+        self._bar, self._training, self._window = bar, training, ""
+
+    def take(self, event: dict[str, Any]) -> None:
+        if event["event"] == "progress":
+            self._take_progress(event)
+        elif event["event"] == "window":
+            self._window = f"; training rows {' '.join(metric_texts(event, *WINDOW_METRICS))}"
+        elif event["event"] == "evaluation":
+            self._take_evaluation(event)
+
+    def _take_progress(self, event: dict[str, Any]) -> None:
+        bar = self._bar
         bar.total = event["epoch_steps"]
-        bar.set_description(f"epoch {event['epoch'] + 1}/{training.max_epochs}", refresh=False)
-        bar.set_postfix_str(f"{event['rows_per_second']:,.0f} rows/s loss {event['loss']:.4f}", refresh=False)
+        bar.set_description(f"epoch {event['epoch'] + 1}/{self._training.max_epochs}", refresh=False)
+        rates = f"{event['rows_per_second']:,.0f} rows/s loss {event['loss']:.4f}"
+        bar.set_postfix_str(rates + self._window, refresh=False)
         bar.update(event["step_in_epoch"] - bar.n)
-    elif event["event"] == "evaluation":
+
+    def _take_evaluation(self, event: dict[str, Any]) -> None:
         mark, epochs = " best" if event["best"] else "", event.get("epochs", event["epoch"] + 1)
-        found = " ".join(metric_texts(event, *_shown(training.monitor)))
+        found = " ".join(metric_texts(event, *_shown(self._training.monitor)))
         with tqdm.external_write_mode(sys.stderr):  # the bar steps aside for the line
-            _log.info("epoch %s: valid %s%s", epochs_text(epochs), found, mark)
+            _log.info("epoch %s: valid %s%s%s", epochs_text(epochs), found, mark, self._window)
         if isinstance(epochs, int):
-            bar.reset()
+            self._bar.reset()
 
 
 def describe_training(run_path: Path, seconds: float, monitor: Iterable[str] = ()) -> str:
@@ -78,9 +100,9 @@ def describe_training(run_path: Path, seconds: float, monitor: Iterable[str] = (
         valid = metrics["valid"]
         best = f"valid (best, step {metrics['best_step']:,})"
         lines.append(f"{best}: {'  '.join(metric_texts(valid, *_shown(monitor)))}")
+        lines += [f"warning: on validation {words}" for words in remarks(valid)]
     if train.get("ended_by") == "max_minutes":
         lines.append("training.max_minutes ended it: --resume with more goes on from there")
-        lines += [f"warning: on validation {words}" for words in remarks(valid)]
     return "\n".join([*lines, f"run: {run_path}"])
 
 

@@ -8,24 +8,27 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from features.disk.run_folder import FAILURE_NAME, HISTORY_NAME
+from features.disk.run_folder import FAILURE_NAME, HISTORY_NAME, RunFolder
 from jobs.cli.config import Config
 from jobs.cli.conventions import EXIT_DATA
+from jobs.launch.connection import check_room, connect, has_own_cluster, ray_settings
 from jobs.launch.follow import follow
-from jobs.launch.loopback import LOOPBACK, loopback_settings
+from jobs.launch.tracking import Record, tracked
 from jobs.launch.worker import work
+from training.config import TrainingConfig
 from training.fit.allocator import HUGE_PAGES
 
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # also how late the end of a run is noticed
 
 _log = logging.getLogger(__name__)
 
-GO_ON = "--resume goes on from the newest checkpoint"
 RAY_ENDED = "Ray ended under the training"
+WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+"""Signals that end a training in order -> what is said of it."""
 
 
 def train_on_ray(run_path: Path, config: Config, name: str) -> None:
-    """Run the worker group until training ends.
+    """Run the worker group until training ends, and track it as the config says.
 
     Args:
         run_path: folder of the run; ``run_guard.prepare_run`` has prepared it.
@@ -33,12 +36,17 @@ def train_on_ray(run_path: Path, config: Config, name: str) -> None:
         name: name of this training, from ``run_guard.take_over``.
 
     Raises:
-        ConnectionError: Ray ended, not the training.
+        ConnectionError: there is no cluster at RAY_ADDRESS; or Ray ended, not the training.
+        ConfigError: the cluster has too few cores or GPUs, or the MLflow store cannot be used.
         ValueError: data, config or checkpoint are wrong, as a worker reported.
         RuntimeError: workers died more often than ``training.max_failures``.
     """
-    if "RAY_ADDRESS" not in os.environ:
-        os.environ.update(loopback_settings())
+    with tracked(RunFolder(run_path), config.training.tracking, config.to_dict()) as record:
+        _train(run_path, config, name, record)
+
+
+def _train(run_path: Path, config: Config, name: str, record: Record) -> None:
+    os.environ.update(ray_settings())
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(config.training.stall_seconds)
     import ray
     import ray.exceptions
@@ -51,19 +59,18 @@ def train_on_ray(run_path: Path, config: Config, name: str) -> None:
     training = config.training
     use_gpu = training.device == "cuda"
     own_cluster = not ray.is_initialized()
-    group = TorchConfig
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if own_cluster and "RAY_ADDRESS" in os.environ:
-        ray.init(**quiet)
-    elif own_cluster:
-        cores = max(os.cpu_count() or 1, training.num_workers)
-        ray.init(address="local", num_cpus=cores, include_dashboard=False, _node_ip_address=LOOPBACK, **quiet)
-        group = LocalTorchConfig
+    if own_cluster:
+        connect(max(os.cpu_count() or 1, training.worker_counts[-1]))
+    group = LocalTorchConfig if own_cluster and has_own_cluster() else TorchConfig
     trainer = TorchTrainer(
         work,
         train_loop_config={"run": str(run_path), "config": config.to_dict(), "training": name},
         torch_config=group(backend="nccl" if use_gpu else "gloo", timeout_s=training.stall_seconds),
-        scaling_config=ScalingConfig(num_workers=training.num_workers, use_gpu=use_gpu),
+        scaling_config=ScalingConfig(
+            num_workers=training.num_workers,  # a pair is elastic
+            use_gpu=use_gpu,
+            elastic_resize_monitor_interval_s=float(training.resize_seconds),
+        ),
         run_config=RunConfig(
             name="ray",
             storage_path=str(run_path),
@@ -71,22 +78,34 @@ def train_on_ray(run_path: Path, config: Config, name: str) -> None:
             worker_runtime_env={"env_vars": {HUGE_PAGES: "1"}},  # a running cluster's workers do not inherit ours
         ),
     )
+    ended_by: list[signal.Signals] = []
+
+    def stop(number: int, _frame: Any) -> None:
+        """Raise SystemExit, so that workers are shut down; Ray's own handlers would leave them or wait for them."""
+        ended_by.append(signal.Signals(number))
+        raise SystemExit(128 + number)
+
     finished = threading.Event()
-    follower = threading.Thread(target=follow, args=(run_path / HISTORY_NAME, training, finished), daemon=True)
+    follower = threading.Thread(target=follow, args=(run_path / HISTORY_NAME, training, finished, record), daemon=True)
     follower.start()
     if group is LocalTorchConfig:
-        threading.Thread(target=_watch_node, args=(finished,), daemon=True).start()
-    signal.signal(signal.SIGTERM, _stop)  # here, because ray.init has just taken it over
+        threading.Thread(target=_watch_node, args=(finished, run_path, training), daemon=True).start()
+    # Ray's handler of SIGINT waits for the controller, and that for workers that may wait for a core.
+    trainer._register_sigint_handler = lambda controller: None
+    for number in WORDS:  # here, because ray.init has just taken SIGTERM over
+        signal.signal(number, stop)
     try:
+        check_room(training.worker_counts[0], use_gpu)
         trainer.fit()
     except ray.train.TrainingFailedError as error:
         _raise_failure(run_path)
         raise RuntimeError(f"workers failed more than {training.max_failures} times; see {run_path}/errors") from error
-    except SystemExit:  # of _stop or of Ray's own handler of SIGINT; Ray's library has made a 1 of its code
-        _log.error("terminated: %s", GO_ON)
-        raise SystemExit(128 + signal.SIGTERM) from None
+    except SystemExit:  # Ray's library has made a 1 of its code
+        number = ended_by[0] if ended_by else signal.SIGTERM
+        _log.error("%s: %s", WORDS[number], _way_on(run_path, training))
+        raise SystemExit(128 + number) from None
     except ray.exceptions.RayError as error:
-        raise ConnectionError(f"{RAY_ENDED}: {GO_ON}") from error
+        raise ConnectionError(f"{RAY_ENDED}: {_way_on(run_path, training)}") from error
     finally:
         finished.set()
         follower.join()
@@ -95,7 +114,17 @@ def train_on_ray(run_path: Path, config: Config, name: str) -> None:
     _raise_failure(run_path)
 
 
-def _watch_node(finished: threading.Event) -> None:
+def _way_on(run_path: Path, training: TrainingConfig) -> str:
+    """Say what --resume does to a run that was broken off."""
+    from training.fit.run import Run
+    from training.sharding import checkpoint
+
+    if checkpoint.saved_steps(Run(run_path).checkpoints_of(training)):
+        return "--resume goes on from the newest checkpoint"
+    return "there is no checkpoint yet, so --resume starts at the beginning"
+
+
+def _watch_node(finished: threading.Event, run_path: Path, training: TrainingConfig) -> None:
     """End this process with a message when the local cluster's node dies; Ray's library would end it silently."""
     import ray._private.worker
 
@@ -103,13 +132,8 @@ def _watch_node(finished: threading.Event) -> None:
     (raylet,) = node.all_processes["raylet"]
     while not finished.wait(0.2):
         if raylet.process.poll() is not None and not finished.is_set():
-            _log.error("%s: %s", RAY_ENDED, GO_ON)
+            _log.error("%s: %s", RAY_ENDED, _way_on(run_path, training))
             os._exit(EXIT_DATA)
-
-
-def _stop(*_: Any) -> None:
-    """Raise SystemExit, so that workers are shut down; Ray's own handler would abort and leave them running."""
-    raise SystemExit
 
 
 def _raise_failure(run_path: Path) -> None:

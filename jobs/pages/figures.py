@@ -31,7 +31,7 @@ MAX_POINTS = 1_500
 
 def loss_curve(progress: Events, evaluations: Events) -> go.Figure:
     """Draw the training loss of single steps, and its mean over each epoch, by step."""
-    steps = _thinned(progress)
+    steps = thinned(progress)
     figure = blank("step", "loss")
     figure.add_scatter(x=column(steps, "step"), y=column(steps, "loss"), name="step", line={"color": GREY, "width": 1})
     epochs = [e for e in evaluations if e.get("train_loss") is not None]
@@ -56,16 +56,24 @@ def metric_curves(evaluations: Events) -> go.Figure:
             figure.add_scatter(x=steps, y=column(evaluations, name), name=name, mode="lines+markers", line=line)
     losses, line = column(evaluations, "logloss"), {"color": ORANGE}
     figure.add_scatter(x=steps, y=losses, name="logloss", mode="lines+markers", line=line, secondary_y=True)
-    best = [e for e in evaluations if e.get("best")][-1:]
-    marker = {"symbol": "star", "size": 14, "color": GOLD}
-    figure.add_scatter(x=column(best, "step"), y=column(best, "auc"), name="best", mode="markers", marker=marker)
+    if best := [e for e in evaluations if e.get("best")][-1:]:
+        marker = {"symbol": "star", "size": 14, "color": GOLD}
+        figure.add_scatter(x=column(best, "step"), y=column(best, "auc"), name="best", mode="markers", marker=marker)
     figure.update_yaxes(title_text="logloss", secondary_y=True, showgrid=False)
+    return figure
+
+
+def ratio_curves(windows: Events) -> go.Figure:
+    """Draw NE and calibration by step."""
+    figure = blank("step", "ratio")
+    for name, colour in (("ne", ORANGE), ("calibration", GREEN)):
+        figure.add_scatter(x=column(windows, "step"), y=column(windows, name), name=name, line={"color": colour})
     return figure
 
 
 def speed_curve(progress: Events) -> go.Figure:
     """Draw rows a second by seconds of training."""
-    steps = _thinned(progress)
+    steps = thinned(progress)
     figure = blank("seconds of training", "rows/s")
     figure.add_scatter(
         x=column(steps, "seconds"), y=column(steps, "rows_per_second"), line={"color": BLUE, "width": 1.5}
@@ -77,7 +85,7 @@ def speed_curve(progress: Events) -> go.Figure:
 
 def learning_rate_curve(progress: Events) -> go.Figure:
     """Draw the learning rate of the dense net by step."""
-    steps = _thinned(progress)
+    steps = thinned(progress)
     figure = blank("step", "learning rate")
     line = {"color": BLUE, "shape": "hv"}
     figure.add_scatter(x=column(steps, "step"), y=column(steps, "learning_rate"), line=line)
@@ -275,6 +283,7 @@ def _bars(names: Sequence[str], values: Sequence[float], deviations: Sequence[fl
     return figure
 
 
-def _thinned(events: Events) -> Events:
+def thinned(events: Events) -> Events:
+    """Select at most ``MAX_POINTS`` events, evenly spaced."""
     every = -(-len(events) // MAX_POINTS) or 1
     return events[::every] if every > 1 else events

@@ -56,8 +56,9 @@ def _board(rows: Sequence[LeaderboardRow]) -> dict[str, Any]:
         "split": split,
         "models": Table(header, lines),
         "figures": {
-            f"{split} AUC, mean and deviation over seeds": figures.deviations(rows, f"{split}_auc"),
-            f"{split} logloss, mean and deviation over seeds": figures.deviations(rows, f"{split}_logloss"),
+            f"{split} {title}, mean and deviation over seeds": figures.deviations(rows, f"{split}_{name}")
+            for title, name in (("AUC", "auc"), ("logloss", "logloss"))
+            if f"{split}_{name}" in metrics
         },
         "compared": Table(columns, compared) if compared else None,
     }

@@ -76,9 +76,13 @@ def _subtitle(run: RunFiles) -> str:
     streams = " and ".join(str(model.get(side, {}).get("kind", "?")) for side in ("easy", "hard"))
     return (
         f"{streams} streams, {training.get('optimizer', {}).get('kind', '?')} lane, "
-        f"{training.get('num_workers', '?')} workers on {training.get('device', '?')}, "
+        f"{_workers(training.get('num_workers', '?'))} workers on {training.get('device', '?')}, "
         f"batches of {shown(training.get('global_batch_size'))} rows; dataset {run.dataset_path or 'unknown'}"
     )
+
+
+def _workers(given: Any) -> str:
+    return " to ".join(map(str, given)) if isinstance(given, list) else str(given)
 
 
 def _numbers(run: RunFiles) -> dict[str, Any]:
@@ -141,6 +145,10 @@ def _training_figures(run: RunFiles) -> Figures | None:
     found = {"Loss": figures.loss_curve(run.progress, run.checks)}
     if run.checks:
         found["Validation metrics"] = figures.metric_curves(run.checks)
+    if run.windows:
+        windows = figures.thinned(run.windows)
+        found["Training rows before they are trained on"] = figures.metric_curves(windows)
+        found["Training rows before they are trained on: NE and calibration"] = figures.ratio_curves(windows)
     return {**found, "Learning rate": figures.learning_rate_curve(run.progress)}
 
 

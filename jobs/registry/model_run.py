@@ -1,19 +1,16 @@
-"""MLflow run of a version: record its files, metrics and parameters, in batches of MLflow's limits."""
+"""MLflow run of a version: record its files, metrics and parameters."""
 
 import contextlib
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from jobs.cli.mlflow_client import log_values
 from jobs.registry.store import RegistryError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-PARAMS_A_CALL, METRICS_A_CALL = 100, 1000
-"""Batch sizes: parameters and metrics that MLflow accepts in one call."""
 
 
 def open_experiment(client: "MlflowClient", name: str, location: str | None, place: str) -> str:
@@ -59,7 +56,7 @@ def log_run(
     """Record a run with files (path in the run -> local path), metrics and parameters; return its id."""
     run_id = client.create_run(experiment_id, run_name=name).info.run_id
     try:
-        _log_values(client, run_id, dict(_flat(params or {})), metrics or {})
+        log_values(client, run_id, params or {}, ((name, value, 0) for name, value in (metrics or {}).items()))
         for target, path in files.items():
             client.log_artifact(run_id, str(path), str(PurePosixPath(target).parent))
     except BaseException:
@@ -68,25 +65,3 @@ def log_run(
         raise
     client.set_terminated(run_id, "FINISHED")
     return run_id
-
-
-def _log_values(
-    client: "MlflowClient", run_id: str, params: Mapping[str, Any], metrics: Mapping[str, float | None]
-) -> None:
-    from mlflow.entities import Metric, Param
-
-    now = int(time.time() * 1000)
-    values = [Metric(name, float(value), now, 0) for name, value in metrics.items() if value is not None]
-    for start in range(0, len(values), METRICS_A_CALL):
-        client.log_batch(run_id, metrics=values[start : start + METRICS_A_CALL])
-    texts = [Param(name, str(value)) for name, value in params.items()]
-    for start in range(0, len(texts), PARAMS_A_CALL):
-        client.log_batch(run_id, params=texts[start : start + PARAMS_A_CALL])
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

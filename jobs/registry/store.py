@@ -1,21 +1,18 @@
-"""Store of a registry: MLflow's database in a folder, or its server; locks between processes; one-sentence errors.
-
-MLflow is imported lazily here alone, with its telemetry and output switched off.
-"""
+"""Store of a registry: MLflow's database in a folder, or its server; locks between processes; one-sentence errors."""
 
 import contextlib
-import os
 import re
+import shlex
 import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from features.disk.atomic import replacing
 from features.disk.lock import lock
+from jobs.cli.mlflow_client import import_mlflow
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -74,26 +71,13 @@ def reach(uri: str) -> "MlflowClient":
         return client
 
 
-def _mlflow() -> ModuleType:
-    """Import MLflow, which takes 3 s, after setting the environment variables that switch off telemetry and output."""
-    os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # its errors are raised too
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    # A server that does not answer is given up after half a minute, not after four.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
-    import mlflow
-
-    return mlflow
-
-
 def _connect(uri: str) -> "MlflowClient":
-    return _mlflow().MlflowClient(tracking_uri=uri, registry_uri=uri)
+    return import_mlflow().MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def _create(database: Path) -> None:
     """Make MLflow's tables, which takes seconds; the file appears atomically when all of them are there."""
-    _mlflow()
+    import_mlflow()
     import sqlalchemy
     from mlflow.store.db.utils import _initialize_tables
 
@@ -144,7 +128,7 @@ def lock_registry(path: Path, patience: float | None = None) -> contextlib.Abstr
 @contextlib.contextmanager
 def explained(place: str) -> Iterator[None]:
     """Turn errors of MLflow into a ``RegistryError`` of one sentence."""
-    mlflow = _mlflow()
+    mlflow = import_mlflow()
     from requests import RequestException
 
     try:
@@ -157,7 +141,28 @@ def _reason(place: str, error: str) -> str:
     if "database is locked" in error:
         return f"{place} is locked by another program: try again when that has finished"
     if "out-of-date database schema" in error:
-        return f"{place} was made by another MLflow: mlflow db upgrade sqlite:///{place}/{DATABASE_NAME} brings it here"
+        return _schema_reason(place, error)
     if "Max retries exceeded" in error:
         return f"{place} cannot be reached: is the server running there?"
     return f"{place}: {error.splitlines()[0] if error else 'MLflow gives no reason'}"
+
+
+def _schema_reason(place: str, error: str) -> str:
+    """Explain a schema of another version of MLflow: an older one can be upgraded, a newer one cannot be read."""
+    mlflow = import_mlflow()
+    from alembic.script import ScriptDirectory
+    from alembic.util import CommandError
+
+    found = re.search(r"found version (\w+)", error)
+    try:
+        migrations = ScriptDirectory(str(Path(mlflow.__path__[0]) / "store" / "db_migrations"))
+        is_older = found is not None and migrations.get_revision(found[1]) is not None
+    except CommandError:
+        is_older = False
+    if is_older:
+        url = shlex.quote(f"sqlite:///{place}/{DATABASE_NAME}")
+        return f"{place} was made by an older MLflow: python -m mlflow db upgrade {url} brings it here"
+    return (
+        f"{place} was made by a newer MLflow than {mlflow.__version__}, which is installed: install that version "
+        "(pip install --upgrade mlflow-skinny), or choose another registry"
+    )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.cli.conventions import EXIT_DATA, TOKEN
 from jobs.cli.errors import ConfigError
 from jobs.cli.logging import is_json
-from jobs.launch.loopback import LOOPBACK, loopback_settings
+from jobs.launch.connection import connect, has_own_cluster
 from jobs.registry.found_artifact import MODELS, FollowedVersion, FoundArtifact, find_artifact, open_registry
 from jobs.serving.score_request import RequestLimits
 
@@ -100,21 +100,12 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
 @contextmanager
 def _ray(num_replicas: int) -> Iterator[None]:
     """Run Ray Serve without its own HTTP proxy, on a local cluster or the one of RAY_ADDRESS."""
-    is_own = "RAY_ADDRESS" not in os.environ
-    if is_own:
-        os.environ.update(loopback_settings())
     for name in _OFF:
         os.environ.setdefault(name, "0")
+    connect(2 * num_replicas + 1)  # two versions stand side by side during a promotion; these are numbers and not cores
     import ray
     from ray import serve
 
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if is_own:
-        # Two versions stand side by side during a promotion; these are numbers and not cores.
-        cores = 2 * num_replicas + 1
-        ray.init(address="local", num_cpus=cores, include_dashboard=False, _node_ip_address=LOOPBACK, **quiet)
-    else:
-        ray.init(**quiet)
     try:
         logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
         serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})
@@ -170,7 +161,7 @@ def _service_config(arguments: argparse.Namespace) -> "ServiceConfig":
         batch_rows=max(arguments.max_rows, SCORER_BATCH_ROWS),
         seconds=arguments.timeout,
         poll_seconds=arguments.poll,
-        on_loopback="RAY_ADDRESS" not in os.environ,
+        on_loopback=has_own_cluster(),
     )
 
 

@@ -93,6 +93,12 @@ def steps_done(ledger: Path) -> int:
     return book.read_text(encoding="utf-8").count('"rows"') if book and book.exists() else 0
 
 
+def world_sizes(ledger: Path) -> list[int]:
+    """Number of workers of each attempt, oldest first; 0: none has done a step yet."""
+    attempts = sorted(ledger.glob("*"))
+    return [sum('"rows"' in book.read_text(encoding="utf-8") for book in attempt.iterdir()) for attempt in attempts]
+
+
 def rows_of(ledger: Path, step: int) -> Counter[int]:
     """How often each row went into the weights of the checkpoint of ``step``."""
     saved: dict[int, Counter[int]] = {}

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from tests.chaos.data import MIB, expect, small_disk
 from tests.chaos.driver import EPOCH_STEPS, EPOCHS, SAVE_STEPS, TOLERANCE, Driver, Training, is_worker
-from tests.chaos.ledger import PAUSE, SLOW_SAVE
+from tests.chaos.ledger import LEDGER, PAUSE, SLOW_SAVE, world_sizes
 from tests.chaos.outcome import Outcome
+from tests.stand_ins.running_cluster import running_cluster
 from tests.stand_ins.tiny_dataset import write_tiny_dataset
 
 SLOW = {SLOW_SAVE: str(2 * SAVE_STEPS)}
@@ -143,6 +144,24 @@ def change_world_size(folder: Path, seed: int) -> Outcome:
     return training.outcome(undisturbed(folder, seed), TOLERANCE)
 
 
+def lose_and_add_node(folder: Path, seed: int) -> Outcome:
+    """An elastic training loses one of two nodes and goes on with one worker; the node comes back, and so do two."""
+    training, slow = Training(folder, seed), {LEDGER: str(folder / "ledger"), PAUSE: "0.8"}
+    with running_cluster(1, settings=slow) as cluster:
+        cluster.add_node()
+        elastic = ("training.num_workers=[1, 2]", "training.resize_seconds=5", "training.stall_seconds=60")
+        ray = {**cluster.environment, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"}
+        driver = training.start(*elastic, environment=ray)
+        driver.wait_for_step(SAVE_STEPS + 3 + seed % 5)
+        expect(world_sizes(training.ledger) == [2], "did not begin with two workers")
+        cluster.lose_node()
+        driver.wait_for(lambda: world_sizes(training.ledger)[-1] == 1, "group of one worker")
+        cluster.add_node()
+        driver.wait_for(lambda: world_sizes(training.ledger)[-1] == 2, "group of two workers again")
+        driver.expect(0)
+    return training.outcome(undisturbed(folder, seed), TOLERANCE)
+
+
 def change_schema(folder: Path, seed: int) -> Outcome:
     """A run does not go on on a dataset of another schema, and goes on on its own."""
     training = _unfinished(folder, seed)
@@ -204,6 +223,7 @@ CASES: dict[str, Callable[[Path, int], Outcome]] = {
     "worker-hung": partial(_alone, hang_worker),
     "two-trainings": partial(_alone, train_twice_at_once),
     "other-world-size": partial(_alone, change_world_size),
+    "node-lost-and-back": partial(_alone, lose_and_add_node),
     "other-schema": partial(_alone, change_schema),
     "newer-format": partial(_alone, meet_newer_format),
 }

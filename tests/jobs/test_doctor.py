@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,23 @@ def test_every_package_asked_for_is_locked_in_both_lanes():
         assert not missing
     assert installed.locked_versions("cpu")["torch"] == installed.locked_versions("cuda")["torch"]
     assert not [name for name in installed.locked_versions("cpu") if name.startswith(("nvidia-", "triton"))]
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "found"),
+    [
+        ("short", "ok", ""),
+        ("a" * 90, "warning", "where Ray cannot work"),
+        ("ü", "warning", "where Ray cannot work"),
+        ("not-there", "warning", "cannot be used"),
+    ],
+)
+def test_a_temporary_folder_that_will_not_do(name: str, status: str, found: str):
+    with tempfile.TemporaryDirectory(dir="/tmp") as parent:
+        folder = Path(parent) / name
+        if name != "not-there":
+            folder.mkdir()
+        done = run_doctor("--quick", "--json", f"{parent}/doctor.json", TMPDIR=str(folder))
+        (finding,) = (f for f in json.loads(Path(parent, "doctor.json").read_text()) if f["name"] == "TMPDIR")
+    assert finding["status"] == status and found in finding["found"]
+    assert done.returncode == 0 and ("set TMPDIR to a short folder" in done.stdout) == (status != "ok")

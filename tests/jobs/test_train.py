@@ -1,5 +1,6 @@
 """jobs.train as a user runs it: real Ray, a killed worker, resume, and what it refuses."""
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -8,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import pytest
@@ -19,6 +22,7 @@ from jobs import train
 from jobs.cli.config import load_config
 from jobs.launch import run_guard, worker
 from tests.ranks import on_two_ranks
+from tests.stand_ins.running_cluster import running_cluster
 from tests.stand_ins.tiny_dataset import TINY_FEATURES
 from training.fit.run import Run, train_rank
 from training.sharding import checkpoint
@@ -48,6 +52,7 @@ easy.hidden_units = [8]
 hard.hidden_units = [16, 8]
 """
 ROOT = Path(__file__).parents[2]
+T = TypeVar("T")
 
 
 def write_config(folder: Path, dataset: Path, num_workers: int = 1) -> Path:
@@ -68,16 +73,28 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_best(Run(run))[0].state_dict()
 
 
+def begin(config: Path, run: Path, *more: str, **environment: str) -> subprocess.Popen[str]:
+    """A training that is starting."""
+    words, pipe = command(config, run, *more), subprocess.PIPE
+    return subprocess.Popen(words, cwd=ROOT, env={**os.environ, **environment}, stdout=pipe, stderr=pipe, text=True)
+
+
 def start(config: Path, run: Path, *more: str) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
     """A training that has written its first checkpoint, and its workers."""
-    words = command(config, run, *more)
-    job = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    job = begin(config, run, *more)
     deadline = time.monotonic() + 180
     while not list((run / "checkpoints").glob("step=*")):
         assert job.poll() is None and time.monotonic() < deadline, job.stderr and job.stderr.read()
         time.sleep(0.02)
-    children = psutil.Process(job.pid).children(recursive=True)
-    return job, [p for p in children if any("RayTrainWorker" in word for word in p.cmdline())]
+    return job, workers_of(job)
+
+
+def workers_of(job: subprocess.Popen[str], name: str = "RayTrainWorker") -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process(job.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            found += [process] if any(name in word for word in process.cmdline()) else []
+    return found
 
 
 def killed_in_mid_epoch(config: Path, run: Path, *more: str) -> str:
@@ -140,6 +157,49 @@ def test_sigterm_ends_the_workers_too_and_resume_goes_on(make_dataset, tmp_path:
     shard.write_bytes(shard.read_bytes()[:100])
     code, _, error = run_here(train.main, *here, "--resume", "training.max_epochs=1000")
     assert code == 1 and f"step={newest.step:09d} is damaged" in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_end_before_the_first_checkpoint(make_dataset, tmp_path: Path, number: signal.Signals) -> None:
+    config, run = write_config(tmp_path, make_dataset(train=((800,),) * 4).path), tmp_path / "run"
+    job = begin(config, run, "training.checkpoint.every_steps=1000000", "training.global_batch_size=4")
+    workers, errors = ended_by(job, number, lambda: workers_of(job))
+    assert job.returncode == 128 + number, errors
+    word = "interrupted" if number == signal.SIGINT else "terminated"
+    assert f"error: {word}: there is no checkpoint yet, so --resume starts at the beginning" in errors
+    assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in workers)
+    done = call(config, run, "--resume", "training.max_epochs=1")
+    assert done.returncode == 0, done.stderr
+
+
+def ended_by(job: subprocess.Popen[str], number: signal.Signals, begun: Callable[[], T]) -> tuple[T, str]:
+    """Signal a training once something is so; what that is, and what the training says to stderr."""
+    deadline = time.monotonic() + 300
+    try:
+        while not (found := begun()):
+            assert job.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        job.send_signal(number)
+        return found, job.communicate(timeout=180)[1]
+    finally:
+        job.kill()
+
+
+def test_ctrl_c_ends_a_training_that_waits_for_a_core(make_dataset, tmp_path: Path) -> None:
+    config, run = write_config(tmp_path, make_dataset().path), tmp_path / "run"
+    with running_cluster(1, is_busy=True) as cluster:
+        job = begin(config, run, **cluster.environment)
+        _, errors = ended_by(job, signal.SIGINT, (run / "ray").exists)  # Ray Train's controller has begun
+    assert job.returncode == 130 and "interrupted: there is no checkpoint yet" in errors, errors
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_cuda_without_a_gpu_is_refused_at_the_start(make_dataset, tmp_path: Path) -> None:
+    config, started = write_config(tmp_path, make_dataset().path), time.monotonic()
+    done = call(config, tmp_path / "run", "training.device=cuda")
+    assert done.returncode == 2 and time.monotonic() - started < 240
+    assert "this machine has no GPU that Ray sees: set training.device" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_workers_of_a_killed_program_are_waited_for_or_kept_out(

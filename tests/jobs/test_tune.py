@@ -15,6 +15,7 @@ import pytest
 
 from jobs.cli.config import load_config, read_checked
 from jobs.cli.errors import ConfigError
+from jobs.cli.mlflow_client import import_mlflow
 from jobs.compare.search import Range, Search, sample
 from tests.jobs.test_train import write_config
 
@@ -92,7 +93,9 @@ def test_search(make_dataset, tmp_path: Path) -> None:
     for file in (dataset / "v1" / "test").iterdir():
         file.write_bytes(b"x" * file.stat().st_size)  # whoever reads a test row fails
     path, output, tiny = tmp_path / "search.toml", tmp_path / "found", write_config(tmp_path, dataset)
-    text = SEARCH.format(output=output, config=tiny)
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    tracking = f'overrides = ["training.tracking.tensorboard=true", "training.tracking.mlflow={store}", '
+    text = SEARCH.format(output=output, config=tiny).replace("overrides = [", tracking, 1)
     path.write_text(text)
     done = call(path)
     assert done.returncode == 0, done.stderr
@@ -101,6 +104,11 @@ def test_search(make_dataset, tmp_path: Path) -> None:
 
     found = json.loads((output / "tune.json").read_text())
     twin, fm = found["models"]
+    trials = {f"{stem}-{number:03d}" for stem in ("twin-focus", "fm") for number in (1, 2, 3)}
+    assert {folder.name for folder in (output / "tensorboard").iterdir()} == trials
+    mlflow = import_mlflow().MlflowClient(tracking_uri=store)
+    tracked = mlflow.search_runs([mlflow.get_experiment_by_name("twinfocus").experiment_id])
+    assert {run.info.run_name.split("/")[-1] for run in tracked} == trials
     assert found["budget"]["num_trials"] == twin["trials"] == fm["trials"] == 3
     of = {name: [row for row in found["trials"] if row["model"] == name] for name in ("Twin Focus", "FM")}
     results = {p.stem: json.loads(p.read_text()) for p in (output / "trials").iterdir()}  # and no folder is left

@@ -17,7 +17,7 @@ from jobs.launch.run_guard import prepare_run
 from tests.stand_ins.tiny_dataset import TINY_FEATURES
 from training.config import MLPEncoder, TrainingConfig
 from training.fit.run import Run, train_rank
-from training.from_data import LARGEST_BATCH, LEAST_BATCH, RULES, choose, open_keys, settled, with_chosen
+from training.from_data import LARGEST_BATCH, RULES, WELL_KNOWN, choose, open_keys, settled, with_chosen
 
 MakeDataset = Callable[..., Any]
 
@@ -36,6 +36,16 @@ def with_rows(manifest: DatasetManifest, rows: int, rate: float = 0.25) -> Datas
     return dataclasses.replace(manifest, splits={**manifest.splits, "train": split})
 
 
+def with_ids(manifest: DatasetManifest, num_ids: int) -> DatasetManifest:
+    """The manifest of features that have so many values in all."""
+    train = manifest.splits["train"]
+    first, *others = train.sparse
+    sparse = {name: dataclasses.replace(train.sparse[name], cardinality=0) for name in others}
+    sparse[first] = dataclasses.replace(train.sparse[first], cardinality=num_ids)
+    split = dataclasses.replace(train, sparse=sparse)
+    return dataclasses.replace(manifest, splits={**manifest.splits, "train": split})
+
+
 def test_nothing_set_leaves_every_rule_open() -> None:
     assert open_keys({}) == tuple(RULES)
     assert config_of(Path("d")).training.from_data == tuple(RULES)
@@ -47,9 +57,8 @@ def test_nothing_set_leaves_every_rule_open() -> None:
         ({"global_batch_size": 64}, {"global_batch_size"}),
         ({"model": {"base_logit": 0.0}}, {"model.base_logit"}),
         ({"model": {"embedding_dim": 8}}, {"model.easy", "model.hard"}),
-        ({"optimizer": {"embedding_l2": 0.0}}, {"optimizer.embedding_l2"}),
-        ({"optimizer": {"kind": "dense"}}, {key for key in RULES if key.startswith("optimizer.")}),
-        ({"schedule": {"patience": 1}}, {"schedule.patience"}),
+        ({"optimizer": {"embedding_l2": 0.0}}, {"optimizer"}),
+        ({"schedule": {"patience": 1}, "evaluation": {}}, {"schedule", "evaluation"}),
         ({"monitor": {"auc": 1.0}, "seed": 3}, {"monitor"}),
     ],
 )
@@ -77,16 +86,36 @@ def test_a_saved_config_of_an_earlier_version_leaves_nothing_open() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 40, 7_000, 100_000, 390_120, 10**9])
-def test_batches(make_dataset: MakeDataset, rows: int) -> None:
-    manifest = with_rows(make_dataset().manifest, rows)
-    size = settled(config_of(Path("d")).training, manifest).global_batch_size
-    assert LEAST_BATCH <= size <= LARGEST_BATCH
-    assert size in (LEAST_BATCH, LARGEST_BATCH) or 200 <= rows / size < 400
+@pytest.mark.parametrize("num_ids", [10, 100_000])
+def test_batches(make_dataset: MakeDataset, rows: int, num_ids: int) -> None:
+    manifest = with_ids(with_rows(make_dataset().manifest, rows), num_ids)
+    config = settled(config_of(Path("d")).training, manifest)
+    least, steps = (512, 50) if config.optimizer.kind == "dense" else (256, 200)
+    assert least <= config.global_batch_size <= LARGEST_BATCH
+    assert config.global_batch_size in (least, LARGEST_BATCH) or steps <= rows / config.global_batch_size < 2 * steps
 
 
 def test_batches_are_shared_out_among_streams(make_dataset: MakeDataset) -> None:
     config = config_of(Path("d"), reader={"num_streams": 3}, evaluation_batch_size=300).training
-    assert settled(config, make_dataset().manifest).global_batch_size == 258
+    assert settled(config, make_dataset().manifest).global_batch_size % 3 == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "num_ids", "kind"),
+    [
+        (202_027, 5_382, "dense"),
+        (70_000, 25_000, "fused"),
+        (1_000, round(1_000 / WELL_KNOWN), "dense"),
+        (1_000, round(1_000 / WELL_KNOWN) + 1, "fused"),
+        (10**9, 10**7, "fused"),  # well known, but too many for a pass over all of them a step
+    ],
+)
+def test_how_well_ids_are_known_decides(make_dataset: MakeDataset, rows: int, num_ids: int, kind: str) -> None:
+    manifest = with_ids(with_rows(make_dataset().manifest, rows), num_ids)
+    config = settled(config_of(Path("d")).training, manifest)
+    assert isinstance(config.model.hard, MLPEncoder)
+    assert (config.optimizer.kind, config.model.hard.batch_norm) == (kind, kind == "dense")
+    assert bool(config.optimizer.embedding_l2) == (rows < 10**9)
 
 
 @pytest.mark.parametrize("rate", [0.0023, 0.57])
@@ -125,7 +154,7 @@ def test_a_run_keeps_what_it_began_with(make_dataset: MakeDataset, tmp_path: Pat
     chosen = {entry["key"]: entry for entry in run.read("chosen.json")}
     assert "max_epochs" not in chosen and "rows" in chosen["global_batch_size"]["reason"]
     assert begun.training.from_data == () and run.config() == begun.training
-    assert isinstance(begun.training.model.hard, MLPEncoder) and not begun.training.model.hard.batch_norm
+    assert isinstance(begun.training.model.hard, MLPEncoder) and begun.training.model.hard.hidden_units[0] > 8
     train_rank(run, begun.training, schema=begun.features)
 
     saved = run.read("config.json")

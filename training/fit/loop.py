@@ -21,10 +21,11 @@ from training.data.reader import Reader
 from training.fit.allocator import return_unused_pages
 from training.fit.pauses import PausedBatches, from_first_rank, next_evaluation
 from training.fit.regularization import EmbeddingL2
-from training.fit.schedule import Plateau, lower, monitor_value
+from training.fit.schedule import Plateau, is_constant, lower, monitor_value, rate_factor
 from training.fit.scoring import score_all
 from training.fit.step import Step, matmul_precision, step_seed
 from training.fit.step_times import StepTimes
+from training.fit.window import TrainingWindow
 from training.judge.calibration import Calibration
 from training.judge.metrics import evaluate
 from training.judge.scores import DivergedError
@@ -51,6 +52,7 @@ class Progress:
         step: optimizer steps in all.
         rows: real rows in all, over every rank.
         loss_sum: sum over the epoch's steps of the step loss.
+        learning_rates: rates of the model's parts as the plateau rule left them, without warm-up and decay.
         best_step: step of the checkpoint that is shipped as of now. Where the time ran out inside an epoch, this may be
             a step that ``schedule`` knows nothing of, so that the run can go on as if it had not ended.
         evaluated_at: the run's seconds at its last evaluation.
@@ -117,13 +119,14 @@ class Training:
     def __post_init__(self) -> None:
         self.times = StepTimes(self.parallel.model, self.device)
         self.fetch_interval = CUDA_FETCH_INTERVAL if self.device.type == "cuda" else 1
+        self.has_schedule = not is_constant(self.config.schedule)
         self.reads_clock = self.config.max_minutes is not None or self.config.evaluation.every_minutes is not None
 
 
 def train(training: Training, progress: Progress, step: Step) -> Iterator[Event]:
     """Train from ``progress`` to the end; ``step`` is what ``make_step`` made.
 
-    Yields evaluation and checkpoint events on every rank alike, and progress events by each rank's own clock.
+    Yields evaluation, window and checkpoint events on every rank alike, and progress events by each rank's own clock.
 
     Raises:
         ReaderError: a row is missing, double or damaged.
@@ -132,6 +135,8 @@ def train(training: Training, progress: Progress, step: Step) -> Iterator[Event]
     config, parallel = training.config, training.parallel
     if progress.learning_rates:
         parallel.learning_rates = progress.learning_rates
+    progress.learning_rates = parallel.learning_rates
+    _set_rates(training, progress)
     if not progress.is_over(config):
         progress.best_step = progress.schedule.best_step
     while not progress.is_over(config):
@@ -154,7 +159,19 @@ def make_step(training: Training) -> Step:
     if isinstance(optimizer, FusedOptimizer) and optimizer.embedding_l2:
         batches = (batch.to(training.device) for batch in training.train_reader.batches(epoch=0))
         looked_up_l2 = EmbeddingL2(embedding_of(parallel.model), batches, optimizer.embedding_l2)
-    return Step(parallel, training.config, training.device, training.times, looked_up_l2)
+    return Step(parallel, training.config, training.device, training.times, looked_up_l2, _make_window(training))
+
+
+def _make_window(training: Training) -> TrainingWindow | None:
+    rows, batch_size = training.config.window_rows, training.config.global_batch_size
+    return None if rows is None else TrainingWindow(-(-rows // batch_size), training.device)
+
+
+def _set_rates(training: Training, progress: Progress) -> None:
+    """Set the rates of the next step: what the plateau rule left of them, times the factor of warm-up and decay."""
+    config, reader = training.config, training.train_reader
+    factor = rate_factor(config.schedule, progress.step, reader.num_steps, config.max_epochs)
+    training.parallel.learning_rates = [rate * factor for rate in progress.learning_rates]
 
 
 def _train_epoch(training: Training, progress: Progress, step: Step) -> Iterator[Event]:
@@ -194,11 +211,15 @@ def _train_to_pause(
             is_last = progress.step_in_epoch == training.train_reader.num_steps
             is_saved = progress.step % config.checkpoint.every_steps == 0
             is_at_pause = progress.step_in_epoch == batches.pause
-            is_fetched = is_at_pause or is_saved or progress.step_in_epoch % training.fetch_interval == 0
+            is_window_full = step.window is not None and (is_last or progress.step % step.window.num_steps == 0)
+            is_due = is_at_pause or is_saved or is_window_full
+            is_fetched = is_due or progress.step_in_epoch % training.fetch_interval == 0
             value = _fetch(loss, sums, progress) if is_fetched else None
             if value is not None and _is_time(training, progress, time.perf_counter() - started):
                 batches.pause = min(batches.pause, progress.step_in_epoch + step.batches_ahead)
                 is_at_pause = progress.step_in_epoch == batches.pause
+            if step.window is not None and is_window_full:
+                yield _window_event(step.window, progress, progress.seconds["train"] + time.perf_counter() - started)
             times.mark("other")
             now = time.perf_counter()
             if value is not None and (now - shown >= PROGRESS_SECONDS or is_last):
@@ -210,6 +231,8 @@ def _train_to_pause(
                 yield _save(training, progress)
                 started = shown = time.perf_counter()
                 parallel.model.train()
+            if training.has_schedule:
+                _set_rates(training, progress)
             times.start()
     times.stop()
     progress.seconds["train"] += time.perf_counter() - started
@@ -282,6 +305,16 @@ def _progress_event(
     }
 
 
+def _window_event(window: TrainingWindow, progress: Progress, seconds: float) -> Event:
+    return {
+        "event": "window",
+        "epoch": progress.epoch,
+        "step": progress.step,
+        **window.take(),
+        "seconds": seconds,
+    }
+
+
 def _evaluate(training: Training, reader: Reader, progress: Progress, *, is_extra: bool = False) -> Event:
     """Evaluate on validation, and lower the rates where that is not the best.
 
@@ -311,8 +344,8 @@ def _evaluate(training: Training, reader: Reader, progress: Progress, *, is_extr
         **({"is_extra": True} if is_extra else {}),
     }
     if not is_best and not is_extra:
-        parallel.learning_rates = [lower(rate, config.schedule) for rate in parallel.learning_rates]
-    progress.learning_rates = parallel.learning_rates
+        progress.learning_rates = [lower(rate, config.schedule) for rate in progress.learning_rates]
+        _set_rates(training, progress)
     progress.seconds["evaluate"] += time.perf_counter() - started
     _agree(training, progress)
     progress.evaluated_at = sum(progress.seconds.values())

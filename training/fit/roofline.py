@@ -14,6 +14,8 @@ SECONDS = 0.05
 """Seconds of each measurement."""
 COPIED = 64 << 20
 """Bytes that the measurement of memory copies at a time."""
+LEAST_WIDTH = 512
+"""Least rows and columns of the matrices that are multiplied: smaller ones do not show what the machine can do."""
 LOOKUP_PASSES, UPDATE_PASSES, ADAM_PASSES = 2, 3, 7
 """Reads and writes of a number. Look-up: row, pooled vector. Update of a row: gradient, row twice. Adam on a replicated
 weight: weight, gradient and two moments are read, all but the gradient written."""
@@ -24,7 +26,8 @@ class Limits:
     """Peak rates of one rank while the others wait.
 
     Attributes:
-        flops: products and sums a second, of a square layer as wide as the network's widest, at a rank's batch size.
+        flops: products and sums a second of a square layer, as wide as the network's widest and ``LEAST_WIDTH`` at
+            least, at a rank's batch size.
         bytes_per_second: bytes read and written a second, copying memory.
     """
 
@@ -39,6 +42,7 @@ def measure_limits(rows: int, width: int, config: TrainingConfig, device: torch.
         rows: rows of a rank's part of a batch.
         width: width of the network's widest layer.
     """
+    rows, width = max(rows, LEAST_WIDTH), max(width, LEAST_WIDTH)
     dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
     left, right = (torch.ones(size, width, device=device, dtype=dtype) for size in (rows, width))
     source = torch.ones(COPIED, device=device, dtype=torch.uint8)
@@ -52,7 +56,10 @@ def measure_limits(rows: int, width: int, config: TrainingConfig, device: torch.
 def shares_of_limits(
     limits: Limits, model: CTRModel, rows: float, ids: Mapping[str, float], seconds: Mapping[str, float]
 ) -> dict[str, float]:
-    """Compute each part's least time by the roofline over its measured time; parts that took no time are left out.
+    """Compute each part's least time by the roofline over its measured time.
+
+    Left out are parts that took no time, and parts that were faster than the roofline: of these it tells nothing, for
+    their bytes stayed in the processor's caches, or others used the machine while it was measured.
 
     Args:
         model: trained model; its tables may be sharded.
@@ -70,7 +77,7 @@ def shares_of_limits(
         "optimizer": ADAM_PASSES * FLOAT * net.parameters / bandwidth,
     }
     taken = {**seconds, "dense": seconds["dense forward"] + seconds["dense backward"]}
-    return {part: needed / taken[part] for part, needed in least.items() if taken[part]}
+    return {part: needed / taken[part] for part, needed in least.items() if needed <= taken[part] > 0}
 
 
 def _rate(run: Callable[[], object], device: torch.device) -> float:

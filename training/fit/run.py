@@ -245,7 +245,7 @@ def _shares_of_limits(training: Training, progress: Progress) -> dict[str, float
     if not times.num_batches:
         return {}  # nothing was left to train
     (model,) = (part for part in training.parallel.model.modules() if isinstance(part, CTRModel))
-    width = max(part.out_features for part in model.modules() if isinstance(part, nn.Linear))
+    width = max((part.out_features for part in model.modules() if isinstance(part, nn.Linear)), default=1)
     rows = progress.rows / progress.step / world_size
     seconds = {part: total / times.num_batches for part, total in times.seconds.items()}
     ids = {name: total / times.num_batches for name, total in times.num_ids.items()}

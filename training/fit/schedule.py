@@ -1,10 +1,11 @@
-"""The plateau rule: which evaluation is best, when the learning rate falls and when training stops."""
+"""Schedules: the plateau rule (which evaluation is best, when training stops), warm-up and decay of the rates."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from training.config import ScheduleConfig
+from training.config import CosineDecay, ExponentialDecay, OneCycleDecay, ScheduleConfig, ScheduleSpan, StepDecay
 
 
 def monitor_value(metrics: dict[str, Any], weights: Mapping[Any, float]) -> float:
@@ -20,6 +21,53 @@ def monitor_value(metrics: dict[str, Any], weights: Mapping[Any, float]) -> floa
             "it needs both labels, and gauc needs features.group_id"
         )
     return sum(weight * metrics[name] for name, weight in weights.items())
+
+
+def is_constant(config: ScheduleConfig) -> bool:
+    """Tell whether the plateau rule alone changes the rates."""
+    return config.warmup is None and config.decay.kind == "none"
+
+
+def rate_factor(config: ScheduleConfig, step: int, epoch_steps: int, max_epochs: int) -> float:
+    """Compute what every learning rate is multiplied by at a step, by warm-up and decay.
+
+    It depends on nothing else, so that a run goes on with the same rates at any world size.
+
+    Args:
+        config: the schedule.
+        step: optimizer steps done before it, since the run's start.
+        epoch_steps: steps of an epoch.
+        max_epochs: epochs of a training that nothing ends earlier.
+    """
+    warmup = 0 if config.warmup is None else _steps(config.warmup, epoch_steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    decay, step, left = config.decay, step - warmup, max(1, max_epochs * epoch_steps - warmup)
+    if isinstance(decay, ExponentialDecay):
+        return decay.factor ** (step / _steps(decay.every, epoch_steps))
+    if isinstance(decay, StepDecay):
+        return decay.factor ** (step // _steps(decay.every, epoch_steps))
+    if isinstance(decay, CosineDecay):
+        length = left if decay.over is None else _steps(decay.over, epoch_steps)
+        return _half_cosine(1.0, decay.final_factor, step / length)
+    if isinstance(decay, OneCycleDecay):
+        length = left if decay.over is None else _steps(decay.over, epoch_steps)
+        top, last = max(1e-9, decay.rise * length - 1), max(1, length - 1)  # as torch counts
+        first = 1 / decay.start_divisor
+        if step <= top:
+            return _half_cosine(first, 1.0, step / top)
+        return _half_cosine(1.0, first / decay.final_divisor, (step - top) / max(1e-9, last - top))
+    return 1.0
+
+
+def _steps(span: ScheduleSpan, epoch_steps: int) -> int:
+    """Count the steps of a span, at least one."""
+    return span.steps if span.steps is not None else max(1, round((span.epochs or 0) * epoch_steps))
+
+
+def _half_cosine(start: float, end: float, share: float) -> float:
+    """Go from ``start`` to ``end`` along half a cosine; share 1 and more is the end."""
+    return end + (start - end) * (1 + math.cos(math.pi * min(1.0, share))) / 2
 
 
 def lower(learning_rate: float, config: ScheduleConfig) -> float:

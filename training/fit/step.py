@@ -20,6 +20,7 @@ from training.data.batch import Batch
 from training.data.prefetch import prefetch
 from training.fit.regularization import EmbeddingL2
 from training.fit.step_times import StepTimes
+from training.fit.window import TrainingWindow
 from training.model.objective import OBJECTIVES
 from training.sharding.parallelize import ParallelModel
 from training.sharding.tables import LookUp
@@ -49,6 +50,7 @@ class Step:
 
     Attributes:
         looked_up_l2: watches the model's embedding; None: looked-up rows are not regularised.
+        window: takes in the rows of each step before it is trained with them; None: they are not measured.
     """
 
     parallel: ParallelModel
@@ -56,6 +58,7 @@ class Step:
     device: torch.device
     times: StepTimes
     looked_up_l2: EmbeddingL2 | None = None
+    window: TrainingWindow | None = None
 
     def __post_init__(self) -> None:
         self._objective = OBJECTIVES[self.config.model.objective.kind](self.config.model.objective)
@@ -126,6 +129,8 @@ class Step:
         totals_work = dist.all_reduce(totals, async_op=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             logits = self.parallel.model(batch)
+        if self.window is not None:
+            self.window.add(logits.fused, batch.labels[: batch.num_rows], weights)
         self.times.mark("dense forward")
         _wait(totals_work)
         self.times.mark("reduction")

@@ -19,15 +19,19 @@ from training.plugins import PLUGIN_METRICS, PluginError
 
 PROBABILITY_CLIP = 1e-7
 """Probabilities are kept this far from 0 and 1 in the logloss (FuxiCTR's clip)."""
-_LOGIT_CLIP = float(np.log1p(-PROBABILITY_CLIP) - np.log(PROBABILITY_CLIP))
+LOGIT_CLIP = float(np.log1p(-PROBABILITY_CLIP) - np.log(PROBABILITY_CLIP))
+"""Logit of the highest probability that is left."""
 
 NUM_ROC_POINTS = 500
 NUM_CALIBRATION_BINS = 20
 """Bins of equal weight, by score."""
 NUM_HISTOGRAM_BINS = 50
 
+WINDOW_METRICS = ("auc", "logloss", "ne", "calibration")
+"""Metrics of training rows that are scored before they are trained on (``training.fit.window``)."""
+
 NE_REMARK = "it tells less than the label rate alone"
-"""What a normalised entropy above 1 means."""
+"""Words for a normalised entropy above 1."""
 CALIBRATION_RANGE = (0.8, 1.25)
 """Calibrations that are passed over without a word; chance alone makes them in small validation splits."""
 UNDEFINED = "undefined"
@@ -211,7 +215,7 @@ def row_logloss(logits: Floats, labels: Floats) -> Floats:
 
     Clipping the probability is clipping the logit, and -y log p - (1 - y) log(1 - p) = log(1 + e^z) - y z.
     """
-    clipped = np.clip(logits, -_LOGIT_CLIP, _LOGIT_CLIP)
+    clipped = np.clip(logits, -LOGIT_CLIP, LOGIT_CLIP)
     return np.logaddexp(0, clipped) - labels * clipped
 
 

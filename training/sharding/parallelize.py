@@ -13,45 +13,18 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torchrec.optim
 from torch import nn
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.comm import get_local_size
-from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
-from torchrec.optim.rowwise_adagrad import RowWiseAdagrad as ReplicatedRowWiseAdagrad
+from torchrec.optim.keyed import CombinedOptimizer
 
 from training.config import DenseOptimizer, FusedOptimizer, TrainingConfig
 from training.model.ctr_model import CTRModel
 from training.model.embedding import table_of
+from training.sharding.optimizers import FUSED, PART_KEY, ModelParts
 from training.sharding.table_planner import DATA_PARALLEL, Cluster, Sharder, describe_placement, make_planner
-from training.sharding.tables import (
-    fuse_optimizer,
-    fused_optimizer_of,
-    initialize_tables,
-    placements_of,
-    replicated_tensors,
-    trained_parameters,
-)
+from training.sharding.tables import initialize_tables, placements_of, replicated_tensors, trained_parameters
 from training.sharding.weight_average import WeightAverage
-
-FUSED, DENSE = "fused", "dense"
-"""Names of FBGEMM's and of the dense net's optimizer among the combined ones."""
-
-FUSED_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "rowwise_adagrad": torchrec.optim.RowWiseAdagrad,
-    "adagrad": torchrec.optim.Adagrad,
-    "sgd": torchrec.optim.SGD,
-    "adam": torchrec.optim.Adam,
-}
-"""Optimizers of sharded tables; the classes are markers, as FBGEMM runs the update inside its backward."""
-
-REPLICATED_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "rowwise_adagrad": ReplicatedRowWiseAdagrad,
-    "adagrad": torch.optim.Adagrad,
-    "sgd": torch.optim.SGD,
-}
-"""Optimizers of data-parallel tables, whose gradient is dense: a row that was not looked up does not move."""
-
 
 # TorchRec trips a deprecation notice of torch.fx at every first forward; nobody can act on it.
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
@@ -109,20 +82,21 @@ class ParallelModel:
 
     @property
     def learning_rates(self) -> list[float]:
-        """Return the learning rates of the tables and of the dense net, equal in the dense lane, on every rank alike.
+        """Return the learning rate of each part (``training.sharding.optimizers``), on every rank alike.
 
-        Parameter groups would not do: FBGEMM has one a kernel, so their number differs between ranks and plans.
+        The first is the tables', the last the dense net's. Parameter groups would not do: FBGEMM has one a kernel, so
+        their number differs between ranks and plans.
         """
         return self._learning_rates
 
     @learning_rates.setter
     def learning_rates(self, rates: list[float]) -> None:
-        """Set the rates from a list of any rank and plan: its first is the tables', its last the dense net's."""
-        self._learning_rates = [rates[0], rates[-1]]
-        for name, optimizer in self.optimizer.optimizers:
+        """Set the rates from a list of any rank; of a model of two parts, earlier versions wrote one for each group."""
+        self._learning_rates = [rates[0], rates[-1]] if len(self._learning_rates) == 2 else list(rates)
+        for _, optimizer in self.optimizer.optimizers:
             groups: list[Any] = list(optimizer.param_groups)
             for group in groups:
-                group["lr"] = self._learning_rates[name == DENSE]
+                group["lr"] = self._learning_rates[group[PART_KEY]]
         # FBGEMM's kernels are told here, and read it in their forward: told after it, they would be a step late.
         self.optimizer.zero_grad()
 
@@ -144,25 +118,23 @@ def parallelize(model: CTRModel, config: TrainingConfig, device: torch.device) -
     plan: Any = planner.collective_plan(model, [sharder], dist.group.WORLD)  # pyright: ignore[reportArgumentType]
     tables = {table.name: table for table in model.tables}
     placements = placements_of(plan)
+    parts = ModelParts(lane, model)
     if isinstance(lane, FusedOptimizer):
-        kwargs = _embedding_optimizer_kwargs(lane)
-        sharded = {name for name, place in placements.items() if place.sharding_type != DATA_PARALLEL}
-        fuse_optimizer(model, sharded, FUSED_OPTIMIZERS[lane.embedding_optimizer], kwargs)
+        parts.fuse(model, [name for name, place in placements.items() if place.sharding_type != DATA_PARALLEL])
     wrapped = DistributedModelParallel(model, device=device, plan=plan, sharders=[sharder])  # pyright: ignore
 
     initialize_tables(wrapped, tables)
     parameters = trained_parameters(wrapped)
-    table_parameters = {n: p for n, p in parameters.items() if table_of(n)}
     is_dense_lane = isinstance(lane, DenseOptimizer)
     embedding_names = set(model.embedding_parameter_names())
     return ParallelModel(
         model=wrapped,
-        optimizer=_make_optimizer(wrapped, parameters, table_parameters, lane),
+        optimizer=parts.make_optimizer(wrapped, parameters),
         average=WeightAverage(replicated_tensors(wrapped), config.ema_decay) if config.ema_decay else None,
         plan=[describe_placement(tables[name], placement) for name, placement in placements.items()],
         _embedding_parameters=[p for n, p in parameters.items() if n in embedding_names],
-        _clipped_parameters=[p for n, p in parameters.items() if is_dense_lane or n not in table_parameters],
-        _learning_rates=[lane.learning_rate if is_dense_lane else lane.embedding_learning_rate, lane.learning_rate],
+        _clipped_parameters=[p for n, p in parameters.items() if is_dense_lane or not table_of(n)],
+        _learning_rates=[part.learning_rate for part in parts.parts],
     )
 
 
@@ -190,32 +162,3 @@ def _cluster(device: torch.device) -> Cluster:
     memory = torch.cuda.get_device_properties(device).total_memory
     host_memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks_per_host
     return Cluster("cuda", world_size, ranks_per_host, memory, host_memory)
-
-
-def _embedding_optimizer_kwargs(lane: FusedOptimizer) -> dict[str, Any]:
-    kwargs: dict[str, Any] = {"lr": lane.embedding_learning_rate}
-    if lane.embedding_optimizer != "sgd":
-        kwargs["eps"] = lane.epsilon
-    return kwargs
-
-
-def _make_optimizer(
-    wrapped: DistributedModelParallel,
-    parameters: dict[str, nn.Parameter],
-    table_parameters: dict[str, nn.Parameter],
-    lane: FusedOptimizer | DenseOptimizer,
-) -> CombinedOptimizer:
-    """Combine the fused optimizer (if any), that of the fused lane's replicated tables (if any), and Adam."""
-    optimizers: list[tuple[str, KeyedOptimizer]] = []
-    if isinstance(lane, FusedOptimizer):
-        if (fused := fused_optimizer_of(wrapped)) is not None:
-            optimizers.append((FUSED, fused))
-        if table_parameters:
-            kind = REPLICATED_OPTIMIZERS[lane.embedding_optimizer]
-            kwargs = _embedding_optimizer_kwargs(lane)
-            optimizers.append(("tables", KeyedOptimizerWrapper(table_parameters, lambda p: kind(p, **kwargs))))
-            parameters = {n: p for n, p in parameters.items() if n not in table_parameters}
-    adam = KeyedOptimizerWrapper(
-        parameters, lambda p: torch.optim.Adam(p, lr=lane.learning_rate, eps=lane.epsilon, foreach=True)
-    )
-    return CombinedOptimizer([*optimizers, (DENSE, adam)])

@@ -128,14 +128,14 @@ class Cluster:
 def held_bytes(config: TrainingConfig, sharding_type: str, size: Sequence[int], kernel: str = "") -> Bytes:
     """Compute the bytes of ``MEMORY_PARTS``, but for lookups, and ``HOST`` of a shard of ``size`` (rows, columns).
 
-    Row-wise Adagrad keeps a number a row of a shard: of a table cut into columns, a number a row for each cut. A cache
-    has 4 bytes of index a row of the table and 16 of bookkeeping a row of its own; the optimizer's state has none.
+    The optimizer is taken to be that of the tables' optimizers which keeps most. Row-wise Adagrad keeps a number a row
+    of a shard: of a table cut into columns, a number a row for each cut. A cache has 4 bytes of index a row of the
+    table and 16 of bookkeeping a row of its own; the optimizer's state has none.
     """
     rows, columns = size
     weights = 4 * rows * columns
-    lane = config.optimizer
-    kind = lane.embedding_optimizer if isinstance(lane, FusedOptimizer) else "adam"
-    state = {"sgd": 0, "rowwise_adagrad": 4 * rows * bool(columns), "adagrad": weights, "adam": 2 * weights}[kind]
+    states = {"sgd": 0, "rowwise_adagrad": 4 * rows * bool(columns), "adagrad": weights, "adam": 2 * weights}
+    state = max(states[kind] for kind in config.optimizer.table_kinds)
     if kernel == CACHED:
         share = config.sharding.cache_load_factor
         cache = math.ceil(share * weights) + math.ceil(rows * (4 + 16 * share))
@@ -182,7 +182,7 @@ def check_lane(config: TrainingConfig, device: str) -> None:
             "training.sharding.device_memory: tables in host memory with a cache on the GPU exist on CUDA and in the "
             'fused lane only; leave it out, or set training.device = "cuda" and training.optimizer.kind = "fused"'
         )
-    if isinstance(lane, FusedOptimizer) and lane.embedding_optimizer == "adam":
+    if isinstance(lane, FusedOptimizer) and "adam" in lane.table_kinds:
         if device == "cpu":
             raise ValueError(
                 "training.optimizer.embedding_optimizer = adam exists on CUDA only: FBGEMM has no fused Adam on CPU; "

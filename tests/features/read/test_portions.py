@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import random
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -194,5 +195,7 @@ def test_delta_tables_whose_files_alone_would_be_misread(
 
 def test_a_delta_table_without_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "deltalake", None)
-    with pytest.raises(LogError, match=r"library deltalake: pip install 'twinfocus\[delta\]'"):
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    [package] = project["optional-dependencies"]["delta"]
+    with pytest.raises(LogError, match=f"library deltalake: pip install '{package}'"):
         list_delta_files(str(tmp_path))

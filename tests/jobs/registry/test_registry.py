@@ -6,6 +6,8 @@ import functools
 import itertools
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import socket
@@ -417,15 +419,59 @@ def test_what_is_no_registry(tmp_path: Path) -> None:
     (tmp_path / "broken" / DATABASE_NAME).write_bytes(b"no database, but as long as the header of one " * 10)
     with pytest.raises(RegistryError, match="broken: file is not a database"):
         Registry.open(None, tmp_path / "broken")
-    (tmp_path / "old").mkdir()
-    shutil.copy(Path(template().name) / DATABASE_NAME, tmp_path / "old")
-    with contextlib.closing(sqlite3.connect(tmp_path / "old" / DATABASE_NAME)) as connection, connection:
-        connection.execute("UPDATE alembic_version SET version_num = 'another'")
-    with pytest.raises(RegistryError, match=r"was made by another MLflow: mlflow db upgrade sqlite:///"):
-        Registry.open(None, tmp_path / "old")
     for address in ("ftp://127.0.0.1", "http://user:secret@127.0.0.1:5000", "http://"):
         with pytest.raises(RegistryError, match="is no registry"):
             Registry.open(address, tmp_path)
+
+
+def make_older(database: Path) -> str:
+    """Make the database of the MLflow whose tables are one revision older; the revision."""
+    import sqlalchemy
+    from alembic import command
+    from alembic.script import ScriptDirectory
+    from mlflow.store.db.utils import _get_alembic_config
+    from mlflow.store.tracking.dbmodels.initial_models import Base
+
+    url = f"sqlite:///{database}"
+    engine = sqlalchemy.create_engine(url)
+    Base.metadata.create_all(engine)
+    engine.dispose()
+    config = _get_alembic_config(url)
+    (newest,) = ScriptDirectory.from_config(config).get_revisions("heads")
+    command.upgrade(config, newest.down_revision)
+    return newest.down_revision
+
+
+def with_schema(folder: Path, revision: str) -> Path:
+    """A registry with the installed MLflow's tables and the name of another revision."""
+    folder.mkdir()
+    shutil.copy(Path(template().name) / DATABASE_NAME, folder)
+    with contextlib.closing(sqlite3.connect(folder / DATABASE_NAME)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = ?", [revision])
+    return folder
+
+
+def test_a_registry_of_an_older_mlflow_is_upgraded_as_its_error_says(tmp_path: Path) -> None:
+    """MLflow upgrades by itself where tables are missing; where only columns are, the error says how."""
+    revision = make_older(tmp_path / DATABASE_NAME)
+    folder = with_schema(tmp_path / "with a space", revision)
+    with pytest.raises(RegistryError, match="was made by an older MLflow: python -m mlflow db upgrade") as refused:
+        Registry.open(None, folder)
+    (tmp_path / DATABASE_NAME).rename(folder / DATABASE_NAME)
+    words = shlex.split(str(refused.value).partition(": ")[2].removesuffix(" brings it here"))
+    done = subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    look = "import sys; from jobs.registry.registry import Path, Registry; Registry.open(None, Path(sys.argv[1]))"
+    done = subprocess.run([sys.executable, "-c", look, folder], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr  # in another process: this one's MLflow knows the file that was there
+
+
+def test_a_registry_of_a_newer_mlflow_says_so(tmp_path: Path) -> None:
+    import mlflow
+
+    words = f"was made by a newer MLflow than {mlflow.__version__}, which is installed: install that version"
+    with pytest.raises(RegistryError, match=re.escape(words)):
+        Registry.open(None, with_schema(tmp_path / "newer", "0123456789ab"))
 
 
 QUIET = """
