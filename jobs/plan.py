@@ -38,11 +38,12 @@ def main() -> int:
     output = absolute(arguments.output)
     started = time.perf_counter()
 
-    from jobs.forecasts.sharding_plan import describe_plan, plan_cluster, summarise_plan
+    from jobs.forecasts.sharding_plan import as_trained, describe_plan, plan_cluster, summarise_plan
     from jobs.pages.plan_page import render_plan, sentence
     from training.sharding.table_planner import Cluster
 
     cluster = Cluster(arguments.device, size, ranks_per_host, arguments.device_memory, arguments.host_memory)
+    config = as_trained(config)
     plan = plan_cluster(config, cluster, output)
     result, page = summarise_plan(plan, config), output / "plan.html"
     page.write_text(render_plan(result, plan.shards), encoding="utf-8")

@@ -39,12 +39,13 @@ def main() -> int:
         parser.error("--world-sizes must be multiples of --local-world-size")
 
     from jobs.forecasts.scaling_table import as_markdown, load_machine, predict_scaling
+    from jobs.forecasts.sharding_plan import as_trained
 
     machine = load_machine(Path(arguments.machine))
     if arguments.device_memory:
         machine = dataclasses.replace(machine, memory=arguments.device_memory)
     started = time.perf_counter()
-    rows = predict_scaling(config, machine, arguments)
+    rows = predict_scaling(as_trained(config), machine, arguments)
     output = absolute(arguments.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_json(output, {"machine": dataclasses.asdict(machine), "missing": arguments.missing, "predictions": rows})

@@ -1,5 +1,6 @@
 """Sharding plan: the content of plan.json, its text for a terminal, and changes that would fit."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,26 @@ from jobs.cli.config import Config, check_manifest
 from jobs.cli.text_table import text_table
 from training.config import TrainingConfig
 from training.forecast.dry_run import Change, DryRunPlan, PlanError, binary, find_changes, plan_tables
+from training.from_data import settled
 from training.model.ctr_model import CTRModel
 from training.sharding.table_planner import HOST, MEMORY_PARTS, Cluster, batch_size_per_rank
 
 MAX_PRINTED_RANKS = 64
 """Ranks printed at most; plan.json has all of them."""
+
+
+def as_trained(config: Config) -> Config:
+    """Return the config with what it leaves open chosen from its dataset, if that is built, as training would.
+
+    Raises:
+        ValueError: the dataset is of another feature schema, or damaged.
+    """
+    dataset = locate(config.training.dataset)
+    if not (dataset / MANIFEST_NAME).is_file():
+        return config
+    manifest = DatasetManifest.load(dataset)
+    check_manifest(config, manifest)
+    return dataclasses.replace(config, training=settled(config.training, manifest))
 
 
 def plan_cluster(config: Config, cluster: Cluster, output: Path) -> DryRunPlan:
