@@ -511,7 +511,8 @@ def state_of(path: str) -> tuple[int, int]:
         path: ``LogFile.real`` or ``LogFile.absolute``.
 
     Raises:
-        LogError, StorageError: it is not there.
+        LogError, NotInStore: it is not there.
+        StorageError: its store cannot be read.
     """
     if path.startswith(STORE):
         return _object(path).state()

@@ -47,6 +47,10 @@ class StorageError(ValueError):
     """A place cannot be read or written; the message names it and says what to do."""
 
 
+class NotInStore(StorageError):
+    """A store that answers has no such file."""
+
+
 @dataclass(frozen=True)
 class ObjectPath:
     """A file or folder in an object store; where ``pathlib.Path`` has a method of the same name, it means the same."""
@@ -103,11 +107,12 @@ class ObjectPath:
         """Ask for the size of this file in bytes and the time of its last change in Unix nanoseconds.
 
         Raises:
-            StorageError: it is not there or cannot be read.
+            NotInStore: it is not there.
+            StorageError: it cannot be read.
         """
         info = self._insist(lambda: _store().get_file_info(self._path))
         if not info.is_file:
-            raise StorageError(f"{self} is not there")
+            raise NotInStore(f"{self} is not there")
         return info.size, info.mtime_ns
 
     def open(self) -> BinaryIO:
@@ -217,7 +222,7 @@ class ObjectPath:
                 return act()
             except OSError as error:
                 if isinstance(error, FileNotFoundError) and error.filename is None:
-                    raise StorageError(f"{self} is not there") from error
+                    raise NotInStore(f"{self} is not there") from error
                 if error.errno is not None:
                     raise
                 cure = _cure(str(error))

@@ -150,7 +150,10 @@ class RetrainFiles:
         return sorted(self.root.glob("verdicts/[!.]*.json"))
 
     def leftovers(self) -> list[Path]:
-        """List the folders that nobody needs: half a window, half an artifact, partitions that were built again."""
+        """List the folders that nobody needs: half a window, half an artifact, partitions that were built again.
+
+        Not even a rollback to a model of theirs: its run keeps its vocabularies, and its window the rows and the base.
+        """
         again = [path for path in self.build_folders() if path != self.partition(partition_name(path))]
         return [*self.root.glob("windows/.*"), *self.root.glob(f"runs/*/.{ARTIFACT_FOLDER}.*"), *again]
 

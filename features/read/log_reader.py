@@ -134,15 +134,26 @@ class LogReader:
         return joined
 
 
+def places_of_table(lookup: Lookup, file: str) -> list[Path]:
+    """List the places where a lookup's table is looked for, in order; none is in a store, where no table is read.
+
+    Args:
+        lookup: the lookup.
+        file: raw file that it is joined to, ``LogFile.real`` or ``LogFile.absolute``.
+    """
+    path = Path(lookup.path)
+    given = [] if lookup.path.startswith(STORE) else [path.absolute()]
+    return given if file.startswith(STORE) else [*given, Path(file).absolute().parent / path.name]
+
+
 def _find_table(lookup: Lookup, file: str) -> str:
-    places = [Path(lookup.path)]
-    if not file.startswith(STORE):
-        places.append(Path(file).parent / Path(lookup.path).name)
+    places = places_of_table(lookup, file)
     for path in places:
         if path.is_file():
-            return str(path.absolute())
-    beside = f" nor beside the log at {places[1]}" if len(places) > 1 else ""
-    raise LogError(f"lookup {lookup.path!r} (key {lookup.key!r}) is neither there{beside}")
+            return str(path)
+    beside = "" if file.startswith(STORE) else f" nor beside the log at {places[-1]}"
+    cure = ", and a table in a store is not read: copy it to a disk" if lookup.path.startswith(STORE) else ""
+    raise LogError(f"lookup {lookup.path!r} (key {lookup.key!r}) is neither there{beside}{cure}")
 
 
 def wanted_of_features(

@@ -67,18 +67,24 @@ class Candidate:
         try:
             return join(folders, self.window)
         except OtherWindow:
-            for stale in (self.run, self.window):
+            for stale in (self.run, self.window, self.place.compared(self.day)):
                 shutil.rmtree(stale, ignore_errors=True)
             return join(folders, self.window)
 
     @property
     def has_other_features(self) -> bool:
-        """Whether the champion was trained on other features."""
+        """Whether the champion was trained on other features, or on vocabularies that the window does not go on with.
+
+        The latter is so of a champion that a rollback brought back: its features were those of an earlier chain of
+        builds, of which the newest days are gone.
+        """
         if not self.place.rules.other_features or self.champion is None:
             return False
-        return (
-            RunFolder(self.place.run_of(self.champion)).schema().fingerprint != self.place.config.features.fingerprint
-        )
+        run = RunFolder(self.place.run_of(self.champion))
+        schema = run.schema()
+        if schema.fingerprint != self.place.config.features.fingerprint:
+            return True
+        return not DatasetManifest.load(self.window).load_learnt(self.window).extends(run.learnt(schema))
 
     def encode_for_champion(self) -> None:
         """Build the day's rows for a champion of other features, with the vocabularies that it knows."""
@@ -172,6 +178,8 @@ class Candidate:
 
     def register(self, metrics: dict[str, Any]) -> int:
         """Register the artifact and its report as the model's next version; return its number."""
+        from training.fit.run import Run
+
         warm_from = self.champion if self.todo.is_warm else None
         seen = [] if warm_from is None else self.place.trained_on(warm_from)
         trained = sorted({*seen, *self.todo.train})
@@ -182,7 +190,7 @@ class Candidate:
             self.run / ARTIFACT_FOLDER,
             metrics={name: value for name, value in metrics.items() if isinstance(value, int | float)},
             params={
-                "training": dataclasses.asdict(self.place.config.training)["optimizer"],
+                "training": dataclasses.asdict(Run(self.run).config().optimizer),
                 "tested_on": self.day,
             },
             tags={

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from features.disk.dataset import InputFile
+from features.disk.object_store import NotInStore
 from features.log_files import is_readable, state_of
 from features.log_format import LogError
 
@@ -21,7 +22,7 @@ def read_state(path: str) -> InputFile | None:
     """
     try:
         num_bytes, modified = state_of(path)
-    except LogError:
+    except (LogError, NotInStore):  # raw files are deleted when they are old, in a store too
         return None
     return InputFile(path, num_bytes, modified) if is_readable(path) else None
 

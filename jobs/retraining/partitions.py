@@ -8,14 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from features.disk.dataset import MANIFEST_NAME
+from features.disk.dataset import MANIFEST_NAME, DatasetManifest, InputFile
 from features.disk.window import SOURCE_SPLIT, join
 from features.log_format import LogError
 from features.profile.profile import DataProfile, measure, total
 from features.schema import FeatureSchema
+from jobs.cli.config import Config
 from jobs.cli.data_checks_config import DataChecksConfig, RowLimits
 from jobs.cli.errors import ConfigError
 from jobs.retraining.data_checks import CheckResult, Checks, Delivery, check_data, order_partitions
+from jobs.retraining.date_index import times_of
+from jobs.retraining.file_states import describe_files
 from jobs.retraining.raw_partitions import RawPartition, is_late
 from jobs.retraining.retrain_folder import BUILD, UNREADABLE, RetrainFolder
 from jobs.retraining.retry import Steps
@@ -154,6 +157,8 @@ def _build(place: RetrainFolder, name: str, raw: RawPartition, spark: LazySpark)
 def build_compared(place: RetrainFolder, day: str, features: FeatureSchema, base: Path) -> None:
     """Build a day's rows once more, as a champion of other features reads them; unless that is done already.
 
+    They are those of the files that the day was built from, not of what has come since.
+
     Args:
         place: folder of the retraining.
         day: partition that both models are compared on.
@@ -161,17 +166,61 @@ def build_compared(place: RetrainFolder, day: str, features: FeatureSchema, base
         base: dataset that the champion was trained on.
 
     Raises:
-        LogError, DatasetError, LearntError: one sentence about what is wrong with a file or the disk.
+        LogError, DatasetError, LearntError: one sentence about what is wrong with a file or the disk, or the day's
+            files have changed since it was built.
     """
     from jobs.launch.dataset_build import run_build
 
-    output = place.compared(day) / "partition"
-    pipeline = dataclasses.replace(_pipeline(place, place.raw()[day]), output=str(output), base=str(base))
-    config = dataclasses.replace(place.config, features=features, pipeline=pipeline)
-    if not (output / MANIFEST_NAME).exists():
-        with LazySpark(pipeline.spark) as spark:
+    config = config_of_compared(place, day, features, base)
+    output = Path(config.pipeline.output)
+    if not _is_built(output, config, place.manifest(day)):
+        _check_unchanged(place, day)
+        shutil.rmtree(place.compared(day), ignore_errors=True)
+        with LazySpark(config.pipeline.spark) as spark:
             run_build(spark.session, config)
     join({"test": [output]}, place.compared_window(day))  # rows of a training split are read in another order
+
+
+def config_of_compared(place: RetrainFolder, day: str, features: FeatureSchema, base: Path) -> Config:
+    """Make the config of ``build_compared``'s build, of its arguments."""
+    files = dict.fromkeys(place.manifest(day).inputs[SOURCE_SPLIT])
+    raw = RawPartition(files, None if place.rules.partition_by == "path" else times_of(day))
+    output = place.compared(day) / "partition"
+    pipeline = dataclasses.replace(_pipeline(place, raw), output=str(output), base=str(base))
+    return dataclasses.replace(place.config, features=features, pipeline=pipeline)
+
+
+def _is_built(dataset: Path, config: Config, day: DatasetManifest) -> bool:
+    """Tell whether a dataset was built with a config's features and base, of the files that a day was built of."""
+    if not (dataset / MANIFEST_NAME).exists():
+        return False
+    manifest = DatasetManifest.load(dataset)
+    found = (manifest.schema_fingerprint, manifest.config["pipeline"].get("base"), _sources(manifest))
+    return found == (config.features.fingerprint, config.pipeline.base, _sources(day))
+
+
+def _sources(manifest: DatasetManifest) -> tuple[set[str], set[InputFile]]:
+    """Return the raw files of a partition, and the states in which they were read."""
+    files = set(manifest.inputs[SOURCE_SPLIT])
+    return files, {file for file in manifest.input_files if file.path in files}
+
+
+def _check_unchanged(place: RetrainFolder, day: str) -> None:
+    """Check that a built day's raw files are as they were when it was built.
+
+    Raises:
+        LogError: they are not.
+    """
+    words = None
+    if files := place.changed_files().get(day):
+        words = describe_files(files)
+    elif more := place.changed().get(day):
+        words = f"its raw files have changed by {more:+,} rows"
+    if words is not None:
+        raise LogError(
+            f"{day} cannot be read as the champion reads it, which has other features: {words} since it was built; "
+            'restore the files, or set retrain.changed = "rebuild"'
+        )
 
 
 def _stop(place: RetrainFolder, name: str, record: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from features.disk.window import SOURCE_SPLIT
 from features.fingerprint import digest
 from features.log_files import NoMatchError
 from features.log_format import LogError
+from features.read.log_reader import places_of_table
 from jobs.cli.config import Config
 from jobs.cli.errors import ConfigError
 from jobs.cli.retrain_config import RetrainConfig
@@ -128,9 +129,14 @@ class RetrainFolder(RetrainFiles):
         return {name: changes for name, changes in found.items() if changes}
 
     def to_rebuild(self, raw: Mapping[str, RawPartition]) -> tuple[str, ...]:
-        """List the built partitions to build again, in order: changed ones if the config says so, or if stopped."""
-        changed = {*self.changed(), *self.changed_files()}
-        names = changed if self.rules.changed == "rebuild" else changed & {*self.stopped()}
+        """List the built partitions to build again, in order: changed ones if the config says so, or if stopped.
+
+        A stopped one is also built again when files are added to it, whatever ``retrain.late`` says.
+        """
+        changed, sources = {*self.changed(), *self.changed_files()}, self._sources()
+        stopped = {*self.stopped()} & {*sources}
+        names = changed if self.rules.changed == "rebuild" else changed & stopped
+        names |= {name for name in stopped if raw[name].without(sources[name]).files}
         names |= {name for name in self.built()[-self.rules.window :] if not self.has_own_features(name)}
         return tuple(name for name in sorted(names) if raw[name].files)
 
@@ -149,9 +155,9 @@ class RetrainFolder(RetrainFiles):
 
     def seen(self, partition: RawPartition) -> dict[str, Any]:
         """Describe what the build of a partition depends on: the states of its files and lookups, and the config."""
-        lookups = [Path(lookup.path) for lookup in self.config.pipeline.input.lookups]
-        beside = {str(Path(file).parent / path.name) for file in partition.files for path in lookups}
-        paths = {*partition.files, *(str(path.absolute()) for path in lookups), *beside}
+        lookups = self.config.pipeline.input.lookups
+        tables = {str(path) for file in partition.files for one in lookups for path in places_of_table(one, file)}
+        paths = {*partition.files, *tables}
         config = self.config.to_dict()
         sections = {name: config[name] for name in ("features", "pipeline")}
         return {"files": to_values(read_states(sorted(paths))), "config": digest(sections)}
@@ -215,9 +221,13 @@ class RetrainFolder(RetrainFiles):
         return last
 
     def unreadable(self) -> dict[str, str]:
-        """Say why partitions could not be read when they were built last."""
+        """Say why partitions could not be read when they were built last; of built ones, while nothing has changed."""
         records = {path.stem: self.read(path).get(UNREADABLE) for path in self.checks_files()}
-        return {name: record["reason"] for name, record in records.items() if record}
+        reasons, built = {name: record["reason"] for name, record in records.items() if record}, {*self.built()}
+        if not reasons.keys() & built:
+            return reasons
+        same = self.waiting(self.raw())
+        return {name: reason for name, reason in reasons.items() if name in same or name not in built}
 
     def checks(self, name: str) -> dict[str, Any]:
         """Read the checks of a partition."""

@@ -66,7 +66,8 @@ def retrain(place: RetrainFolder, steps: Steps, as_of: str | None) -> Ended:
         steps.do("dates", partial(find_dates, place, files))
     if names := place.look(as_of, steps.do("look", place.champion)).build:
         raw = place.raw()
-        build_partitions(place, {name: raw[name] for name in names}, steps)
+        # The log may have changed since the plan was made: what is not ready any more is built when it is.
+        build_partitions(place, {name: raw[name] for name in names if name in raw}, steps)
     _check_readable(place)
     for name in place.built():
         if not place.is_checked(name):

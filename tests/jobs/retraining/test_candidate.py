@@ -1,16 +1,20 @@
 """A candidate's window is made once, and again when a partition came late; its training is begun, resumed or over."""
 
+import json
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from features.disk.dataset import DatasetManifest
-from features.disk.run_folder import RunFolder
+from features.disk.run_folder import ARTIFACT_FOLDER, LEARNT_NAME, RunFolder
+from features.learnt import Learnt
 from jobs.cli.config import parse_config
+from jobs.registry.model_versions import ModelVersion
 from jobs.retraining.candidate import Candidate
-from jobs.retraining.retrain_folder import RetrainFolder
+from jobs.retraining.retrain_folder import RUN_TAG, RetrainFolder
 from jobs.retraining.todo import Todo
 from tests.stand_ins.tiny_dataset import TINY_FEATURES, write_tiny_dataset
 
@@ -35,8 +39,10 @@ def test_a_window_is_begun_again_when_a_day_came_late(place: RetrainFolder) -> N
     first.run.mkdir(parents=True)
     first.join()
     assert first.run.exists()
+    place.compared(DAYS[2]).mkdir(parents=True)
     second = Candidate(place, Todo((), DAYS[:1], DAYS[2], False, DAYS[1]), DAYS[2], None)
     made = second.join()
+    assert not place.compared(DAYS[2]).exists()
     assert {name: split.num_rows for name, split in made.splits.items()} == {"train": 4, "valid": 5, "test": 6}
     assert DatasetManifest.load(second.window) == made and not second.run.exists()
 
@@ -67,3 +73,35 @@ def test_a_training_is_over_when_all_it_promised_is_there(
     assert not is_resumed(calibration={"step": 8, "scale": 1.0, "offset": 0.0})
     assert not is_resumed(config={"training": {"calibration": {"kind": "none"}}}, calibration=None)
     assert is_resumed(metrics=None) and is_resumed(metrics={})
+
+
+def test_a_champion_with_vocabularies_of_its_own_is_of_other_features(place: RetrainFolder) -> None:
+    """A rollback brings back a champion whose days were built again since, from another base."""
+    champion = ModelVersion("ctr", 1, (), {RUN_TAG: "runs/before"}, "", "")
+    place = replace(place, rules=replace(place.rules, other_features=True))
+    candidate = Candidate(place, Todo((), DAYS[1:2], DAYS[2], True), DAYS[2], champion)
+    candidate.join()
+    before = RunFolder(place.root / "runs" / "before")
+    before.path.mkdir(parents=True)
+    before.write("config.json", {"features": place.config.to_dict()["features"]})
+    for tokens, is_other in ((["mobile"], True), (["mobile", "tablet"], False), (["tablet", "mobile"], True)):
+        Learnt({"device": tokens}).save(before.path / LEARNT_NAME)
+        assert candidate.has_other_features is is_other
+    assert not replace(candidate, champion=None).has_other_features
+    Learnt({"device": ["mobile", "tablet"]}).save(before.path / LEARNT_NAME)
+    before.write("config.json", {"features": {**place.config.to_dict()["features"], "carry": ["more"]}})
+    assert candidate.has_other_features
+
+
+def test_the_registry_gets_the_optimizer_that_the_run_had(place: RetrainFolder) -> None:
+    candidate = Candidate(place, Todo((), DAYS[1:2], DAYS[2], False), DAYS[2], None)
+    (candidate.run / ARTIFACT_FOLDER).mkdir(parents=True)
+    (candidate.run / ARTIFACT_FOLDER / "artifact.json").write_text(json.dumps({"version": 1, "files": {}}))
+    optimizer = {"kind": "dense", "learning_rate": 3e-3}
+    assert place.config.training.optimizer.kind == "fused"
+    RunFolder(candidate.run).write("config.json", {"training": {"dataset": "unused", "optimizer": optimizer}})
+    candidate.register({"auc": 0.7})
+    registry = place.registry()
+    [version] = registry.list("ctr")
+    params = registry.logged(version)[1]
+    assert (params["training.kind"], params["training.learning_rate"]) == ("dense", "0.003")

@@ -11,17 +11,20 @@ from typing import Any
 import pytest
 
 from features.disk.retrain_folder import RETRAIN_FORMAT
-from features.log_format import LogFormat
+from features.log_format import LogError, LogFormat, Lookup
+from features.raw_block import Wanted
+from features.read.log_reader import LogReader
 from features.schema import Timestamp
 from jobs.cli.config import parse_config
 from jobs.cli.errors import ConfigError
 from jobs.retraining.file_states import read_state
-from jobs.retraining.partitions import build_partitions, find_dates
+from jobs.retraining.partitions import build_compared, build_partitions, config_of_compared, find_dates
 from jobs.retraining.raw_partitions import RawPartition
 from jobs.retraining.retrain_folder import RetrainFolder, still_trained_on
-from jobs.retraining.retraining import describe_todo
+from jobs.retraining.retraining import describe_todo, retrain
 from jobs.retraining.retry import Steps
 from pipeline.config import WriteConfig
+from tests.stand_ins.object_store import Bucket
 from tests.stand_ins.tiny_dataset import TINY_FEATURES, write_tiny_dataset
 
 Open = Callable[..., RetrainFolder]
@@ -236,3 +239,102 @@ def test_what_cannot_be_read_waits_until_something_changes(open_folder: Open, tm
     assert place.look(None, None).build == ("20240101", "20240102")
     place.checks_file("20240101").unlink()
     assert place.look(None, None).build == ("20240101", "20240102") and place.unreadable() == {}
+
+
+def test_what_a_store_has_no_more_is_gone(open_folder: Open, bucket: Bucket) -> None:
+    place = open_folder(partitions=f"{bucket.url}/logs/{{date}}.csv", window=1)
+    days = [f"{bucket.url}/logs/{day}.csv" for day in ("20240101", "20240102")]
+    for number, file in enumerate(days):
+        bucket.write(file.removeprefix(f"{bucket.url}/"), b"rows")
+        build_now(place, f"2024010{number + 1}", [file])
+    assert place.changed_files() == {}
+    bucket.direct.delete_file(days[0].removeprefix("s3://"))
+    assert place.changed_files() == {} and place.look(None, None).build == (), "old logs are deleted"
+    bucket.write("logs/20240103.csv", b"rows")
+    bucket.direct.delete_file(days[1].removeprefix("s3://"))
+    assert place.changed_files() == {"20240102": {days[1]: "is gone"}}
+    assert read_state("s3://no-such-bucket-at-all/x.csv") is None
+    pipeline = place.config.pipeline
+    tables = tuple(Lookup(path, "user", LogFormat()) for path in (f"{bucket.url}/users.csv", "users.csv"))
+    joined = dataclasses.replace(pipeline, input=dataclasses.replace(pipeline.input, lookups=tables))
+    place = dataclasses.replace(place, config=dataclasses.replace(place.config, pipeline=joined))
+    assert [*place.seen(RawPartition({days[0]: None}))["files"]] == [str(Path("users.csv").absolute()), days[0]]
+    reader = LogReader(LogFormat(), tables[:1], Wanted(("user",)), place.config.features.values)
+    with pytest.raises(LogError, match="neither there, and a table in a store is not read: copy it to a disk"):
+        reader.find_tables(days[0])
+    with pytest.raises(LogError, match=r"neither there nor beside the log at /logs/users\.csv, and a table in a store"):
+        reader.find_tables("/logs/x.csv")
+
+
+@pytest.mark.parametrize("late", ["ignore", "build"])
+def test_a_stopped_day_is_looked_at_again_when_a_file_is_added(open_folder: Open, tmp_path: Path, late: str) -> None:
+    place, days = open_folder(late=late), log(tmp_path, "20240101-a", "20240102-a")
+    for name, file, word in (("20240101", days[0], "ok"), ("20240102", days[1], "stop")):
+        build_now(place, name, [file])
+        place.write(place.checks_file(name), {"level": word, "results": []})
+    assert place.look(None, None).build == ()
+    log(tmp_path, "20240101-b")
+    [more] = log(tmp_path, "20240102-b")
+    if late == "build":
+        assert place.look(None, None).build == ("20240101+1", "20240102+1"), "they are partitions of their own"
+        return
+    assert place.look(None, None).build == ("20240102",)
+    build_now(place, "20240102", [*place.raw()["20240102"].files])
+    assert more in place.manifest("20240102").inputs["train"] and place.look(None, None).build == ()
+
+
+def test_a_note_goes_when_a_built_day_is_as_it_was(open_folder: Open, tmp_path: Path) -> None:
+    place, [file] = open_folder(changed="rebuild"), log(tmp_path, "20240101-a")
+    build_now(place, "20240101", [file])
+    before = os.stat(file).st_mtime_ns  # noqa: PTH116
+    Path(file).write_text("garbage")
+    record = {"reason": "it is garbage", "seen": json.loads(json.dumps(place.seen(place.raw()["20240101"])))}
+    place.write(place.checks_file("20240101"), {"level": "ok", "results": [], "unreadable": record})
+    assert place.unreadable() == {"20240101": "it is garbage"} and place.look(None, None).build == ()
+    Path(file).write_text("")
+    os.utime(file, ns=(before, before))
+    assert place.look(None, None).build == () and place.unreadable() == {}
+
+
+def test_a_day_that_is_not_ready_any_more_waits(
+    open_folder: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, days = open_folder(min_age_seconds=3_600), log(tmp_path, "20240101-a", "20240102-a")
+    for file in days:
+        os.utime(file, (1, 1))
+    look = RetrainFolder.look
+
+    def look_and_touch(*arguments: Any) -> Any:
+        try:
+            return look(*arguments)
+        finally:
+            for file in days:
+                os.utime(file)
+
+    monkeypatch.setattr(RetrainFolder, "look", look_and_touch)
+    assert retrain(place, Steps(0, 0), None)[0]["verdict"] == "nothing"
+
+
+def test_a_champion_of_other_features_reads_what_the_day_was_built_of(open_folder: Open, tmp_path: Path) -> None:
+    place, files = open_folder(), log(tmp_path, "20240101-a", "20240101-b")
+    build_now(place, "20240101", files)
+    log(tmp_path, "20240101-c")
+    features = dataclasses.replace(place.config.features, carry=("more",))
+    config = config_of_compared(place, "20240101", features, tmp_path / "base")
+    assert (config.features, config.pipeline.input.train, config.pipeline.input.times) == (features, tuple(files), None)
+    by_day = open_folder(partition_by="day", partitions=f"{tmp_path}/logs/*.csv")
+    times = config_of_compared(by_day, "20240101", features, tmp_path / "base").pipeline.input.times
+    assert times is not None and times[1] - times[0] == 86_400
+
+    features, base = place.config.features, str(tmp_path / "base")
+    made = write_tiny_dataset(place.compared("20240101") / "partition", ((4,),), (), ()).manifest
+    pipeline, day = {"pipeline": {"base": base}}, place.manifest("20240101")
+    made = dataclasses.replace(made, inputs=day.inputs, input_files=day.input_files, config=pipeline)
+    made.write(place.compared("20240101") / "partition")
+    build_compared(place, "20240101", features, Path(base))  # it is there: Spark is not needed
+    assert (place.compared_window("20240101") / "manifest.json").exists()
+    Path(files[0]).write_text("more")
+    build_compared(place, "20240101", features, Path(base))
+    for other in (dataclasses.replace(features, carry=("more",)), features):
+        with pytest.raises(LogError, match=r"20240101 cannot .*-a\.csv has 4 bytes, 0 when .* set retrain\.changed = "):
+            build_compared(place, "20240101", other, tmp_path / "other")
