@@ -34,7 +34,6 @@ from features.disk.dataset import DatasetManifest
 from jobs.cli.config import Config, check_manifest, parse_config
 from jobs.cli.conventions import place
 from jobs.compare.search import Search, SearchRow, Trial
-from training.from_data import settled
 from training.judge.metrics import METRICS
 from training.judge.scores import DivergedError
 from training.judge.validation import check_validation
@@ -173,13 +172,13 @@ def _work(sampled: dict[str, Any], tasks: list[dict[str, Any]]) -> None:
         return
     started = time.perf_counter()
     resolved = parse_config(task["config"])
-    manifest = DatasetManifest.load(task["dataset"])
-    config = settled(dataclasses.replace(resolved.training, dataset=task["dataset"]), manifest)
+    config = dataclasses.replace(resolved.training, dataset=task["dataset"])
     set_up_worker(task["parallel"], config.threads_per_worker)
     import torch.distributed as dist
 
-    from training.fit.run import Run, train_rank
+    from training.fit.run import Run, settle, train_rank
 
+    config, _ = settle(config, DatasetManifest.load(task["dataset"]))
     run = Run(Path(task["folder"]))
     shutil.rmtree(run.path, ignore_errors=True)
     run.path.mkdir()
