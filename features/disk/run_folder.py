@@ -91,11 +91,12 @@ class RunFolder:
         """
         try:
             metrics, training = self.read(METRICS_NAME), self.read(CONFIG_NAME)["training"]
+            best_step = metrics["best_step"]
             wanted = training.get("calibration", {})
             needs_none = wanted.get("kind", "none") == "none" or (
                 wanted.get("only_where_it_helps", False) and "valid" not in metrics
             )
-            return needs_none or self.read(CALIBRATION_NAME)["step"] == metrics["best_step"]
+            return needs_none or self.read(CALIBRATION_NAME)["step"] == best_step
         except (RunError, KeyError, TypeError, AttributeError):
             return False
 
