@@ -10,7 +10,6 @@ from pathlib import Path
 
 from jobs.cli.config import check_many_runs, read_checked
 from jobs.cli.conventions import plain_parser, run_program
-from jobs.compare.boosted_trees import check_installed
 from jobs.compare.matrix import Leaderboard
 
 
@@ -30,8 +29,7 @@ def main() -> int:
     cells = list(leaderboard.cells())
     configs = {cell.run: cell.config() for cell in cells}  # a wrong key is told before hours are spent
     check_many_runs(configs.values())
-    if any(model.library == "lightgbm" for model in leaderboard.models):
-        check_installed()
+    leaderboard.check_libraries()
     started, output = time.perf_counter(), Path(leaderboard.output)
 
     from jobs.compare.matrix_run import build_missing_dataset, run_all

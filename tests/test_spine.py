@@ -28,7 +28,7 @@ from tests.sockets import Sockets, check_loopback, watch
 from training.data.batch import to_batch
 from training.fit.run import Run
 from training.judge.calibration import Calibration
-from training.judge.metrics import evaluate
+from training.judge.metrics import evaluate, remarks
 from training.ship.export import export, load_best
 from training.ship.predict import Predictor
 
@@ -191,7 +191,7 @@ def evaluated(run_here: Callable[..., tuple[int, str, str]], run: Path, split: s
 def test_evaluate_prints_one_json_object_last(spine, run_here) -> None:
     folder = spine.folder
     result = evaluated(run_here, folder / "run", "test")
-    assert set(result) == {"split", "rows", "auc", "logloss", "ne", "calibration", "ece", "gauc", "data"}
+    assert set(result) == {"split", "rows", "auc", "logloss", "ne", "calibration", "ece", "gauc", "remarks", "data"}
     assert result["split"] == "test" and result["rows"] == 198
     assert result["data"]["is_own"] and result["data"]["rows"] == 198
     valid = evaluated(run_here, folder / "run", "valid")
@@ -231,7 +231,7 @@ def test_calibrated_served_equals_calibrated_trained(spine, tmp_path: Path, run_
     assert result.pop("data")["is_own"]
     raw = load_best(Run(folder / "run")).score("test")
     expected = evaluate(replace(raw, logits=0.3 * raw.logits - 1.7))
-    assert result == {"split": "test", **expected}
+    assert result == {"split": "test", **expected, "remarks": remarks(expected)}
     assert run.read("evaluation/test.json")["metrics"] == expected
     page = render_report(read_run(run.path))
     assert "Calibrated: sigmoid(scale * logit + offset), scale 0.3 and offset -1.7 fitted on valid." in page

@@ -28,8 +28,8 @@ from training.config import (
 
 WELL_KNOWN = 25.0
 """Training rows for each distinct value of all features from which on ids count as well known."""
-MOST_DENSE_IDS = 200_000
-"""Distinct values up to which every row of every table may be updated at every step."""
+MOST_DENSE_ROWS = 500_000
+"""Rows of all tables up to which each of them may be updated at every step."""
 LARGEST_BATCH = 4096
 """Upper bound of the batch size: beyond it the rates would have to rise."""
 EVALUATED_ROWS = 500_000
@@ -121,14 +121,17 @@ def _valid_rows(manifest: DatasetManifest) -> int:
 
 
 def _knowledge(manifest: DatasetManifest) -> tuple[bool, str]:
-    """Tell whether ids are well known, and say it."""
+    """Tell whether ids are well known, in tables that are small enough to be updated as a whole, and say it."""
     split = _train(manifest)
-    ids = sum(found.cardinality for found in split.sparse.values())
-    is_known = ids <= MOST_DENSE_IDS and split.num_rows >= WELL_KNOWN * ids
-    return (
-        is_known,
-        f"{split.num_rows:,} training rows, {ids:,} values: {'well known' if is_known else 'many rare'} ids",
-    )
+    ids = {f.name: split.sparse[f.name].cardinality for f in manifest.schema.sparse if f.name in split.sparse}
+    rows = sum(max(ids.get(f.name, 0), getattr(f.encoding, "num_buckets", 0)) for f in manifest.schema.sparse)
+    num_ids = sum(ids.values())
+    words = f"{split.num_rows:,} training rows, {num_ids:,} values"
+    if split.num_rows < WELL_KNOWN * num_ids:
+        return False, f"{words}: many rare ids"
+    if rows > MOST_DENSE_ROWS:
+        return False, f"{words}, {rows:,} rows of tables: too many to update at every step"
+    return True, f"{words}: well known ids"
 
 
 def _batch(manifest: DatasetManifest, config: TrainingConfig) -> Setting:

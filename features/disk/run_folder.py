@@ -90,9 +90,12 @@ class RunFolder:
         A calibration that was refused leaves metrics, but none of what an export needs.
         """
         try:
-            best_step, training = self.read(METRICS_NAME)["best_step"], self.read(CONFIG_NAME)["training"]
-            is_calibrated = training.get("calibration", {}).get("kind", "none") != "none"
-            return not is_calibrated or self.read(CALIBRATION_NAME)["step"] == best_step
+            metrics, training = self.read(METRICS_NAME), self.read(CONFIG_NAME)["training"]
+            wanted = training.get("calibration", {})
+            needs_none = wanted.get("kind", "none") == "none" or (
+                wanted.get("only_where_it_helps", False) and "valid" not in metrics
+            )
+            return needs_none or self.read(CALIBRATION_NAME)["step"] == metrics["best_step"]
         except (RunError, KeyError, TypeError, AttributeError):
             return False
 

@@ -9,29 +9,15 @@ from numpy.typing import NDArray
 
 from features.rows import Columns
 from features.schema import FeatureSchema
-from jobs.cli.errors import ConfigError
 from training.config import TrainingConfig
 from training.data.columns import read_columns
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.judge.scores import Scores
 
-INSTALL = "pip install 'twinfocus[lightgbm]'"
 LEARNING_RATE, MAX_TREES, PATIENCE = 0.05, 2_000, 50
 """Settings beside LightGBM's own defaults; trees end when so many of them have not lowered validation's logloss."""
 TREES_WITHOUT_VALIDATION = 100
-
-
-def check_installed() -> None:
-    """Refuse a leaderboard that names the library where it is not installed.
-
-    Raises:
-        ConfigError: tells how to install it.
-    """
-    try:
-        import lightgbm  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(f'library = "lightgbm" needs a package that is not here: {INSTALL}') from error
 
 
 def train_trees(

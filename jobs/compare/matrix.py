@@ -1,5 +1,6 @@
 """Leaderboard: its TOML file, and the cells of the matrix that it names."""
 
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,9 @@ from pydantic.dataclasses import dataclass as checked
 from features.schema import STRICT
 from jobs.cli.config import Config, Entry, Texts, check_names, load_config
 from jobs.cli.errors import ConfigError
+
+LIBRARIES = {"lightgbm": "lightgbm>=4,<5"}
+"""Library of a model -> what pip installs."""
 
 
 @checked(frozen=True, config=STRICT)
@@ -48,6 +52,19 @@ class Leaderboard:
         check_names("models", self.models)
         if self.reference not in {model.name for model in self.models}:
             raise ValueError(f"reference {self.reference!r} is not the name of a model")
+
+    def check_libraries(self) -> None:
+        """Refuse a model whose library is not installed.
+
+        Raises:
+            ConfigError: tells how to install it.
+        """
+        for model in self.models:
+            if model.library != "twinfocus" and importlib.util.find_spec(model.library) is None:
+                raise ConfigError(
+                    f'{model.name}: library = "{model.library}" needs a package that is not here: pip install '
+                    f"'{LIBRARIES[model.library]}'"
+                )
 
     def cells(self) -> Iterator["Cell"]:
         """Yield every run of the matrix, seed by seed, so that all models have a first result early."""

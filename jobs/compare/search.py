@@ -17,7 +17,7 @@ from features.disk.dataset import DatasetManifest
 from features.schema import STRICT
 from jobs.cli.config import Config, Entry, Texts, check_names, is_saved_config, load_config
 from jobs.cli.errors import ConfigError
-from training.config import Positive
+from training.config import Positive, TrainingConfig
 
 THE_SAME_FOR_ALL = ("dataset", "monitor", "max_epochs", "device")
 """Training keys that must be equal in all trials, so that these can be ranked together."""
@@ -128,7 +128,7 @@ class Search:
         first, *others = (trial for of_model in trials.values() for trial in of_model)
         for trial in others:
             for key in THE_SAME_FOR_ALL:
-                ours, theirs = (getattr(t.config.training, key) for t in (trial, first))
+                ours, theirs = (_said(t.config.training, key) for t in (trial, first))
                 if ours != theirs:
                     raise ConfigError(
                         f"training.{key} must be the same for every trial, but it is {ours!r} for {trial.name} and "
@@ -204,6 +204,11 @@ class Trial:
         same = {**self.request(), "config": tree, "data": data}
         is_data = DatasetManifest.load(self.config.training.dataset).has_fingerprint(data)
         return request == same and is_data and is_saved_config(tree, self.config)
+
+
+def _said(training: TrainingConfig, key: str) -> Any:
+    """Return the value of a key, or words for one that follows from the data."""
+    return "what follows from the data" if key in training.from_data else getattr(training, key)
 
 
 def _departures(overrides: Texts, max_epochs: int, values: dict[str, Value]) -> str:

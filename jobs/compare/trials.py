@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from features.disk.run_folder import METRICS_NAME, TENSORBOARD_NAME, RunFolder
+from features.disk.run_folder import CONFIG_NAME, METRICS_NAME, TENSORBOARD_NAME, RunFolder
 from jobs.launch.connection import check_room, connect, ray_settings
 from jobs.launch.tracking import check_tracking, tracked
 from jobs.launch.worker import set_up_worker
@@ -37,7 +37,6 @@ from jobs.cli.conventions import place
 from jobs.cli.errors import ConfigError
 from jobs.compare.search import Search, SearchRow, Trial
 from training.config import TrackingConfig
-from training.from_data import settled
 from training.judge.metrics import METRICS
 from training.judge.scores import DivergedError
 from training.judge.validation import check_validation
@@ -178,16 +177,17 @@ def _work(sampled: dict[str, Any], tasks: list[dict[str, Any]]) -> None:
         return
     started = time.perf_counter()
     resolved = parse_config(task["config"])
-    manifest = DatasetManifest.load(task["dataset"])
-    config = settled(dataclasses.replace(resolved.training, dataset=task["dataset"]), manifest)
+    config = dataclasses.replace(resolved.training, dataset=task["dataset"])
     set_up_worker(task["parallel"], config.threads_per_worker)
     import torch.distributed as dist
 
-    from training.fit.run import Run, train_rank
+    from training.fit.run import Run, settle, train_rank
 
+    config, _ = settle(config, DatasetManifest.load(task["dataset"]))
     run = Run(Path(task["folder"]))
     shutil.rmtree(run.path, ignore_errors=True)
     run.path.mkdir()
+    run.write(CONFIG_NAME, dataclasses.replace(resolved, training=config).to_dict())
     backend = "nccl" if config.device == "cuda" else "gloo"
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
 
@@ -233,13 +233,12 @@ class _Record(tune.Callback):
 
     def _track(self, trial: Trial, tracking: TrackingConfig, failure: str | None) -> None:
         """Record a finished trial's history, before its folder goes; a store that is gone does not end the search."""
-        run, training = RunFolder(trial.folder), trial.config.training
-        config = dataclasses.replace(trial.config, training=settled(training, DatasetManifest.load(training.dataset)))
+        run = RunFolder(trial.folder)
         events_folder = Path(trial.search.output) / TENSORBOARD_NAME / trial.result.stem
         try:
             with (
                 contextlib.suppress(DivergedError),
-                tracked(run, tracking, config.to_dict(), events_folder) as record,
+                tracked(run, tracking, run.read(CONFIG_NAME), events_folder) as record,
             ):
                 record(run.events())
                 if failure is not None:

@@ -29,8 +29,7 @@ from pipeline.config import PipelineConfig
 from training.data.opened_dataset import Dataset
 from training.data.row_order import RowOrder
 from training.fit.position import check_position
-from training.fit.run import Run, find_transplant, find_warm_start
-from training.from_data import Chosen, choose, with_chosen, with_values_of
+from training.fit.run import Run, find_transplant, find_warm_start, settle
 from training.judge.validation import check_validation
 from training.sharding import checkpoint
 
@@ -49,6 +48,7 @@ COMPARED_ON_RESUME = (
     "schedule",
     "evaluation",
     "monitor",
+    "sampled_negatives",
 )
 """Training keys that must not change on --resume, because the weights already depend on them."""
 
@@ -118,7 +118,10 @@ def prepare_run(run_path: Path, config: Config, resume: bool) -> Config:
         raise ValueError(
             f"{run_path} already holds a run{more}: add --resume to go on with it, or choose another --run"
         )
-    config, chosen = _settle(config, manifest, run if used else None)
+    training, chosen = settle(config.training, manifest, run if used else None)
+    config = dataclasses.replace(config, training=training)
+    for setting in chosen:
+        _log.info("from the data: %s", setting)
     check_validation(manifest, config.training)
     find_warm_start(config.training, dataset)
     if used:
@@ -139,32 +142,6 @@ def prepare_run(run_path: Path, config: Config, resume: bool) -> Config:
     if note is not None:
         _log.warning(note)
     return config
-
-
-def _settle(config: Config, manifest: DatasetManifest, run: Run | None) -> tuple[Config, tuple[Chosen, ...]]:
-    """Give every setting that the config leaves open a value: that of the run it goes on with, or one from the data.
-
-    Args:
-        config: the resolved config.
-        manifest: manifest of its dataset.
-        run: run to go on with; None: a new one, which may begin from another (``training.warm_start``).
-
-    Returns:
-        The config, and the settings that were chosen from the data.
-    """
-    training, chosen = config.training, ()
-    if not training.from_data:
-        return config, chosen
-    if run is None and training.warm_start is not None:
-        run = Run(Path(training.warm_start))
-    if run is not None:
-        training = with_values_of(training, run.config())
-    else:
-        chosen = choose(training, manifest)
-        training = with_chosen(training, chosen)
-        for setting in chosen:
-            _log.info("from the data: %s", setting)
-    return dataclasses.replace(config, training=training), chosen
 
 
 def _check_expected(dataset: str, manifest: DatasetManifest) -> None:

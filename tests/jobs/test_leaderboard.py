@@ -36,6 +36,8 @@ seeds = [1, 2]
 [[models]]
 name = "FM"
 configs = ["jobs/configs/models/fm.toml"]
+"""
+TREES = """
 [[models]]
 name = "LightGBM"
 library = "lightgbm"
@@ -58,7 +60,7 @@ def test_leaderboard(make_dataset, tmp_path: Path, run_here, one_rank, monkeypat
     dataset = make_dataset(valid=((64,),), test=((64,),)).path
     path, output = tmp_path / "leaderboard.toml", tmp_path / "board"
     config = write_config(tmp_path, dataset)
-    text = LEADERBOARD.format(output=output, config=config)
+    text = LEADERBOARD.format(output=output, config=config) + TREES
     path.write_text(text)
 
     def change_config_and_train(module: str, words: Sequence[str], log: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from features.disk.dataset import DatasetManifest
+from features.disk.run_folder import RunError
 from jobs.cli.config import Config, parse_config
 from jobs.cli.errors import ConfigError
 from jobs.launch.run_guard import prepare_run
@@ -18,6 +19,8 @@ from tests.stand_ins.tiny_dataset import TINY_FEATURES
 from training.config import MLPEncoder, TrainingConfig
 from training.fit.run import Run, train_rank
 from training.from_data import LARGEST_BATCH, RULES, WELL_KNOWN, choose, open_keys, settled, with_chosen
+from training.judge.calibration import Calibration
+from training.ship.export import export, load_best
 
 MakeDataset = Callable[..., Any]
 
@@ -166,3 +169,50 @@ def test_a_run_keeps_what_it_began_with(make_dataset: MakeDataset, tmp_path: Pat
     warm.mkdir()
     following = prepare_run(warm, config_of(dataset.path, warm_start=str(path), max_epochs=2), resume=False).training
     assert following.model.base_logit == 0.125 and following.max_epochs == 2
+
+
+def trained(path: Path, config: Config) -> tuple[Run, Config]:
+    """A run as jobs.train leaves it, and its settled config."""
+    path.mkdir()
+    config = prepare_run(path, config, resume=False)
+    train_rank(Run(path), config.training, schema=config.features)
+    return Run(path), config
+
+
+@pytest.mark.parametrize("valid", [((64,),), ()])
+def test_what_nothing_set_trains_can_be_served(
+    make_dataset: MakeDataset, tmp_path: Path, one_rank: Any, valid: Any
+) -> None:
+    """The tiny labels are noise, so no calibration helps; without validation there is none to fit."""
+    dataset = make_dataset(valid=valid)
+    calibration = {"kind": "platt", "only_where_it_helps": True}
+    run, _ = trained(tmp_path / "run", config_of(dataset.path, max_epochs=1, calibration=calibration))
+    assert run.is_finished
+    best = load_best(run)
+    log = tmp_path / "log.csv"
+    log.write_text("click,importance,user,genres,device,age,row,price\n1,1,u1,a|b,phone,20,1,2.5\n", encoding="utf-8")
+    predictor = export(run, tmp_path / "artifact", str(log))
+    assert predictor.calibration == best.calibration
+    assert valid or best.calibration == Calibration()
+
+
+def test_a_warm_start_begins_with_the_same_constant(make_dataset: MakeDataset, tmp_path: Path, one_rank: Any) -> None:
+    dataset = make_dataset(valid=((64,),))
+    run, config = trained(tmp_path / "run", config_of(dataset.path, max_epochs=1))
+    assert config.training.model.base_logit
+    again = dataclasses.replace(config.training, warm_start=str(run.path))
+    model = dataclasses.replace(again.model, base_logit=0.0)
+    (tmp_path / "warm").mkdir()
+    other = dataclasses.replace(config, training=dataclasses.replace(again, model=model))
+    with pytest.raises(RunError, match=r"training\.model\.base_logit is 0 and .* would begin off by the difference"):
+        prepare_run(tmp_path / "warm", other, resume=False)
+    prepare_run(tmp_path / "warm", dataclasses.replace(config, training=again), resume=False)
+
+
+def test_resume_keeps_what_sampled_negatives_stand_for(
+    make_dataset: MakeDataset, tmp_path: Path, one_rank: Any
+) -> None:
+    run, config = trained(tmp_path / "run", config_of(make_dataset(valid=((64,),)).path, max_epochs=1))
+    other = dataclasses.replace(config.training, sampled_negatives="weights")
+    with pytest.raises(ConfigError, match=r"cannot change training\.sampled_negatives"):
+        prepare_run(run.path, dataclasses.replace(config, training=other), resume=True)

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from features.disk.dataset import DatasetManifest
 from features.disk.place import Place, locate
 from features.disk.run_folder import (
     CALIBRATION_NAME,
@@ -26,7 +27,7 @@ from features.disk.run_folder import (
 )
 from features.disk.trained_on import SplitRows
 from features.schema import FeatureSchema
-from training.config import TrainingConfig, read_saved_training
+from training.config import CalibrationConfig, TrainingConfig, read_saved_training
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.data.row_order import RowOrder
@@ -34,6 +35,7 @@ from training.fit.loop import Event, Progress, Training, make_step, train
 from training.fit.position import check_position
 from training.fit.roofline import measure_limits, shares_of_limits
 from training.fit.scoring import check_sample, score_all
+from training.from_data import Chosen, choose, with_chosen, with_values_of
 from training.judge.calibration import Calibration, CalibrationError, fit_platt, fit_where_it_helps
 from training.judge.metrics import curves, evaluate
 from training.judge.validation import check_validation
@@ -59,6 +61,13 @@ class Run(RunFolder):
             PluginError: it needs a plugin that the user has not named.
         """
         return read_saved_training(self.read(CONFIG_NAME)["training"], self.path)
+
+    def is_calibrated(self, wanted: CalibrationConfig) -> bool:
+        """Tell whether the run has, or will have, a calibration; one that is wanted where it helps needs validation."""
+        if wanted.kind == "none":
+            return False
+        has_ended = (self.path / METRICS_NAME).is_file()
+        return not (wanted.only_where_it_helps and has_ended and "valid" not in self.read(METRICS_NAME))
 
     def correction(self) -> Calibration:
         """Correction of the run's logits for negatives that its training split lacks.
@@ -111,7 +120,39 @@ def find_warm_start(config: TrainingConfig, dataset: Dataset) -> checkpoint.Chec
             f"on {math.exp(new.offset):g}, so its logits would begin off by the difference: build with the "
             "pipeline.sample of that run's dataset, or begin without a warm start"
         )
-    return checkpoint.best(before.checkpoints_of(before.config()))
+    known = before.config()
+    if known.model.base_logit != config.model.base_logit:
+        raise RunError(
+            f"training.model.base_logit is {config.model.base_logit:g} and {before.path} was trained with "
+            f"{known.model.base_logit:g}, so every logit would begin off by the difference: set that run's value"
+        )
+    return checkpoint.best(before.checkpoints_of(known))
+
+
+def settle(
+    config: TrainingConfig, manifest: DatasetManifest, run: Run | None = None
+) -> tuple[TrainingConfig, tuple[Chosen, ...]]:
+    """Give every setting that a config leaves open a value: that of the run it goes on with, or one from the data.
+
+    Args:
+        config: the training section.
+        manifest: manifest of the dataset.
+        run: run to go on with; None: a new one, which may begin from another (``training.warm_start``).
+
+    Returns:
+        The config, and the settings that were chosen from the data.
+
+    Raises:
+        RunError, PluginError: the run to go on with has no config that can be read.
+    """
+    if not config.from_data:
+        return config, ()
+    if run is None and config.warm_start is not None:
+        run = Run(Path(config.warm_start))
+    if run is not None:
+        return with_values_of(config, run.config()), ()
+    chosen = choose(config, manifest)
+    return with_chosen(config, chosen), chosen
 
 
 def find_transplant(config: TrainingConfig, dataset: Dataset) -> Transplant | None:

@@ -100,7 +100,7 @@ def load_best(run: Run, dataset: Dataset | None = None) -> Best:
 
 
 def _calibration(run: Run, config: TrainingConfig, step: int) -> Calibration:
-    if config.calibration.kind == "none":
+    if not run.is_calibrated(config.calibration):
         return Calibration()
     if not (run.path / CALIBRATION_NAME).is_file() or (values := run.read(CALIBRATION_NAME)).get("step") != step:
         raise RunError(
@@ -147,7 +147,7 @@ def _write_artifact(run: Run, folder: Path, golden_input: str | None, tables: Ta
     dataset.learnt.save(folder / LEARNT_NAME)
     write_json(folder / CONFIG_NAME, config)
     write_json(folder / METRICS_NAME, run.read(METRICS_NAME))
-    if calibration != Calibration():
+    if best.config.calibration.kind != "none" or calibration != Calibration():
         write_json(folder / CALIBRATION_NAME, calibration.to_json())
     served = best.with_tables(tables).model
     predictor = Predictor(served, dataset.manifest.schema, dataset.learnt, config, calibration)
