@@ -61,9 +61,9 @@ class RayJobs:
         # Both files are read for each request: Kubernetes changes the token while the pod waits.
         namespace, token = ((self.account / name).read_text(encoding="utf-8") for name in ("namespace", "token"))
         url = f"{self.address}/apis/ray.io/v1/namespaces/{namespace}/rayjobs{path}"
-        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         trusted = ssl.create_default_context(cafile=self.account / "ca.crt") if url.startswith("https:") else None
-        request = Request(url, body, headers, method=method)
+        request = Request(url, body, {"Content-Type": "application/json"}, method=method)
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
         with urlopen(request, timeout=TIMEOUT_SECONDS, context=trusted) as answer:  # nosec B310
             return json.load(answer)
 

@@ -1,5 +1,6 @@
 """Run the trials of a search under Ray Tune with ASHA; a finished trial is kept as one JSON file."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -14,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from features.disk.run_folder import METRICS_NAME, TENSORBOARD_NAME, RunFolder
+from features.disk.run_folder import CONFIG_NAME, METRICS_NAME, TENSORBOARD_NAME, RunFolder
 from jobs.launch.connection import check_room, connect, ray_settings
 from jobs.launch.tracking import check_tracking, tracked
 from jobs.launch.worker import set_up_worker
@@ -33,10 +34,14 @@ from features.disk.atomic import write_json
 from features.disk.dataset import DatasetManifest
 from jobs.cli.config import Config, check_manifest, parse_config
 from jobs.cli.conventions import place
+from jobs.cli.errors import ConfigError
 from jobs.compare.search import Search, SearchRow, Trial
+from training.config import TrackingConfig
 from training.judge.metrics import METRICS
 from training.judge.scores import DivergedError
 from training.judge.validation import check_validation
+
+_log = logging.getLogger(__name__)
 
 
 def run_search(search: Search, trials: dict[str, list[Trial]]) -> list[list[SearchRow]]:
@@ -182,6 +187,7 @@ def _work(sampled: dict[str, Any], tasks: list[dict[str, Any]]) -> None:
     run = Run(Path(task["folder"]))
     shutil.rmtree(run.path, ignore_errors=True)
     run.path.mkdir()
+    run.write(CONFIG_NAME, dataclasses.replace(resolved, training=config).to_dict())
     backend = "nccl" if config.device == "cuda" else "gloo"
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
 
@@ -219,18 +225,27 @@ class _Record(tune.Callback):
         if index not in self._found:
             self._found[index] = _describe(ours, evaluations, self._errors.get(index))
             write_json(ours.result, {"request": ours.request(), **self._found[index], "evaluations": evaluations})
-            self._track(ours)
+            self._track(ours, ours.config.training.tracking, self._errors.get(index))
             shutil.rmtree(ours.folder)
         best = max((e["monitor"] for found in self._evaluations.values() for e in found), default=math.nan)
         self._bar.set_description(f"{ours.model.name} {best:.5f}", refresh=False)
         self._bar.update()
 
-    def _track(self, trial: Trial) -> None:
-        """Record a finished trial's history as its config says; its own folder is about to go."""
-        run, tracking = RunFolder(trial.folder), trial.config.training.tracking
+    def _track(self, trial: Trial, tracking: TrackingConfig, failure: str | None) -> None:
+        """Record a finished trial's history, before its folder goes; a store that is gone does not end the search."""
+        run = RunFolder(trial.folder)
         events_folder = Path(trial.search.output) / TENSORBOARD_NAME / trial.result.stem
-        with tracked(run, tracking, trial.config.to_dict(), events_folder) as record:
-            record(run.events())
+        try:
+            with (
+                contextlib.suppress(DivergedError),
+                tracked(run, tracking, run.read(CONFIG_NAME), events_folder) as record,
+            ):
+                record(run.events())
+                if failure is not None:
+                    raise DivergedError(failure)  # the MLflow run's status is FAILED
+        except ConfigError as error:
+            _log.warning("%s is not recorded in MLflow: %s", trial.name, error)
+            self._track(trial, dataclasses.replace(tracking, mlflow=None), failure)
 
     def results(self) -> list[SearchRow]:
         return [

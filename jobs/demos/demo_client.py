@@ -92,10 +92,9 @@ def ask(address: str, rows: Sequence[Mapping[str, Any]], timeout: float = 30.0) 
     """Send one request; an error goes into the answer's ``error``."""
     at, started = time.time(), time.perf_counter()
     body = json.dumps({"rows": list(rows)}).encode()
-    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{address}/v1/score", body, {"Content-Type": "application/json"})
     if token := os.environ.get("TWINFOCUS_TOKEN"):
-        headers["Authorization"] = f"Bearer {token}"
-    request = urllib.request.Request(f"{address}/v1/score", body, headers)
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:
         with urllib.request.urlopen(request, timeout=timeout) as response:  # nosec B310
             found = json.load(response)

@@ -107,12 +107,12 @@ def _ask(address: str) -> str | None:
         [sys.executable, "-m", "jobs.launch.cluster_answer", address],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        text=True,
+        bufsize=0,  # a buffer would keep an answer that came with the first line
     ) as child:
         assert child.stdout is not None
         child.stdout.readline()  # importing Ray takes as long as it does
         try:
-            answer = child.communicate(timeout=CLUSTER_SECONDS)[0].strip()
+            answer = child.communicate(timeout=CLUSTER_SECONDS)[0].decode(errors="replace").strip()
         except subprocess.TimeoutExpired:
             child.kill()
             return f"what answers there is no Ray cluster, or one that takes longer than {CLUSTER_SECONDS:.0f} s"

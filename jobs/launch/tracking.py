@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from features.disk.lock import lock
 from features.disk.run_folder import METRICS_NAME, TENSORBOARD_NAME, TRACKING_NAME, RunFolder
 from jobs.cli.errors import ConfigError
-from jobs.cli.mlflow_client import import_mlflow, log_values
+from jobs.cli.mlflow_client import MAKING_SECONDS, explain_mlflow, import_mlflow, log_values
 from training.config import TrackingConfig
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ Record = Callable[[Sequence[_Event]], None]
 """Function that records events of a history, in their order."""
 
 _SQLITE = "sqlite:///"
-_MAKING_SECONDS = 120.0
-"""Seconds to wait while another program makes a database's tables."""
 _BESIDE = ("event", "split", "epoch", "epochs", "step", "step_in_epoch", "epoch_steps", "seconds", "rows")
 _NAMES = {"train_loss": "train/mean_loss", "learning_rate": "train/learning_rate"}
 _SIDES = {"progress": "train", "evaluation": "valid"}
@@ -77,16 +75,16 @@ class _Tracker:
             self._state |= run.read(TRACKING_NAME)
         self._pending: list[_Event] = []
         self._is_warned = False
+        self._mlflow, self._uri = None, tracking.mlflow or ""
+        if tracking.mlflow is not None:
+            self._mlflow = _MlflowRun(tracking, run.path, params, self._state["mlflow_run"])
+            self._state["mlflow_run"] = self._mlflow.run_id
+            run.write(TRACKING_NAME, self._state)
         self._writer: Any = None
         if tracking.tensorboard:
             from tensorboardX import SummaryWriter
 
             self._writer = SummaryWriter(str(events_folder))
-        self._mlflow = None
-        if tracking.mlflow is not None:
-            self._mlflow = _MlflowRun(tracking, run.path, params, self._state["mlflow_run"])
-            self._state["mlflow_run"] = self._mlflow.run_id
-            run.write(TRACKING_NAME, self._state)
 
     def record(self, events: Sequence[_Event]) -> None:
         """Record events that are not recorded yet; where MLflow does not answer, they are tried again with the next."""
@@ -134,7 +132,7 @@ class _Tracker:
             yield
         except _errors() as error:
             if not self._is_warned:
-                _log.warning("MLflow does not take the run's history: %s", _first_line(error))
+                _log.warning("MLflow does not take the run's history: %s", explain_mlflow(error, self._uri))
             self._is_warned = True
 
 
@@ -178,7 +176,7 @@ def _open_experiment(uri: str, name: str) -> tuple["MlflowClient", str]:
             database.parent.mkdir(parents=True, exist_ok=True)
             uri = f"{_SQLITE}{database}"
             held = f"{database} is being made by another program"
-            stack.enter_context(lock(database.with_name(f"{database.name}.lock"), held, patience=_MAKING_SECONDS))
+            stack.enter_context(lock(database.with_name(f"{database.name}.lock"), held, patience=MAKING_SECONDS))
         client = import_mlflow().MlflowClient(tracking_uri=uri)
         found = client.get_experiment_by_name(name)
         return client, found.experiment_id if found is not None else client.create_experiment(name)
@@ -189,9 +187,7 @@ def _explained(uri: str) -> Iterator[None]:
     try:
         yield
     except _errors() as error:
-        raise ConfigError(
-            f"config key 'training.tracking.mlflow': {uri} cannot be used: {_first_line(error)}"
-        ) from error
+        raise ConfigError(f"config key 'training.tracking.mlflow': {explain_mlflow(error, uri)}") from error
 
 
 def _errors() -> tuple[type[Exception], ...]:
@@ -200,10 +196,6 @@ def _errors() -> tuple[type[Exception], ...]:
     from sqlalchemy.exc import SQLAlchemyError
 
     return import_mlflow().MlflowException, RequestException, SQLAlchemyError, OSError
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _numbers(event: _Event) -> dict[str, float]:

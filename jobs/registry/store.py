@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import shlex
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from urllib.parse import urlsplit
 
 from features.disk.atomic import replacing
 from features.disk.lock import lock
-from jobs.cli.mlflow_client import import_mlflow
+from jobs.cli.mlflow_client import IS_LOCKED, MAKING_SECONDS, explain_mlflow, import_mlflow
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
 DATABASE_NAME, REGISTRY_LOCK_NAME = "registry.db", "registry.lock"
 REGISTRY_PATIENCE_SECONDS = 30.0
 """Seconds to wait for another program's change; a single SQL statement waits for MLflow's 20 s."""
-MAKING_SECONDS = 120.0
-"""Seconds to wait while another program makes a registry's tables, which takes a few seconds."""
-
 SETTLED_SECONDS = 1.0
 """Seconds since a database's last change after which its time tells that there was no other."""
 
@@ -97,7 +93,7 @@ def _wait_for(database: Path) -> None:
         with contextlib.closing(sqlite3.connect(database, timeout=REGISTRY_PATIENCE_SECONDS)) as connection:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except sqlite3.Error as error:
-        raise RegistryError(_reason(str(database.parent), str(error))) from error
+        raise RegistryError(_reason(str(database.parent), error)) from error
 
 
 def database_state(folder: Path) -> object:
@@ -122,7 +118,7 @@ def lock_registry(path: Path, patience: float | None = None) -> contextlib.Abstr
         RegistryError: another process holds it for longer than ``patience`` seconds.
     """
     patience = REGISTRY_PATIENCE_SECONDS if patience is None else patience
-    return lock(path, _reason(str(path.parent), "database is locked"), error=RegistryError, patience=patience)
+    return lock(path, f"{path.parent} {IS_LOCKED}", error=RegistryError, patience=patience)
 
 
 @contextlib.contextmanager
@@ -134,35 +130,8 @@ def explained(place: str) -> Iterator[None]:
     try:
         yield
     except (mlflow.MlflowException, RequestException) as error:
-        raise RegistryError(_reason(place, str(error))) from error
+        raise RegistryError(_reason(place, error)) from error
 
 
-def _reason(place: str, error: str) -> str:
-    if "database is locked" in error:
-        return f"{place} is locked by another program: try again when that has finished"
-    if "out-of-date database schema" in error:
-        return _schema_reason(place, error)
-    if "Max retries exceeded" in error:
-        return f"{place} cannot be reached: is the server running there?"
-    return f"{place}: {error.splitlines()[0] if error else 'MLflow gives no reason'}"
-
-
-def _schema_reason(place: str, error: str) -> str:
-    """Explain a schema of another version of MLflow: an older one can be upgraded, a newer one cannot be read."""
-    mlflow = import_mlflow()
-    from alembic.script import ScriptDirectory
-    from alembic.util import CommandError
-
-    found = re.search(r"found version (\w+)", error)
-    try:
-        migrations = ScriptDirectory(str(Path(mlflow.__path__[0]) / "store" / "db_migrations"))
-        is_older = found is not None and migrations.get_revision(found[1]) is not None
-    except CommandError:
-        is_older = False
-    if is_older:
-        url = shlex.quote(f"sqlite:///{place}/{DATABASE_NAME}")
-        return f"{place} was made by an older MLflow: python -m mlflow db upgrade {url} brings it here"
-    return (
-        f"{place} was made by a newer MLflow than {mlflow.__version__}, which is installed: install that version "
-        "(pip install --upgrade mlflow-skinny), or choose another registry"
-    )
+def _reason(place: str, error: Exception) -> str:
+    return explain_mlflow(error, place, f"sqlite:///{place}/{DATABASE_NAME}")

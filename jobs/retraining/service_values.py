@@ -1,8 +1,8 @@
 """ServiceValues: missing and unknown values that a running service has scored, read from its ``/v1/values``."""
 
 import os
+from http.client import HTTPException
 from typing import Any, Literal
-from urllib.error import URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
@@ -54,13 +54,13 @@ def read_values(address: str) -> ServiceValues | str:
     """
     if urlsplit(address).scheme not in ("http", "https"):
         raise ValueError(f"--service {address!r:.80} is no http:// or https:// address")
-    token = os.environ.get(TOKEN)
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    request = Request(f"{address.rstrip('/')}/v1/values", headers=headers)
+    request = Request(f"{address.rstrip('/')}/v1/values")
+    if token := os.environ.get(TOKEN):
+        request.add_unredirected_header("Authorization", f"Bearer {token}")  # no other host gets it
     try:
         with urlopen(request, timeout=_PATIENCE_SECONDS) as answer:  # nosec B310: the scheme is checked above
             return TypeAdapter(ServiceValues).validate_json(answer.read())
     except ValidationError:
         return f"{address} is no service of this project"
-    except (URLError, OSError) as error:
-        return f"the service at {address} says nothing: {error}"
+    except (OSError, HTTPException) as error:
+        return f"the service at {address} says nothing: {' '.join(str(error).split()):.200}"

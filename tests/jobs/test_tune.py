@@ -12,11 +12,14 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from ray.tune.experiment import Trial
+from tqdm import tqdm
 
 from jobs.cli.config import load_config, read_checked
 from jobs.cli.errors import ConfigError
 from jobs.cli.mlflow_client import import_mlflow
 from jobs.compare.search import Range, Search, sample
+from jobs.compare.trials import _Record
 from tests.jobs.test_train import write_config
 
 ROOT = Path(__file__).parents[2]
@@ -173,6 +176,35 @@ def test_what_is_wrong_with_the_data_ends_the_search(make_dataset, tmp_path: Pat
     assert done.returncode == 1, done.stderr
     assert done.stderr.startswith("error: 1 trials of Twin Focus died") and str(dataset) in done.stderr
     assert not list((output / "trials").glob("*.json"))
+
+
+def test_a_store_that_goes_away_ends_no_search(make_dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A trial that diverged while MLflow answered, and one that ends when it does so no more."""
+    database, output = tmp_path / "mlflow.db", tmp_path / "found"
+    text = SEARCH.format(output=output, config=write_config(tmp_path, make_dataset(valid=((64,),)).path))
+    more = f'"training.tracking.tensorboard=true", "training.tracking.mlflow=sqlite:///{database}", '
+    (tmp_path / "search.toml").write_text(text.replace("overrides = [", f"overrides = [{more}", 1))
+    trials = read_checked(str(tmp_path / "search.toml"), Search).trials()["FM"][:2]
+    record = _Record(trials, [None, None], tqdm(disable=True))
+    for index, trial in enumerate(trials):
+        trial.folder.mkdir(parents=True)
+        (trial.folder / "config.json").write_text('{"training": {"seed": 7}}')  # as the trial settled it
+        event = {"event": "evaluation", "step": 1, "auc": 0.5}
+        (trial.folder / "history.jsonl").write_text(json.dumps(event) + "\n")
+        one = Trial("work", config={"index": index}, stub=True)
+        if index == 0:
+            record.on_trial_result(0, [], one, {"epochs": 0, "monitor": -math.inf, "error": "the loss became nan"})
+        else:
+            database.write_text("no database, but as long as the header of one " * 10)
+        record.on_trial_complete(0, [], one)
+        assert trial.result.exists() and not trial.folder.exists()
+        assert list((output / "tensorboard" / trial.result.stem).iterdir())
+        if index == 0:
+            mlflow = import_mlflow().MlflowClient(tracking_uri=f"sqlite:///{database}")
+            [run] = mlflow.search_runs([mlflow.get_experiment_by_name("twinfocus").experiment_id])
+            assert run.info.status == "FAILED" and run.data.metrics == {"valid/auc": 0.5}
+            assert run.data.params == {"training.seed": "7"} and not caplog.records
+    assert "FM, trial 2 is not recorded in MLflow: config key 'training.tracking.mlflow': " in caplog.text
 
 
 def test_values_are_spread_over_their_range_and_repeat() -> None:

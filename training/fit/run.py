@@ -312,7 +312,7 @@ def _evaluate_best(
     best = checkpoint.best(training.checkpoints)
     checkpoint.restore_checkpoint(best, training.parallel)
     scores = score_all(training.parallel, reader, training.device).calibrated(training.correction)
-    summary: dict[str, Any] = {}
+    summary: dict[str, Any] = {"best_step": best.step}  # a run that evaluated nothing has a best checkpoint too
     refusal = None
     wanted = training.config.calibration
     if wanted.kind == "platt":

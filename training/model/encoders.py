@@ -27,7 +27,7 @@ from training.config import (
     NoEncoder,
 )
 from training.model.embedding import ModelError
-from training.model.field_axes import field_major
+from training.model.field_axes import FieldAxes
 from training.model.hidden_layers import hidden_layers
 from training.model.normalization import GlobalBatchNorm, before_norm
 from training.plugins import ENCODER_KINDS
@@ -42,7 +42,7 @@ class Reads(NamedTuple):
     """Whether it needs the fields' first-order weights (tables of width 1)."""
 
 
-class Encoder(nn.Module):
+class Encoder(FieldAxes):
     """Encoder: base class; built from (config, number of fields F, width of a field's vector D).
 
     Attributes:
@@ -61,13 +61,6 @@ class Encoder(nn.Module):
     def forward(self, x_BFD: Tensor, first_order_BF1: Tensor) -> Tensor:
         """Encode to (B, H). What the encoder does not read may have no columns; two views lie side by side in x."""
         raise NotImplementedError
-
-    def axis_labels(self, parameter: str, axis: int, size: int, fields: Sequence[Hashable]) -> list[Hashable]:
-        """Label the places of a weight's axis that grows with the fields; see ``field_major``.
-
-        A warm start with other features takes over the places whose labels the old model has too; none: nothing.
-        """
-        return field_major(size, fields)
 
 
 class MLP(Encoder):

@@ -5,6 +5,8 @@ Shapes: F fields.
 
 from collections.abc import Hashable, Sequence
 
+from torch import nn
+
 
 def field_major(size: int, fields: Sequence[Hashable]) -> list[Hashable]:
     """Label the places of an axis on which each field has neighbouring ones: (field, place in it).
@@ -17,3 +19,14 @@ def field_major(size: int, fields: Sequence[Hashable]) -> list[Hashable]:
     """
     width, rest = divmod(size, len(fields))
     return list(range(size)) if rest else [(field, place) for field in fields for place in range(width)]
+
+
+class FieldAxes(nn.Module):
+    """FieldAxes: base class of blocks with weights that grow with the fields."""
+
+    def axis_labels(self, parameter: str, axis: int, size: int, fields: Sequence[Hashable]) -> list[Hashable]:
+        """Label the places of a weight's axis that grows with the fields; see ``field_major``.
+
+        A warm start with other features takes over the places whose labels the old model has too; none: nothing.
+        """
+        return field_major(size, fields)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from training.config import BilinearFusion, ConcatFusion, MoEFusion, VotingFusion, WeightedSumFusion
 from training.model.embedding import ModelError
-from training.model.field_axes import field_major
+from training.model.field_axes import FieldAxes
 from training.plugins import FUSION_KINDS
 
 
@@ -26,7 +26,7 @@ class TwinLogits(NamedTuple):
     hard: Tensor
 
 
-class Fusion(nn.Module):
+class Fusion(FieldAxes):
     """Fusion: base class; built from (config, easy width, hard width)."""
 
     branches: tuple[str, ...] = ("easy", "hard")
@@ -50,13 +50,6 @@ class Fusion(nn.Module):
     def gates(self, easy_BH: Tensor, hard_BH: Tensor) -> dict[str, Tensor]:
         """Compute each gate's shares of every row (B, 2); empty where the mixture is equal for all rows."""
         return {}
-
-    def axis_labels(self, parameter: str, axis: int, size: int, fields: Sequence[Hashable]) -> list[Hashable]:
-        """Label the places of a weight's axis that grows with the fields; see ``field_major``.
-
-        A warm start with other features takes over the places whose labels the old model has too; none: nothing.
-        """
-        return field_major(size, fields)
 
 
 class TwinFusion(Fusion):

@@ -6,7 +6,7 @@ Shapes: B rows, F fields, D width of a field, K = F * D, E experts.
 """
 
 from collections import ChainMap
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from training.config import GateSelection, MoESelection, StreamGatesSelection
 from training.model.embedding import Streams
-from training.model.field_axes import field_major
+from training.model.field_axes import FieldAxes
 from training.model.hidden_layers import hidden_layers
 from training.plugins import SELECTION_KINDS
 
 NUM_EXPERTS = 2
 
 
-class Selection(nn.Module):
+class Selection(FieldAxes):
     """Selection: base class; built from (config, number of fields F, width of a shared field D)."""
 
     gate_series: tuple[str, ...] = ()
@@ -39,13 +39,6 @@ class Selection(nn.Module):
     def gates(self, streams: Streams) -> dict[str, Tensor]:
         """Compute each gate's values, (B, width of the gate); empty where nothing is selected row by row."""
         return {}
-
-    def axis_labels(self, parameter: str, axis: int, size: int, fields: Sequence[Hashable]) -> list[Hashable]:
-        """Label the places of a weight's axis that grows with the fields; see ``field_major``.
-
-        A warm start with other features takes over the places whose labels the old model has too; none: nothing.
-        """
-        return field_major(size, fields)
 
 
 class Separate(Selection):

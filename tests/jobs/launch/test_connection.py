@@ -123,9 +123,23 @@ def test_a_port_where_something_else_answers(monkeypatch: pytest.MonkeyPatch, an
         check_refused(monkeypatch, address, "what answers there is no Ray cluster")
 
 
-def test_a_running_cluster() -> None:
+SLOW_PIPE = """#!/bin/sh
+answer=$({python} "$@")
+printf '%s\\n' "$answer"
+"""
+"""Python whose lines arrive all at once, as they do for a reader that a busy machine delays."""
+
+
+def test_a_running_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with running_cluster(2) as cluster:
         environment = cluster.environment
+        with monkeypatch.context() as patch:
+            (tmp_path / "python").write_text(SLOW_PIPE.format(python=sys.executable))
+            (tmp_path / "python").chmod(0o755)
+            patch.setattr(sys, "executable", str(tmp_path / "python"))
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            connection.check_address()
         done, _ = connected(num_workers=2, **environment)
         assert done.returncode == 0, done.stderr
         done, _ = connected(RAY_ADDRESS=environment[ADDRESS])

@@ -187,6 +187,15 @@ def test_without_validation_the_time_ends_training_with_a_checkpoint(make_datase
     assert checkpoint.saved_steps(run.checkpoints) == [1] and evaluations(run) == []
 
 
+def test_a_run_without_an_evaluation_names_its_checkpoint(make_dataset, tmp_path: Path, one_rank) -> None:
+    """It was killed after its first checkpoint, and goes on with a time that is spent already."""
+    run, config = Run(tmp_path / "run"), make_config(make_dataset().path)
+    fit_until(run, config, 4)
+    metrics = train_rank(run, replace(config, max_minutes=1e-9))
+    assert evaluations(run) == [] and metrics["valid"]["logloss"] > 0
+    assert metrics["best_step"] == metrics["train"]["steps"] == checkpoint.best(run.checkpoints).step == 4
+
+
 ROW_GROUPS = ((7, 5, 9), (4, 8), (6,))
 """Of 39 validation rows."""
 
