@@ -186,6 +186,11 @@ class SparseFeature:
             )
 
     @property
+    def splitting(self) -> dict[str, str]:
+        """Return how text is split into values, as a config says it; empty where a text is one value."""
+        return {"separator": self.separator} if self.separator else {}
+
+    @property
     def source(self) -> str:
         """Describe the raw columns that the values come from."""
         return " x ".join(self.columns) + (f" split at {self.separator!r}" if self.separator else "")

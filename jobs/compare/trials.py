@@ -181,9 +181,9 @@ def _work(sampled: dict[str, Any], tasks: list[dict[str, Any]]) -> None:
     set_up_worker(task["parallel"], config.threads_per_worker)
     import torch.distributed as dist
 
-    from training.fit.run import Run, settle, train_rank
+    from training.fit.run import Run, settle_training, train_rank
 
-    config, _ = settle(config, DatasetManifest.load(task["dataset"]))
+    config, _ = settle_training(config, DatasetManifest.load(task["dataset"]))
     run = Run(Path(task["folder"]))
     shutil.rmtree(run.path, ignore_errors=True)
     run.path.mkdir()

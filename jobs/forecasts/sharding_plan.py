@@ -15,7 +15,7 @@ from features.schema import VOCABULARY_KINDS
 from jobs.cli.config import Config, check_manifest
 from jobs.cli.text_table import text_table
 from training.config import TrainingConfig
-from training.fit.run import settle
+from training.fit.run import settle_training
 from training.forecast.dry_run import Change, DryRunPlan, PlanError, binary, find_changes, plan_tables
 from training.model.ctr_model import CTRModel
 from training.sharding.table_planner import HOST, MEMORY_PARTS, Cluster, batch_size_per_rank
@@ -35,7 +35,7 @@ def as_trained(config: Config) -> Config:
         return config
     manifest = DatasetManifest.load(dataset)
     check_manifest(config, manifest)
-    return dataclasses.replace(config, training=settle(config.training, manifest)[0])
+    return dataclasses.replace(config, training=settle_training(config.training, manifest)[0])
 
 
 def plan_cluster(config: Config, cluster: Cluster, output: Path) -> DryRunPlan:

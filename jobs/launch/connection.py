@@ -25,7 +25,7 @@ ADDRESS_SECONDS, CLUSTER_SECONDS = 6.0, 15.0
 """Seconds to wait for a connection to an address, and then for a cluster's answer."""
 ROOM_SECONDS = 10.0
 """Seconds to wait for nodes of a cluster that is just starting."""
-_SHORT = Path("/tmp")
+_SHORT = Path("/tmp")  # nosec B108: a folder of its own is made in it, for this user alone
 
 
 def has_own_cluster() -> bool:

@@ -29,7 +29,7 @@ from pipeline.config import PipelineConfig
 from training.data.opened_dataset import Dataset
 from training.data.row_order import RowOrder
 from training.fit.position import check_position
-from training.fit.run import Run, find_transplant, find_warm_start, settle
+from training.fit.run import Run, find_transplant, find_warm_start, settle_training
 from training.judge.validation import check_validation
 from training.sharding import checkpoint
 
@@ -118,7 +118,7 @@ def prepare_run(run_path: Path, config: Config, resume: bool) -> Config:
         raise ValueError(
             f"{run_path} already holds a run{more}: add --resume to go on with it, or choose another --run"
         )
-    training, chosen = settle(config.training, manifest, run if used else None)
+    training, chosen = settle_training(config.training, manifest, run if used else None)
     config = dataclasses.replace(config, training=training)
     for setting in chosen:
         _log.info("from the data: %s", setting)

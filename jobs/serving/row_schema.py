@@ -53,7 +53,7 @@ class RowSchema:
 
     def _column(self, name: str) -> dict[str, Any]:
         uses: list[dict[str, Any]] = [
-            {"feature": f.name, "encoding": f.encoding.kind, **({"separator": f.separator} if f.separator else {})}
+            {"feature": f.name, "encoding": f.encoding.kind, **f.splitting}
             for f in self.schema.sparse
             if name in f.columns
         ]

@@ -129,7 +129,7 @@ def find_warm_start(config: TrainingConfig, dataset: Dataset) -> checkpoint.Chec
     return checkpoint.best(before.checkpoints_of(known))
 
 
-def settle(
+def settle_training(
     config: TrainingConfig, manifest: DatasetManifest, run: Run | None = None
 ) -> tuple[TrainingConfig, tuple[Chosen, ...]]:
     """Give every setting that a config leaves open a value: that of the run it goes on with, or one from the data.

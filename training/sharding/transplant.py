@@ -131,7 +131,7 @@ class Transplant:
     def _is_same(self, before: SparseFeature | DenseFeature | None, now: SparseFeature | DenseFeature) -> bool:
         if before is None or _meaning(before) != _meaning(now):
             return False
-        if not isinstance(now, SparseFeature) or now.encoding.kind != "quantiles":
+        if _encoding_kind(now) != "quantiles":
             return True
         return self.before.learnt.boundaries[now.name] == self.now.learnt.boundaries[now.name]
 
@@ -277,10 +277,15 @@ def _by_name(schema: FeatureSchema) -> dict[str, SparseFeature | DenseFeature]:
 
 def _meaning(feature: SparseFeature | DenseFeature) -> Any:
     """Describe how values become ids or floats; which of them a vocabulary takes in is no part of it."""
-    tree = departures(feature)
-    if isinstance(feature, SparseFeature) and feature.encoding.kind in VOCABULARY_KINDS:
-        tree["encoding"] = feature.encoding.kind
+    tree, kind = departures(feature), _encoding_kind(feature)
+    if kind in VOCABULARY_KINDS:
+        tree["encoding"] = kind
     return type(feature).__name__, tree
+
+
+def _encoding_kind(feature: SparseFeature | DenseFeature) -> str | None:
+    """Return the kind of a feature's encoding; None: it is a number as it is."""
+    return getattr(getattr(feature, "encoding", None), "kind", None)
 
 
 def _misfit(name: str, before: tuple[int, ...], now: tuple[int, ...]) -> CheckpointError:

@@ -21,7 +21,7 @@ def test_columns_come_back_as_they_were_written(make_dataset: Callable[..., Any]
     written = tiny.columns["valid"]
     order = columns["row"].astype(int)
     assert sorted(order) == list(range(300))
-    assert columns.keys() == written.keys() - {"group_id"}
+    assert columns.keys() == written.keys()
     for name, column in columns.items():
         np.testing.assert_array_equal(column, written[name][order])
 
