@@ -30,8 +30,6 @@ WELL_KNOWN = 25.0
 """Training rows for each distinct value of all features from which on ids count as well known."""
 MOST_DENSE_ROWS = 500_000
 """Rows of all tables up to which each of them may be updated at every step."""
-LARGEST_BATCH = 4096
-"""Upper bound of the batch size: beyond it the rates would have to rise."""
 EVALUATED_ROWS = 500_000
 """Upper bound of the validation rows that an evaluation reads while training."""
 MOST_COUNTED_ROWS = 20_000_000
@@ -136,8 +134,8 @@ def _knowledge(manifest: DatasetManifest) -> tuple[bool, str]:
 
 def _batch(manifest: DatasetManifest, config: TrainingConfig) -> Setting:
     rows, streams = _train(manifest).num_rows, config.reader.num_streams
-    steps, least = (50, 512) if _knowledge(manifest)[0] else (200, 256)
-    size = min(max(2 ** math.floor(math.log2(max(1, rows / steps))), least), LARGEST_BATCH)
+    steps, least, largest = (40, 512, 8192) if _knowledge(manifest)[0] else (280, 256, 4096)
+    size = min(max(2 ** round(math.log2(max(1, rows / steps))), least), largest)
     size = -(-size // streams) * streams
     return size, f"{rows:,} training rows: {math.ceil(rows / size):,} steps an epoch"
 

@@ -21,7 +21,7 @@ from jobs.launch.loopback import LOOPBACK, loopback_settings
 
 ADDRESS = "RAY_ADDRESS"
 """Environment variable with the address of a running cluster."""
-ADDRESS_SECONDS, CLUSTER_SECONDS = 6.0, 15.0
+ADDRESS_SECONDS, CLUSTER_SECONDS = 6.0, 22.0
 """Seconds to wait for a connection to an address, and then for a cluster's answer."""
 ROOM_SECONDS = 10.0
 """Seconds to wait for nodes of a cluster that is just starting."""

@@ -48,11 +48,11 @@ def start(body: str) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
 def test_one_sentence_and_nothing_left(body: str, number: signal.Signals) -> None:
     program, family = start(body)
     program.send_signal(number)
-    _, errors = program.communicate(timeout=60)
+    _, errors = program.communicate(timeout=180)
     assert program.returncode == 128 + number
     lines = [line for line in errors.splitlines() if not line.startswith(("Serving", "$ -m"))]
     assert lines == [f"error: interrupted by {number.name}"]
-    assert psutil.wait_procs(family, timeout=10)[1] == []
+    assert psutil.wait_procs(family, timeout=60)[1] == []
 
 
 def test_a_second_signal_ends_what_does_not_end() -> None:
@@ -61,8 +61,8 @@ def test_a_second_signal_ends_what_does_not_end() -> None:
     program.send_signal(signal.SIGINT)
     time.sleep(0.5)
     program.send_signal(signal.SIGTERM)
-    program.communicate(timeout=60)
-    assert program.returncode == 143 and psutil.wait_procs(family, timeout=10)[1] == []
+    program.communicate(timeout=180)
+    assert program.returncode == 143 and psutil.wait_procs(family, timeout=60)[1] == []
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
