@@ -120,10 +120,13 @@ def _valid_rows(manifest: DatasetManifest) -> int:
 
 def _knowledge(manifest: DatasetManifest) -> tuple[bool, str]:
     """Tell whether ids are well known, in tables that are small enough to be updated as a whole, and say it."""
-    split = _train(manifest)
-    ids = {f.name: split.sparse[f.name].cardinality for f in manifest.schema.sparse if f.name in split.sparse}
-    rows = sum(max(ids.get(f.name, 0), getattr(f.encoding, "num_buckets", 0)) for f in manifest.schema.sparse)
-    num_ids = sum(ids.values())
+    split, num_ids, rows = _train(manifest), 0, 0
+    for feature in manifest.schema.sparse:
+        found, buckets = split.sparse.get(feature.name), getattr(feature.encoding, "num_buckets", 0)
+        if found is not None:
+            # A window of days knows no more than its largest day's values; a vocabulary's ids go up to all of them.
+            values = found.cardinality if buckets else max(found.cardinality, found.max_id)
+            num_ids, rows = num_ids + values, rows + max(values, buckets)
     words = f"{split.num_rows:,} training rows, {num_ids:,} values"
     if split.num_rows < WELL_KNOWN * num_ids:
         return False, f"{words}: many rare ids"

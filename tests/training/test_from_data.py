@@ -43,8 +43,8 @@ def with_ids(manifest: DatasetManifest, num_ids: int) -> DatasetManifest:
     """The manifest of features that have so many values in all."""
     train = manifest.splits["train"]
     first, *others = train.sparse
-    sparse = {name: dataclasses.replace(train.sparse[name], cardinality=0) for name in others}
-    sparse[first] = dataclasses.replace(train.sparse[first], cardinality=num_ids)
+    sparse = {name: dataclasses.replace(train.sparse[name], cardinality=0, max_id=0) for name in others}
+    sparse[first] = dataclasses.replace(train.sparse[first], cardinality=num_ids, max_id=0)
     split = dataclasses.replace(train, sparse=sparse)
     return dataclasses.replace(manifest, splits={**manifest.splits, "train": split})
 
