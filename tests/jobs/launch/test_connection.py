@@ -119,6 +119,7 @@ def test_an_address_that_swallows_packets(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("answer", [None, b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", b""])
 def test_a_port_where_something_else_answers(monkeypatch: pytest.MonkeyPatch, answer: bytes | None) -> None:
+    monkeypatch.setattr(connection, "CLUSTER_SECONDS", 3.0)
     with listening(answer) as address:
         check_refused(monkeypatch, address, "what answers there is no Ray cluster")
 
