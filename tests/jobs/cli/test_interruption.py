@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 PROGRAM = """
-import subprocess, sys, time
+import signal, subprocess, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background inherit that it is ignored
 from jobs.cli.child_process import run_module
 from jobs.cli.conventions import run_program
 from jobs.cli.interruption import interruptible
@@ -48,7 +49,7 @@ def start(body: str) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
 def test_one_sentence_and_nothing_left(body: str, number: signal.Signals) -> None:
     program, family = start(body)
     program.send_signal(number)
-    _, errors = program.communicate(timeout=180)
+    _, errors = program.communicate(timeout=60)
     assert program.returncode == 128 + number
     lines = [line for line in errors.splitlines() if not line.startswith(("Serving", "$ -m"))]
     assert lines == [f"error: interrupted by {number.name}"]
@@ -61,7 +62,7 @@ def test_a_second_signal_ends_what_does_not_end() -> None:
     program.send_signal(signal.SIGINT)
     time.sleep(0.5)
     program.send_signal(signal.SIGTERM)
-    program.communicate(timeout=180)
+    program.communicate(timeout=60)
     assert program.returncode == 143 and psutil.wait_procs(family, timeout=60)[1] == []
 
 

@@ -19,9 +19,11 @@ from tests.stand_ins.running_cluster import running_cluster
 
 ROOT = Path(__file__).parents[3]
 CONNECT = """
-import sys
+import os, sys
 from jobs.cli.conventions import run_program
+from jobs.launch import connection
 from jobs.launch.connection import check_room, connect
+connection.CLUSTER_SECONDS = float(os.environ.get("PATIENCE", connection.CLUSTER_SECONDS))
 def main():
     connect(2)
     import ray
@@ -133,8 +135,9 @@ printf '%s\\n' "$answer"
 
 def test_a_running_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with running_cluster(2) as cluster:
-        environment = cluster.environment
+        environment = {**cluster.environment, "PATIENCE": "90"}  # other tests share the cores
         with monkeypatch.context() as patch:
+            patch.setattr(connection, "CLUSTER_SECONDS", 90.0)  # other tests share the cores
             (tmp_path / "python").write_text(SLOW_PIPE.format(python=sys.executable))
             (tmp_path / "python").chmod(0o755)
             patch.setattr(sys, "executable", str(tmp_path / "python"))
