@@ -89,11 +89,6 @@ def with_chosen(config: TrainingConfig, chosen: Iterable[Chosen]) -> TrainingCon
     return dataclasses.replace(config, from_data=())
 
 
-def settled(config: TrainingConfig, manifest: DatasetManifest) -> TrainingConfig:
-    """Return the config with everything that it leaves open chosen from the data."""
-    return with_chosen(config, choose(config, manifest))
-
-
 def with_values_of(config: TrainingConfig, other: TrainingConfig) -> TrainingConfig:
     """Return the config with the open settings as another config has them, such as that of a run to go on with."""
     for key in config.from_data:

@@ -40,8 +40,9 @@ def train_trees(
 
     schema, started = dataset.manifest.schema, time.perf_counter()
     rows = {name: _read(dataset, name, config) for name in ["train", *splits]}
+    matrices = {name: _matrix(columns, schema) for name, columns in rows.items()}
     train = lightgbm.Dataset(
-        _matrix(rows["train"], schema),
+        matrices["train"],
         rows["train"]["label"],
         weight=rows["train"]["weight"],
         categorical_feature=list(range(len(schema.sparse))),
@@ -56,8 +57,8 @@ def train_trees(
     }
     valid, stop = [], []
     if has_valid := "valid" in splits:
-        matrix, held = _matrix(rows["valid"], schema), rows["valid"]
-        valid.append(train.create_valid(matrix, held["label"], weight=held["weight"]))
+        held = rows["valid"]
+        valid.append(train.create_valid(matrices["valid"], held["label"], weight=held["weight"]))
         stop.append(lightgbm.early_stopping(PATIENCE, verbose=False))
     booster = lightgbm.train(
         parameters,
@@ -70,7 +71,7 @@ def train_trees(
     best = booster.best_iteration if has_valid else booster.current_iteration()
     found = {
         name: Scores(
-            np.asarray(booster.predict(_matrix(rows[name], schema), raw_score=True), np.float64),
+            np.asarray(booster.predict(matrices[name], raw_score=True), np.float64),
             rows[name]["label"],
             rows[name]["weight"],
             rows[name].get("group_id"),

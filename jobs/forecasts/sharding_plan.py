@@ -30,12 +30,20 @@ def as_trained(config: Config) -> Config:
     Raises:
         ValueError: the dataset is of another feature schema, or damaged.
     """
+    manifest = _built(config)
+    if manifest is None:
+        return config
+    return dataclasses.replace(config, training=settle_training(config.training, manifest)[0])
+
+
+def _built(config: Config) -> DatasetManifest | None:
+    """Load and check the manifest of the config's dataset; None: it is not built."""
     dataset = locate(config.training.dataset)
     if not (dataset / MANIFEST_NAME).is_file():
-        return config
+        return None
     manifest = DatasetManifest.load(dataset)
     check_manifest(config, manifest)
-    return dataclasses.replace(config, training=settle_training(config.training, manifest)[0])
+    return manifest
 
 
 def plan_cluster(config: Config, cluster: Cluster, output: Path) -> DryRunPlan:
@@ -82,11 +90,8 @@ def num_embeddings(config: Config) -> dict[str, int]:
     Raises:
         ValueError: there is no dataset, and the schema leaves the size of a feature's table to it.
     """
-    dataset = locate(config.training.dataset)
-    learnt = Learnt()
-    if (dataset / MANIFEST_NAME).is_file():
-        manifest = DatasetManifest.load(dataset)
-        check_manifest(config, manifest)
+    dataset, manifest, learnt = locate(config.training.dataset), _built(config), Learnt()
+    if manifest is not None:
         learnt = manifest.load_learnt(dataset)
     else:
         open_ended = [f for f in config.features.sparse if f.encoding.kind in (*VOCABULARY_KINDS, "quantiles")]

@@ -17,8 +17,8 @@ from jobs.cli.errors import ConfigError
 from jobs.launch.run_guard import prepare_run
 from tests.stand_ins.tiny_dataset import TINY_FEATURES
 from training.config import MLPEncoder, TrainingConfig
-from training.fit.run import Run, train_rank
-from training.from_data import RULES, WELL_KNOWN, choose, open_keys, settled, with_chosen
+from training.fit.run import Run, settle_training, train_rank
+from training.from_data import RULES, WELL_KNOWN, choose, open_keys, with_chosen
 from training.judge.calibration import Calibration
 from training.ship.export import export, load_best
 
@@ -29,6 +29,11 @@ def config_of(dataset: Path, **training: Any) -> Config:
     """A config as a user writes it."""
     tree = {**tomllib.loads(TINY_FEATURES), "pipeline": {"output": str(dataset)}, "training": training}
     return parse_config(tree)
+
+
+def settled(config: TrainingConfig, manifest: DatasetManifest) -> TrainingConfig:
+    """The config with everything that it leaves open chosen from the data."""
+    return settle_training(config, manifest)[0]
 
 
 def with_rows(manifest: DatasetManifest, rows: int, rate: float = 0.25) -> DatasetManifest:
