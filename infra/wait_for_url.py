@@ -1,6 +1,7 @@
-"""Wait until an HTTP address answers, with a text in the answer if one is given; stop when its process has ended.
+"""Wait until an HTTP address answers, with a text in the answer if one is given; stop when a process has ended.
 
-python infra/wait_for_url.py URL PID [TEXT]: exit code 0 when it answers, 1 after four minutes or when PID is gone.
+python infra/wait_for_url.py URL PID[,PID...] [TEXT]: exit code 0 when it answers, 1 after four minutes or when one of
+the processes is gone.
 A Ray cluster that asks for a token is shown RAY_AUTH_TOKEN.
 """
 
@@ -9,7 +10,7 @@ import sys
 import time
 import urllib.request
 
-url, pid, text = sys.argv[1], int(sys.argv[2]), "".join(sys.argv[3:])
+url, processes, text = sys.argv[1], [int(pid) for pid in sys.argv[2].split(",")], "".join(sys.argv[3:])
 opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback is never behind a proxy
 if "RAY_AUTH_TOKEN" in os.environ:
     opener.addheaders.append(("Authorization", f"Bearer {os.environ['RAY_AUTH_TOKEN']}"))
@@ -22,7 +23,8 @@ while time.monotonic() < deadline:
     except OSError:
         pass  # not listening yet: that is what is waited for
     try:
-        os.kill(pid, 0)
+        for process in processes:
+            os.kill(process, 0)
     except ProcessLookupError:
         sys.exit(1)
     time.sleep(0.2)

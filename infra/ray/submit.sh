@@ -30,6 +30,7 @@ if [ "$num_nodes" = 1 ]; then
     export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0
     addresses=(127.0.0.1)
 else
+    export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=1 # whatever a local cluster of the caller has set
     # An address a node, so that Ray sees as many hosts as nodes. Linux answers to all of 127.0.0.0/8.
     mapfile -t addresses < <(seq -f '127.0.0.%g' 2 $((num_nodes + 1)))
 fi
@@ -83,7 +84,7 @@ start_node() { # number from 0, then what makes it a head or tells it of the hea
 }
 
 wait_for_nodes() { # how many
-    if ! python infra/wait_for_url.py "$dashboard_url/api/v0/nodes" "${nodes[0]}" "\"total\": $1,"; then
+    if ! python infra/wait_for_url.py "$dashboard_url/api/v0/nodes" "$(IFS=,; echo "${nodes[*]}")" "\"total\": $1,"; then
         tail -n 20 "$scratch"/node*/start.log >&2
         echo "error: the Ray cluster did not come up" >&2
         exit 1

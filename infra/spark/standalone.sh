@@ -61,7 +61,7 @@ for ((i = 1; i <= num_workers; i++)); do
     start "worker$i" worker.Worker --webui-port 0 --memory "$memory" --work-dir "$scratch/work$i" \
         ${WORKER_CORES:+--cores "$WORKER_CORES"} "spark://127.0.0.1:$port"
 done
-if ! "$python" infra/wait_for_url.py "http://127.0.0.1:$web/json/" "${processes[0]}" "\"aliveworkers\" : $num_workers,"; then
+if ! "$python" infra/wait_for_url.py "http://127.0.0.1:$web/json/" "$(IFS=,; echo "${processes[*]}")" "\"aliveworkers\" : $num_workers,"; then
     tail -n 20 "$scratch"/*.log >&2
     echo "error: the Spark cluster did not come up" >&2
     exit 1

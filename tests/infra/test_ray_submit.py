@@ -53,7 +53,10 @@ def clusters(built, find_one, tmp_path_factory: pytest.TempPathFactory):
     commands = {3: [*train, str(runs[3])], 1: ["sh", "-c", f"{shlex.join([*train, str(runs[1])])} && {then_fail}"]}
     jobs, starts, listened, statuses = {}, {}, {}, {}
     for nodes, command in commands.items():
-        environment = {**os.environ, "NODES": str(nodes), "RAY_NUM_CPUS": str(3 // nodes), "KEEP_LOGS": "1"}
+        environment = {
+            **os.environ, "NODES": str(nodes), "RAY_NUM_CPUS": str(3 // nodes), "KEEP_LOGS": "1",
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # left over from a program with a local cluster
+        }  # fmt: skip
         jobs[nodes] = subprocess.Popen(
             [SUBMIT, *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )

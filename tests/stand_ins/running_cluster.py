@@ -80,7 +80,7 @@ def running_cluster(
     """
     words = [sys.executable, "-c", _PROGRAM, str(num_cpus), "busy" if is_busy else "idle"]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | TOKEN
-    environment |= {"PYTHONPATH": str(_ROOT), **(settings or {})}
+    environment |= {"PYTHONPATH": str(_ROOT), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1", **(settings or {})}
     pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
     with subprocess.Popen(words, env=environment, stdin=pipe, stdout=pipe, stderr=nowhere, text=True) as process:
         try:
