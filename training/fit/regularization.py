@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from training.data.batch import Batch
-from training.model.embedding import FieldEmbedding, ModelError, Streams
+from training.model.embedding import FieldEmbedding, Histories, ModelError, Streams
 from training.sharding.parallelize import gather
 
 
@@ -23,7 +23,8 @@ class EmbeddingL2:
 
     Of a multi-valued feature only pooled vectors are there: each bag counts as if every row in it were the bag's mean,
     |mean|^2 * (sum over its ids of 1 / (n_j c_j)), with c_j the occurrences of id j in the global batch. That is exact
-    for bags of one id or of equal rows; otherwise it decays what the rows of a bag have in common.
+    for bags of one id or of equal rows; otherwise it decays what the rows of a bag have in common. Events of a sequence
+    are not pooled, so the term is exact for them.
 
     Dense features' vectors are no rows of a table and are left out. Costs a pass over ``batches`` at the start, 8 bytes
     a row of every feature's table (its tables share them), and an all-gather of the ids at each step.
@@ -47,16 +48,18 @@ class EmbeddingL2:
         self._features = embedding.features
         sizes = {table.shared_name: table.num_embeddings for table in embedding.tables}
         starts = dict(zip(sizes, accumulate([0, *sizes.values()]), strict=False))
-        self._starts = {name: starts[table.shared_name] for table in embedding.tables for name in table.features}
+        self._starts = {name: starts[table.shared_name] for table in embedding.tables for name in table.keys}
         self._mean_pooled = embedding.mean_pooled
         self._inverse_counts = 1 / self._count(batches, sum(sizes.values())).float()
         self._in_batch = torch.zeros_like(self._inverse_counts, dtype=torch.int32)
         self._streams: Streams = {}
+        self._histories: Histories = {}
+        self._keys = embedding.sequence_keys
         embedding.register_forward_hook(self._keep)
 
-    def _keep(self, module: Any, inputs: Any, streams: Streams) -> None:
+    def _keep(self, module: Any, inputs: Any, vectors: tuple[Streams, Histories]) -> None:
         if torch.is_grad_enabled():
-            self._streams = streams
+            self._streams, self._histories = vectors
 
     def _count(self, batches: Iterable[Batch], num_rows: int) -> Tensor:
         """Count n of every feature's ids, laid end to end, over all ranks."""
@@ -79,28 +82,39 @@ class EmbeddingL2:
 
         The shares of all ranks add up to the term, as those of the data loss do.
         """
-        coefficients_FB = self._coefficients(batch)
+        values = self._values(batch)
+        coefficients_FB = self._coefficients(batch, values)
         fields = {feature: f for f, feature in enumerate(batch.sparse_features.keys())}
         total = coefficients_FB.new_zeros(())
         for stream, features in self._features.items():
             squares_BF = self._streams[stream][:, : len(features)].square().sum(dim=2)
             total = total + (squares_BF * coefficients_FB[[fields[name] for name in features]].T).sum()
-        self._streams = {}
+        of_key = dict(zip(fields, values.split(batch.sparse_features.length_per_key()), strict=True))
+        for of_stream in self._histories.values():
+            for sequence, history in of_stream.items():
+                keys = self._keys[sequence]
+                squares_EK = history.events.unflatten(1, (len(keys), -1)).square().sum(dim=2)
+                total = total + (squares_EK * torch.stack([of_key[key] for key in keys], dim=1)).sum()
+        self._streams, self._histories = {}, {}
         return self._strength / 2 * total
 
-    def _coefficients(self, batch: Batch) -> Tensor:
-        """Compute (F, num_rows), the factor of each pooled vector's square.
+    def _values(self, batch: Batch) -> Tensor:
+        """Compute (V,), the factor of each looked-up row's square.
 
         Every occurrence of id j has 1 / (n_j c_j), so that its c_j occurrences, on whatever ranks, make 1 / n_j.
         """
-        ids, rows = batch.sparse_features, self._rows(batch)
+        rows = self._rows(batch)
         everyone = gather(rows)
         self._in_batch.index_add_(0, everyone, torch.ones_like(everyone, dtype=torch.int32))
         values = self._inverse_counts[rows] / self._in_batch[rows]
         self._in_batch[everyone] = 0
-        lengths = ids.lengths()
-        bags = torch.arange(len(lengths), device=rows.device).repeat_interleave(lengths, output_size=len(rows))
+        return values
+
+    def _coefficients(self, batch: Batch, values: Tensor) -> Tensor:
+        """Compute (F, num_rows), the factor of each pooled vector's square, from those of the rows."""
+        ids, lengths = batch.sparse_features, batch.sparse_features.lengths()
+        bags = torch.arange(len(lengths), device=values.device).repeat_interleave(lengths, output_size=len(values))
         sums_FB = values.new_zeros(len(lengths)).index_add_(0, bags, values).view(-1, batch.batch_size)
-        is_sum = torch.tensor([name not in self._mean_pooled for name in ids.keys()], device=rows.device)  # noqa: SIM118
+        is_sum = torch.tensor([name not in self._mean_pooled for name in ids.keys()], device=values.device)  # noqa: SIM118
         sizes_FB = lengths.view_as(sums_FB).clamp(min=1)
         return torch.where(is_sum[:, None], sums_FB / sizes_FB**2, sums_FB)[:, : batch.num_rows]

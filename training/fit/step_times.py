@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from training.model.normalization import GlobalBatchNorm
+from training.model.embedding import Histories, Streams
 from training.sharding.tables import embedding_of, kernels_of, lookups_of
 
 COMMUNICATION = ("exchange", "reduction")
@@ -103,11 +104,13 @@ class StepTimes:
             self.num_batches += 1
             self.num_ids.update(dict(zip(inputs[0].keys(), inputs[0].length_per_key(), strict=True)))
 
-    def _after_embedding(self, _module: nn.Module, _inputs: Any, streams: dict[str, torch.Tensor]) -> None:
+    def _after_embedding(self, _module: nn.Module, _inputs: Any, vectors: tuple[Streams, Histories]) -> None:
         self.mark("exchange")
-        for vectors in streams.values():
-            if vectors.requires_grad and self._last is not None:
-                vectors.register_hook(lambda _: self.mark("dense backward"))
+        streams, histories = vectors
+        events = [history.events for of_stream in histories.values() for history in of_stream.values()]
+        for tensor in (*streams.values(), *events):
+            if tensor.requires_grad and self._last is not None:
+                tensor.register_hook(lambda _: self.mark("dense backward"))
 
     def _around_wait(self, work: Literal["forward", "backward"] | None) -> None:
         self.mark("reduction" if work is None else f"dense {work}")

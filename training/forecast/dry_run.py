@@ -21,13 +21,14 @@ from training.sharding.table_planner import (
     MARGIN,
     MEMORY_PARTS,
     Cluster,
-    Sharder,
     batch_size_per_rank,
     describe_placement,
     held_bytes,
     make_planner,
     make_reservation,
+    sharders,
     sharding_of,
+    unplanned_tables,
 )
 
 TIMES = ("compute_ms", "exchange_ms", "ms")
@@ -111,7 +112,7 @@ def plan_tables(model: CTRModel, config: TrainingConfig, cluster: Cluster) -> Dr
         ValueError: as ``make_planner``.
     """
     cluster = cluster.capped(config.sharding)
-    found, sharder = _Found(), Sharder()
+    found, own = _Found(), sharders(model, config)
     planner = make_planner(model, config, cluster, [found])
     reserve = _reserve(model, config, cluster)
     if reserve.left <= 0:
@@ -122,9 +123,9 @@ def plan_tables(model: CTRModel, config: TrainingConfig, cluster: Cluster) -> Dr
             [],
         )
     try:
-        placements: Any = planner.plan(model, [sharder])  # pyright: ignore[reportArgumentType]
+        placements: Any = planner.plan(model, own)  # pyright: ignore[reportArgumentType]
     except PlannerError as error:
-        options = found.enumerator.enumerate(model, [sharder])  # pyright: ignore[reportArgumentType]
+        options = found.enumerator.enumerate(model, own)  # pyright: ignore[reportArgumentType]
         raise _refusal(options, cluster, reserve) from error
     tables = {table.name: table for table in model.tables}
     placed = {name: place for module in placements.plan.values() for name, place in module.items()}
@@ -154,6 +155,14 @@ def plan_tables(model: CTRModel, config: TrainingConfig, cluster: Cluster) -> Dr
             rank["ms"] += shard.perf.total
             place = (option.name, shard.rank)
             shards[place] = shards.get(place, 0) + size
+    for table in unplanned_tables(model, config):  # their bytes are in the reserve, as the dense net's
+        rows[table.name] = entry = describe_placement(table, None) | nothing
+        parts = held_bytes(config, DATA_PARALLEL, (table.num_embeddings, table.padded_width))
+        for rank in ranks:
+            for counted in (entry, rank):
+                counted["num_shards"] += 1
+                for part in parts:
+                    counted[part] += parts[part]
     return DryRunPlan(cluster, reserve, list(rows.values()), ranks, shards)
 
 
@@ -354,7 +363,7 @@ def _reserve(model: CTRModel, config: TrainingConfig, cluster: Cluster) -> Reser
     """Measure TorchRec's reservation on a rank with unlimited memory."""
     roomy = dataclasses.replace(cluster, world_size=1, ranks_per_host=1, memory=1 << 60).topology()
     batch_size = batch_size_per_rank(config, cluster.world_size)
-    kept = make_reservation(model, margin=0).reserve(roomy, batch_size, model, [Sharder()])  # pyright: ignore
+    kept = make_reservation(model, config, margin=0).reserve(roomy, batch_size, model, sharders(model, config))  # pyright: ignore
     fixed = _memory(roomy) - _memory(kept)
     memory = _memory(cluster.topology())
     margin = memory - int((1 - MARGIN) * memory) if cluster.device == "cuda" else 0

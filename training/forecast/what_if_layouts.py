@@ -15,7 +15,7 @@ from training.forecast.dry_run import PlanError
 from training.model.cost import FLOAT, Net
 from training.model.ctr_model import CTRModel
 from training.model.embedding import EmbeddingTable
-from training.sharding.table_planner import Cluster, Sharder, make_planner
+from training.sharding.table_planner import Cluster, make_planner, sharders, unplanned_tables
 
 GIANT = 8
 """A table that takes more than one part in so many of a rank's memory is cut by rows."""
@@ -28,7 +28,7 @@ def planned_shards(model: CTRModel, config: TrainingConfig, cluster: Cluster) ->
         PlanError: the tables do not fit; ``training.forecast.dry_run.plan_tables`` tells by how much.
     """
     try:
-        plan: Any = make_planner(model, config, cluster).plan(model, [Sharder()])  # pyright: ignore[reportArgumentType]
+        plan: Any = make_planner(model, config, cluster).plan(model, sharders(model, config))
     except PlannerError as error:
         raise PlanError(f"the tables do not fit: {error}", 0, []) from error
     tables = {table.name: table for table in model.tables}
@@ -36,13 +36,15 @@ def planned_shards(model: CTRModel, config: TrainingConfig, cluster: Cluster) ->
     for name, placement in [place for part in plan.plan.values() for place in part.items()]:
         table = tables[name]
         if placement.sharding_spec is None:
-            shards += _replicas(table, cluster.world_size)
+            shards += _replicas(model, table, cluster.world_size)
             continue
         for shard in placement.sharding_spec.shards:
             rows, columns = shard.shard_sizes
             if rows and columns:  # row-wise, of a table with fewer rows than ranks, some have none
                 place = shard.placement.rank(), rows, columns, shard.shard_offsets[0]
-                shards.append(Shard(name, placement.sharding_type, *place, len(table.features)))
+                shards.append(Shard(name, placement.sharding_type, *place, _ids_a_row(model, table)))
+    for table in unplanned_tables(model, config):
+        shards += _replicas(model, table, cluster.world_size)
     return shards
 
 
@@ -81,11 +83,11 @@ def _deal(
     for table in model.tables:
         rows, width = table.num_embeddings, table.padded_width
         if rows <= max_replicated:
-            shards += _replicas(table, t.world_size)
+            shards += _replicas(model, table, t.world_size)
             continue
         by_host = all_by_host or rows * (FLOAT * width + 4) > memory / GIANT
         widths = [min(columns or width, width - first) for first in range(0, width, columns or width)]
-        parts += [(by_host, rows, table.name, part, len(table.features)) for part in widths]
+        parts += [(by_host, rows, table.name, part, _ids_a_row(model, table)) for part in widths]
     to_send, held = np.zeros((2, t.num_hosts, t.ranks_per_host))
     mean = sum(width * num_features for *_, width, num_features in parts) / t.world_size
     for by_host, rows, name, width, num_features in sorted(parts, reverse=True):
@@ -105,9 +107,12 @@ def _deal(
     return shards
 
 
-def _replicas(table: EmbeddingTable, world_size: int) -> list[Shard]:
+def _replicas(model: CTRModel, table: EmbeddingTable, world_size: int) -> list[Shard]:
     """Lay a table on every rank, whole."""
-    size = table.num_embeddings, table.padded_width
-    return [
-        Shard(table.name, "data_parallel", rank, *size, num_features=len(table.features)) for rank in range(world_size)
-    ]
+    size, num_ids = (table.num_embeddings, table.padded_width), _ids_a_row(model, table)
+    return [Shard(table.name, "data_parallel", rank, *size, num_features=num_ids) for rank in range(world_size)]
+
+
+def _ids_a_row(model: CTRModel, table: EmbeddingTable) -> int:
+    """Count the ids of a row that are looked up in a table: one a feature, and a sequence's mean length."""
+    return len(table.features) + round(sum(model.mean_lengths[key] for key in table.sequences))

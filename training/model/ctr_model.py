@@ -32,6 +32,7 @@ class CTRModel(nn.Module):
         pad_tables: see FieldEmbedding.
         device: device of the parameters. ``meta``: DistributedModelParallel makes the tables later, the dense net is
             made on CPU.
+        mean_lengths: key of a sequence -> mean number of events a row, for plans; absent: the most there can be.
 
     Raises:
         ModelError: a block needs what the schema lacks.
@@ -46,9 +47,15 @@ class CTRModel(nn.Module):
         seed: int = 0,
         pad_tables: bool = False,
         device: torch.device | str | None = None,
+        mean_lengths: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.base_logit = config.base_logit
+        self.mean_lengths = {
+            key: (mean_lengths or {}).get(key, float(sequence.max_length))
+            for sequence in schema.sequence
+            for key in sequence.keys
+        }
         device = torch.device(device or "cpu")
         widths = stream_widths(config)
         with torch.random.fork_rng(devices=[]):
@@ -64,7 +71,8 @@ class CTRModel(nn.Module):
                 device=device,
             )
             torch.default_generator.manual_seed(stable_seed(seed, "dense net"))
-            num_fields = self.embedding.num_fields
+            self.histories = HistoryEncoders(config.sequences, schema, self.embedding.widths)
+            num_fields = self.embedding.num_fields + self.histories.num_fields
             self.selection = SELECTIONS[config.selection.kind](config.selection, num_fields, widths.get("shared", 0))
             self.easy_encoder = ENCODERS[config.easy.kind](config.easy, num_fields, config.easy_dim)
             self.hard_encoder = ENCODERS[config.hard.kind](config.hard, num_fields, config.embedding_dim)
@@ -87,7 +95,8 @@ class CTRModel(nn.Module):
 
     def forward(self, batch: Batch) -> TwinLogits:
         """Compute the logits of the batch's real rows, each (num_rows,)."""
-        streams = self.embedding(batch.sparse_features, batch.dense_features, batch.num_rows)
+        streams, histories = self.embedding(batch.sparse_features, batch.dense_features, batch.num_rows)
+        streams = self.histories(streams, histories)
         easy_BFD, hard_BFD = self.selection(streams)
         easy_BH = self.easy_encoder(easy_BFD, streams["first_order_easy"])
         hard_BH = self.hard_encoder(hard_BFD, streams["first_order_hard"])

@@ -1,21 +1,32 @@
 """FieldEmbedding: all embeddings of the model in one module, which is the one to shard.
 
-A feature may have several tables (easy and hard, first-order weights); all of them live in one TorchRec
-``EmbeddingBagCollection``, and the blocks downstream only ever see stacked vectors.
+A feature may have several tables (easy and hard, first-order weights). They live in one TorchRec
+``EmbeddingBagCollection``, but for those that sequences look up as well: an event's vector is not pooled, so these
+live in an ``EmbeddingCollection`` for each stream and width. The blocks downstream only ever see stacked vectors.
 
-Shapes: B rows, F fields (sparse features, then dense ones), D width of a field, N dense features, V rows of a table.
+Shapes: B rows, F fields (sparse features, then dense ones), D width of a field, N dense features, V rows of a table,
+E events of all rows together, k parts of a sequence.
 """
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor, PoolingType
+from torchrec import (
+    EmbeddingBagCollection,
+    EmbeddingBagConfig,
+    EmbeddingCollection,
+    EmbeddingConfig,
+    JaggedTensor,
+    KeyedJaggedTensor,
+    KeyedTensor,
+    PoolingType,
+)
 from torchrec.modules.embedding_modules import get_embedding_names_by_table
 
 from features.schema import FeatureSchema, SparseFeature
@@ -30,11 +41,35 @@ FIRST_ORDER: tuple[StreamName, ...] = ("first_order_easy", "first_order_hard")
 Streams = dict[StreamName, Tensor]
 """Stream -> (B, F, D) vectors; a stream the model does not use has D = 0."""
 
+HISTORY_STREAMS: tuple[StreamName, ...] = ("easy", "hard", "shared")
+"""Streams that have sequences: an encoder's vectors. First-order weights and contexts are of single features alone."""
+
 PAD_MULTIPLE = 4
 """Divisor of the table widths that FBGEMM's fused kernels accept."""
 
 _CHUNK_ROWS = 1 << 16
-_TENSOR_OF_TABLE = re.compile(r"(?:^|\.)embedding_bags\.([^.]+)\.")
+_TENSOR_OF_TABLE = re.compile(r"(?:^|\.)(?:embedding_bags|embeddings)\.([^.]+)\.")
+
+
+@dataclass(frozen=True)
+class History:
+    """History: vectors of one sequence in one stream.
+
+    Attributes:
+        target: (B, k * D) vectors of the row's own features that are the sequence's parts.
+        events: (E, k * D) of the events, row by row and newest first; with gaps (E, (k + 1) * D), their vectors last.
+        lengths: (B,) events of each row.
+    """
+
+    target: Tensor
+    events: Tensor
+    lengths: Tensor
+
+
+_Events = Mapping[str, JaggedTensor]
+
+Histories = dict[StreamName, dict[str, History]]
+"""Stream -> sequence -> its vectors, for the streams and sequences that a model has."""
 
 
 class ModelError(ValueError):
@@ -47,13 +82,14 @@ class EmbeddingTable:
 
     Attributes:
         name: unique in the model, ``TABLE__STREAM``.
-        features: features whose ids are looked up in it, in the schema's order.
+        features: features whose ids are looked up in it, in the schema's order; a table of gaps has none.
         stream: stream of the model that it feeds.
         num_embeddings: rows.
         width: numbers of a row.
         padded_width: numbers of a row as it is stored.
         init_std: standard deviation of the rows at the start.
         seed: seed of the rows at the start.
+        sequences: keys of the sequences whose events are looked up in it.
     """
 
     name: str
@@ -64,11 +100,22 @@ class EmbeddingTable:
     padded_width: int
     init_std: float
     seed: int
+    sequences: tuple[str, ...] = ()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """List what is looked up in it: features, then sequences' keys."""
+        return (*self.features, *self.sequences)
 
     @property
     def feature(self) -> str:
-        """Return the first of the table's features."""
-        return self.features[0]
+        """Return the first of what is looked up in it."""
+        return self.keys[0]
+
+    @property
+    def collection(self) -> str:
+        """Return the path of the collection that holds the table, inside its ``FieldEmbedding``."""
+        return f"sequences.{self.stream}_{self.width}" if self.sequences else "bags"
 
     @property
     def shared_name(self) -> str:
@@ -77,7 +124,7 @@ class EmbeddingTable:
 
     def tensor_name(self, part: str = "weight") -> str:
         """Name one of the table's tensors as the ``state_dict`` of its ``FieldEmbedding`` does."""
-        return f"bags.embedding_bags.{self.name}.{part}"
+        return f"{self.collection}.{'embeddings' if self.sequences else 'embedding_bags'}.{self.name}.{part}"
 
     def initialize(self, weight_VD: Tensor, row_offset: int = 0, column_offset: int = 0) -> None:
         """Fill a table, or the shard of it whose first element is at the offsets: N(0, init_std), row 0 and pad 0.
@@ -145,7 +192,15 @@ def declare_tables(
         raise ModelError(f"a gate's context names features that are not sparse ones: {', '.join(unknown)}")
     multiple = PAD_MULTIPLE if pad_tables else 1
     tables = []
+
+    def declare(
+        name: str, names: tuple[str, ...], stream: StreamName, rows: int, width: int, keys: tuple[str, ...]
+    ) -> EmbeddingTable:
+        padded_width = -(-width // multiple) * multiple
+        return EmbeddingTable(f"{name}__{stream}", names, stream, rows, width, padded_width, init_std, seed, keys)
+
     for stream, stream_width in widths.items():
+        has_sequences = stream in HISTORY_STREAMS and stream not in features
         for name, shared in schema.tables.items() if stream_width else ():
             names = tuple(f.name for f in shared if f.name in features.get(stream, schema.sparse_names))
             if not names:
@@ -153,19 +208,18 @@ def declare_tables(
             if len(sizes := {num_embeddings[feature.name] for feature in shared}) > 1:
                 raise ModelError(f"{', '.join(names)} share the table {name!r}, but it would have {sizes} rows")
             width = own_width(shared[0], stream, stream_width, embedding_dim)
-            tables.append(
-                EmbeddingTable(
-                    name=f"{name}__{stream}",
-                    features=names,
-                    stream=stream,
-                    num_embeddings=sizes.pop(),
-                    width=width,
-                    padded_width=-(-width // multiple) * multiple,
-                    init_std=init_std,
-                    seed=seed,
-                )
-            )
+            keys = _sequence_keys(schema, names) if has_sequences else ()
+            tables.append(declare(name, names, stream, sizes.pop(), width, keys))
+        for sequence in schema.sequence if stream_width and has_sequences else ():
+            if (key := sequence.gap_column) is not None:
+                tables.append(declare(key, (), stream, sequence.num_gaps, stream_width, (key,)))
     return tuple(tables)
+
+
+def _sequence_keys(schema: FeatureSchema, features: Collection[str]) -> tuple[str, ...]:
+    """List the keys of the sequences' parts that are looked up with these features, in the schema's order."""
+    parts = [pair for sequence in schema.sequence for pair in sequence.part_columns.items()]
+    return tuple(key for part, key in parts if part in features)
 
 
 def own_width(feature: SparseFeature, stream: StreamName, stream_width: int, embedding_dim: int) -> int:
@@ -237,51 +291,111 @@ class FieldEmbedding(nn.Module):
             pad_tables=pad_tables,
         )
         is_meta = device is not None and device.type == "meta"
-        configs = [_bag_config(table, _leave_alone if is_meta else table.initialize) for table in self.tables]
+        pooled = [table for table in self.tables if not table.sequences]
+        configs = [_bag_config(table, _leave_alone if is_meta else table.initialize) for table in pooled]
         self.bags = EmbeddingBagCollection(tables=configs, device=device)
+        self.sequences = nn.ModuleDict()
+        for path in dict.fromkeys(table.collection for table in self.tables if table.sequences):
+            of = [_config(t, _leave_alone if is_meta else t.initialize) for t in self.tables if t.collection == path]
+            self.sequences[path.rpartition(".")[2]] = EmbeddingCollection(tables=of, device=device)
         self.projections = nn.ParameterDict()
         for table in self.tables:
             if table.width != (width := self.widths[table.stream]):
                 self.projections[table.name] = _projection(table, width, seed)
-        self.features, self._groups = self._order(schema, get_embedding_names_by_table(configs))
+        self.features, self._groups = self._order(schema, configs)
+        self._histories = self._order_histories(schema)
+        self.sequence_keys = {sequence.name: sequence.keys for sequence in schema.sequence}
         self.dense_vectors = nn.ParameterDict()
         for stream in self._groups:
             if schema.dense and stream not in (features or {}):
                 self.dense_vectors[stream] = _dense_vectors(len(schema.dense), self.widths[stream], seed, stream)
 
-    def forward(self, sparse_features: KeyedJaggedTensor, dense_features_BN: Tensor, num_rows: int) -> Streams:
-        """Look up and pool; the first ``num_rows`` rows of every stream, so that no block sees padding."""
-        groups = [run.keys for group in self._groups.values() for run in group]
-        pooled = iter(KeyedTensor.regroup([self.bags(sparse_features)], groups))
+    def forward(
+        self, sparse_features: KeyedJaggedTensor, dense_features_BN: Tensor, num_rows: int
+    ) -> tuple[Streams, Histories]:
+        """Look up; the first ``num_rows`` rows of every stream and history, so that no block sees padding."""
+        groups = [run.keys for group in self._groups.values() for run in group if not run.table.sequences]
+        pooled = iter(KeyedTensor.regroup([self.bags(sparse_features)], groups) if groups else ())
+        vectors = {name: collection(sparse_features) for name, collection in self.sequences.items()}
         num_ids = self._num_ids(sparse_features, num_rows)
         streams: Streams = {s: dense_features_BN.new_zeros(num_rows, self.num_fields, 0) for s in STREAMS}
+        histories: Histories = {}
         for stream, group in self._groups.items():
-            parts = [self._fields(next(pooled)[:num_rows], run, num_ids) for run in group]
+            parts = [
+                self._fields(
+                    next(pooled)[:num_rows] if not run.table.sequences else _pool(run, vectors, num_rows), run, num_ids
+                )
+                for run in group
+            ]
+            if stream in self._histories:
+                histories[stream] = self._look_back(stream, parts, vectors, num_rows)
             if stream in self.dense_vectors:
                 parts.append(dense_features_BN[:num_rows, :, None] * self.dense_vectors[stream])
             streams[stream] = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        return streams
+        return streams, histories
+
+    def _look_back(
+        self, stream: StreamName, parts: Sequence[Tensor], vectors: Mapping[str, _Events], num_rows: int
+    ) -> dict[str, History]:
+        """Bring together each sequence's events and the fields of its target."""
+        fields_BFD = parts[0] if len(parts) == 1 else torch.cat([*parts], dim=1)
+        found = {}
+        for name, history in self._histories[stream].items():
+            looked_up = [vectors[table.collection.rpartition(".")[2]][key] for key, table in history.tables.items()]
+            events = [
+                self._projected(jagged.values()[:, : table.width], table)
+                for jagged, table in zip(looked_up, history.tables.values(), strict=True)
+            ]
+            target_BK = fields_BFD[:, history.fields].flatten(1)
+            found[name] = History(target_BK, torch.cat(events, dim=1), looked_up[0].lengths()[:num_rows])
+        return found
 
     def _order(
-        self, schema: FeatureSchema, keys: list[list[str]]
+        self, schema: FeatureSchema, configs: list[EmbeddingBagConfig]
     ) -> tuple[dict[StreamName, tuple[str, ...]], dict[StreamName, list["_Run"]]]:
         """Order each stream's features as in the schema, and group them into runs that are looked up in one way."""
+        keys = dict(zip((c.name for c in configs), get_embedding_names_by_table(configs) if configs else [], strict=True))
         found: dict[StreamName, dict[str, tuple[str, EmbeddingTable]]] = {}
-        for table, names in zip(self.tables, keys, strict=True):
+        for table in self.tables:
+            names = keys.get(table.name, table.features)
             found.setdefault(table.stream, {}).update(
                 {feature: (key, table) for feature, key in zip(table.features, names, strict=True)}
             )
+        jagged = frozenset(feature.name for feature in schema.jagged.values())
         features: dict[StreamName, tuple[str, ...]] = {}
         groups: dict[StreamName, list[_Run]] = {}
         for stream, of in found.items():
             features[stream] = tuple(name for name in schema.sparse_names if name in of)
-            ways = [(name, self._projection_of(of[name][1]), name in self.mean_pooled) for name in features[stream]]
+            ways = [
+                (name, of[name][1].collection, self._projection_of(of[name][1]), name in self.mean_pooled)
+                for name in features[stream]
+            ]
             runs = [[name for name, *_ in run] for _, run in groupby(ways, lambda way: way[1:])]
             groups[stream] = [
-                _Run(tuple(names), [of[name][0] for name in names], of[names[0]][1], names[0] in self.mean_pooled)
+                _Run(
+                    tuple(names),
+                    [of[name][0] for name in names],
+                    of[names[0]][1],
+                    names[0] in self.mean_pooled,
+                    jagged.intersection(names),
+                )
                 for names in runs
             ]
         return features, groups
+
+    def _order_histories(self, schema: FeatureSchema) -> dict[StreamName, dict[str, "_Sequence"]]:
+        """Find each stream's tables of each sequence's keys, and the fields of its target."""
+        tables = {(table.stream, key): table for table in self.tables for key in table.sequences}
+        found: dict[StreamName, dict[str, _Sequence]] = {}
+        for stream in dict.fromkeys(stream for stream, _ in tables):
+            found[stream] = {
+                sequence.name: _Sequence(
+                    {key: tables[stream, key] for key in sequence.keys},
+                    [self.features[stream].index(part) for part in sequence.parts],
+                )
+                for sequence in schema.sequence
+            }
+        return found
 
     def _projection_of(self, table: EmbeddingTable) -> str | None:
         return table.name if table.name in self.projections else None
@@ -299,8 +413,24 @@ class FieldEmbedding(nn.Module):
         vectors_BFD = vectors_BK.unflatten(1, (len(run.keys), -1))[..., : run.table.width]
         if run.is_mean:
             vectors_BFD = vectors_BFD / torch.stack([num_ids[name] for name in run.features], dim=1)[..., None]
-        name = self._projection_of(run.table)
-        return vectors_BFD if name is None else vectors_BFD @ self.projections[name]
+        return self._projected(vectors_BFD, run.table)
+
+    def _projected(self, vectors: Tensor, table: EmbeddingTable) -> Tensor:
+        name = self._projection_of(table)
+        return vectors if name is None else vectors @ self.projections[name]
+
+
+def _pool(run: "_Run", vectors: Mapping[str, _Events], num_rows: int) -> Tensor:
+    """Sum up the vectors of each row's ids: (num_rows, F * D) of the features of a run, next to each other."""
+    found = [vectors[run.table.collection.rpartition(".")[2]][key] for key in run.keys]
+    parts = [_sum_up(jagged, num_rows) if name in run.jagged else jagged.values() for name, jagged in zip(run.keys, found, strict=True)]
+    return torch.cat(parts, dim=1)
+
+
+def _sum_up(vectors: JaggedTensor, num_rows: int) -> Tensor:
+    lengths_B, values = vectors.lengths()[:num_rows], vectors.values()
+    rows = torch.arange(num_rows, device=values.device).repeat_interleave(lengths_B, output_size=len(values))
+    return values.new_zeros(num_rows, values.shape[1]).index_add(0, rows, values)
 
 
 @dataclass(frozen=True)
@@ -312,12 +442,27 @@ class _Run:
         keys: names of their look-ups.
         table: table of the first of them, whose width and projection are those of all.
         is_mean: divide sums by the number of ids.
+        jagged: those of them with any number of ids a row.
     """
 
     features: tuple[str, ...]
     keys: list[str]
     table: EmbeddingTable
     is_mean: bool
+    jagged: frozenset[str]
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """Look-ups of a sequence in a stream.
+
+    Attributes:
+        tables: key -> the table its events are looked up in.
+        fields: places of the target's parts among the stream's fields.
+    """
+
+    tables: dict[str, EmbeddingTable]
+    fields: list[int]
 
 
 def _leave_alone(_shard: Tensor) -> None:
@@ -331,6 +476,16 @@ def _bag_config(table: EmbeddingTable, init_fn: Callable[[Tensor], None]) -> Emb
         num_embeddings=table.num_embeddings,
         embedding_dim=table.padded_width,
         pooling=PoolingType.SUM,
+        init_fn=init_fn,
+    )
+
+
+def _config(table: EmbeddingTable, init_fn: Callable[[Tensor], None]) -> EmbeddingConfig:
+    return EmbeddingConfig(
+        name=table.name,
+        feature_names=list(table.keys),
+        num_embeddings=table.num_embeddings,
+        embedding_dim=table.padded_width,
         init_fn=init_fn,
     )
 

@@ -22,7 +22,14 @@ from training.config import DenseOptimizer, FusedOptimizer, TrainingConfig
 from training.model.ctr_model import CTRModel
 from training.model.embedding import table_of
 from training.sharding.optimizers import FUSED, PART_KEY, ModelParts
-from training.sharding.table_planner import DATA_PARALLEL, Cluster, Sharder, describe_placement, make_planner
+from training.sharding.table_planner import (
+    DATA_PARALLEL,
+    Cluster,
+    describe_placement,
+    make_planner,
+    sharders,
+    unplanned_tables,
+)
 from training.sharding.tables import initialize_tables, placements_of, replicated_tensors, trained_parameters
 from training.sharding.weight_average import WeightAverage
 
@@ -113,15 +120,15 @@ def parallelize(model: CTRModel, config: TrainingConfig, device: torch.device) -
         ValueError: the lane cannot do what the config asks for on this device.
     """
     lane = config.optimizer
-    sharder = Sharder()
+    own = sharders(model, config)
     planner = make_planner(model, config, _cluster(device))
-    plan: Any = planner.collective_plan(model, [sharder], dist.group.WORLD)  # pyright: ignore[reportArgumentType]
+    plan: Any = planner.collective_plan(model, own, dist.group.WORLD)  # pyright: ignore[reportArgumentType]
     tables = {table.name: table for table in model.tables}
     placements = placements_of(plan)
     parts = ModelParts(lane, model)
     if isinstance(lane, FusedOptimizer):
         parts.fuse(model, [name for name, place in placements.items() if place.sharding_type != DATA_PARALLEL])
-    wrapped = DistributedModelParallel(model, device=device, plan=plan, sharders=[sharder])  # pyright: ignore
+    wrapped = DistributedModelParallel(model, device=device, plan=plan, sharders=own)  # pyright: ignore
 
     initialize_tables(wrapped, tables)
     parameters = trained_parameters(wrapped)
@@ -131,7 +138,10 @@ def parallelize(model: CTRModel, config: TrainingConfig, device: torch.device) -
         model=wrapped,
         optimizer=parts.make_optimizer(wrapped, parameters),
         average=WeightAverage(replicated_tensors(wrapped), config.ema_decay) if config.ema_decay else None,
-        plan=[describe_placement(tables[name], placement) for name, placement in placements.items()],
+        plan=[
+            *(describe_placement(tables[name], placement) for name, placement in placements.items()),
+            *(describe_placement(table, None) for table in unplanned_tables(model, config)),
+        ],
         _embedding_parameters=[p for n, p in parameters.items() if n in embedding_names],
         _clipped_parameters=[p for n, p in parameters.items() if is_dense_lane or not table_of(n)],
         _learning_rates=[part.learning_rate for part in parts.parts],

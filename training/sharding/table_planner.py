@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints
@@ -67,6 +68,56 @@ class Sharder(EmbeddingBagCollectionSharder):
         if sharding_type == DATA_PARALLEL:
             return [EmbeddingComputeKernel.DENSE.value]
         return [EmbeddingComputeKernel.FUSED.value, *([CACHED] if compute_device_type == "cuda" else [])]
+
+
+class SequenceSharder(EmbeddingCollectionSharder):
+    """Sharder of tables that sequences look up: by rows, columns or whole, on any device.
+
+    It cannot replicate: on CPU, FBGEMM's dense kernel adds up vectors that are to stay apart. ``sharders`` leaves it
+    out where tables are replicated, and their collections stay as they are.
+    """
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        """List the sharding types on offer, on any device."""
+        return list(MODEL_PARALLEL)
+
+    def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
+        """List the kernels of a sharding type; on CUDA also the one with a cache."""
+        return [EmbeddingComputeKernel.FUSED.value, *([CACHED] if compute_device_type == "cuda" else [])]
+
+
+def sharders(model: CTRModel, config: TrainingConfig) -> list[Any]:
+    """List the sharders of a model's tables, of one kind of collection each.
+
+    Raises:
+        ValueError: some tables that sequences look up are to be replicated and others not, or only on this config.
+    """
+    return [Sharder(), *([] if _replicates_sequences(model, config) else [SequenceSharder()])]
+
+
+def unplanned_tables(model: CTRModel, config: TrainingConfig) -> list[EmbeddingTable]:
+    """List the replicated tables that no plan has: collections that sequences look up stay as they are."""
+    return [table for table in model.tables if table.sequences and _replicates_sequences(model, config)]
+
+
+def _replicates_sequences(model: CTRModel, config: TrainingConfig) -> bool:
+    """Tell whether the tables that sequences look up are replicated; all are, or none.
+
+    Raises:
+        ValueError: some are and others not.
+    """
+    if isinstance(config.optimizer, DenseOptimizer):
+        return True
+    kinds = {table: sharding_of(table, config.sharding) for table in model.tables if table.sequences}
+    replicated = [table.feature for table, kind in kinds.items() if kind == DATA_PARALLEL]
+    others = [table.feature for table, kind in kinds.items() if kind != DATA_PARALLEL]
+    if replicated and others:
+        raise ValueError(
+            f"training.sharding: sequences look up the tables of {replicated[0]!r} (data_parallel) and {others[0]!r} "
+            f"({kinds[next(t for t in kinds if t.feature == others[0])]}), which are all replicated or all not: give "
+            "all of them data_parallel, or none"
+        )
+    return bool(replicated)
 
 
 class StorageEstimator(EmbeddingStorageEstimator):
@@ -195,7 +246,7 @@ def check_lane(config: TrainingConfig, device: str) -> None:
 def make_planner(
     model: CTRModel, config: TrainingConfig, cluster: Cluster, stats: Sequence[Stats] = ()
 ) -> EmbeddingShardingPlanner:
-    """Make the planner of ``model``'s tables: call its ``plan`` or ``collective_plan`` with a ``Sharder``.
+    """Make the planner of ``model``'s tables: call its ``plan`` or ``collective_plan`` with ``sharders``.
 
     Args:
         model: model with its tables on the meta device.
@@ -207,7 +258,7 @@ def make_planner(
     check_lane(config, cluster.device)
     cluster, sharding = cluster.capped(config.sharding), config.sharding
     auto = (DATA_PARALLEL,) if isinstance(config.optimizer, DenseOptimizer) else MODEL_PARALLEL
-    unknown = set(sharding.features) - {name for table in model.tables for name in table.features}
+    unknown = set(sharding.features) - {name for table in model.tables for name in table.keys}
     if unknown:
         raise ValueError(f"training.sharding.features names unknown features: {', '.join(sorted(unknown))}")
     kernels = [EmbeddingComputeKernel.DENSE.value, EmbeddingComputeKernel.FUSED.value]
@@ -223,7 +274,8 @@ def make_planner(
             sharding_types=allowed,
             compute_kernels=kernels,
             min_partition=columns_per_part(kind, table, model.tables, cluster.world_size),
-            pooling_factors=[1.0] * len(table.features),  # TorchRec would count one feature
+            # One a feature name, in the table's order: TorchRec would count one feature, of one id a row.
+            pooling_factors=[1.0] * len(table.features) + [model.mean_lengths[key] for key in table.sequences],
             cache_params=None if kind == DATA_PARALLEL else cache,
         )
     topology = cluster.topology()
@@ -238,7 +290,7 @@ def make_planner(
         topology=topology,
         batch_size=batch_size,
         enumerator=EmbeddingEnumerator(topology, batch_size, constraints, estimators),
-        storage_reservation=make_reservation(model, MARGIN),
+        storage_reservation=make_reservation(model, config, MARGIN),
         proposer=proposers,
         stats=list(stats),
         constraints=constraints,
@@ -251,29 +303,32 @@ def sharding_of(table: EmbeddingTable, sharding: ShardingConfig) -> str:
     Raises:
         ValueError: features that share the table have different ones.
     """
-    wanted = {sharding.features[name]: name for name in table.features if name in sharding.features}
+    wanted = {sharding.features[name]: name for name in table.keys if name in sharding.features}
     if len(wanted) > 1:
         shown = ", ".join(f"{name} = {kind}" for kind, name in wanted.items())
         raise ValueError(f"training.sharding.features: {shown}, but they share a table: give both the same sharding")
     return next(iter(wanted), sharding.default)
 
 
-def make_reservation(model: CTRModel, margin: float) -> HeuristicalStorageReservation:
-    """Reserve a rank's memory beside tables: a share of a GPU, the dense net and its copies, the ids of two batches."""
-    dense = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if table_of(name) is None)
+def make_reservation(model: CTRModel, config: TrainingConfig, margin: float) -> HeuristicalStorageReservation:
+    """Reserve a rank's memory beside what is planned: a share of a GPU, what is replicated with its copies (the dense
+    net, tables that no plan has), and the ids of two batches.
+    """
+    outside = {None, *(table.name for table in unplanned_tables(model, config))}
+    dense = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if table_of(name) in outside)
     return HeuristicalStorageReservation(margin, dense_tensor_estimate=DENSE_COPIES * dense)
 
 
 def describe_placement(table: EmbeddingTable, placement: Any) -> dict[str, Any]:
-    """Describe a table and its placement for a run's plan.json."""
+    """Describe a table and its placement (None: no plan has it, see ``unplanned_tables``) for a run's plan.json."""
     return {
         "table": table.name,
-        "feature": ", ".join(table.features),
+        "feature": ", ".join(table.keys),
         "stream": table.stream,
         "rows": table.num_embeddings,
         "width": table.width,
         "bytes": 4 * table.num_embeddings * table.padded_width,
-        "sharding": placement.sharding_type,
-        "kernel": placement.compute_kernel,
-        "ranks": list(placement.ranks or []),
+        "sharding": DATA_PARALLEL if placement is None else placement.sharding_type,
+        "kernel": EmbeddingComputeKernel.DENSE.value if placement is None else placement.compute_kernel,
+        "ranks": [] if placement is None else list(placement.ranks or []),
     }

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.optim import _apply_optimizer_in_backward
 from torchrec.distributed import DistributedModelParallel
-from torchrec.distributed.batched_embedding_kernel import BaseBatchedEmbeddingBag
+from torchrec.distributed.batched_embedding_kernel import BaseBatchedEmbedding, BaseBatchedEmbeddingBag
+from torchrec.distributed.embedding import ShardedEmbeddingCollection
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.types import EmbeddingModuleShardingPlan
 from torchrec.optim.keyed import KeyedOptimizer
@@ -24,20 +25,21 @@ from training.model.embedding import EmbeddingTable, FieldEmbedding, table_of
 
 
 class LookUp(nn.Module):
-    """LookUp: a batch -> pooled vectors, all that TorchRec's pipeline has to see of a model.
+    """LookUp: a batch -> vectors of its ids, all that TorchRec's pipeline has to see of a model.
 
     The pipeline traces what it is given, to learn which sharded module gets which part of a batch; the rest of the
     model has nothing to pipeline and does not trace.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        """Take the collection of tables out of ``model``, which is sharded."""
+        """Take the collections of tables out of ``model``, which is sharded."""
         super().__init__()
-        self.bags = embedding_of(model).bags
+        embedding = embedding_of(model)
+        self.collections = nn.ModuleList([embedding.bags, *embedding.sequences.values()])
 
     def forward(self, batch: Batch) -> Any:
         """Look up the batch's ids."""
-        return self.bags(batch.sparse_features)
+        return [collection(batch.sparse_features) for collection in self.collections]
 
 
 def embedding_of(model: nn.Module) -> FieldEmbedding:
@@ -52,7 +54,7 @@ def lookups_of(model: nn.Module) -> Iterator[nn.Module]:
     Each one runs after the exchange of ids between ranks and before the exchange of vectors.
     """
     for module in model.modules():
-        if isinstance(module, ShardedEmbeddingBagCollection):
+        if isinstance(module, ShardedEmbeddingBagCollection | ShardedEmbeddingCollection):
             yield from module._lookups
 
 
@@ -62,7 +64,7 @@ def kernels_of(model: nn.Module) -> Iterator[nn.Module]:
     They are part of the look-ups, which TorchRec keeps in a plain list: ``model.modules()`` has none of them.
     """
     for lookup in lookups_of(model):
-        yield from (part for part in lookup.modules() if isinstance(part, BaseBatchedEmbeddingBag))
+        yield from (part for part in lookup.modules() if isinstance(part, BaseBatchedEmbedding | BaseBatchedEmbeddingBag))
 
 
 def placements_of(plan: Any) -> dict[str, Any]:

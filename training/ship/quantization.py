@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torchrec import EmbeddingBagCollection
-from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig
+from torchrec import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.modules.embedding_configs import DataType
 from torchrec.quant.embedding_modules import EmbeddingBagCollection as QuantEmbeddingBagCollection
+from torchrec.quant.embedding_modules import EmbeddingCollection as QuantEmbeddingCollection
 
 from training.config import TablePrecision
 from training.model.ctr_model import EMBEDDING, CTRModel
@@ -138,8 +139,9 @@ def quantize(model: CTRModel, tables: TablePrecision) -> CTRModel:
     """Copy a trained model with its tables quantised as they would be served; with float32 return the model itself."""
     if tables == "float32":
         return model
-    bags = _make_bags(model, to_tensors(model, tables), tables)
-    return copy.deepcopy(model, {id(model.embedding.bags): bags})  # pyright: ignore[reportArgumentType]
+    made = _make_collections(model, to_tensors(model, tables), tables)
+    kept = {id(model.embedding.get_submodule(path)): collection for path, collection in made.items()}
+    return copy.deepcopy(model, kept)  # pyright: ignore[reportArgumentType]
 
 
 def restore_artifact(model: CTRModel, tensors: Mapping[str, Tensor], tables: TablePrecision) -> None:
@@ -148,34 +150,46 @@ def restore_artifact(model: CTRModel, tensors: Mapping[str, Tensor], tables: Tab
         model.load_state_dict(tensors)
         return
     model.load_state_dict({name: t for name, t in tensors.items() if table_of(name) is None}, strict=False)
-    model.embedding.register_module("bags", _make_bags(model, tensors, tables))
+    for path, collection in _make_collections(model, tensors, tables).items():
+        model.embedding.set_submodule(path, collection)
 
 
-def _make_bags(model: CTRModel, tensors: Mapping[str, Tensor], tables: TablePrecision) -> QuantEmbeddingBagCollection:
-    """Make the lookup of quantised tables, with copies of their tensors."""
-    weights = {}
-    for table in model.tables:
-        numbers, scale_offset = map(tensors.get, _names(table))
-        assert numbers is not None
-        # FBGEMM takes and keeps bytes: a row's scale and offset, then its numbers.
-        pair = (numbers.view(torch.uint8), None if scale_offset is None else scale_offset.view(torch.uint8))
-        weights[table.name] = pair
-    bags = QuantEmbeddingBagCollection(
-        _bag_configs(model.embedding.bags, model.tables, tables),
-        is_weighted=False,
-        device=torch.device("cpu"),
-        table_name_to_quantized_weights=weights,
-        row_alignment=1,  # TorchRec's 16, for GPUs, makes 32 bytes of the 20 of a row of 16 numbers
-    )
-    weights.clear()  # FBGEMM has copied them, and TorchRec would keep these as well
-    return bags
+def _make_collections(
+    model: CTRModel, tensors: Mapping[str, Tensor], precision: TablePrecision
+) -> dict[str, nn.Module]:
+    """Make the look-ups of quantised tables, with copies of their tensors: path inside the embedding -> collection."""
+    made: dict[str, nn.Module] = {}
+    for path in dict.fromkeys(table.collection for table in model.tables):
+        tables = {table.name: table for table in model.tables if table.collection == path}
+        weights = {}
+        for table in tables.values():
+            numbers, scale_offset = map(tensors.get, _names(table))
+            assert numbers is not None
+            # FBGEMM takes and keeps bytes: a row's scale and offset, then its numbers.
+            pair = (numbers.view(torch.uint8), None if scale_offset is None else scale_offset.view(torch.uint8))
+            weights[table.name] = pair
+        collection = model.embedding.get_submodule(path)
+        types = {torch.uint8: DataType.INT8, torch.float16: DataType.FP16}
 
+        def configs(found: Sequence[Any]) -> list[Any]:
+            return [
+                dataclasses.replace(
+                    config, embedding_dim=tables[config.name].width, data_type=types[stored_type(tables[config.name], precision)]
+                )
+                for config in found
+            ]
 
-def _bag_configs(
-    bags: EmbeddingBagCollection, tables: Sequence[EmbeddingTable], precision: TablePrecision
-) -> list[EmbeddingBagConfig]:
-    types = {torch.uint8: DataType.INT8, torch.float16: DataType.FP16}
-    return [
-        dataclasses.replace(config, embedding_dim=table.width, data_type=types[stored_type(table, precision)])
-        for config, table in zip(bags.embedding_bag_configs(), tables, strict=True)
-    ]
+        arguments: dict[str, Any] = {
+            "device": torch.device("cpu"),
+            "table_name_to_quantized_weights": weights,
+            "row_alignment": 1,  # TorchRec's 16, for GPUs, makes 32 bytes of the 20 of a row of 16 numbers
+        }
+        if isinstance(collection, EmbeddingCollection):
+            made[path] = QuantEmbeddingCollection(configs(collection.embedding_configs()), **arguments)
+        else:
+            assert isinstance(collection, EmbeddingBagCollection)
+            made[path] = QuantEmbeddingBagCollection(
+                configs(collection.embedding_bag_configs()), is_weighted=False, **arguments
+            )
+        weights.clear()  # FBGEMM has copied them, and TorchRec would keep these as well
+    return made
