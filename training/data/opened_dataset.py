@@ -67,7 +67,7 @@ class Dataset:
 
     def num_embeddings(self) -> dict[str, int]:
         """Count the rows of each sparse feature's table."""
-        return {f.name: self.learnt.num_embeddings(f) for f in self.manifest.schema.sparse}
+        return {f.name: self.learnt.num_embeddings(f) for f in self.manifest.schema.id_features}
 
     def later_ids(self) -> dict[str, int] | None:
         """Map each feature with a vocabulary to the id that replaces later ids; None: the dataset has no later ids."""

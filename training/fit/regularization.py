@@ -91,10 +91,10 @@ class EmbeddingL2:
             total = total + (squares_BF * coefficients_FB[[fields[name] for name in features]].T).sum()
         of_key = dict(zip(fields, values.split(batch.sparse_features.length_per_key()), strict=True))
         for of_stream in self._histories.values():
-            for sequence, history in of_stream.items():
+            for sequence, vectors in of_stream.items():
                 keys = self._keys[sequence]
-                squares_EK = history.events.unflatten(1, (len(keys), -1)).square().sum(dim=2)
-                total = total + (squares_EK * torch.stack([of_key[key] for key in keys], dim=1)).sum()
+                squares_Nk = vectors.events_NE.unflatten(1, (len(keys), -1)).square().sum(dim=2)
+                total = total + (squares_Nk * torch.stack([of_key[key] for key in keys], dim=1)).sum()
         self._streams, self._histories = {}, {}
         return self._strength / 2 * total
 

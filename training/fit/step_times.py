@@ -107,7 +107,7 @@ class StepTimes:
     def _after_embedding(self, _module: nn.Module, _inputs: Any, vectors: tuple[Streams, Histories]) -> None:
         self.mark("exchange")
         streams, histories = vectors
-        events = [history.events for of_stream in histories.values() for history in of_stream.values()]
+        events = [of.events_NE for of_stream in histories.values() for of in of_stream.values()]
         for tensor in (*streams.values(), *events):
             if tensor.requires_grad and self._last is not None:
                 tensor.register_hook(lambda _: self.mark("dense backward"))

@@ -10,11 +10,19 @@ import torch
 from torch import nn
 
 from features.schema import FeatureSchema
-from training.config import ModelConfig, StreamGatesSelection
+from training.config import MeanHistory, ModelConfig, StreamGatesSelection
 from training.data.batch import Batch
-from training.model.embedding import EmbeddingTable, FieldEmbedding, ModelError, StreamName, stable_seed
+from training.model.embedding import (
+    HISTORY_STREAMS,
+    EmbeddingTable,
+    FieldEmbedding,
+    ModelError,
+    StreamName,
+    stable_seed,
+)
 from training.model.encoders import ENCODERS, Nothing
 from training.model.fusion import FUSIONS, TwinLogits
+from training.model.histories import HISTORY_ENCODERS, HistoryEncoders
 from training.model.selection import SELECTIONS
 
 EMBEDDING = "embedding"
@@ -58,6 +66,7 @@ class CTRModel(nn.Module):
         }
         device = torch.device(device or "cpu")
         widths = stream_widths(config)
+        gaps = gaps_read(schema, config)
         with torch.random.fork_rng(devices=[]):
             self.embedding = FieldEmbedding(
                 schema,
@@ -66,12 +75,19 @@ class CTRModel(nn.Module):
                 embedding_dim=config.embedding_dim,
                 features=context_features(config),
                 init_std=config.embedding_init_std,
+                gaps=gaps,
                 seed=seed,
                 pad_tables=pad_tables,
                 device=device,
             )
             torch.default_generator.manual_seed(stable_seed(seed, "dense net"))
-            self.histories = HistoryEncoders(config.sequences, schema, self.embedding.widths)
+            self.histories = HistoryEncoders(
+                config.sequences,
+                {sequence.name: len(sequence.parts) for sequence in schema.sequence},
+                {stream: widths[stream] for stream in HISTORY_STREAMS if stream in widths} if schema.sequence else {},
+                gaps=gaps,
+                seed=seed,
+            )
             num_fields = self.embedding.num_fields + self.histories.num_fields
             self.selection = SELECTIONS[config.selection.kind](config.selection, num_fields, widths.get("shared", 0))
             self.easy_encoder = ENCODERS[config.easy.kind](config.easy, num_fields, config.easy_dim)
@@ -96,7 +112,8 @@ class CTRModel(nn.Module):
     def forward(self, batch: Batch) -> TwinLogits:
         """Compute the logits of the batch's real rows, each (num_rows,)."""
         streams, histories = self.embedding(batch.sparse_features, batch.dense_features, batch.num_rows)
-        streams = self.histories(streams, histories)
+        for stream, fields_BFD in self.histories(histories).items():
+            streams[stream] = torch.cat([streams[stream], fields_BFD], dim=1)
         easy_BFD, hard_BFD = self.selection(streams)
         easy_BH = self.easy_encoder(easy_BFD, streams["first_order_easy"])
         hard_BH = self.hard_encoder(hard_BFD, streams["first_order_hard"])
@@ -156,6 +173,13 @@ def stream_widths(config: ModelConfig) -> dict[StreamName, int]:
     widths["first_order_hard"] = int(hard.first_order)
     widths |= dict.fromkeys(context_features(config), config.embedding_dim)
     return {stream: width for stream, width in widths.items() if width}
+
+
+def gaps_read(schema: FeatureSchema, config: ModelConfig) -> tuple[str, ...]:
+    """List the sequences with gaps whose encoder reads them: another encoder would leave their table untrained."""
+    with_gaps = [sequence.name for sequence in schema.sequence if sequence.gaps]
+    encoders = {name: config.sequences.get(name, MeanHistory()) for name in with_gaps}
+    return tuple(name for name, own in encoders.items() if HISTORY_ENCODERS[own.kind].reads_gaps(own))
 
 
 def context_features(config: ModelConfig) -> dict[StreamName, tuple[str, ...]]:

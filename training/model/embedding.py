@@ -5,7 +5,7 @@ A feature may have several tables (easy and hard, first-order weights). They liv
 live in an ``EmbeddingCollection`` for each stream and width. The blocks downstream only ever see stacked vectors.
 
 Shapes: B rows, F fields (sparse features, then dense ones), D width of a field, N dense features, V rows of a table,
-E events of all rows together, k parts of a sequence.
+N events of all rows, K width of a sequence's parts side by side, E that of an event.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -51,24 +51,20 @@ _CHUNK_ROWS = 1 << 16
 _TENSOR_OF_TABLE = re.compile(r"(?:^|\.)(?:embedding_bags|embeddings)\.([^.]+)\.")
 
 
-@dataclass(frozen=True)
-class History:
-    """History: vectors of one sequence in one stream.
+class EventVectors(NamedTuple):
+    """Vectors of one sequence in one stream."""
 
-    Attributes:
-        target: (B, k * D) vectors of the row's own features that are the sequence's parts.
-        events: (E, k * D) of the events, row by row and newest first; with gaps (E, (k + 1) * D), their vectors last.
-        lengths: (B,) events of each row.
-    """
-
-    target: Tensor
-    events: Tensor
-    lengths: Tensor
+    target_BK: Tensor
+    """Of the row's own features, the sequence's parts side by side."""
+    events_NE: Tensor
+    """Of the events, row by row and newest first; a gap's vector last, where there is one."""
+    lengths_B: Tensor
+    """Number of each row's events."""
 
 
 _Events = Mapping[str, JaggedTensor]
 
-Histories = dict[StreamName, dict[str, History]]
+Histories = dict[StreamName, dict[str, EventVectors]]
 """Stream -> sequence -> its vectors, for the streams and sequences that a model has."""
 
 
@@ -178,13 +174,15 @@ def declare_tables(
     init_std: float,
     seed: int,
     pad_tables: bool,
+    gaps: Collection[str] = (),
 ) -> tuple[EmbeddingTable, ...]:
     """Declare the tables of a model, named ``TABLE__STREAM``: stream by stream, in the order of their first features.
 
     Raises:
         ModelError: a feature has no number of rows, or features that share a table have different ones.
     """
-    missing = [name for name in schema.sparse_names if num_embeddings.get(name, 0) < 1]
+    gap_keys = {s.name: s.gap_column for s in schema.sequence if s.gap_column is not None and s.name in gaps}
+    missing = [name for name in (*schema.sparse_names, *gap_keys.values()) if num_embeddings.get(name, 0) < 1]
     if missing:
         raise ModelError(f"num_embeddings has no rows for: {', '.join(missing)}")
     unknown = sorted({name for names in features.values() for name in names} - set(schema.sparse_names))
@@ -210,16 +208,14 @@ def declare_tables(
             width = own_width(shared[0], stream, stream_width, embedding_dim)
             keys = _sequence_keys(schema, names) if has_sequences else ()
             tables.append(declare(name, names, stream, sizes.pop(), width, keys))
-        for sequence in schema.sequence if stream_width and has_sequences else ():
-            if (key := sequence.gap_column) is not None:
-                tables.append(declare(key, (), stream, sequence.num_gaps, stream_width, (key,)))
+        for key in gap_keys.values() if stream_width and has_sequences else ():
+            tables.append(declare(key, (), stream, num_embeddings[key], stream_width, (key,)))
     return tuple(tables)
 
 
 def _sequence_keys(schema: FeatureSchema, features: Collection[str]) -> tuple[str, ...]:
     """List the keys of the sequences' parts that are looked up with these features, in the schema's order."""
-    parts = [pair for sequence in schema.sequence for pair in sequence.part_columns.items()]
-    return tuple(key for part, key in parts if part in features)
+    return tuple(part.name for part in schema.parts if part.part in features)
 
 
 def own_width(feature: SparseFeature, stream: StreamName, stream_width: int, embedding_dim: int) -> int:
@@ -256,6 +252,7 @@ class FieldEmbedding(nn.Module):
         features: stream -> the sparse features it is of, without dense ones; a stream that is absent has all fields.
         init_std: standard deviation of a table's rows at the start.
         seed: the tables' start is a function of it.
+        gaps: sequences whose events have a vector of their gap as well.
         pad_tables: store tables in widths that are multiples of PAD_MULTIPLE; the pad stays 0 and is cut off.
         device: device of the tables. ``meta``: ``parallelize`` makes them later; dense vectors are then made on CPU.
 
@@ -272,6 +269,7 @@ class FieldEmbedding(nn.Module):
         embedding_dim: int | None = None,
         features: Mapping[StreamName, tuple[str, ...]] | None = None,
         init_std: float,
+        gaps: Collection[str] = (),
         seed: int = 0,
         pad_tables: bool = False,
         device: torch.device | None = None,
@@ -289,6 +287,7 @@ class FieldEmbedding(nn.Module):
             init_std=init_std,
             seed=seed,
             pad_tables=pad_tables,
+            gaps=gaps,
         )
         is_meta = device is not None and device.type == "meta"
         pooled = [table for table in self.tables if not table.sequences]
@@ -304,7 +303,8 @@ class FieldEmbedding(nn.Module):
                 self.projections[table.name] = _projection(table, width, seed)
         self.features, self._groups = self._order(schema, configs)
         self._histories = self._order_histories(schema)
-        self.sequence_keys = {sequence.name: sequence.keys for sequence in schema.sequence}
+        looked_up = {key for table in self.tables for key in table.sequences}
+        self.sequence_keys = {s.name: tuple(key for key in s.keys if key in looked_up) for s in schema.sequence}
         self.dense_vectors = nn.ParameterDict()
         for stream in self._groups:
             if schema.dense and stream not in (features or {}):
@@ -336,7 +336,7 @@ class FieldEmbedding(nn.Module):
 
     def _look_back(
         self, stream: StreamName, parts: Sequence[Tensor], vectors: Mapping[str, _Events], num_rows: int
-    ) -> dict[str, History]:
+    ) -> dict[str, EventVectors]:
         """Bring together each sequence's events and the fields of its target."""
         fields_BFD = parts[0] if len(parts) == 1 else torch.cat([*parts], dim=1)
         found = {}
@@ -347,7 +347,7 @@ class FieldEmbedding(nn.Module):
                 for jagged, table in zip(looked_up, history.tables.values(), strict=True)
             ]
             target_BK = fields_BFD[:, history.fields].flatten(1)
-            found[name] = History(target_BK, torch.cat(events, dim=1), looked_up[0].lengths()[:num_rows])
+            found[name] = EventVectors(target_BK, torch.cat(events, dim=1), looked_up[0].lengths()[:num_rows])
         return found
 
     def _order(
@@ -390,7 +390,7 @@ class FieldEmbedding(nn.Module):
         for stream in dict.fromkeys(stream for stream, _ in tables):
             found[stream] = {
                 sequence.name: _Sequence(
-                    {key: tables[stream, key] for key in sequence.keys},
+                    {key: tables[stream, key] for key in sequence.keys if (stream, key) in tables},
                     [self.features[stream].index(part) for part in sequence.parts],
                 )
                 for sequence in schema.sequence

@@ -51,7 +51,7 @@ class Knowledge:
 
     def num_embeddings(self) -> dict[str, int]:
         """Count the rows of each sparse feature's table."""
-        return {f.name: self.learnt.num_embeddings(f) for f in self.schema.sparse}
+        return {f.name: self.learnt.num_embeddings(f) for f in self.schema.id_features}
 
 
 @dataclass(frozen=True)

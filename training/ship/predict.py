@@ -198,7 +198,7 @@ def _load_model(
     weights: Path, schema: FeatureSchema, learnt: Learnt, training: TrainingConfig, tables: TablePrecision
 ) -> CTRModel:
     """Load the network of a config with stored weights; their shapes are checked before memory is allocated."""
-    num_embeddings = {f.name: learnt.num_embeddings(f) for f in schema.sparse}
+    num_embeddings = {f.name: learnt.num_embeddings(f) for f in schema.id_features}
     padded = training.pads_tables
     try:
         stored = load_file(weights)

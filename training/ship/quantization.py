@@ -9,9 +9,10 @@ Shapes: V rows of a table, D its width without padding.
 import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.modules.embedding_configs import DataType
 from torchrec.quant.embedding_modules import EmbeddingBagCollection as QuantEmbeddingBagCollection
@@ -158,38 +159,49 @@ def _make_collections(
     model: CTRModel, tensors: Mapping[str, Tensor], precision: TablePrecision
 ) -> dict[str, nn.Module]:
     """Make the look-ups of quantised tables, with copies of their tensors: path inside the embedding -> collection."""
-    made: dict[str, nn.Module] = {}
-    for path in dict.fromkeys(table.collection for table in model.tables):
-        tables = {table.name: table for table in model.tables if table.collection == path}
-        weights = {}
-        for table in tables.values():
-            numbers, scale_offset = map(tensors.get, _names(table))
-            assert numbers is not None
-            # FBGEMM takes and keeps bytes: a row's scale and offset, then its numbers.
-            pair = (numbers.view(torch.uint8), None if scale_offset is None else scale_offset.view(torch.uint8))
-            weights[table.name] = pair
-        collection = model.embedding.get_submodule(path)
-        types = {torch.uint8: DataType.INT8, torch.float16: DataType.FP16}
+    by_path: dict[str, dict[str, EmbeddingTable]] = {}
+    for table in model.tables:
+        by_path.setdefault(table.collection, {})[table.name] = table
+    return {
+        path: _make_collection(model.embedding.get_submodule(path), tables, tensors, precision)
+        for path, tables in by_path.items()
+    }
 
-        def configs(found: Sequence[Any]) -> list[Any]:
-            return [
-                dataclasses.replace(
-                    config, embedding_dim=tables[config.name].width, data_type=types[stored_type(tables[config.name], precision)]
-                )
-                for config in found
-            ]
 
-        arguments: dict[str, Any] = {
-            "device": torch.device("cpu"),
-            "table_name_to_quantized_weights": weights,
-            "row_alignment": 1,  # TorchRec's 16, for GPUs, makes 32 bytes of the 20 of a row of 16 numbers
-        }
-        if isinstance(collection, EmbeddingCollection):
-            made[path] = QuantEmbeddingCollection(configs(collection.embedding_configs()), **arguments)
-        else:
-            assert isinstance(collection, EmbeddingBagCollection)
-            made[path] = QuantEmbeddingBagCollection(
-                configs(collection.embedding_bag_configs()), is_weighted=False, **arguments
-            )
-        weights.clear()  # FBGEMM has copied them, and TorchRec would keep these as well
+def _make_collection(
+    original: nn.Module, tables: Mapping[str, EmbeddingTable], tensors: Mapping[str, Tensor], precision: TablePrecision
+) -> nn.Module:
+    """Make the look-up of the quantised tables of one collection."""
+    weights = {}
+    for table in tables.values():
+        numbers, scale_offset = map(tensors.get, _names(table))
+        assert numbers is not None
+        # FBGEMM takes and keeps bytes: a row's scale and offset, then its numbers.
+        pair = (numbers.view(torch.uint8), None if scale_offset is None else scale_offset.view(torch.uint8))
+        weights[table.name] = pair
+    arguments: dict[str, Any] = {
+        "device": torch.device("cpu"),
+        "table_name_to_quantized_weights": weights,
+        "row_alignment": 1,  # TorchRec's 16, for GPUs, makes 32 bytes of the 20 of a row of 16 numbers
+    }
+    if isinstance(original, EmbeddingCollection):
+        configs = _quantized(original.embedding_configs(), tables, precision)
+        made = QuantEmbeddingCollection(configs, **arguments)
+    else:
+        assert isinstance(original, EmbeddingBagCollection)
+        configs = _quantized(original.embedding_bag_configs(), tables, precision)
+        made = QuantEmbeddingBagCollection(configs, is_weighted=False, **arguments)
+    weights.clear()  # FBGEMM has copied them, and TorchRec would keep these as well
     return made
+
+
+def _quantized(configs: Sequence[Any], tables: Mapping[str, EmbeddingTable], precision: TablePrecision) -> list[Any]:
+    types = {torch.uint8: DataType.INT8, torch.float16: DataType.FP16}
+    return [
+        dataclasses.replace(
+            config,
+            embedding_dim=tables[config.name].width,
+            data_type=types[stored_type(tables[config.name], precision)],
+        )
+        for config in configs
+    ]

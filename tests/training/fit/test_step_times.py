@@ -97,7 +97,7 @@ def lag_behind_in_backward(path: Path, folder: Path) -> None:
     training = start(path, folder / "run", **SHARDED, pipelined=False)
     if dist.get_rank() == 1:
         embedding = embedding_of(training.parallel.model)
-        embedding.register_forward_hook(lambda _module, _inputs, streams: _slow_down(streams["hard"]))
+        embedding.register_forward_hook(lambda _module, _inputs, out: _slow_down(out[0]["hard"]))
     run(training)
     (folder / f"{dist.get_rank()}.json").write_text(json.dumps(training.times.seconds))
 

@@ -66,8 +66,8 @@ def test_a_network_with_projections_and_shared_tables_as_counted_in_a_real_step(
     model, num_rows = make_sharing_model("cpu"), 6
     numbers: dict[str, list[int]] = {"fields": [], "hidden": []}
 
-    def count_fields(module: nn.Module, inputs: tuple[Tensor, ...], streams: dict[str, Tensor]) -> None:
-        numbers["fields"].append(sum(vectors.numel() for vectors in streams.values()))
+    def count_fields(module: nn.Module, inputs: tuple[Tensor, ...], vectors: tuple[dict[str, Tensor], dict]) -> None:
+        numbers["fields"].append(sum(of_stream.numel() for of_stream in vectors[0].values()))
 
     def count_outputs(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         numbers["hidden"].append(output.numel())

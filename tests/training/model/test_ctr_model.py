@@ -214,7 +214,7 @@ def test_no_gradient_is_rounding_alone(
     """Adam makes full steps of a gradient that is 0 but for rounding, so no such parameter may be trained."""
     model: CTRModel = make_model(schema, ROWS, make_config(selection, easy, hard, fusion)).double()
     batch: Batch = make_batch(schema, ROWS, num_rows=20)
-    model.embedding.register_forward_hook(lambda _, __, streams: {name: x.double() for name, x in streams.items()})
+    model.embedding.register_forward_hook(lambda _, __, out: ({name: x.double() for name, x in out[0].items()}, out[1]))
     logits = model(batch)
     TwinFocus(TwinFocusObjective())(logits, batch.labels, batch.weights, 20.0).backward()
     largest = {name: p.grad.abs().max() for name, p in trained(model) if p.grad is not None}

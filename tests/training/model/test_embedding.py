@@ -28,7 +28,7 @@ def test_streams_are_what_numpy_looks_up(
     rows: Rows = {"user": 11, "genres": 7, "item": 5}
     batch = make_batch(schema, rows, num_rows=9, batch_size=12)
     embedding = FieldEmbedding(schema, rows, WIDTHS, init_std=1.0, pad_tables=pad_tables)
-    streams = embedding(batch.sparse_features, batch.dense_features, batch.num_rows)
+    streams, _ = embedding(batch.sparse_features, batch.dense_features, batch.num_rows)
     assert {s: tuple(x.shape) for s, x in streams.items()} == {
         "easy": (9, 5, 3),
         "hard": (9, 5, 6),

@@ -63,7 +63,7 @@ def test_look_ups_are_the_naive_ones(dataset: tiny_dataset.TinyDataset) -> None:
         "age__hard": (12, 8),
     }
     batch = to_batch(columns, schema, 48)
-    found = embedding(batch.sparse_features, batch.dense_features, batch.num_rows)["hard"]
+    found = embedding(batch.sparse_features, batch.dense_features, batch.num_rows)[0]["hard"]
     weights = {name: part.weight for name, part in embedding.bags.embedding_bags.items()}
     for row in range(batch.num_rows):
         bag = columns["genres"][row, : columns["genres__length"][row]]
@@ -83,7 +83,7 @@ def test_projected_vectors_are_as_large_as_others() -> None:
     )
     ids = np.arange(1, 5000, dtype=np.int32)
     batch = to_batch({name: ids for name in schema.sparse_names}, schema)
-    deviations = embedding(batch.sparse_features, batch.dense_features, batch.num_rows)["hard"].std(dim=(0, 2))
+    deviations = embedding(batch.sparse_features, batch.dense_features, batch.num_rows)[0]["hard"].std(dim=(0, 2))
     assert deviations.tolist() == pytest.approx([0.1] * 3, rel=0.35)
 
 

@@ -235,7 +235,7 @@ def test_gates_are_summarised_by_weight(tiny: Any):
     columns = tiny.columns["valid"]
     batch = to_batch(columns, tiny.schema)
     with torch.no_grad():
-        streams = model.embedding(batch.sparse_features, batch.dense_features, batch.num_rows)
+        streams, _ = model.embedding(batch.sparse_features, batch.dense_features, batch.num_rows)
         g = model.selection.gates(streams)["selection"][:, 0].numpy()
     [gate] = run(tiny, model)["gates"]
     series = gate["series"]["share of the easy stream"]
@@ -252,7 +252,7 @@ def test_gates_of_coordinates_are_summarised_field_by_field(tiny: Any):
     columns = tiny.columns["valid"]
     batch = to_batch(columns, tiny.schema)
     with torch.no_grad():
-        streams = model.embedding(batch.sparse_features, batch.dense_features, batch.num_rows)
+        streams, _ = model.embedding(batch.sparse_features, batch.dense_features, batch.num_rows)
         factors_BFD = model.selection.gates(streams)["selection, easy stream"].view_as(streams["shared"]).numpy()
     gates = {gate["name"]: gate for gate in run(tiny, model)["gates"]}
     for i, name in enumerate((*tiny.schema.sparse_names, *tiny.schema.dense_names)):

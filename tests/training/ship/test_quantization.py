@@ -114,7 +114,7 @@ def test_lookups_are_those_of_dequantised_tables(tiny: Any, tables: TablePrecisi
     assert {0, 1, 3} <= set(columns["genres__length"])
     batch = to_batch(columns, tiny.schema)
     with torch.no_grad():
-        streams = quantize(model, tables).embedding(batch.sparse_features, batch.dense_features, batch.num_rows)
+        streams, _ = quantize(model, tables).embedding(batch.sparse_features, batch.dense_features, batch.num_rows)
     fields = {feature.name: i for i, feature in enumerate(tiny.schema.sparse)}
     assert {table.width for table in model.tables} == {1, 5, 10}
     for table in model.tables:

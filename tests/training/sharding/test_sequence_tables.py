@@ -1,0 +1,76 @@
+"""Tables that sequences look up: against naive look-ups, in every lane on one and two ranks, exported."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torchrec import KeyedJaggedTensor
+
+from features.schema import FeatureSchema, HashEncoding, SequenceFeature, SparseFeature
+from training.model.embedding import FieldEmbedding
+
+ROWS = {"item": 20, "cate": 6, "user": 9, "tags": 20, "clicks__gap": 4}
+LENGTHS = {"item": [1, 1, 1, 0], "cate": [1, 1, 1, 0], "user": [1, 1, 1, 0], "tags": [2, 0, 3, 0]}
+EVENTS = {"clicks": [3, 0, 5, 0], "buys": [0, 2, 1, 0]}
+
+
+def make_schema(**own: Any) -> FeatureSchema:
+    """Two sequences of which one has two parts and gaps; ``tags`` reads the table of ``item`` too."""
+    return FeatureSchema(
+        "click",
+        (
+            SparseFeature("user", HashEncoding(7)),
+            SparseFeature("item", HashEncoding(18), **own),
+            SparseFeature("tags", HashEncoding(18), separator=" ", table="item", **own),
+            SparseFeature("cate", HashEncoding(4)),
+        ),
+        sequence=(
+            SequenceFeature("clicks", ("item", "cate"), 6, gaps=(60, 3600), newest="first"),
+            SequenceFeature("buys", ("item",), 4, newest="last"),
+        ),
+        timestamp={"column": "time"},  # pyright: ignore[reportArgumentType]
+    )
+
+
+def make_ids(schema: FeatureSchema) -> KeyedJaggedTensor:
+    """Ids of three rows and one of padding."""
+    rng = np.random.default_rng(0)
+    lengths = [LENGTHS.get(f.name) or EVENTS[f.name.partition("__")[0]] for f in schema.id_features]
+    sizes = {**ROWS, **{part.name: ROWS[part.part or part.name] for part in schema.parts}}
+    values = [rng.integers(0, sizes[f.name], sum(n)) for f, n in zip(schema.id_features, lengths, strict=True)]
+    return KeyedJaggedTensor(
+        [f.name for f in schema.id_features],
+        torch.from_numpy(np.concatenate(values)),
+        lengths=torch.tensor(lengths).flatten(),
+    )
+
+
+def test_look_ups_are_the_naive_ones() -> None:
+    for own in ({}, {"embedding_dim": 3}):
+        schema = make_schema(**own)
+        ids, widths = make_ids(schema), {"hard": 6, "first_order_hard": 1}
+        embedding = FieldEmbedding(schema, ROWS, widths, init_std=1.0, gaps=("clicks",), pad_tables=True)
+        streams, histories = embedding(ids, torch.zeros(4, 0), 3)
+        state = embedding.state_dict()
+        tables = {table.shared_name: table for table in embedding.tables if table.stream == "hard"}
+
+        def look_up(table: str, of: list[int]) -> torch.Tensor:
+            vectors = state[tables[table].tensor_name()][of, : tables[table].width]
+            return vectors @ embedding.projections[f"{table}__hard"] if own and table == "item" else vectors
+
+        jagged = {name: [row.tolist() for row in of.to_dense()][:3] for name, of in ids.to_dict().items()}
+        for row in range(3):
+            bag = look_up("item", jagged["tags"][row]).sum(0) / max(1, len(jagged["tags"][row]))
+            fields = [look_up(name, jagged[name][row])[0] for name in ("user", "item", "cate")]
+            expected = torch.stack([*fields[:2], bag, fields[2]])
+            torch.testing.assert_close(streams["hard"][row], expected)
+        assert streams["first_order_hard"].shape == (3, 4, 1)
+        assert list(histories) == ["hard"] and list(histories["hard"]) == ["clicks", "buys"]
+        for name, parts in (("clicks", ("item", "cate")), ("buys", ("item",))):
+            found = histories["hard"][name]
+            assert found.lengths_B.tolist() == EVENTS[name][:3]
+            keys = [(f"{name}__{part}", part) for part in parts] + [("clicks__gap", "clicks__gap")] * (name == "clicks")
+            events = [look_up(table, [i for row in jagged[key] for i in row]) for key, table in keys]
+            torch.testing.assert_close(found.events_NE, torch.cat(events, dim=1))
+            fields = [schema.sparse_names.index(part) for part in parts]
+            torch.testing.assert_close(found.target_BK, streams["hard"][:, fields].flatten(1))
