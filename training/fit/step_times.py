@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from training.model.normalization import GlobalBatchNorm
 from training.model.embedding import Histories, Streams
+from training.model.normalization import GlobalBatchNorm
 from training.sharding.tables import embedding_of, kernels_of, lookups_of
 
 COMMUNICATION = ("exchange", "reduction")

@@ -316,7 +316,7 @@ class FieldEmbedding(nn.Module):
         """Look up; the first ``num_rows`` rows of every stream and history, so that no block sees padding."""
         groups = [run.keys for group in self._groups.values() for run in group if not run.table.sequences]
         pooled = iter(KeyedTensor.regroup([self.bags(sparse_features)], groups) if groups else ())
-        vectors = {name: collection(sparse_features) for name, collection in self.sequences.items()}
+        vectors = {f"sequences.{name}": collection(sparse_features) for name, collection in self.sequences.items()}
         num_ids = self._num_ids(sparse_features, num_rows)
         streams: Streams = {s: dense_features_BN.new_zeros(num_rows, self.num_fields, 0) for s in STREAMS}
         histories: Histories = {}
@@ -334,6 +334,12 @@ class FieldEmbedding(nn.Module):
             streams[stream] = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         return streams, histories
 
+    @property
+    def collections(self) -> list[nn.Module]:
+        """List the collections of tables that are looked up in; ``bags`` may have no table."""
+        has_bags = any(not table.sequences for table in self.tables)
+        return [*([self.bags] if has_bags else []), *self.sequences.values()]
+
     def _look_back(
         self, stream: StreamName, parts: Sequence[Tensor], vectors: Mapping[str, _Events], num_rows: int
     ) -> dict[str, EventVectors]:
@@ -341,7 +347,7 @@ class FieldEmbedding(nn.Module):
         fields_BFD = parts[0] if len(parts) == 1 else torch.cat([*parts], dim=1)
         found = {}
         for name, history in self._histories[stream].items():
-            looked_up = [vectors[table.collection.rpartition(".")[2]][key] for key, table in history.tables.items()]
+            looked_up = [vectors[table.collection][key] for key, table in history.tables.items()]
             events = [
                 self._projected(jagged.values()[:, : table.width], table)
                 for jagged, table in zip(looked_up, history.tables.values(), strict=True)
@@ -354,7 +360,9 @@ class FieldEmbedding(nn.Module):
         self, schema: FeatureSchema, configs: list[EmbeddingBagConfig]
     ) -> tuple[dict[StreamName, tuple[str, ...]], dict[StreamName, list["_Run"]]]:
         """Order each stream's features as in the schema, and group them into runs that are looked up in one way."""
-        keys = dict(zip((c.name for c in configs), get_embedding_names_by_table(configs) if configs else [], strict=True))
+        keys = dict(
+            zip((c.name for c in configs), get_embedding_names_by_table(configs) if configs else [], strict=True)
+        )
         found: dict[StreamName, dict[str, tuple[str, EmbeddingTable]]] = {}
         for table in self.tables:
             names = keys.get(table.name, table.features)
@@ -385,12 +393,15 @@ class FieldEmbedding(nn.Module):
 
     def _order_histories(self, schema: FeatureSchema) -> dict[StreamName, dict[str, "_Sequence"]]:
         """Find each stream's tables of each sequence's keys, and the fields of its target."""
-        tables = {(table.stream, key): table for table in self.tables for key in table.sequences}
+        tables: dict[StreamName, dict[str, EmbeddingTable]] = {}
+        for table in self.tables:
+            for key in table.sequences:
+                tables.setdefault(table.stream, {})[key] = table
         found: dict[StreamName, dict[str, _Sequence]] = {}
-        for stream in dict.fromkeys(stream for stream, _ in tables):
+        for stream, of in tables.items():
             found[stream] = {
                 sequence.name: _Sequence(
-                    {key: tables[stream, key] for key in sequence.keys if (stream, key) in tables},
+                    {key: of[key] for key in sequence.keys if key in of},
                     [self.features[stream].index(part) for part in sequence.parts],
                 )
                 for sequence in schema.sequence
@@ -422,8 +433,11 @@ class FieldEmbedding(nn.Module):
 
 def _pool(run: "_Run", vectors: Mapping[str, _Events], num_rows: int) -> Tensor:
     """Sum up the vectors of each row's ids: (num_rows, F * D) of the features of a run, next to each other."""
-    found = [vectors[run.table.collection.rpartition(".")[2]][key] for key in run.keys]
-    parts = [_sum_up(jagged, num_rows) if name in run.jagged else jagged.values() for name, jagged in zip(run.keys, found, strict=True)]
+    found = [vectors[run.table.collection][key] for key in run.keys]
+    parts = [
+        _sum_up(jagged, num_rows) if name in run.jagged else jagged.values()
+        for name, jagged in zip(run.keys, found, strict=True)
+    ]
     return torch.cat(parts, dim=1)
 
 

@@ -34,8 +34,7 @@ class LookUp(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         """Take the collections of tables out of ``model``, which is sharded."""
         super().__init__()
-        embedding = embedding_of(model)
-        self.collections = nn.ModuleList([embedding.bags, *embedding.sequences.values()])
+        self.collections = nn.ModuleList(embedding_of(model).collections)
 
     def forward(self, batch: Batch) -> Any:
         """Look up the batch's ids."""
@@ -64,7 +63,9 @@ def kernels_of(model: nn.Module) -> Iterator[nn.Module]:
     They are part of the look-ups, which TorchRec keeps in a plain list: ``model.modules()`` has none of them.
     """
     for lookup in lookups_of(model):
-        yield from (part for part in lookup.modules() if isinstance(part, BaseBatchedEmbedding | BaseBatchedEmbeddingBag))
+        yield from (
+            part for part in lookup.modules() if isinstance(part, BaseBatchedEmbedding | BaseBatchedEmbeddingBag)
+        )
 
 
 def placements_of(plan: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torchrec import KeyedJaggedTensor
 
@@ -45,32 +46,32 @@ def make_ids(schema: FeatureSchema) -> KeyedJaggedTensor:
     )
 
 
-def test_look_ups_are_the_naive_ones() -> None:
-    for own in ({}, {"embedding_dim": 3}):
-        schema = make_schema(**own)
-        ids, widths = make_ids(schema), {"hard": 6, "first_order_hard": 1}
-        embedding = FieldEmbedding(schema, ROWS, widths, init_std=1.0, gaps=("clicks",), pad_tables=True)
-        streams, histories = embedding(ids, torch.zeros(4, 0), 3)
-        state = embedding.state_dict()
-        tables = {table.shared_name: table for table in embedding.tables if table.stream == "hard"}
+@pytest.mark.parametrize("own", [{}, {"embedding_dim": 3}])
+def test_look_ups_are_the_naive_ones(own: dict[str, Any]) -> None:
+    schema = make_schema(**own)
+    ids, widths = make_ids(schema), {"hard": 6, "first_order_hard": 1}
+    embedding = FieldEmbedding(schema, ROWS, widths, init_std=1.0, gaps=("clicks",), pad_tables=True)
+    streams, histories = embedding(ids, torch.zeros(4, 0), 3)
+    state = embedding.state_dict()
+    tables = {table.shared_name: table for table in embedding.tables if table.stream == "hard"}
 
-        def look_up(table: str, of: list[int]) -> torch.Tensor:
-            vectors = state[tables[table].tensor_name()][of, : tables[table].width]
-            return vectors @ embedding.projections[f"{table}__hard"] if own and table == "item" else vectors
+    def look_up(table: str, of: list[int]) -> torch.Tensor:
+        vectors = state[tables[table].tensor_name()][of, : tables[table].width]
+        return vectors @ embedding.projections[f"{table}__hard"] if own and table == "item" else vectors
 
-        jagged = {name: [row.tolist() for row in of.to_dense()][:3] for name, of in ids.to_dict().items()}
-        for row in range(3):
-            bag = look_up("item", jagged["tags"][row]).sum(0) / max(1, len(jagged["tags"][row]))
-            fields = [look_up(name, jagged[name][row])[0] for name in ("user", "item", "cate")]
-            expected = torch.stack([*fields[:2], bag, fields[2]])
-            torch.testing.assert_close(streams["hard"][row], expected)
-        assert streams["first_order_hard"].shape == (3, 4, 1)
-        assert list(histories) == ["hard"] and list(histories["hard"]) == ["clicks", "buys"]
-        for name, parts in (("clicks", ("item", "cate")), ("buys", ("item",))):
-            found = histories["hard"][name]
-            assert found.lengths_B.tolist() == EVENTS[name][:3]
-            keys = [(f"{name}__{part}", part) for part in parts] + [("clicks__gap", "clicks__gap")] * (name == "clicks")
-            events = [look_up(table, [i for row in jagged[key] for i in row]) for key, table in keys]
-            torch.testing.assert_close(found.events_NE, torch.cat(events, dim=1))
-            fields = [schema.sparse_names.index(part) for part in parts]
-            torch.testing.assert_close(found.target_BK, streams["hard"][:, fields].flatten(1))
+    jagged = {name: [row.tolist() for row in of.to_dense()][:3] for name, of in ids.to_dict().items()}
+    for row in range(3):
+        bag = look_up("item", jagged["tags"][row]).sum(0) / max(1, len(jagged["tags"][row]))
+        fields = [look_up(name, jagged[name][row])[0] for name in ("user", "item", "cate")]
+        expected = torch.stack([*fields[:2], bag, fields[2]])
+        torch.testing.assert_close(streams["hard"][row], expected)
+    assert streams["first_order_hard"].shape == (3, 4, 1)
+    assert list(histories) == ["hard"] and list(histories["hard"]) == ["clicks", "buys"]
+    for name, parts in (("clicks", ("item", "cate")), ("buys", ("item",))):
+        found = histories["hard"][name]
+        assert found.lengths_B.tolist() == EVENTS[name][:3]
+        keys = [(f"{name}__{part}", part) for part in parts] + [("clicks__gap", "clicks__gap")] * (name == "clicks")
+        events = [look_up(table, [i for row in jagged[key] for i in row]) for key, table in keys]
+        torch.testing.assert_close(found.events_NE, torch.cat(events, dim=1))
+        fields = [schema.sparse_names.index(part) for part in parts]
+        torch.testing.assert_close(found.target_BK, streams["hard"][:, fields].flatten(1))
