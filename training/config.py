@@ -11,6 +11,7 @@ from features.schema import STRICT
 from training.plugins import (
     ENCODER_KINDS,
     FUSION_KINDS,
+    HISTORY_KINDS,
     MODULE_PATTERN,
     OBJECTIVE_KINDS,
     SELECTION_KINDS,
@@ -198,6 +199,110 @@ _EasyEncoders = DeepEncoder | NoEncoder
 EncoderConfig = Annotated[DeepEncoder, Field(discriminator="kind"), ENCODER_KINDS.opened(DeepEncoder)]
 EasyEncoderConfig = Annotated[_EasyEncoders, Field(discriminator="kind"), ENCODER_KINDS.opened(_EasyEncoders)]
 
+# ----------------------------------------------------------------------------------------------------------- histories
+
+
+@dataclass(frozen=True, config=STRICT)
+class MeanHistory:
+    """The events' mean, whatever the target."""
+
+    length: Positive | None = None
+    """Newest events that are read; None: all."""
+    kind: Literal["mean"] = "mean"
+
+
+@dataclass(frozen=True, config=STRICT)
+class DINHistory:
+    """DIN's sum of the events, each weighted by an MLP of it and the target (arXiv 1706.06978)."""
+
+    hidden_units: tuple[Positive, ...] = (80, 40)
+    activation: Literal["dice", "prelu", "relu", "sigmoid"] = "dice"
+    """Activation of the MLP's hidden layers."""
+    dropout: Rate = 0.0
+    """Dropout rate after each activation."""
+    softmax: bool = False
+    """True: the weights of a row's events are positive and add up to 1."""
+    scale: bool = False
+    """Whether to divide weights by the root of the target's width before the softmax."""
+    length: Positive | None = None
+    """Newest events that are read; None: all."""
+    kind: Literal["din"] = "din"
+
+    def __post_init__(self) -> None:
+        if self.scale and not self.softmax:
+            raise ValueError("din: scale divides what goes into the softmax: set softmax = true, or leave out scale")
+
+
+@dataclass(frozen=True, config=STRICT)
+class ASTAHistory:
+    """QIN's target attention with ReLU in the place of the softmax (arXiv 2504.17699)."""
+
+    attention_dim: Positive | None = None
+    """Width of queries, keys and values; None: twice the target's."""
+    residual: bool = True
+    """Whether the target is added to the result; then a row without events has the target."""
+    divide_by_root_length: bool = False
+    """Whether to divide the weighted sum by the root of the number of events, with which it grows."""
+    length: Positive | None = None
+    """Newest events that are read; None: all."""
+    kind: Literal["asta"] = "asta"
+
+
+@dataclass(frozen=True, config=STRICT)
+class TransformerHistory:
+    """Transformer layers over the newest events, with the target as the last one's query; like BST (arXiv 1905.06874).
+
+    Layers normalise before attention and MLP; each position, counted from the newest event, has a learnt vector.
+    """
+
+    num_layers: Layers = 1
+    """The last one is the target's; those before it are of the events among each other."""
+    num_heads: Positive = 2
+    attention_dim: Positive = 32
+    """Width of all heads together, and of an event between layers."""
+    feed_forward_dim: Positive = 64
+    """Hidden units of each layer's MLP."""
+    dropout: Rate = 0.0
+    """Dropout rate of each layer's two results."""
+    length: Positive = 50
+    """Newest events that are read."""
+    kind: Literal["transformer"] = "transformer"
+
+    def __post_init__(self) -> None:
+        if self.attention_dim % self.num_heads:
+            raise ValueError(
+                f"transformer: attention_dim ({self.attention_dim}) must be a multiple of num_heads ({self.num_heads})"
+            )
+
+
+_ShortHistories = MeanHistory | DINHistory | ASTAHistory | TransformerHistory
+ShortHistoryConfig = Annotated[_ShortHistories, Field(discriminator="kind"), HISTORY_KINDS.opened(_ShortHistories)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class SDIMHistory:
+    """SDIM's sums of the events whose SimHash is the target's, for long histories (arXiv 2205.10249)."""
+
+    num_hashes: Positive = 48
+    """Bits of a hash."""
+    bits: Annotated[int, Field(ge=1, le=16)] = 3
+    """Bits of a signature: num_hashes / bits signatures are compared, each on its own."""
+    normalize: bool = True
+    """Whether each signature's sum has the length 1."""
+    short: ShortHistoryConfig | None = None
+    """Encoder whose result stands beside SDIM's, for example of the newest events alone (its ``length``)."""
+    length: Positive | None = None
+    """Newest events that are read; None: all."""
+    kind: Literal["sdim"] = "sdim"
+
+    def __post_init__(self) -> None:
+        if self.num_hashes % self.bits:
+            raise ValueError(f"sdim: num_hashes ({self.num_hashes}) must be a multiple of bits ({self.bits})")
+
+
+_Histories = _ShortHistories | SDIMHistory
+HistoryConfig = Annotated[_Histories, Field(discriminator="kind"), HISTORY_KINDS.opened(_Histories)]
+
 # -------------------------------------------------------------------------------------------------------------- fusion
 
 
@@ -299,6 +404,8 @@ class ModelConfig:
     selection: SelectionConfig = field(default_factory=SeparateSelection)
     easy: EasyEncoderConfig = field(default_factory=lambda: MLPEncoder(hidden_units=(400, 400)))
     hard: EncoderConfig = field(default_factory=MLPEncoder)
+    sequences: dict[str, HistoryConfig] = field(default_factory=dict)
+    """Sequence -> encoder of its events, in each stream one of its own; the others' is ``mean``."""
     fusion: FusionConfig = field(default_factory=WeightedSumFusion)
     objective: ObjectiveConfig = field(default_factory=TwinFocusObjective)
 

@@ -90,10 +90,11 @@ class BlockKinds:
 
 
 ENCODER_KINDS = BlockKinds("encoder")
+HISTORY_KINDS = BlockKinds("history encoder")
 SELECTION_KINDS = BlockKinds("selection")
 FUSION_KINDS = BlockKinds("fusion")
 OBJECTIVE_KINDS = BlockKinds("objective")
-_ALL_KINDS = (ENCODER_KINDS, SELECTION_KINDS, FUSION_KINDS, OBJECTIVE_KINDS)
+_ALL_KINDS = (ENCODER_KINDS, HISTORY_KINDS, SELECTION_KINDS, FUSION_KINDS, OBJECTIVE_KINDS)
 
 PLUGIN_METRICS: dict[str, Any] = {}
 """Metrics that plugins have registered, by name (``training.judge.metrics.register_metric``)."""
@@ -111,6 +112,14 @@ def register_encoder(config: type, encoder: Any) -> None:
         PluginError: the config is not of that form, or its kind is taken.
     """
     ENCODER_KINDS.add(config, encoder)
+
+
+def register_history_encoder(config: type, encoder: Any) -> None:
+    """Add an encoder of a sequence's events, a subclass of ``training.model.histories.HistoryEncoder``.
+
+    Args and errors as of ``register_encoder``.
+    """
+    HISTORY_KINDS.add(config, encoder)
 
 
 def register_selection(config: type, selection: Any) -> None:

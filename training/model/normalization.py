@@ -65,7 +65,10 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         normalized_BC = torch.addcmul(shift_C * inverse_std_C, centred_BC, inverse_std_C, out=centred_BC)
         self._update_running(count, mean_C, variance_C)
         share = is_enough / count.clamp(min=1)
-        return _Normalize.apply(input, self.weight, self.bias, normalized_BC, inverse_std_C, share, self._told)
+        weight_C, bias_C = (
+            (self.weight, self.bias) if self.affine else (torch.ones_like(mean_C), torch.zeros_like(mean_C))
+        )
+        return _Normalize.apply(input, weight_C, bias_C, normalized_BC, inverse_std_C, share, self._told)
 
     def _normalize_by_running(self, input: Tensor) -> Tensor:
         return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)

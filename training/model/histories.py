@@ -1,0 +1,445 @@
+"""History encoders: a target's vector and the vectors of a row's events -> one vector of the target's width, or two.
+
+Events lie row by row, newest first, without padding; an encoder says whether it reads the time between event and row.
+
+Shapes: B rows, N events of all rows, K width of the target and of what an event shares with it, G width of an event's
+gap vector, E = K + G width of an event, H hidden width, L events of the longest row.
+"""
+
+from collections import ChainMap
+from collections.abc import Collection, Mapping
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from training.config import ASTAHistory, DINHistory, HistoryConfig, MeanHistory, SDIMHistory, TransformerHistory
+from training.model.embedding import ModelError, StreamName, stable_seed
+from training.model.normalization import GlobalBatchNorm
+from training.plugins import HISTORY_KINDS
+
+
+class HistoryEncoder(nn.Module):
+    """HistoryEncoder: base class; built from (config, width K of the target, width G of a gap vector, seed).
+
+    A row's result depends on that row alone, and in training on what a batch norm reads.
+
+    Attributes:
+        length: newest events of a row that are read; None: all.
+        output_dim: width of the result, K or a multiple of it.
+    """
+
+    def __init__(self, config: Any, dim: int, gap_dim: int = 0, seed: int = 0) -> None:
+        super().__init__()
+        self.dim = self.output_dim = dim
+        self.gap_dim = gap_dim if self.reads_gaps(config) else 0
+        self.length: int | None = getattr(config, "length", None)
+
+    @classmethod
+    def reads_gaps(cls, config: Any) -> bool:
+        """Tell whether an encoder of this config reads gap vectors; others need no table of them."""
+        return False
+
+    def forward(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor) -> Tensor:
+        """Encode to (B, output_dim); gap vectors that the encoder does not read may stand there or not."""
+        if self.length is not None:
+            events_NE, lengths_B = newest(events_NE, lengths_B, self.length)
+        return self.encode(target_BK, events_NE[:, : self.dim + self.gap_dim], lengths_B).to(target_BK.dtype)
+
+    def encode(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor) -> Tensor:
+        """Encode the events that are read to (B, output_dim)."""
+        raise NotImplementedError
+
+
+def newest(events_NE: Tensor, lengths_B: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Cut each row to its newest events; returns the events and the rows' lengths."""
+    kept_N = positions(lengths_B, len(events_NE)) < length
+    return events_NE.index_select(0, kept_N.nonzero().squeeze(1)), lengths_B.clamp(max=length)
+
+
+def rows_of(lengths_B: Tensor, num_events: int) -> Tensor:
+    """Number the row of each event, (N,)."""
+    rows_B = torch.arange(len(lengths_B), device=lengths_B.device)
+    return torch.repeat_interleave(rows_B, lengths_B, output_size=num_events)
+
+
+def positions(lengths_B: Tensor, num_events: int) -> Tensor:
+    """Number each event in its row from 0, the newest, (N,)."""
+    first_B = lengths_B.cumsum(0) - lengths_B
+    return torch.arange(num_events, device=lengths_B.device) - first_B[rows_of(lengths_B, num_events)]
+
+
+def sum_by(keys_N: Tensor, values_NE: Tensor, num_sums: int) -> Tensor:
+    """Add up the values of each key in their order, (num_sums, E); a key without values has zeros."""
+    return values_NE.new_zeros(num_sums, values_NE.shape[1]).index_add(0, keys_N, values_NE)
+
+
+class EventMean(HistoryEncoder):
+    """u = sum_j h_j / number of events; zeros for a row without events."""
+
+    def encode(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor) -> Tensor:
+        """Encode to (B, K)."""
+        sums_BK = sum_by(rows_of(lengths_B, len(events_NE)), events_NE, len(lengths_B))
+        return sums_BK / lengths_B.clamp(min=1).unsqueeze(1)
+
+
+class DIN(HistoryEncoder):
+    """u = sum_j a_j h_j with a_j = MLP([t; h_j; t - h_j; t * h_j; g_j]), or its softmax over the row's events.
+
+    Zeros for a row without events. The first layer's matrix W = [W_t W_h W_- W_* W_g] is applied part by part::
+
+        W [t; h; t - h; t * h; g] = (W_t + W_-) t + (W_h - W_-) h + W_* (t * h) + W_g g
+
+    so that the target's part is multiplied once a row, and the event's is half as wide.
+    """
+
+    def __init__(self, config: DINHistory, dim: int, gap_dim: int = 0, seed: int = 0) -> None:
+        super().__init__(config, dim, gap_dim, seed)
+        widths = [4 * dim + self.gap_dim, *config.hidden_units, 1]
+        self.first = nn.Linear(*widths[:2])
+        layers: list[nn.Module] = []
+        for i, o in pairwise(widths[1:]):
+            dropout = [nn.Dropout(config.dropout)] if config.dropout else []
+            layers += [_ACTIVATIONS[config.activation](i), *dropout, nn.Linear(i, o)]
+        self.rest = nn.Sequential(*layers)
+        self.softmax, self.scale = config.softmax, dim**-0.5 if config.scale else 1.0
+
+    @classmethod
+    def reads_gaps(cls, config: DINHistory) -> bool:
+        """Tell whether the encoder reads gap vectors."""
+        return True
+
+    def encode(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor) -> Tensor:
+        """Encode to (B, K)."""
+        rows_N = rows_of(lengths_B, len(events_NE))
+        weights_N1 = self.weigh(target_BK, events_NE, rows_N)
+        if self.softmax:
+            weights_N1 = softmax_by(rows_N, weights_N1 * self.scale, len(lengths_B))
+        return sum_by(rows_N, weights_N1 * events_NE[:, : self.dim], len(lengths_B))
+
+    def weigh(self, target_BK: Tensor, events_NE: Tensor, rows_N: Tensor) -> Tensor:
+        """Compute the MLP's result of each event with its row's target, (N, 1)."""
+        k = self.dim
+        of_target, of_event, of_difference, of_product, of_gap = self.first.weight.split([k, k, k, k, self.gap_dim], 1)
+        by_target_BH = F.linear(target_BK, of_target + of_difference, self.first.bias)
+        products_NK = target_BK.index_select(0, rows_N) * events_NE[:, :k]
+        by_event_NH = F.linear(
+            torch.cat([events_NE, products_NK], dim=1), torch.cat([of_event - of_difference, of_gap, of_product], dim=1)
+        )
+        return self.rest(by_target_BH.index_select(0, rows_N) + by_event_NH)
+
+
+def softmax_by(rows_N: Tensor, scores_N1: Tensor, num_rows: int) -> Tensor:
+    """Softmax over the events of each row, (N, 1), in float32 or better."""
+    scores_N1 = scores_N1.to(torch.promote_types(scores_N1.dtype, torch.float32))
+    with torch.no_grad():  # the greatest score cancels out
+        top_B = scores_N1.new_full((num_rows,), -torch.inf).scatter_reduce(0, rows_N, scores_N1.squeeze(1), "amax")
+    powers_N1 = (scores_N1 - top_B[rows_N].unsqueeze(1)).exp()
+    return powers_N1 / sum_by(rows_N, powers_N1, num_rows).index_select(0, rows_N)
+
+
+class Dice(nn.Module):
+    """y = p x + (1 - p) alpha x with p = sigmoid((x - mean) / sqrt(variance + 1e-8)), by channel; alpha starts at 0.
+
+    In training mean and variance are those of the events of all ranks, and of no padding; then running ones.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = GlobalBatchNorm(width, eps=1e-8, affine=False)
+        self.alpha = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x_NH: Tensor) -> Tensor:
+        """Apply to (N, H)."""
+        p_NH = torch.sigmoid(self.norm(x_NH))
+        return x_NH * torch.addcmul(self.alpha, p_NH, 1 - self.alpha)
+
+
+_ACTIVATIONS: Mapping[str, Any] = {
+    "dice": Dice,
+    "prelu": nn.PReLU,
+    "relu": lambda width: nn.ReLU(),
+    "sigmoid": lambda width: nn.Sigmoid(),
+}
+
+
+class ASTA(HistoryEncoder):
+    """u = W_o sum_j a_j W_v h_j + t with a_j = ReLU(<W_q t, W_k h_j> / sqrt(H)), without biases.
+
+    The target itself for a row without events, or zeros without ``residual``. W_k and W_v are applied once a row::
+
+        <W_q t, W_k h> = <W_k^T W_q t, h>        sum_j a_j W_v h_j = W_v sum_j a_j h_j
+    """
+
+    def __init__(self, config: ASTAHistory, dim: int, gap_dim: int = 0, seed: int = 0) -> None:
+        super().__init__(config, dim, gap_dim, seed)
+        hidden, event = config.attention_dim or 2 * dim, dim + self.gap_dim
+        self.query = nn.Linear(dim, hidden, bias=False)
+        self.key, self.value = (nn.Linear(event, hidden, bias=False) for _ in range(2))
+        self.output = nn.Linear(hidden, dim, bias=False)
+        self.residual, self.divides = config.residual, config.divide_by_root_length
+
+    @classmethod
+    def reads_gaps(cls, config: ASTAHistory) -> bool:
+        """Tell whether the encoder reads gap vectors."""
+        return True
+
+    def encode(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor) -> Tensor:
+        """Encode to (B, K)."""
+        rows_N = rows_of(lengths_B, len(events_NE))
+        query_BE = F.linear(self.query(target_BK), self.key.weight.T) * self.key.out_features**-0.5
+        weights_N1 = F.relu((query_BE.index_select(0, rows_N) * events_NE).sum(dim=1, keepdim=True))
+        sums_BE = sum_by(rows_N, weights_N1 * events_NE, len(lengths_B))
+        if self.divides:
+            sums_BE = sums_BE / lengths_B.clamp(min=1).sqrt().unsqueeze(1)
+        result_BK = self.output(self.value(sums_BE))
+        return result_BK + target_BK if self.residual else result_BK
+
+
+class SDIM(HistoryEncoder):
+    """u = mean over signatures s of v_s / |v_s| with v_s = sum of the events whose signature is the target's.
+
+    A signature is some ``bits`` of SimHash's 1[R x >= 0]; R is random and fixed, a function of the seed, and a hash has
+    no gradient. A signature that no event shares adds zeros; so a row without events has zeros. What ``short``
+    gives stands behind u.
+
+    For serving, ``bucket_table`` adds up a history for every signature that a target may have, and ``from_table`` gives
+    u to the last bit from that table, in a time that does not grow with the history. It is a function of the
+    embeddings: a table belongs to the version of the model that made it.
+    """
+
+    R_MK: Tensor
+    """Directions of the hash's M bits: odd multiples of 1/64 below 4, so that no vector along an axis is on a plane."""
+
+    def __init__(self, config: SDIMHistory, dim: int, gap_dim: int = 0, seed: int = 0) -> None:
+        super().__init__(config, dim, 0, seed)
+        generator = torch.Generator().manual_seed(stable_seed(seed, "sdim"))
+        directions_MK = torch.empty(config.num_hashes, dim).normal_(generator=generator)
+        self.register_buffer("R_MK", (directions_MK.clamp(-3.9, 3.9) * 32).floor() / 32 + 1 / 64)
+        self.bits, self.num_signatures = config.bits, config.num_hashes // config.bits
+        self.normalize = config.normalize
+        self.short = None
+        self.gap_dim = gap_dim if self.reads_gaps(config) else 0
+        if config.short is not None:
+            short = HISTORY_ENCODERS[config.short.kind]
+            self.short = short(config.short, dim, self.gap_dim, stable_seed(seed, "short"))
+            self.output_dim += self.short.output_dim
+
+    @classmethod
+    def reads_gaps(cls, config: SDIMHistory) -> bool:
+        """Tell whether ``short`` reads gap vectors; a hash must not change while a bucket table is kept."""
+        return config.short is not None and HISTORY_ENCODERS[config.short.kind].reads_gaps(config.short)
+
+    def encode(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor) -> Tensor:
+        """Encode to (B, K), with ``short`` to (B, K + its output_dim)."""
+        events_NK = events_NE[:, : self.dim]
+        rows_N = rows_of(lengths_B, len(events_NE))
+        collides_NS = self.signatures(events_NK) == self.signatures(target_BK).index_select(0, rows_N)
+        events_C, signatures_C = collides_NS.nonzero(as_tuple=True)
+        sums = sum_by(
+            rows_N.index_select(0, events_C) * self.num_signatures + signatures_C,
+            events_NK.index_select(0, events_C),
+            len(target_BK) * self.num_signatures,
+        )
+        result_BK = self._mean(sums.view(len(target_BK), self.num_signatures, self.dim))
+        if self.short is None:
+            return result_BK
+        return torch.cat([result_BK, self.short(target_BK, events_NE, lengths_B)], dim=1)
+
+    def bucket_table(self, events_NK: Tensor, lengths_B: Tensor) -> Tensor:
+        """Add up each row's events by signature and its value, (B, S, 2^bits, K)."""
+        if self.length is not None:
+            events_NK, lengths_B = newest(events_NK, lengths_B, self.length)
+        shape = (len(lengths_B), self.num_signatures, 2**self.bits, self.dim)
+        first_N1 = rows_of(lengths_B, len(events_NK)).unsqueeze(1) * self.num_signatures
+        signatures_S = torch.arange(self.num_signatures, device=events_NK.device)
+        keys_NS = (first_N1 + signatures_S) * shape[2] + self.signatures(events_NK[:, : self.dim])
+        values = events_NK[:, : self.dim].repeat_interleave(self.num_signatures, dim=0)
+        return sum_by(keys_NS.flatten(), values, shape[0] * shape[1] * shape[2]).view(shape)
+
+    def from_table(self, target_BK: Tensor, table_BSVK: Tensor) -> Tensor:
+        """Compute u (B, K) from the rows' bucket tables."""
+        rows_B1 = torch.arange(len(target_BK), device=target_BK.device).unsqueeze(1)
+        signatures_S = torch.arange(self.num_signatures, device=target_BK.device)
+        return self._mean(table_BSVK[rows_B1, signatures_S, self.signatures(target_BK).long()])
+
+    def signatures(self, x_NK: Tensor) -> Tensor:
+        """Compute the signatures of some vectors, (N, S), whole numbers below 2^bits.
+
+        A vector is rounded to whole numbers, its largest becoming the same in all, so small that float32 adds up their
+        products with R without rounding: a bit does not depend on how a machine multiplies matrices, or how many at
+        once.
+        """
+        top = 2.0 ** min(11, 16 - (self.dim - 1).bit_length())
+        with torch.no_grad(), torch.autocast(x_NK.device.type, enabled=False):
+            x_NK = x_NK.float()
+            scale_N1 = top / x_NK.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
+            bits_NSb = ((x_NK * scale_N1).round_() @ self.R_MK.T >= 0).unflatten(1, (self.num_signatures, self.bits))
+            signatures_NS, *others = bits_NSb.to(torch.uint8 if self.bits <= 8 else torch.int32).unbind(2)
+            for bit_NS in others:
+                signatures_NS = 2 * signatures_NS + bit_NS
+        return signatures_NS
+
+    def _mean(self, sums_BSK: Tensor) -> Tensor:
+        return (F.normalize(sums_BSK, dim=2) if self.normalize else sums_BSK).mean(dim=1)
+
+
+class Layout(NamedTuple):
+    """Places of the events of all rows in a rectangle."""
+
+    places_N: Tensor
+    """Place of each event among all B * L, row by row."""
+    is_event_B11L: Tensor
+    """Whether there is an event; a row without events has one place that counts, so that no softmax is over nothing."""
+
+    @classmethod
+    def of(cls, lengths_B: Tensor, num_events: int) -> "Layout":
+        """Lay out rows of these lengths."""
+        longest = max(1, int(lengths_B.max())) if len(lengths_B) else 1
+        places_N = rows_of(lengths_B, num_events) * longest + positions(lengths_B, num_events)
+        is_event_BL = torch.arange(longest, device=lengths_B.device) < lengths_B.clamp(min=1).unsqueeze(1)
+        return cls(places_N, is_event_BL[:, None, None, :])
+
+    def spread(self, x_NH: Tensor) -> Tensor:
+        """Lay events out with zeros between them: (N, H) -> (B, L, H)."""
+        rows, *_, longest = self.is_event_B11L.shape
+        spread = x_NH.new_zeros(rows * longest, x_NH.shape[1]).index_copy(0, self.places_N, x_NH)
+        return spread.view(rows, longest, x_NH.shape[1])
+
+    def gather(self, x_BLH: Tensor) -> Tensor:
+        """Take events back: (B, L, H) -> (N, H)."""
+        return x_BLH.flatten(0, 1).index_select(0, self.places_N)
+
+
+class EventTransformer(HistoryEncoder):
+    """u = W_o x_t + b_o with x_t the target's vector after attention over the events' vectors, layer on layer.
+
+    Event j of a row starts as W_e h_j + p_j, the target as W_t t. All layers but the last change the events' vectors
+    among each other, the last one the target's. Zeros for a row without events.
+    """
+
+    def __init__(self, config: TransformerHistory, dim: int, gap_dim: int = 0, seed: int = 0) -> None:
+        super().__init__(config, dim, gap_dim, seed)
+        hidden = config.attention_dim
+        self.target, self.event = nn.Linear(dim, hidden), nn.Linear(dim + self.gap_dim, hidden)
+        self.position = nn.Parameter(torch.empty(config.length, hidden).normal_(0, 0.02))
+        self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_layers))
+        self.output = nn.Linear(hidden, dim)
+
+    @classmethod
+    def reads_gaps(cls, config: TransformerHistory) -> bool:
+        """Tell whether the encoder reads gap vectors."""
+        return True
+
+    def encode(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor) -> Tensor:
+        """Encode to (B, K)."""
+        num_events = len(events_NE)
+        layout = Layout.of(lengths_B, num_events)
+        x_NH = self.event(events_NE) + self.position.index_select(0, positions(lengths_B, num_events))
+        *among_events, of_target = self.layers
+        for layer in among_events:
+            x_NH = layer(x_NH, layout)
+        result_BK = self.output(of_target(x_NH, layout, self.target(target_BK)))
+        return torch.where(lengths_B.unsqueeze(1) > 0, result_BK, 0.0)
+
+
+class TransformerLayer(nn.Module):
+    """x + attention(norm(x), norm(events)), then x + MLP(norm(x)) of what that gives."""
+
+    def __init__(self, config: TransformerHistory) -> None:
+        super().__init__()
+        width = config.attention_dim
+        self.num_heads = config.num_heads
+        self.query_norm, self.event_norm, self.mlp_norm = (nn.LayerNorm(width) for _ in range(3))
+        self.query, self.key, self.value, self.output = (nn.Linear(width, width) for _ in range(4))
+        self.expand = nn.Linear(width, config.feed_forward_dim)
+        self.contract = nn.Linear(config.feed_forward_dim, width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, events_NH: Tensor, layout: Layout, target_BH: Tensor | None = None) -> Tensor:
+        """Change the target's vectors (B, H), or without one the events' (N, H), by attention over a row's events."""
+        normed_NH = self.event_norm(events_NH)
+        k, v = (self._heads(layout.spread(m(normed_NH))) for m in (self.key, self.value))
+        x = events_NH if target_BH is None else target_BH
+        query = self.query(self.query_norm(x))
+        q = self._heads(layout.spread(query) if target_BH is None else query.unsqueeze(1))
+        attended_BLH = F.scaled_dot_product_attention(q, k, v, layout.is_event_B11L).transpose(1, 2).flatten(2)
+        attended = layout.gather(attended_BLH) if target_BH is None else attended_BLH.squeeze(1)
+        x = x + self.dropout(self.output(attended))
+        return x + self.dropout(self.contract(F.relu(self.expand(self.mlp_norm(x)))))
+
+    def _heads(self, x_BLH: Tensor) -> Tensor:
+        return x_BLH.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
+
+class EventVectors(NamedTuple):
+    """Vectors of one sequence in one stream."""
+
+    target_BK: Tensor
+    """Of the row's own features, the sequence's parts side by side."""
+    events_NE: Tensor
+    """Of the events, row by row and newest first; a gap's vector last, where there is one."""
+    lengths_B: Tensor
+    """Number of each row's events."""
+
+
+class HistoryEncoders(nn.Module):
+    """HistoryEncoders: one encoder a stream and sequence; their results are more fields of each stream.
+
+    Args:
+        configs: sequence -> its encoder; the others' is ``mean``.
+        parts: sequence -> number of its parts, in the schema's order.
+        widths: stream that has fields -> width D of a field.
+        gaps: sequences with gap vectors, as wide as a field.
+        seed: what is random and fixed is a function of it.
+
+    Attributes:
+        num_fields: fields that each stream gains: the parts of each sequence, twice for an ``sdim`` with a ``short``.
+
+    Raises:
+        ModelError: a config is of no sequence.
+    """
+
+    def __init__(
+        self,
+        configs: Mapping[str, HistoryConfig],
+        parts: Mapping[str, int],
+        widths: Mapping[StreamName, int],
+        *,
+        gaps: Collection[str] = (),
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if unknown := sorted(set(configs) - set(parts)):
+            known = ", ".join(parts) or "none"
+            raise ModelError(
+                f"training.model.sequences names {unknown[0]!r}, which is no sequence of the schema ({known})"
+            )
+        self.encoders = nn.ModuleDict()
+        self.num_fields = 0
+        for stream, width in widths.items():
+            outputs = 0
+            for name, num_parts in parts.items():
+                config = configs.get(name, MeanHistory())
+                gap_dim = width if name in gaps else 0
+                own_seed = stable_seed(seed, "history", stream, name)
+                encoder = HISTORY_ENCODERS[config.kind](config, num_parts * width, gap_dim, own_seed)
+                self.encoders[f"{name}__{stream}"] = encoder
+                outputs += encoder.output_dim
+            self.num_fields = outputs // width
+
+    def forward(self, histories: Mapping[StreamName, Mapping[str, EventVectors]]) -> dict[StreamName, Tensor]:
+        """Encode each stream's sequences to more fields of it, (B, num_fields, D)."""
+        fields: dict[StreamName, Tensor] = {}
+        for stream, vectors in histories.items():
+            outputs = [self.encoders[f"{name}__{stream}"](*of) for name, of in vectors.items()]
+            fields[stream] = torch.cat(outputs, dim=1).unflatten(1, (self.num_fields, -1))
+        return fields
+
+
+HISTORY_ENCODERS: Mapping[str, type[HistoryEncoder]] = ChainMap(
+    {"mean": EventMean, "din": DIN, "asta": ASTA, "sdim": SDIM, "transformer": EventTransformer},
+    HISTORY_KINDS.classes,
+)
