@@ -211,13 +211,13 @@ class SDIM(HistoryEncoder):
     """
 
     R_MK: Tensor
-    """Directions of the hash's M bits: whole multiples of 1/32 up to 4."""
+    """Directions of the hash's M bits: odd multiples of 1/64 below 4, so that no vector along an axis is on a plane."""
 
     def __init__(self, config: SDIMHistory, dim: int, gap_dim: int = 0, seed: int = 0) -> None:
         super().__init__(config, dim, 0, seed)
         generator = torch.Generator().manual_seed(stable_seed(seed, "sdim"))
         directions_MK = torch.empty(config.num_hashes, dim).normal_(generator=generator)
-        self.register_buffer("R_MK", (directions_MK * 32).round().clamp(-128, 128) / 32)
+        self.register_buffer("R_MK", (directions_MK.clamp(-3.9, 3.9) * 32).floor() / 32 + 1 / 64)
         self.bits, self.num_signatures = config.bits, config.num_hashes // config.bits
         self.normalize = config.normalize
         self.short = None
@@ -272,7 +272,7 @@ class SDIM(HistoryEncoder):
         products with R without rounding: a bit does not depend on how a machine multiplies matrices, or how many at
         once.
         """
-        top = 2.0 ** min(11, 17 - (self.dim - 1).bit_length())
+        top = 2.0 ** min(11, 16 - (self.dim - 1).bit_length())
         with torch.no_grad(), torch.autocast(x_NK.device.type, enabled=False):
             x_NK = x_NK.float()
             scale_N1 = top / x_NK.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
