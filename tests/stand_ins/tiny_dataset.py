@@ -11,8 +11,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from features.disk.dataset import DataFile, DatasetManifest, DenseStatistics, FeatureStatistics, Rejected, Split
+from features.disk.dataset import (
+    DataFile,
+    DatasetManifest,
+    DenseStatistics,
+    FeatureStatistics,
+    Rejected,
+    SequenceStatistics,
+    Split,
+)
 from features.learnt import Learnt
+from features.ragged import Ragged
 from features.rows import Columns
 from features.schema import (
     BoundariesEncoding,
@@ -68,7 +77,7 @@ class TinyDataset:
 
     @property
     def num_embeddings(self) -> dict[str, int]:
-        return {f.name: self.learnt.num_embeddings(f) for f in self.schema.sparse}
+        return {f.name: self.learnt.num_embeddings(f) for f in self.schema.id_features}
 
 
 @pytest.fixture
@@ -181,13 +190,17 @@ def tiny_columns(schema: FeatureSchema, num_rows: int, rng: np.random.Generator,
             ids = rng.integers(1, 20, (num_rows, feature.max_length)).astype(np.int32)
             columns[feature.name] = np.where(np.arange(feature.max_length) < lengths[:, None], ids, 0).astype(np.int32)
             columns[f"{feature.name}__length"] = lengths
+    for sequence in schema.sequence:
+        lengths = rng.integers(0, sequence.max_length + 1, num_rows)
+        for key in sequence.keys:
+            columns[key] = Ragged.of(rng.integers(1, 4, lengths.sum()).astype(np.int32), lengths)
     return columns
 
 
 def write_files(dataset: Path, folder: str, columns: Columns, row_groups: RowGroups) -> tuple[DataFile, ...]:
     """Write columns as Parquet files with the given row groups."""
     (dataset / folder).mkdir(parents=True, exist_ok=True)
-    table = pa.table({n: pa.array(list(c) if c.ndim == 2 else c) for n, c in columns.items()})
+    table = pa.table({name: _to_arrow(column) for name, column in columns.items()})
     files, start = [], 0
     for i, sizes in enumerate(row_groups):
         path = dataset / folder / f"part-{i:05d}.parquet"
@@ -197,6 +210,12 @@ def write_files(dataset: Path, folder: str, columns: Columns, row_groups: RowGro
                 start += size
         files.append(describe_file(dataset, path))
     return tuple(files)
+
+
+def _to_arrow(column: Any) -> pa.Array:
+    if isinstance(column, Ragged):
+        return column.to_arrow()
+    return pa.array(list(column) if column.ndim == 2 else column)
 
 
 def describe_file(dataset: Path, path: Path) -> DataFile:
@@ -209,7 +228,7 @@ def describe_file(dataset: Path, path: Path) -> DataFile:
 
 def statistics(
     schema: FeatureSchema, columns: Columns
-) -> tuple[float, dict[str, FeatureStatistics], dict[str, DenseStatistics]]:
+) -> tuple[float, dict[str, FeatureStatistics], dict[str, DenseStatistics], dict[str, SequenceStatistics]]:
     """Label rate and the statistics of each feature that a reader of the manifest may look at."""
     sparse = {
         f.name: FeatureStatistics(
@@ -227,4 +246,8 @@ def statistics(
         dense[f.name] = DenseStatistics(
             0.0, float(column.mean()), float(column.std()), float(column.min()), float(column.max())
         )
-    return float(columns["label"].mean()), sparse, dense
+    sequences = {}
+    for sequence in schema.sequence:
+        lengths, max_ids = columns[sequence.keys[0]].lengths, {k: int(columns[k].flat.max()) for k in sequence.keys}
+        sequences[sequence.name] = SequenceStatistics(float(lengths.mean()), float((lengths == 0).mean()), max_ids)
+    return float(columns["label"].mean()), sparse, dense, sequences

@@ -65,11 +65,13 @@ class Dataset:
         """
         return replace(self, manifest=self.manifest.with_choices_of(schema))
 
-    def num_embeddings(self) -> dict[str, int]:
-        """Count the rows of each sparse feature's table."""
-        return {f.name: self.learnt.num_embeddings(f) for f in self.manifest.schema.id_features}
+    @property
+    def mean_lengths(self) -> dict[str, float]:
+        """Map each sequence's keys to its mean number of events a row of the training split."""
+        found = self.manifest.split("train").sequences
+        return {key: found[s.name].mean_length for s in self.manifest.schema.sequence for key in s.keys}
 
-    def id_bounds(self) -> dict[str, int]:
+    def num_embeddings(self) -> dict[str, int]:
         """Count the rows of the table that each feature, and each part of a sequence, is looked up in."""
         return {f.name: self.learnt.num_embeddings(f) for f in self.manifest.schema.id_features}
 

@@ -93,7 +93,7 @@ class Reader:
         self.dataset = dataset.files(config.reader.cache_bytes)
         self.schema = manifest.schema
         self.files = manifest.split(split).files
-        self.checker = ShardChecker(manifest.schema, dataset.id_bounds(), dataset.later_ids())
+        self.checker = ShardChecker(manifest.schema, dataset.num_embeddings(), dataset.later_ids())
         self.num_rows = min(manifest.split(split).num_rows, sample_rows or sys.maxsize)
         self._sample_rows = sample_rows
         largest = max(rows for file in self.files for rows in file.row_groups)
@@ -198,7 +198,7 @@ class RowStream:
             self._free.put(memory)
         self.seconds = {"decode": 0.0, "shuffle": 0.0}
         self._loaded = prefetch(lambda: self._load(source, windows[first:]), 1)
-        self._rows, self._held = self._memory[0][:0], None
+        self._rows, self._held = self._memory[0].fill([]), None
         self._position, self._skip = 0, offset
 
     def _load(self, source: "RowGroups", windows: Sequence[Window]) -> Generator[tuple[Rows, Rows], None, None]:

@@ -91,6 +91,7 @@ def build_model(dataset: Dataset, config: TrainingConfig, device: torch.device) 
         seed=config.seed,
         pad_tables=config.pads_tables,
         device=device,
+        mean_lengths=dataset.mean_lengths,
     )
 
 

@@ -1,5 +1,7 @@
 """Tables that sequences look up: against naive look-ups, in every lane on one and two ranks, exported."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,7 +9,12 @@ import pytest
 import torch
 from torchrec import KeyedJaggedTensor
 
-from features.schema import FeatureSchema, HashEncoding, SequenceFeature, SparseFeature
+from features.schema import FeatureSchema, HashEncoding, SequenceFeature, SparseFeature, Timestamp
+from tests.ranks import on_two_ranks
+from tests.stand_ins.tiny_dataset import TinyDataset, tiny_schema, write_tiny_dataset
+from tests.training.fit.test_run import assert_same_weights, final_model, losses, make_config
+from training.config import ASTAHistory, DenseOptimizer, DINHistory, FusedOptimizer, ShardingConfig, TrainingConfig
+from training.fit.run import Run, train_rank
 from training.model.embedding import FieldEmbedding
 
 ROWS = {"item": 20, "cate": 6, "user": 9, "tags": 20, "clicks__gap": 4}
@@ -75,3 +82,73 @@ def test_look_ups_are_the_naive_ones(own: dict[str, Any]) -> None:
         torch.testing.assert_close(found.events_NE, torch.cat(events, dim=1))
         fields = [schema.sparse_names.index(part) for part in parts]
         torch.testing.assert_close(found.target_BK, streams["hard"][:, fields].flatten(1))
+
+
+LANES: dict[str, dict[str, Any]] = {
+    "auto": {},
+    "row_wise": {"sharding": ShardingConfig("row_wise")},
+    "table_wise": {"sharding": ShardingConfig("table_wise")},
+    "column_wise": {
+        "sharding": ShardingConfig("column_wise"),
+        "optimizer": FusedOptimizer("sgd", embedding_learning_rate=0.05),
+    },
+    "replicated": {"sharding": ShardingConfig("data_parallel")},
+    "dense": {"optimizer": DenseOptimizer(learning_rate=0.01, embedding_l2=0.01), "clip_gradient_norm": 1.0},
+    "averaged dense": {"optimizer": DenseOptimizer(learning_rate=0.01), "ema_decay": 0.9},
+    "mixed": {"sharding": ShardingConfig("table_wise", {"device": "row_wise", "genres": "data_parallel"})},
+    "regularised": {
+        "sharding": ShardingConfig("row_wise"),
+        "optimizer": FusedOptimizer("sgd", embedding_learning_rate=0.05, embedding_l2=0.1),
+    },
+    "pipelined": {"sharding": ShardingConfig("row_wise"), "pipelined": True},
+    "plain": {"sharding": ShardingConfig("row_wise"), "pipelined": False},
+}
+
+
+def sequence_schema() -> FeatureSchema:
+    """The tiny schema with two sequences: of its users and devices, with gaps, and of devices alone."""
+    return replace(
+        tiny_schema(),
+        sequence=(
+            SequenceFeature("visits", ("user", "device"), 5, gaps=(60, 3600), newest="first"),
+            SequenceFeature("devices", ("device",), 3, newest="last"),
+        ),
+        timestamp=Timestamp("time"),
+    )
+
+
+def make_sequence_config(dataset: Path, **changes: Any) -> TrainingConfig:
+    config = make_config(dataset, **changes)
+    sequences = {"visits": DINHistory((8,)), "devices": ASTAHistory()}
+    return replace(config, model=replace(config.model, sequences=sequences))
+
+
+def fit_lanes(folder: Path, dataset: Path) -> None:
+    for lane, changes in LANES.items():
+        train_rank(Run(folder / lane), make_sequence_config(dataset, **changes))
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> TinyDataset:
+    return write_tiny_dataset(tmp_path / "dataset", number_rows=True, schema=sequence_schema())
+
+
+def test_two_ranks_equal_one_in_every_lane(dataset: TinyDataset, tmp_path: Path, one_rank) -> None:
+    on_two_ranks(tmp_path, fit_lanes, tmp_path / "two", dataset.path)
+    fit_lanes(tmp_path / "one", dataset.path)
+    for lane, changes in LANES.items():
+        config = make_sequence_config(dataset.path, **changes)
+        alone, together = Run(tmp_path / "one" / lane), Run(tmp_path / "two" / lane)
+        assert losses(together) == pytest.approx(losses(alone), rel=1e-6, abs=1e-6), lane
+        assert_same_weights(together, alone, config, 1e-5)
+        plan = {row["table"]: row["sharding"] for row in together.read("plan.json")}
+        assert {"visits__gap__hard", "device__hard", "genres__hard"} <= plan.keys()
+    states = [
+        [
+            final_model(Run(tmp_path / ranks / lane), make_sequence_config(dataset.path)).state_dict()
+            for lane in ("pipelined", "plain")
+        ]
+        for ranks in ("one", "two")
+    ]
+    for piped, plain in states:
+        assert all(torch.equal(piped[name], plain[name]) for name in plain)
