@@ -48,6 +48,7 @@ PAD_MULTIPLE = 4
 """Divisor of the table widths that FBGEMM's fused kernels accept."""
 
 _CHUNK_ROWS = 1 << 16
+_COLLECTION = re.compile(r"(?:bags\.embedding_bags|sequences\.[^.]+\.embeddings)\.")
 _TENSOR_OF_TABLE = re.compile(r"(?:^|\.)(?:embedding_bags|embeddings)\.([^.]+)\.")
 
 
@@ -156,6 +157,11 @@ def table_of(tensor: str) -> str | None:
     """
     match = _TENSOR_OF_TABLE.search(tensor)
     return match[1] if match else None
+
+
+def without_collection(tensor: str) -> str:
+    """Name a table's tensor without the collection that holds the table, which a sequence more or less changes."""
+    return _COLLECTION.sub("", tensor)
 
 
 def stable_seed(seed: int, *names: str) -> int:

@@ -98,7 +98,7 @@ class DIN(HistoryEncoder):
     def __init__(self, config: DINHistory, dim: int, gap_dim: int = 0, seed: int = 0) -> None:
         super().__init__(config, dim, gap_dim, seed)
         widths = [4 * dim + self.gap_dim, *config.hidden_units, 1]
-        self.first = nn.Linear(*widths[:2])
+        self.first = nn.Linear(widths[0], widths[1])
         layers: list[nn.Module] = []
         for i, o in pairwise(widths[1:]):
             dropout = [nn.Dropout(config.dropout)] if config.dropout else []
@@ -385,7 +385,8 @@ class HistoryEncoders(nn.Module):
         seed: what is random and fixed is a function of it.
 
     Attributes:
-        num_fields: fields that each stream gains: the parts of each sequence, twice for an ``sdim`` with a ``short``.
+        fields: fields that each stream gains, as (sequence, number from 0): the parts of each sequence, twice for an
+            ``sdim`` with a ``short``.
 
     Raises:
         ModelError: a config is of no sequence.
@@ -407,17 +408,21 @@ class HistoryEncoders(nn.Module):
                 f"training.model.sequences names {unknown[0]!r}, which is no sequence of the schema ({known})"
             )
         self.encoders = nn.ModuleDict()
-        self.num_fields = 0
+        self.fields: list[tuple[str, int]] = []
         for stream, width in widths.items():
-            outputs = 0
+            self.fields = []
             for name, num_parts in parts.items():
                 config = configs.get(name, MeanHistory())
                 gap_dim = width if name in gaps else 0
                 own_seed = stable_seed(seed, "history", stream, name)
                 encoder = HISTORY_ENCODERS[config.kind](config, num_parts * width, gap_dim, own_seed)
                 self.encoders[f"{name}__{stream}"] = encoder
-                outputs += encoder.output_dim
-            self.num_fields = outputs // width
+                self.fields += [(name, number) for number in range(encoder.output_dim // width)]
+
+    @property
+    def num_fields(self) -> int:
+        """Return the number of fields that each stream gains."""
+        return len(self.fields)
 
     def forward(self, histories: Mapping[StreamName, Mapping[str, EventVectors]]) -> dict[StreamName, Tensor]:
         """Encode each stream's sequences to more fields of it, (B, num_fields, D)."""

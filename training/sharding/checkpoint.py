@@ -169,9 +169,10 @@ def begin_with_others(checkpoint: Checkpoint, parallel: ParallelModel, transplan
     with _reader(checkpoint) as reader:
         entries = reader.read_metadata().state_dict_metadata
     saved = {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
-    for name, taken in transplant.targets({name: entry.size for name, entry in saved.items()}, tensors):
-        old = torch.empty(saved[name].size, dtype=saved[name].properties.dtype)  # one at a time: a table may be large
-        _load(checkpoint, {name: old}, alone=True)
+    for name, old_name, taken in transplant.targets({name: entry.size for name, entry in saved.items()}, tensors):
+        entry = saved[old_name]
+        old = torch.empty(entry.size, dtype=entry.properties.dtype)  # one at a time: a table may be large
+        _load(checkpoint, {old_name: old}, alone=True)
         taken.fill(tensors[name], old)
     parallel.model.load_state_dict(state["model"])
     parallel.optimizer.load_state_dict(state["optimizer"])

@@ -7,6 +7,7 @@ are in both. What is new is as an untrained model has it, and its optimizer stat
 Shapes: V rows of a table, F fields.
 """
 
+import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,13 +21,16 @@ from features.learnt import Learnt
 from features.schema import VOCABULARY_KINDS, DenseFeature, FeatureSchema, SparseFeature
 from training.config import ModelConfig
 from training.model.ctr_model import CTRModel
-from training.model.embedding import table_of
+from training.model.embedding import table_of, without_collection
 from training.model.field_axes import field_major
 from training.sharding.checkpoint_reader import CheckpointError
 from training.sharding.tables import parts_of
 
 _PROBE = "probe__"
 """Name of one more field, of a model that is built to see which weights grow with the fields."""
+
+_HISTORY_ENCODER = re.compile(r"(?:^|\.)histories\.encoders\.([^.]+)__[a-z]+\.")
+"""Encoder of a sequence in a stream."""
 
 Places = tuple[Tensor, Tensor]
 """Places along an axis of the old weights, and of the new ones that take their numbers."""
@@ -48,6 +52,11 @@ class Knowledge:
     def fields(self) -> list[str]:
         """Names of the fields, in the model's order."""
         return [f.name for f in (*self.schema.sparse, *self.schema.dense)]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the features, then of the sequences."""
+        return self.fields + [sequence.name for sequence in self.schema.sequence]
 
     def num_embeddings(self) -> dict[str, int]:
         """Count the rows of each sparse feature's table."""
@@ -71,13 +80,16 @@ class Transplant:
 
     @property
     def kept(self) -> list[str]:
-        """Features that mean the same in both models."""
+        """Features and sequences that mean the same in both models."""
         before = _by_name(self.before.schema)
-        return [name for name, feature in _by_name(self.now.schema).items() if self._is_same(before.get(name), feature)]
+        kept = [name for name, feature in _by_name(self.now.schema).items() if self._is_same(before.get(name), feature)]
+        return kept + [
+            s.name for s in self.now.schema.sequence if s in self.before.schema.sequence and {*s.parts} <= {*kept}
+        ]
 
     def describe(self) -> str:
         """Say in a sentence which features are kept, added, dropped and changed."""
-        before, now, kept = self.before.fields, self.now.fields, self.kept
+        before, now, kept = self.before.names, self.now.names, self.kept
         parts = {
             "added": [name for name in now if name not in before],
             "dropped": [name for name in before if name not in now],
@@ -87,7 +99,7 @@ class Transplant:
         what = "; ".join(said) if said else "the same features, with other vocabularies"
         return f"begins with what another model knows of {len(kept)} of {len(now)} features: {what}"
 
-    def targets(self, saved: Mapping[str, Any], state: Mapping[str, Any]) -> Iterator[tuple[str, "Taken"]]:
+    def targets(self, saved: Mapping[str, Any], state: Mapping[str, Any]) -> Iterator[tuple[str, str, "Taken"]]:
         """List the tensors of a new model's state that take something over.
 
         Args:
@@ -95,30 +107,34 @@ class Transplant:
             state: name -> tensor of the new model, weights and optimizer state.
 
         Yields:
-            The tensor's name, and which of its places take what.
+            The tensor's name, the old one's, and which of its places take what.
 
         Raises:
             CheckpointError: a weight has another shape for another reason than the features.
         """
-        axes = self._dense_axes()
+        axes, kept = self._dense_axes(), {*self.kept}
+        old_names = {without_collection(name): name for name in saved}
         for name, value in state.items():
-            if name not in saved or not parts_of(value):
+            old_name = old_names.get(without_collection(name))
+            if old_name is None or not parts_of(value):
                 continue
-            before, now = tuple(saved[name]), tuple(value.size())
+            if (encoder := _HISTORY_ENCODER.search(name)) and encoder[1] not in kept:
+                continue
+            before, now = tuple(saved[old_name]), tuple(value.size())
             table, weight = table_of(name), name.removeprefix("model.")
             if table is not None:
                 rows = self._rows(table)
                 if rows is not None and not before and not now:  # how many steps an optimizer has done
-                    yield name, Taken(())
+                    yield name, old_name, Taken(())
                 elif rows is not None and before[:1] + now[:1] == rows.sizes and before[1:] == now[1:]:
-                    yield name, Taken((rows.places, *map(_all, now[1:])))
+                    yield name, old_name, Taken((rows.places, *map(_all, now[1:])))
                 elif rows is not None and name.startswith("model."):
                     raise _misfit(name, before, now)
                 continue
             if not name.startswith("model."):
                 weight = next((w for w in axes if name.startswith(f"optimizer.state.{w}.")), "")
             if not now and not before:
-                yield name, Taken(())
+                yield name, old_name, Taken(())
             elif weight in axes and len(axes[weight]) == len(now):
                 if len(before) != len(now):
                     raise _misfit(name, before, now)
@@ -126,7 +142,7 @@ class Transplant:
                 places = tuple(pairs for pairs in found if pairs is not None)
                 if len(places) < len(now):
                     raise _misfit(name, before, now)
-                yield name, Taken(places)
+                yield name, old_name, Taken(places)
 
     def _is_same(self, before: SparseFeature | DenseFeature | None, now: SparseFeature | DenseFeature) -> bool:
         if before is None or _meaning(before) != _meaning(now):
@@ -178,7 +194,8 @@ class Transplant:
         is_of_dense = block == "embedding"  # the vectors of dense features
         fields = [
             [f if f in kept else (f, side) for f in ([d.name for d in k.schema.dense] if is_of_dense else k.fields)]
-            for side, k in sides
+            + ([] if is_of_dense else [(of, n, 0 if of in kept else side) for of, n in net.histories.fields])
+            for (side, k), net in zip(sides, (old, model), strict=True)
         ]
         if is_of_dense:
             return _Axis(tuple(fields), field_major)

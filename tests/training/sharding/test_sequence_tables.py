@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -13,9 +13,20 @@ from features.schema import FeatureSchema, HashEncoding, SequenceFeature, Sparse
 from tests.ranks import on_two_ranks
 from tests.stand_ins.tiny_dataset import TinyDataset, tiny_schema, write_tiny_dataset
 from tests.training.fit.test_run import assert_same_weights, final_model, losses, make_config
-from training.config import ASTAHistory, DenseOptimizer, DINHistory, FusedOptimizer, ShardingConfig, TrainingConfig
+from tests.training.fit.test_warm_start import finish
+from training.config import (
+    ASTAHistory,
+    DenseOptimizer,
+    DINHistory,
+    FusedOptimizer,
+    ShardingConfig,
+    TablePrecision,
+    TrainingConfig,
+)
 from training.fit.run import Run, train_rank
 from training.model.embedding import FieldEmbedding
+from training.ship.export import export
+from training.ship.predict import Predictor
 
 ROWS = {"item": 20, "cate": 6, "user": 9, "tags": 20, "clicks__gap": 4}
 LENGTHS = {"item": [1, 1, 1, 0], "cate": [1, 1, 1, 0], "user": [1, 1, 1, 0], "tags": [2, 0, 3, 0]}
@@ -152,3 +163,34 @@ def test_two_ranks_equal_one_in_every_lane(dataset: TinyDataset, tmp_path: Path,
     ]
     for piped, plain in states:
         assert all(torch.equal(piped[name], plain[name]) for name in plain)
+
+
+def test_an_artifact_scores_as_the_trained_model(dataset: TinyDataset, tmp_path: Path, one_rank: None) -> None:
+    names = ("user", "genres", "device", "age", "row", "price", "time")
+    names += ("visits__user", "visits__device", "visits__time", "devices__device")
+    values = [
+        ("u", "a|b", "mobile", "33", "0.1", "2.5", "10000", "v w u", "mobile tablet none", "9990 9000 1", "mobile"),
+        ("v", "", "tablet", "", "0.2", "", "10000", "", "", "", ""),
+        ("", "c|a|u|d", "watch", "60", "", "7", "20000", "w", "watch", "19999", "watch tablet mobile tablet"),
+        ("a", "a", "", "18", "0.4", "-1", "30000", "a b c d e f g", "a b c d e f g", "7 6 5 4 3 2 1", ""),
+    ]
+    rows: list[dict[str, str | None]] = [
+        dict(zip(names, (value or None for value in row), strict=True)) for row in values
+    ]
+    log = tmp_path / "made.csv"
+    log.write_text("\n".join(",".join(row) for row in (names, *values)) + "\n")
+    run = finish(tmp_path / "run", make_sequence_config(dataset.path))
+    scores = {}
+    for tables in get_args(TablePrecision):
+        export(run, tmp_path / tables, str(log), tables)
+        predictor = Predictor.load(tmp_path / tables)
+        scores[tables] = predictor.predict(rows)
+        np.testing.assert_array_equal(predictor.predict(rows), Predictor.load(tmp_path / tables).predict(rows))
+        assert len(set(scores[tables])) == len(rows)
+    for tables in get_args(TablePrecision):
+        assert (
+            np.abs(scores[tables] - scores["float32"]).max() < {"float32": 1e-9, "float16": 1e-3, "int8": 1e-2}[tables]
+        )
+    without = [{**row, "visits__user": None, "visits__device": None, "visits__time": None} for row in rows]
+    changed = Predictor.load(tmp_path / "float32").predict(without)
+    assert (changed != scores["float32"]).tolist() == [True, False, True, True]

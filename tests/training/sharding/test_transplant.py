@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torchrec import KeyedJaggedTensor
 
 from features.disk.run_folder import RunError
 from features.learnt import Learnt
@@ -16,6 +17,7 @@ from features.schema import (
     DenseFeature,
     FeatureSchema,
     HashEncoding,
+    SequenceFeature,
     SparseFeature,
     VocabularyEncoding,
 )
@@ -28,6 +30,7 @@ from tests.training.model.test_encoders import CONFIGS
 from training.config import (
     BilinearFusion,
     ConcatFusion,
+    DINHistory,
     GateSelection,
     MLPEncoder,
     ModelConfig,
@@ -93,9 +96,10 @@ def model_of(knowledge: Knowledge, config: ModelConfig, seed: int) -> CTRModel:
 
 def take_over(old: CTRModel, new: CTRModel, transplant: Transplant) -> set[str]:
     ours, theirs = ({f"model.{n}": v for n, v in model.state_dict().items()} for model in (new, old))
-    taken = dict(transplant.targets({name: value.shape for name, value in theirs.items()}, ours))
-    for name, places in taken.items():
-        places.fill(ours[name], theirs[name])
+    found = transplant.targets({name: value.shape for name, value in theirs.items()}, ours)
+    taken = {name: (old_name, of) for name, old_name, of in found}
+    for name, (old_name, places) in taken.items():
+        places.fill(ours[name], theirs[old_name])
     return set(taken)
 
 
@@ -127,6 +131,65 @@ def test_the_same_features_in_another_order_compute_the_same(config: ModelConfig
         transplant.describe()
         == "begins with what another model knows of 5 of 5 features: the same features, with other vocabularies"
     )
+
+
+def with_sequence(knowledge: Knowledge, *names: str) -> Knowledge:
+    """The same features, and a sequence of ``a`` of each name."""
+    sequences = tuple(SequenceFeature(name, ("a",), 3, newest="first") for name in names)
+    return Knowledge(replace(knowledge.schema, sequence=sequences), knowledge.learnt)
+
+
+def with_events(batch: Batch, knowledge: Knowledge, lengths: list[int]) -> Batch:
+    """The batch with so many events of id 2 in each row of each sequence."""
+    ids, keys = batch.sparse_features, [part.name for part in knowledge.schema.parts]
+    events = torch.full((len(keys) * sum(lengths),), 2)
+    return replace(
+        batch,
+        sparse_features=KeyedJaggedTensor(
+            [*ids.keys(), *keys],
+            torch.cat([ids.values(), events]),
+            lengths=torch.cat([ids.lengths(), torch.tensor(lengths * len(keys))]),
+        ),
+    )
+
+
+def test_a_new_sequence_finds_the_tables_of_a_model_without_it() -> None:
+    config = ModelConfig(embedding_dim=4, easy=MLP, hard=MLP)
+    later = with_sequence(shuffled(), "clicks")
+    old, new = model_of(OLD, config, 1), model_of(later, config, 2)
+    transplant = Transplant(OLD, later, config)
+    assert take_over(old, new, transplant) == {f"model.{name}" for name in new.state_dict()}
+    assert transplant.describe().endswith("knows of 5 of 6 features: added clicks")
+    before = old(rows_for(OLD, TOKENS)).fused
+    now = new(with_events(rows_for(shuffled(), TOKENS), later, [0] * 8)).fused
+    torch.testing.assert_close(now, before, rtol=1e-4, atol=1e-6)  # no events are no field
+    assert (new(with_events(rows_for(shuffled(), TOKENS), later, [2] * 8)).fused - before).abs().min() > 1e-5
+
+
+def test_a_sequence_that_is_kept_is_taken_over() -> None:
+    config = ModelConfig(embedding_dim=4, easy=MLP, hard=MLP, sequences={"clicks": DINHistory((3,))})
+    before, now = with_sequence(OLD, "clicks", "buys"), with_sequence(OLD, "saves", "clicks")
+    old, new = model_of(before, config, 1), model_of(now, config, 2)
+    transplant = Transplant(before, now, config)
+    assert transplant.describe().endswith("knows of 6 of 7 features: added saves; dropped buys")
+    taken = take_over(old, new, transplant)
+    assert {name for name in taken if "histories" in name} == {
+        f"model.{name}" for name in new.state_dict() if "histories" in name and "clicks" in name
+    }
+    batch = rows_for(OLD, TOKENS)
+    theirs = with_events(batch, before, [2] * 8)
+    theirs.sparse_features = _without(theirs.sparse_features, "buys__a")
+    ours = with_events(batch, now, [2] * 8)
+    ours.sparse_features = _without(ours.sparse_features, "saves__a")
+    torch.testing.assert_close(new(ours).fused, old(theirs).fused, rtol=1e-4, atol=1e-6)
+
+
+def _without(ids: KeyedJaggedTensor, empty: str) -> KeyedJaggedTensor:
+    """The same ids, but none of one key."""
+    parts = {key: ids[key] for key in ids.keys()}  # noqa: SIM118
+    values = torch.cat([part.values()[: 0 if key == empty else None] for key, part in parts.items()])
+    lengths = torch.cat([part.lengths() * (key != empty) for key, part in parts.items()])
+    return KeyedJaggedTensor([*parts], values, lengths=lengths)
 
 
 ZERO_IS_NOTHING = [name for name in MODELS if name.split()[0] not in ("autoint", "moe", "gate", "stream_gates")]
