@@ -23,10 +23,12 @@ from training.config import (
     TablePrecision,
     TrainingConfig,
 )
+from training.data.batch import to_batch
 from training.fit.run import Run, train_rank
 from training.model.embedding import FieldEmbedding
 from training.ship.export import export
 from training.ship.predict import Predictor
+from training.ship.quantization import quantize
 
 ROWS = {"item": 20, "cate": 6, "user": 9, "tags": 20, "clicks__gap": 4}
 LENGTHS = {"item": [1, 1, 1, 0], "cate": [1, 1, 1, 0], "user": [1, 1, 1, 0], "tags": [2, 0, 3, 0]}
@@ -163,6 +165,23 @@ def test_two_ranks_equal_one_in_every_lane(dataset: TinyDataset, tmp_path: Path,
     ]
     for piped, plain in states:
         assert all(torch.equal(piped[name], plain[name]) for name in plain)
+
+
+@pytest.mark.parametrize("lane", ["row_wise", "pipelined", "replicated", "dense"])
+def test_a_schema_whose_every_feature_is_a_part(lane: str, tmp_path: Path, one_rank) -> None:
+    """TorchRec's collection of bags fails where it has no table."""
+    schema = sequence_schema()
+    schema = replace(schema, sparse=tuple(f for f in schema.sparse if f.name in ("user", "device")))
+    dataset = write_tiny_dataset(tmp_path / "dataset", schema=schema)
+    run, config = Run(tmp_path / "run"), make_sequence_config(dataset.path, **LANES[lane])
+    metrics = train_rank(run, config)
+    assert metrics["valid"]["logloss"] is not None
+    model = final_model(run, config).eval()
+    assert all(table.sequences for table in model.tables)
+    batch = to_batch(dataset.columns["valid"], schema)
+    with torch.no_grad():
+        difference = quantize(model, "float16")(batch).fused - model(batch).fused
+    assert 0 < float(difference.abs().max()) < 1e-2
 
 
 def test_an_artifact_scores_as_the_trained_model(dataset: TinyDataset, tmp_path: Path, one_rank: None) -> None:
