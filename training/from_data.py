@@ -60,7 +60,8 @@ class Chosen:
 def open_keys(training: Mapping[str, Any]) -> tuple[str, ...]:
     """List the keys that rules choose and a training section leaves open.
 
-    A table that is set in part is the user's, whole; of ``model`` that leaves the constant part of the logit.
+    A table that is set in part is the user's, whole; of ``model`` that leaves the constant part of the logit, and
+    encoders of sequences leave the others.
 
     Args:
         training: the section as the user wrote it, without defaults.
@@ -69,7 +70,7 @@ def open_keys(training: Mapping[str, Any]) -> tuple[str, ...]:
     named = set(model) if isinstance(model, Mapping) else set()
     is_own = {key: key in training for key in RULES}
     is_own["model.base_logit"] = "base_logit" in named
-    is_own["model.easy"] = is_own["model.hard"] = bool(named - {"base_logit"})
+    is_own["model.easy"] = is_own["model.hard"] = bool(named - {"base_logit", "sequences"})
     return tuple(key for key in RULES if not is_own[key])
 
 

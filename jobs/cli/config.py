@@ -39,8 +39,11 @@ class Config:
     retrain: RetrainConfig | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the resolved config as plain JSON values."""
-        return json.loads(json.dumps(asdict(self)))
+        """Return the resolved config as plain JSON values; one without encoders of sequences has no key for them."""
+        tree = json.loads(json.dumps(asdict(self)))
+        if not self.training.model.sequences:
+            del tree["training"]["model"]["sequences"]
+        return tree
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -292,6 +292,46 @@ def test_the_pages_encoder_and_objective_against_naive_ones(user_modules: UserMo
     torch.testing.assert_close(found, (weights * (1 - p) ** 1.5 * -p.log()).sum() / 7)
 
 
+def test_the_pages_history_encoder_against_a_naive_one(user_modules: UserModules) -> None:
+    user_modules(PAGE)
+    mine = {"plugins": ["my_package.histories"]}
+    config = parse_config(tree(mine, sequences={"clicks": {"kind": "fading", "keep": 0.5, "length": 3}}))
+    assert parse_config(json.loads(json.dumps(config.to_dict()))) == config
+    from training.model.histories import HISTORY_ENCODERS
+
+    encoder = HISTORY_ENCODERS["fading"](config.training.model.sequences["clicks"], 2, 0, 0)
+    events, lengths = torch.randn(5, 2), torch.tensor([4, 0, 1])
+    found = encoder(torch.randn(3, 2), events, lengths)
+    mean = (events[0] + events[1] / 2 + events[2] / 4) / 1.75
+    torch.testing.assert_close(found, torch.stack([mean, torch.zeros(2), events[4]]))
+
+
+@pytest.mark.parametrize(
+    ("history", "message"),
+    [
+        ({"kind": "fading", "kep": 0.5}, r"unknown config key 'training\.model\.sequences\.clicks\.kep'.*'keep'"),
+        ({"kind": "fading", "keep": 2}, r"sequences\.clicks\.keep': .*less than or equal to 1"),
+        ({"kind": "sdim", "num_hashes": 50}, r"num_hashes \(50\) must be a multiple of bits \(3\)"),
+        ({"kind": "sdim", "short": {"kind": "sdim"}}, r"no history encoder is of kind 'sdim'; there are mean, din, "),
+        ({"kind": "transformer", "num_heads": 5}, r"attention_dim \(32\) must be a multiple of num_heads \(5\)"),
+        ({"kind": "din", "scale": True}, r"set softmax = true, or leave out scale"),
+        ({"kind": "mlp"}, r"no history encoder is of kind 'mlp'; there are mean, din, asta, transformer, sdim, fading"),
+    ],
+)
+def test_what_is_wrong_with_a_history_encoder_is_said(
+    user_modules: UserModules, history: dict[str, Any], message: str
+) -> None:
+    user_modules(PAGE)
+    with pytest.raises(ConfigError, match=message):
+        parse_config(tree({"plugins": ["my_package.histories"]}, sequences={"clicks": history}))
+
+
+def test_a_model_without_sequences_says_nothing_of_them() -> None:
+    assert "sequences" not in parse_config(tree({})).to_dict()["training"]["model"]
+    with_one = parse_config(tree({}, sequences={"clicks": {"kind": "din"}})).to_dict()
+    assert with_one["training"]["model"]["sequences"]["clicks"]["hidden_units"]
+
+
 def test_an_encoder_must_say_how_wide_its_output_is(user_modules: UserModules) -> None:
     lines = PAGE["my_package/encoders.py"].replace("        self.output_dim = config.hidden_units[-1]\n", "")
     user_modules({**PAGE, "my_package/encoders.py": lines})

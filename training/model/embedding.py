@@ -53,14 +53,17 @@ _TENSOR_OF_TABLE = re.compile(r"(?:^|\.)(?:embedding_bags|embeddings)\.([^.]+)\.
 
 
 class EventVectors(NamedTuple):
-    """Vectors of one sequence in one stream."""
+    """EventVectors: vectors of one sequence in one stream.
+
+    Attributes:
+        target_BK: those of the row's own values, the sequence's parts side by side.
+        events_NE: those of the events, row by row and newest first; a gap's vector last, where there is one.
+        lengths_B: number of each row's events.
+    """
 
     target_BK: Tensor
-    """Of the row's own features, the sequence's parts side by side."""
     events_NE: Tensor
-    """Of the events, row by row and newest first; a gap's vector last, where there is one."""
     lengths_B: Tensor
-    """Number of each row's events."""
 
 
 _Events = Mapping[str, JaggedTensor]

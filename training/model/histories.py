@@ -45,7 +45,7 @@ class HistoryEncoder(nn.Module):
     def forward(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor) -> Tensor:
         """Encode to (B, output_dim); gap vectors that the encoder does not read may stand there or not."""
         if self.length is not None:
-            events_NE, lengths_B = newest(events_NE, lengths_B, self.length)
+            events_NE, lengths_B = newest_events(events_NE, lengths_B, self.length)
         return self.encode(target_BK, events_NE[:, : self.dim + self.gap_dim], lengths_B).to(target_BK.dtype)
 
     def encode(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class HistoryEncoder(nn.Module):
         raise NotImplementedError
 
 
-def newest(events_NE: Tensor, lengths_B: Tensor, length: int) -> tuple[Tensor, Tensor]:
+def newest_events(events_NE: Tensor, lengths_B: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """Cut each row to its newest events; returns the events and the rows' lengths."""
     kept_N = positions(lengths_B, len(events_NE)) < length
     return events_NE.index_select(0, kept_N.nonzero().squeeze(1)), lengths_B.clamp(max=length)
@@ -153,8 +153,43 @@ class Dice(nn.Module):
 
     def forward(self, x_NH: Tensor) -> Tensor:
         """Apply to (N, H)."""
-        p_NH = torch.sigmoid(self.norm(x_NH))
-        return x_NH * torch.addcmul(self.alpha, p_NH, 1 - self.alpha)
+        normalized_NH = self.norm(x_NH)
+        return _Gate.apply(x_NH, normalized_NH, self.alpha.to(normalized_NH.dtype))
+
+
+class _Gate(torch.autograd.Function):
+    """y = x s with s = alpha + (1 - alpha) p and p = sigmoid(n), by channel.
+
+    Written to go over blocks of events that a CPU's cache holds: as whole tensors they cost more than the products of
+    matrices between them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_NH: Tensor, n_NH: Tensor, alpha_H: Tensor) -> Tensor:
+        ctx.save_for_backward(x_NH, n_NH, alpha_H)
+        y_NH = torch.empty_like(x_NH)
+        for x, n, y in zip(*(_blocks(t) for t in (x_NH, n_NH, y_NH)), strict=True):
+            torch.mul(torch.addcmul(alpha_H, torch.sigmoid(n), 1 - alpha_H), x, out=y)
+        return y_NH
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x_NH, n_NH, alpha_H = ctx.saved_tensors
+        x_gradient_NH, n_gradient_NH, alpha_gradient_H = map(torch.empty_like, (x_NH, n_NH, alpha_H))
+        alpha_gradient_H.zero_()
+        blocks = zip(*(_blocks(t) for t in (gradients[0], x_NH, n_NH, x_gradient_NH, n_gradient_NH)), strict=True)
+        for g, x, n, x_gradient, n_gradient in blocks:
+            p = torch.sigmoid(n)
+            torch.mul(torch.addcmul(alpha_H, p, 1 - alpha_H), g, out=x_gradient)
+            rest = torch.addcmul(gx := g * x, gx, p, value=-1)  # g x (1 - p), whose sum is the gradient of alpha
+            alpha_gradient_H += rest.sum(0)
+            torch.mul(rest.mul_(p), 1 - alpha_H, out=n_gradient)
+        return x_gradient_NH, n_gradient_NH, alpha_gradient_H
+
+
+def _blocks(x_NH: Tensor) -> tuple[Tensor, ...]:
+    """Cut along the events: on a CPU into blocks of a quarter MiB at most."""
+    return x_NH.split(max(1, (1 << 16) // x_NH.shape[1]) if x_NH.device.type == "cpu" else max(1, len(x_NH)))
 
 
 _ACTIVATIONS: Mapping[str, Any] = {
@@ -251,7 +286,7 @@ class SDIM(HistoryEncoder):
     def bucket_table(self, events_NK: Tensor, lengths_B: Tensor) -> Tensor:
         """Add up each row's events by signature and its value, (B, S, 2^bits, K)."""
         if self.length is not None:
-            events_NK, lengths_B = newest(events_NK, lengths_B, self.length)
+            events_NK, lengths_B = newest_events(events_NK, lengths_B, self.length)
         shape = (len(lengths_B), self.num_signatures, 2**self.bits, self.dim)
         first_N1 = rows_of(lengths_B, len(events_NK)).unsqueeze(1) * self.num_signatures
         signatures_S = torch.arange(self.num_signatures, device=events_NK.device)
