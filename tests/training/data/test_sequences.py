@@ -125,9 +125,7 @@ def damage(dataset: TinyDataset, change: Callable[[pa.Table], pa.Table]) -> Tiny
 IDS = pa.list_(pa.int32())
 
 
-def with_column(
-    name: str, lists: list[Any], type_: pa.DataType = IDS
-) -> Callable[[pa.Table], pa.Table]:
+def with_column(name: str, lists: list[Any], type_: pa.DataType = IDS) -> Callable[[pa.Table], pa.Table]:
     return lambda table: table.set_column(table.column_names.index(name), name, [pa.array(lists, type_)])
 
 
