@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ from features.schema import (
     DenseFeature,
     FeatureSchema,
     HashEncoding,
+    SequenceFeature,
     SparseFeature,
+    Timestamp,
     VocabularyEncoding,
 )
 
@@ -164,6 +166,13 @@ def tiny_schema(*, weight: bool = True, group_id: bool = True) -> FeatureSchema:
     )
 
 
+def tiny_sequences(*, max_length: int = 20) -> FeatureSchema:
+    """The tiny schema with two sequences: one of two parts with gaps, and one of up to ``max_length`` events."""
+    clicks = SequenceFeature("clicks", ("device", "user"), 4, gaps=(60, 3600), newest="last")
+    views = SequenceFeature("views", ("user",), max_length, newest="first")
+    return replace(tiny_schema(), sequence=(clicks, views), timestamp=Timestamp("time"))
+
+
 def tiny_columns(schema: FeatureSchema, num_rows: int, rng: np.random.Generator, num_devices: int = 4) -> Columns:
     """Random rows, named and typed as in the Parquet files; device ids are below ``num_devices``."""
     lengths = rng.integers(0, 4, num_rows).astype(np.int32)
@@ -190,17 +199,22 @@ def tiny_columns(schema: FeatureSchema, num_rows: int, rng: np.random.Generator,
             ids = rng.integers(1, 20, (num_rows, feature.max_length)).astype(np.int32)
             columns[feature.name] = np.where(np.arange(feature.max_length) < lengths[:, None], ids, 0).astype(np.int32)
             columns[f"{feature.name}__length"] = lengths
+    highs = {"device": num_devices, "user": 50, "": 4}
     for sequence in schema.sequence:
-        lengths = rng.integers(0, sequence.max_length + 1, num_rows)
-        for key in sequence.keys:
-            columns[key] = Ragged.of(rng.integers(1, 4, lengths.sum()).astype(np.int32), lengths)
+        counts = rng.integers(0, sequence.max_length + 1, num_rows)
+        for part in schema.parts:
+            if part.sequence == sequence.name:
+                ids = rng.integers(1, highs[part.part], counts.sum()).astype(np.int32)
+                columns[part.name] = Ragged.of(ids, counts)
+    if schema.timestamp:
+        columns["timestamp"] = np.arange(num_rows, dtype=np.int64) + 1_000_000
     return columns
 
 
 def write_files(dataset: Path, folder: str, columns: Columns, row_groups: RowGroups) -> tuple[DataFile, ...]:
     """Write columns as Parquet files with the given row groups."""
     (dataset / folder).mkdir(parents=True, exist_ok=True)
-    table = pa.table({name: _to_arrow(column) for name, column in columns.items()})
+    table = pa.table({n: _arrow(c) for n, c in columns.items()})
     files, start = [], 0
     for i, sizes in enumerate(row_groups):
         path = dataset / folder / f"part-{i:05d}.parquet"
@@ -212,7 +226,7 @@ def write_files(dataset: Path, folder: str, columns: Columns, row_groups: RowGro
     return tuple(files)
 
 
-def _to_arrow(column: Any) -> pa.Array:
+def _arrow(column: Any) -> pa.Array:
     if isinstance(column, Ragged):
         return column.to_arrow()
     return pa.array(list(column) if column.ndim == 2 else column)
@@ -248,6 +262,7 @@ def statistics(
         )
     sequences = {}
     for sequence in schema.sequence:
-        lengths, max_ids = columns[sequence.keys[0]].lengths, {k: int(columns[k].flat.max()) for k in sequence.keys}
-        sequences[sequence.name] = SequenceStatistics(float(lengths.mean()), float((lengths == 0).mean()), max_ids)
+        lengths = columns[sequence.keys[0]].lengths
+        largest = {key: int(columns[key].flat.max(initial=0)) for key in sequence.keys}
+        sequences[sequence.name] = SequenceStatistics(float(lengths.mean()), float((lengths == 0).mean()), largest)
     return float(columns["label"].mean()), sparse, dense, sequences

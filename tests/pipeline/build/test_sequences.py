@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -140,7 +141,7 @@ def test_lists_are_taken_as_they_are(build, read_split, tmp_path, rows, kind):
     if kind == "jsonl":
         (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lists))
     else:
-        pq.write_table(pq.pa.Table.from_pylist(lists), tmp_path / "log.parquet")
+        pq.write_table(pa.Table.from_pylist(lists), tmp_path / "log.parquet")
     found = []
     for path, form in ((tmp_path / "log.csv", "csv"), (tmp_path / f"log.{kind}", kind)):
         manifest, dataset = build(FEATURES, config(path, form))
@@ -154,8 +155,7 @@ def test_days_go_on_with_each_other_and_join_to_a_window(build, tmp_path, rows):
     for number, part in enumerate((rows[:100], rows[100:])):
         write_csv(tmp_path / f"{number}.csv", part)
         pipeline = {"input": {"train": str(tmp_path / f"{number}.csv"), "format": {"kind": "csv"}}}
-        pipeline |= {"output": str(tmp_path / f"day{number}")} | ({"base": paths[0]} if paths else {})
-        build(FEATURES, pipeline)
+        build(FEATURES, pipeline | ({"base": paths[0]} if paths else {}), f"day{number}")
         paths.append(str(tmp_path / f"day{number}"))
     joined = join({"train": paths}, tmp_path / "window")
     days = [DatasetManifest.load(path).splits["train"].sequences["clicks"] for path in paths]
@@ -166,8 +166,8 @@ def test_days_go_on_with_each_other_and_join_to_a_window(build, tmp_path, rows):
 
 
 def test_row_groups_are_sized_by_the_ids_in_them(tmp_path, monkeypatch):
-    lists = pq.pa.array([[1] * 50] * 100, pq.pa.list_(pq.pa.int32()))
-    table = pq.pa.table({"a": lists, "b": lists, "c": pq.pa.array(np.arange(100, dtype=np.int32))})
+    lists = pa.array([[1] * 50] * 100, pa.list_(pa.int32()))
+    table = pa.table({"a": lists, "b": lists, "c": pa.array(np.arange(100, dtype=np.int32))})
     assert write_table(table, tmp_path / "a", WriteConfig()) == (100,)
     monkeypatch.setattr(pipeline.build.write, "MAX_LIST_BYTES", 400 * 30)
     assert write_table(table, tmp_path / "a", WriteConfig()) == (30, 30, 30, 10)
