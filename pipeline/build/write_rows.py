@@ -162,7 +162,7 @@ def write_file(work: FinishWork, task: FileTask) -> tuple[str, DataFile]:
     for name in work.blocks:
         rows = rows_between(read_block(folder, name), task.split, task.first_key, task.end_key)
         if len(rows):
-            parts.append(_with_ids(work, name, rows))
+            parts.append(with_ids(work, name, rows))
     table, order = concat_sorted(parts)
     finished = _finish(work, table.drop_columns([KEY, SPLIT])).take(pa.array(order))
     path = version / task.split / f"part-{task.number:05d}.parquet"
@@ -171,13 +171,15 @@ def write_file(work: FinishWork, task: FileTask) -> tuple[str, DataFile]:
     return task.split, describe_file(path, version, groups)
 
 
-def _with_ids(work: FinishWork, block: str, rows: pa.Table) -> pa.Table:
-    """Turn the codes of a block's rows into ids."""
+def with_ids(work: FinishWork, block: str, rows: pa.Table) -> pa.Table:
+    """Turn the codes of a block's rows into ids; a feature whose column is not there is left out."""
     if not work.coded:
         return rows
     lists = read_block(Path(work.folder), f"ids-{block}")["ids"].chunk(0)
     columns = dict(zip(rows.column_names, rows.columns, strict=True))
     for place, feature in enumerate(work.coded):
+        if feature.name not in columns:
+            continue
         ids = lists[place].values.to_numpy()
         codes = rows[feature.name].combine_chunks()
         if not feature.kind.is_array:
