@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.hashing import MISSING_ID
+from features.ragged import Ragged
 
 if TYPE_CHECKING:  # a schema's features know their kind
     from features.schema import DenseFeature, FeatureSchema, SparseFeature
@@ -22,8 +23,8 @@ LENGTH_SUFFIX = "__length"
 TABLE = "table"
 """Bound of a column of ids: the number of rows of the feature's table."""
 
-Arrays = Mapping[str, NDArray[Any]]
-"""Column name -> its values, rows first."""
+Arrays = Mapping[str, Any]
+"""Column name -> its values, rows first: a NumPy array, or ``Ragged`` where a row has a list of any length."""
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,19 @@ class Column:
         shape: shape of one row; empty: one number.
         bound: bound of whole numbers, 0 <= v < bound; ``TABLE`` stands for the rows of the feature's table. None: any
             finite number.
+        is_ragged: flag: a row has a list of any length (``Ragged``).
     """
 
     name: str
     dtype: type[np.generic]
     shape: tuple[int, ...] = ()
     bound: int | Literal["table"] | None = None
+    is_ragged: bool = False
 
     @property
     def path(self) -> str:
         """Path of the column's numbers in a Parquet schema that Spark wrote."""
-        return self.name + ".list.element" * len(self.shape)
+        return self.name + ".list.element" * (len(self.shape) + self.is_ragged)
 
 
 class SingleValued:
@@ -71,9 +74,13 @@ class SingleValued:
         """Count the ids of each row, (n,)."""
         return np.ones(len(columns[feature.name]), np.int64)
 
+    def ids(self, columns: Arrays, feature: "SparseFeature") -> NDArray[Any]:
+        """Return the ids of all rows without padding, (V,) row by row."""
+        return columns[feature.name]
+
     def to_columns(
         self, ids: NDArray[Any], lengths: NDArray[Any], feature: "SparseFeature", padding: int = MISSING_ID
-    ) -> dict[str, NDArray[Any]]:
+    ) -> dict[str, Any]:
         """Lay rows out as columns.
 
         Args:
@@ -105,9 +112,13 @@ class Bag(SingleValued):
         """Count the ids of each row, (n,)."""
         return columns[feature.name + LENGTH_SUFFIX]
 
+    def ids(self, columns: Arrays, feature: "SparseFeature") -> NDArray[Any]:
+        """Return the ids of all rows without padding, (V,) row by row."""
+        return unpadded(columns[feature.name], self.lengths(columns, feature))
+
     def to_columns(
         self, ids: NDArray[Any], lengths: NDArray[Any], feature: "SparseFeature", padding: int = MISSING_ID
-    ) -> dict[str, NDArray[Any]]:
+    ) -> dict[str, Any]:
         """Lay rows out as columns: padded ids and their number."""
         padded = np.full((len(lengths), feature.max_length), padding, ids.dtype)
         if len(lengths) == 1:
@@ -115,6 +126,32 @@ class Bag(SingleValued):
         else:
             padded[np.arange(feature.max_length) < lengths[:, None]] = ids
         return {feature.name: padded, feature.name + LENGTH_SUFFIX: lengths}
+
+
+class EventIds(SingleValued):
+    """Any number of ids a row up to ``max_length``, newest first, without padding; no history is a row without ids."""
+
+    has_one_id = False
+    takes_lists = True
+    is_array = True
+
+    def columns(self, feature: "SparseFeature") -> tuple[Column, ...]:
+        """Columns in the Parquet files: lists of any length."""
+        return (Column(feature.name, np.int32, bound=TABLE, is_ragged=True),)
+
+    def lengths(self, columns: Arrays, feature: "SparseFeature") -> NDArray[Any]:
+        """Count the ids of each row, (n,)."""
+        return columns[feature.name].lengths
+
+    def ids(self, columns: Arrays, feature: "SparseFeature") -> NDArray[Any]:
+        """Return the ids of all rows, (V,) row by row."""
+        return columns[feature.name].flat
+
+    def to_columns(
+        self, ids: NDArray[Any], lengths: NDArray[Any], feature: "SparseFeature", padding: int = MISSING_ID
+    ) -> dict[str, Any]:
+        """Lay rows out as a column of lists; nothing is padded."""
+        return {feature.name: Ragged.of(ids, lengths)}
 
 
 class Dense:
@@ -125,7 +162,7 @@ class Dense:
         return (Column(feature.name, np.float32),)
 
 
-SINGLE_KIND, BAG_KIND, DENSE_KIND = SingleValued(), Bag(), Dense()
+SINGLE_KIND, BAG_KIND, SEQUENCE_KIND, DENSE_KIND = SingleValued(), Bag(), EventIds(), Dense()
 
 
 def row_columns(schema: "FeatureSchema") -> dict[str, Column]:
@@ -153,8 +190,7 @@ def batch_columns(schema: "FeatureSchema") -> dict[str, Column]:
 
 def ids_of(columns: Arrays, feature: "SparseFeature") -> tuple[NDArray[Any], NDArray[Any]]:
     """Return a feature's ids without padding, (V,) row by row, and how many each row has, (n,)."""
-    ids, lengths = columns[feature.name], feature.kind.lengths(columns, feature)
-    return unpadded(ids, lengths), lengths
+    return feature.kind.ids(columns, feature), feature.kind.lengths(columns, feature)
 
 
 def unpadded(ids: NDArray[Any], lengths: NDArray[Any]) -> NDArray[Any]:

@@ -17,10 +17,12 @@ from pydantic import ConfigDict, Field, FiniteFloat
 from pydantic.dataclasses import dataclass
 
 from features.fingerprint import MODEL_CHOICE, departures, digest, fingerprint_version_1, is_model_choice
+from features.history import LABELLED, History
 from features.kinds import (
     BAG_KIND,
     DENSE_KIND,
     ROW_COLUMNS,
+    SEQUENCE_KIND,
     SINGLE_KIND,
     Column,
     Dense,
@@ -211,6 +213,11 @@ class SparseFeature:
         """Return the name of the table that the ids are looked up in."""
         return self.name if self.table is None else self.table
 
+    @property
+    def learnt_name(self) -> str:
+        """Return the feature whose learnt state the ids come from: itself."""
+        return self.name
+
 
 @dataclass(frozen=True, config=STRICT)
 class DenseFeature:
@@ -255,13 +262,166 @@ class DenseFeature:
 
 @dataclass(frozen=True, config=STRICT)
 class SequenceFeature:
-    """A time-ordered history of ids that shares a sparse feature's table. Declared for later; refused for now."""
+    """A row's history: events, newest first, each with an id of every part and, with gaps, a bucket of its age."""
 
     name: str
-    column: str
-    table: str
-    max_length: int
+    parts: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Single-valued sparse features that each event has an id of; it is encoded as theirs and looked up in their
+    table."""
+    max_length: Annotated[int, Field(ge=1, le=4096)]
+    """Number of events kept a row, the newest ones."""
+    gaps: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Rising boundaries, in seconds, of the time between an event and its row; their buckets have a small table of
+    their own. Empty: times are not used."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Part -> raw column of its values, one list a row; a part that is not named reads NAME__PART."""
     separator: str = " "
+    """Separator that splits text into values; lists are taken as they are."""
+    newest: Literal["first", "last"] | None = None
+    """End of a raw list where the newest event is; files always have the newest first. None: a built history's,
+    ``first``."""
+    history: History | None = None
+    """Rule by which the build makes the history of earlier rows; None: the log has it."""
+
+    def __post_init__(self) -> None:
+        said = f"sequence {self.name!r}"
+        twice = sorted(part for part, count in Counter(self.parts).items() if count > 1)
+        if twice:
+            raise ValueError(f"{said} has parts twice: {_shown(twice)}")
+        if any(a >= b for a, b in zip(self.gaps, self.gaps[1:], strict=False)):
+            raise ValueError(f"{said}: gaps must rise strictly, got {list(self.gaps)}")
+        if not self.separator:
+            raise ValueError(f"{said}: separator is empty; it splits text into values, as ' ' does")
+        if unknown := sorted(set(self.columns) - set(self.parts)):
+            raise ValueError(f"{said}: columns names {_shown(unknown)}, which are none of its parts")
+        raw = Counter(self.raw_lists)
+        if twice := sorted(name for name, count in raw.items() if count > 1):
+            raise ValueError(f"{said} reads two things from one raw column: {_shown(twice)}")
+        if self.history is None and self.newest is None:
+            raise ValueError(f'{said}: say with newest = "first" or "last" where the log has the most recent event')
+        if self.history is not None:
+            try:
+                _ = self.history_rule
+            except ValueError as error:
+                raise ValueError(f"{said}: history.where is a rule as labels have: {error}") from None
+        if self.history is not None and self.newest == "last":
+            raise ValueError(f'{said}: the newest event of a built history is first: leave newest = "last" out')
+        if self.history is not None and self.columns:
+            raise ValueError(f"{said} is built from earlier rows (history): leave its columns out")
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.parts, self.max_length))
+
+    @property
+    def is_newest_first(self) -> bool:
+        """Whether raw lists have the newest event first."""
+        return self.newest != "last"
+
+    @property
+    def history_rule(self) -> "Label | None":
+        """Return the rule that tells a built history's events, parsed; None: rows with label 1 are events."""
+        if self.history is None or self.history.where == LABELLED:
+            return None
+        return Label.parse(self.history.where)
+
+    @property
+    def part_columns(self) -> dict[str, str]:
+        """Part -> its column in the Parquet files, which is also its key in a batch."""
+        return {part: f"{self.name}__{part}" for part in self.parts}
+
+    @property
+    def gap_column(self) -> str | None:
+        """Return the column of the gaps' buckets in the Parquet files and its key in a batch; None: no gaps."""
+        return f"{self.name}__gap" if self.gaps else None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """List the columns in the Parquet files, which are the keys in a batch: the parts, then the gaps' buckets."""
+        return (*self.part_columns.values(), *([self.gap_column] if self.gap_column else []))
+
+    @property
+    def raw_part_columns(self) -> dict[str, str]:
+        """Part -> raw column of its values."""
+        return {part: self.columns.get(part, column) for part, column in self.part_columns.items()}
+
+    @property
+    def time_column(self) -> str:
+        """Return the raw column of the events' times; only a sequence with gaps reads it."""
+        return f"{self.name}__time"
+
+    @property
+    def raw_lists(self) -> tuple[str, ...]:
+        """List the raw columns of lists that the sequence is read from."""
+        return (*self.raw_part_columns.values(), *([self.time_column] if self.gaps else []))
+
+
+@dataclass(frozen=True, config=STRICT)
+class SequencePart(SparseFeature):
+    """One column of a sequence as a feature of its own: any number of ids a row, newest first.
+
+    A part has the encoding and the table of its sparse feature, and the state that was learnt for that; the buckets of
+    gaps are a part with boundaries and a table of its own.
+    """
+
+    sequence: str = ""
+    """Name of the sequence."""
+    part: str = ""
+    """Sparse feature whose encoding it has; empty: the part holds the buckets of gaps."""
+
+    @property
+    def kind(self) -> SingleValued:
+        """Return the part's kind: its form in files and batches."""
+        return SEQUENCE_KIND
+
+    @property
+    def learnt_name(self) -> str:
+        """Return the feature whose learnt state the ids come from."""
+        return self.part or self.name
+
+
+def _parts_of(sequence: SequenceFeature, sparse: dict[str, SparseFeature]) -> tuple[SequencePart, ...]:
+    """Make a sequence's parts, gaps last.
+
+    Raises:
+        ValueError: a part is no feature that a sequence can share.
+    """
+    said, found = f"sequence {sequence.name!r}", []
+    for name, column in sequence.part_columns.items():
+        feature = sparse.get(name)
+        if feature is None:
+            raise ValueError(
+                f"{said} has the part {name!r}, which is no sparse feature; there are: {', '.join(sparse)}"
+            )
+        if feature.kind.takes_lists:
+            raise ValueError(
+                f"{said} has the part {name!r}, which is multi-valued: an event has one value of each part"
+            )
+        if len(feature.columns) > 1:
+            raise ValueError(f"{said} has the part {name!r}, which is a cross: name a feature of one column")
+        if feature.encoding.kind == "quantiles":
+            raise ValueError(
+                f"{said} shares the table of {name!r}, but quantiles are learnt for each feature alone: use a "
+                "boundaries encoding"
+            )
+        found.append(
+            SequencePart(
+                column,
+                feature.encoding,
+                (sequence.raw_part_columns[name],),
+                max_length=sequence.max_length,
+                table=feature.table_name,
+                embedding_dim=feature.embedding_dim,
+                sequence=sequence.name,
+                part=name,
+            )
+        )
+    if sequence.gap_column is not None:
+        gaps = BoundariesEncoding(tuple(map(float, sequence.gaps)))
+        columns = (sequence.time_column,)
+        found.append(
+            SequencePart(sequence.gap_column, gaps, columns, max_length=sequence.max_length, sequence=sequence.name)
+        )
+    return tuple(found)
 
 
 LabelOperator = Literal[">=", "<=", "==", "!=", ">", "<", "in", "not in"]
@@ -379,10 +539,9 @@ class FeatureSchema:
     def __post_init__(self) -> None:
         if not self.sparse:
             raise ValueError("features.sparse is empty: TF4CTR needs at least one sparse feature")
-        if self.sequence:
-            raise ValueError("features.sequence is reserved: sequence features are not built yet")
         Label.parse(self.label)
-        names = [*RESERVED_NAMES, *(column.name for column in self.columns), *self.carry]
+        sequences = [sequence.name for sequence in self.sequence]
+        names = [*RESERVED_NAMES, *(column.name for column in self.columns), *sequences, *self.carry]
         twice = sorted(name for name, count in Counter(names).items() if count > 1)
         if twice:
             raise ValueError(f"names used twice or reserved ({', '.join(RESERVED_NAMES)}): {_shown(twice)}")
@@ -392,6 +551,15 @@ class FeatureSchema:
             raise ValueError(f"feature names must be letters, digits and underscores: {_shown(bad)}")
         for table, features in self.tables.items():
             _check_table(table, features)
+        for sequence in self.sequence:
+            if (sequence.gaps or sequence.history is not None) and self.timestamp is None:
+                key = "gaps" if sequence.gaps else "history"
+                raise ValueError(f"sequence {sequence.name!r} has {key}, which need the rows' time: set timestamp")
+            if sequence.gap_column in self.tables:
+                raise ValueError(
+                    f"the table {sequence.gap_column!r} is that of the gaps of sequence {sequence.name!r}: name the "
+                    "other table differently"
+                )
 
     @property
     def label_rule(self) -> Label:
@@ -404,15 +572,32 @@ class FeatureSchema:
         return tuple(f.name for f in self.sparse)
 
     @cached_property
+    def parts(self) -> tuple[SequencePart, ...]:
+        """List the parts of all sequences, gaps included, sequence by sequence."""
+        sparse = {f.name: f for f in self.sparse}
+        return tuple(part for sequence in self.sequence for part in _parts_of(sequence, sparse))
+
+    @cached_property
+    def id_features(self) -> tuple[SparseFeature, ...]:
+        """List everything that has ids in files and batches: the sparse features, then the parts of sequences."""
+        return self.sparse + self.parts
+
+    @cached_property
+    def logged(self) -> tuple[SparseFeature, ...]:
+        """List everything with ids that a build reads from the log: ``id_features`` without built histories."""
+        built = {sequence.name for sequence in self.sequence if sequence.history is not None}
+        return self.sparse + tuple(part for part in self.parts if part.sequence not in built)
+
+    @cached_property
     def columns(self) -> tuple[Column, ...]:
-        """List the features' columns in the Parquet files, in the schema's order."""
-        sparse = (column for feature in self.sparse for column in feature.kind.columns(feature))
-        return *sparse, *(column for feature in self.dense for column in feature.kind.columns(feature))
+        """List the features' columns in the Parquet files: sparse, sequences, dense, each in the schema's order."""
+        with_ids = (column for feature in self.id_features for column in feature.kind.columns(feature))
+        return *with_ids, *(column for feature in self.dense for column in feature.kind.columns(feature))
 
     @cached_property
     def jagged(self) -> dict[int, SparseFeature]:
-        """Index the sparse features with any number of ids a row by their place among all sparse ones."""
-        return {i: feature for i, feature in enumerate(self.sparse) if not feature.kind.has_one_id}
+        """Index the features with any number of ids a row by their place among all of ``id_features``."""
+        return {i: feature for i, feature in enumerate(self.id_features) if not feature.kind.has_one_id}
 
     @cached_property
     def tables(self) -> dict[str, tuple[SparseFeature, ...]]:
@@ -429,15 +614,24 @@ class FeatureSchema:
 
     @property
     def feature_columns(self) -> tuple[str, ...]:
-        """List the raw columns needed to score a row, each once, in order of first use."""
-        columns = [c for f in self.sparse for c in f.columns] + [f.source for f in self.dense]
-        return tuple(dict.fromkeys(columns))
+        """List the raw columns needed to score a row, each once, in order of first use; histories are in the row."""
+        columns = [c for f in self.id_features for c in f.columns] + [f.source for f in self.dense]
+        timed = [self.timestamp.column] if self.timestamp and any(s.gaps for s in self.sequence) else []
+        return tuple(dict.fromkeys(columns + timed))
 
     @property
     def raw_columns(self) -> tuple[str, ...]:
-        """List the raw columns that a build needs: the features', then label, weight, group, time and carried ones."""
+        """List the raw columns that a build needs: the features', then label, weight, group, time and carried ones.
+
+        A built history has no columns of its own in the log, but its users and its rule have.
+        """
+        columns = [c for f in self.logged for c in f.columns] + [f.source for f in self.dense]
         extra = [self.label_rule.column, self.weight, self.group_id, self.timestamp and self.timestamp.column]
-        return tuple(dict.fromkeys([*self.feature_columns, *(c for c in extra if c), *self.carry]))
+        for sequence in self.sequence:
+            if sequence.history is not None:
+                rule = sequence.history_rule
+                extra += [*sequence.history.columns, rule and rule.column]
+        return tuple(dict.fromkeys([*columns, *(c for c in extra if c), *self.carry]))
 
     @property
     def fingerprint(self) -> str:
@@ -479,11 +673,23 @@ def _meaning(schema: FeatureSchema) -> dict[str, Any]:
             tree["encoding"]["salt"] = feature.salt
         sparse.append(tree)
     tree = {**departures(schema), "label": departures(schema.label_rule), "sparse": sparse}
+    if schema.sequence:
+        tree["sequence"] = [_meaning_of_sequence(sequence) for sequence in schema.sequence]
     values = departures(schema.values)
     if tokens := sorted({*values.pop("null_tokens", ())} - {""}):
         values["null_tokens"] = tokens
     tree.pop("values", None)
     return {**tree, "values": values} if values else tree
+
+
+def _meaning_of_sequence(sequence: SequenceFeature) -> dict[str, Any]:
+    tree = departures(sequence)
+    tree.pop("columns", None)
+    if renamed := {p: c for p, c in sequence.columns.items() if c != sequence.part_columns[p]}:
+        tree["columns"] = renamed
+    if sequence.history is not None:
+        tree.pop("newest", None)
+    return tree
 
 
 def _check_table(table: str, features: tuple[SparseFeature, ...]) -> None:

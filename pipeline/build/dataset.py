@@ -145,6 +145,9 @@ class _Build:
     def run(self) -> tuple[DatasetManifest, list[str]]:
         """Take all steps; return the manifest, and warnings for a person."""
         self.exchange.mkdir()
+        for sequence in self.schema.sequence:
+            if sequence.history is not None:
+                raise DatasetError(f"sequence {sequence.name!r} has a history, which is not built yet: leave it out")
         base = load_base(self.pipeline.base, self.schema)  # under the output's lock: it may be the output
         tasks = plan_tasks(self._files(), self.pipeline.input.format, self.pipeline.spark.max_partition_bytes)
         work = EncodeWork(

@@ -25,7 +25,7 @@ BRANCHES_LEFT = 0
 OWN = {"features/kinds.py", "features/schema.py", "features/values.py", "features/encode_rows.py"}
 OWN |= {"features/odd_values.py"}
 """Where a kind is declared, read from raw values, and read by Spark."""
-KINDS = {"SparseFeature", "DenseFeature", "SingleValued", "Bag", "Dense"}
+KINDS = {"SparseFeature", "DenseFeature", "SequencePart", "SingleValued", "Bag", "EventIds", "Dense"}
 
 
 def branches(source: str) -> list[int]:
@@ -41,7 +41,8 @@ def branches(source: str) -> list[int]:
                 names = {name.id for name in ast.walk(classes) if isinstance(name, ast.Name)}
                 found += [node.lineno] * bool(names & KINDS)
             case ast.Compare(
-                left=ast.Attribute(attr="kind"), comparators=[ast.Name(id="SINGLE_KIND" | "BAG_KIND" | "DENSE_KIND")]
+                left=ast.Attribute(attr="kind"),
+                comparators=[ast.Name(id="SINGLE_KIND" | "BAG_KIND" | "SEQUENCE_KIND" | "DENSE_KIND")],
             ):
                 found.append(node.lineno)
             case _:
