@@ -9,11 +9,14 @@ events that a row after the newest one surely sees, and all after that.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet
 
-from features.disk.dataset import DatasetError
+from features.disk.dataset import DatasetError, DatasetManifest, inside
+from features.disk.object_store import ObjectPath
+from features.disk.place import Place, locate
 from features.disk.versions import Format
 from features.schema import FeatureSchema
 
@@ -74,6 +77,7 @@ class UserHistories:
         self.path = path
         try:
             columns = pyarrow.parquet.read_schema(path)
+            self.num_events = pyarrow.parquet.read_metadata(path).num_rows
             metadata = columns.metadata or {}
             version = {"version": int(metadata[_VERSION_KEY])}
             self.newest = int(metadata[_NEWEST_KEY])
@@ -91,6 +95,30 @@ class UserHistories:
         """
         kept = [("sequence", "==", sequence), ("user", ">=", first), ("user", "<=", end - 1)]
         try:
-            return pyarrow.parquet.read_table(self.path, filters=kept, partitioning=None).drop_columns(["sequence"])
+            found = pyarrow.parquet.read_table(self.path, filters=kept, partitioning=cast(Any, None))
+            return found.drop_columns(["sequence"])
         except (OSError, pa.ArrowException) as error:
             raise DatasetError(f"{self.path} cannot be read ({error}): build the dataset again") from error
+
+
+def fetch_histories(manifest: DatasetManifest, dataset: Place | str, folder: Path) -> UserHistories:
+    """Open the events that a dataset's build left for later ones.
+
+    Args:
+        manifest: manifest of the dataset.
+        dataset: its folder.
+        folder: folder for a copy of what is in an object store.
+
+    Raises:
+        DatasetError: it has none, or they are damaged.
+        StorageError: they cannot be fetched.
+    """
+    if manifest.histories is None:
+        raise DatasetError(f"{dataset} has no {USER_HISTORIES_NAME}: its schema has no history that the build makes")
+    place = locate(dataset)
+    if not isinstance(place, ObjectPath):
+        return UserHistories(inside(place, manifest.histories.path), manifest.schema)
+    path = folder / USER_HISTORIES_NAME
+    stored = place / manifest.histories.path
+    stored.download(path, stored.state()[0])
+    return UserHistories(path, manifest.schema)

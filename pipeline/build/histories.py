@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from features.disk.dataset import BuiltHistory
 from features.disk.user_histories import HistoriesWriter, UserHistories
 from features.history import History, in_bursts, seen_events, sort_events
 from features.schema import SequenceFeature
@@ -155,6 +156,14 @@ def needed_later(
     is_last[:-length] = own[length:] != own[:-length]
     is_late[settled[is_last]] = True
     return np.flatnonzero(is_late)
+
+
+def describe_history(sequence: SequenceFeature, counts: Sequence[HistoryCounts]) -> BuiltHistory:
+    """Describe a sequence's histories for the manifest, from the counts of all its tasks."""
+    history = sequence.history
+    assert history is not None
+    total = HistoryCounts(*(sum(values) for values in zip(*counts, strict=True)))
+    return BuiltHistory(history.of, history.where, history.delay, **total._asdict())
 
 
 def write_state(writer: HistoriesWriter, folder: Path, sequence: SequenceFeature, tasks: Sequence[HistoryTask]) -> None:

@@ -7,7 +7,6 @@ A task that writes files looks there. A power user's rows are in one range; noth
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,10 @@ from numpy.typing import NDArray
 
 from features.encode import Prepared, rule_holds
 from features.hashing import SPARK_SEED, hash_array
-from features.history import LABELLED, Integers, Seen
+from features.history import Integers, Seen
+from features.ragged import Ragged
 from features.raw_block import RawBlock
-from features.schema import FeatureSchema, Label, SequenceFeature
+from features.schema import FeatureSchema, SequenceFeature
 from features.values import loose_texts, numbers
 from pipeline.build.exchange import KEY, SPLIT, read_block, rows_between, sort_rows, write_block
 
@@ -71,10 +71,9 @@ def write_users(
         own = {USER: pa.array(user_hashes(users)), SECONDS: pa.array(prepared.own["timestamp"])}
         keys = {KEY: encoded[KEY], SPLIT: encoded[SPLIT]}
         _write_sorted(folder, f"users-{number}-{name}", {**own, **keys}, is_known)
-        if history.where == LABELLED:
+        if (rule := sequence.history_rule) is None:
             is_event = prepared.own["label"] > 0
         else:
-            rule = Label.parse(history.where)
             is_event = rule_holds(rule, raw.columns[rule.column], schema.values)
         is_short = np.zeros(len(raw), bool)
         if history.dwell is not None:
@@ -123,23 +122,15 @@ def write_seen(folder: Path, name: str, rows: pa.Table, seen: Seen) -> None:
     write_block(folder, f"seen-{name}", sort_rows(table))
 
 
-@dataclass(frozen=True)
-class BuiltHistories:
-    """Histories of some rows.
-
-    Attributes:
-        offsets: (n + 1,) int64; row i has the events from ``offsets[i]`` to before ``offsets[i + 1]``, newest first.
-        columns: column of the files -> (V,) int32.
-    """
-
-    offsets: Integers
-    columns: dict[str, NDArray[np.int32]]
-
-
 def histories_of(
-    folder: Path, names: Sequence[str], sequence: SequenceFeature, split: str, keys: NDArray[np.uint64], seconds: Integers
-) -> BuiltHistories:
-    """Collect the histories of a file's rows.
+    folder: Path,
+    names: Sequence[str],
+    sequence: SequenceFeature,
+    split: str,
+    keys: NDArray[np.uint64],
+    seconds: Integers,
+) -> dict[str, Ragged]:
+    """Collect the histories of a file's rows: column of the files -> its rows' ids, newest first.
 
     Args:
         folder: folder of the exchange.
@@ -170,7 +161,7 @@ def histories_of(
             if sequence.gap_column is not None:
                 ages = np.repeat(seconds[rows_now], seen.counts[few]) - events[SECONDS].to_numpy()[places]
                 columns[sequence.gap_column][targets] = 1 + np.searchsorted(sequence.gaps, ages, side="right")
-    return BuiltHistories(offsets, columns)
+    return {column: Ragged(values, offsets) for column, values in columns.items()}
 
 
 def _parts_of_size(counts: Integers) -> Iterator[slice]:
