@@ -14,6 +14,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet
 
+from features.arrow import pc
 from features.disk.dataset import DatasetError, DatasetManifest, inside
 from features.disk.object_store import ObjectPath
 from features.disk.place import Place, locate
@@ -93,7 +94,9 @@ class UserHistories:
         Raises:
             DatasetError: the file is damaged.
         """
-        kept = [("sequence", "==", sequence), ("user", ">=", first), ("user", "<=", end - 1)]
+        least, last = (pa.scalar(user, pa.uint64()) for user in (first, end - 1))
+        user = pc.field("user")
+        kept = (pc.field("sequence") == sequence) & (user >= least) & (user <= last)
         try:
             found = pyarrow.parquet.read_table(self.path, filters=kept, partitioning=cast(Any, None))
             return found.drop_columns(["sequence"])

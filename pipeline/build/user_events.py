@@ -15,8 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from features.encode import Prepared, rule_holds
-from features.hashing import SPARK_SEED, hash_array
-from features.history import Integers, Seen
+from features.history import Integers, Seen, user_hashes
 from features.ragged import Ragged
 from features.raw_block import RawBlock
 from features.schema import FeatureSchema, SequenceFeature
@@ -33,11 +32,6 @@ _COPIED = 1 << 22
 def built_sequences(schema: FeatureSchema) -> dict[int, SequenceFeature]:
     """Index the sequences that the build makes by their place among all of the schema."""
     return {place: sequence for place, sequence in enumerate(schema.sequence) if sequence.history is not None}
-
-
-def user_hashes(texts: pa.StringArray) -> NDArray[np.uint64]:
-    """Hash the values that name users, (n,)."""
-    return hash_array(texts, SPARK_SEED)
 
 
 # ---------------------------------------------------------------------------------------------------------------- write

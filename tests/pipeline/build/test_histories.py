@@ -1,16 +1,19 @@
 """Built histories: each row has what an online store of its user's events gives, whatever tasks and splits are."""
 
 import random
+import subprocess
+import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from features.disk.user_histories import fetch_histories
 from features.history import BurstFilter, DwellFilter, History, UserEvent, UserHistory
 from pipeline.build import dataset as dataset_build
 
 LENGTH = 4
-DAY = 86_400
 COLUMNS = ("row", "user", "time", "item", "cate", "click", "event", "dwell")
 CLICKS = {"name": "clicks", "parts": ["item", "cate"], "max_length": LENGTH, "gaps": [60, 3600]}
 FEATURES: dict[str, Any] = {
@@ -34,7 +37,7 @@ def make_log(seed: int, num_rows: int, first: int = 0, seconds: int = 3_000) -> 
     rows = []
     for row in range(first, first + num_rows):
         user = "power" if draw.random() < 0.33 else draw.choice(["", "a", "b", "c", "d", "e"])
-        time = first // num_rows * DAY + draw.randrange(seconds)
+        time = first // num_rows * seconds + draw.randrange(seconds)
         dwell = "" if draw.random() < 0.1 else str(draw.randrange(40))
         item = "" if draw.random() < 0.05 else f"i{draw.randrange(30)}"
         event = draw.choice(["view", "buy", ""])
@@ -100,7 +103,7 @@ def test_rows_have_what_a_store_gives(rule: str, build, read_split, tmp_path: Pa
         "input": {"train": log},
         "split": {"kind": "hash", "valid": 0.2, "test": 0.2},
         "write": {"min_files": 3},
-        "spark": {"max_partition_bytes": 4_000},
+        "spark": {"max_partition_bytes": 10_000},
     }
     manifest, folder = build(features(**history), pipeline)
     found = read_rows(manifest, folder, read_split)
@@ -147,3 +150,53 @@ def test_labels_of_the_future_change_no_history(build, read_split, tmp_path: Pat
     lists = [{name: row["clicks__cate"] for name, row in table.items()} for table in found]
     assert {name: lists[0][name] for name in early} == {name: lists[1][name] for name in early}
     assert lists[0] != lists[1]
+
+
+@pytest.mark.parametrize("rule", ["label", "filters"])
+def test_days_one_by_one_are_the_full_build(rule: str, build, read_split, tmp_path: Path) -> None:
+    history, same, is_event = RULES[rule]
+    rows: list[dict[str, str]] = []
+    found: dict[str, dict[str, Any]] = {}
+    base = {}
+    for day in range(3):
+        new = make_log(10 + day, 150, first=150 * day, seconds=300)
+        rows += new
+        pipeline = {"input": {"train": write_log(tmp_path / f"{day}.csv", new)}, **base}
+        manifest, folder = build(features(**history), pipeline, f"day{day}")
+        found |= read_rows(manifest, folder, read_split)
+        base = {"base": str(folder)}
+    expected = histories_of_stores(rows, same, is_event)
+    assert check(found, expected) > 200
+    assert any(int(event.value) < 300 for row in range(300, 450) for event in expected[str(row)])
+    state = fetch_histories(manifest, folder, tmp_path)
+    assert state.newest == max(int(row["time"]) for row in rows)
+    assert state.num_events < sum(bool(row["user"]) and is_event(row) for row in rows)
+    if rule == "label":
+        check_program(folder, rows, found)
+
+
+def check_program(folder: Path, rows: list[dict[str, str]], found: dict[str, dict[str, Any]]) -> None:
+    """``jobs.history`` shows what a row of the user at that time sees."""
+    time = max(int(row["time"]) for row in rows) + 5
+    [*_, events] = histories_of_stores(
+        [*rows, {**rows[0], "user": "a", "time": str(time)}], *RULES["label"][1:]
+    ).values()
+    command = [sys.executable, "-m", "jobs.history", "--dataset", str(folder), "--user", "a", "--time", str(time)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert shown[0] == f"clicks: {len(events)} events of user 'a'" and len(events) == LENGTH
+    by_number = {row["row"]: row for row in rows}
+    for line, event in zip(shown[2:], events, strict=True):
+        row = by_number[event.value]
+        assert datetime.fromtimestamp(event.time, UTC).strftime("%H:%M:%S") in line
+        assert line.endswith(f"id {found[event.value]['cate']}")
+        assert row["item"] in line or "id " in line.rsplit("id ", 1)[0]
+
+
+def test_rows_that_the_base_has_read_too_are_no_second_events(build, read_split, tmp_path: Path) -> None:
+    rows = make_log(20, 200)
+    log = write_log(tmp_path / "log.csv", rows)
+    _, base = build(features(), {"input": {"train": log}}, "base")
+    manifest, folder = build(features(), {"input": {"train": log}, "base": str(base)}, "again")
+    assert any("histories begin anew" in warning for warning in manifest.warnings)
+    found = read_rows(manifest, folder, read_split)
+    assert check(found, histories_of_stores(rows, *RULES["label"][1:])) > 100
