@@ -22,6 +22,7 @@ from features.hashing import MISSING_ID, SPARK_SEED, Hashes, hash_array, hashed_
 from features.learnt import Learnt
 from features.rows import Columns, MissingColumnError
 from features.schema import BUCKET_KINDS, DenseFeature, FeatureSchema, HashEncoding, Label, SparseFeature, Values
+from features.sequences import EventValues, read_events
 from features.token_table import TokenTable, hash_tokens
 from features.values import (
     ColumnError,
@@ -30,6 +31,7 @@ from features.values import (
     loose_texts,
     numbers,
     seconds,
+    text_fault,
     texts,
     tokens,
 )
@@ -48,7 +50,8 @@ class Hashed:
 
     Attributes:
         hashes: (n,) or (V,) uint64, salt included; any number where the value is missing.
-        is_missing: (n,) rows without a value; None for a multi-valued feature.
+        is_missing: (n,) rows without a value, or (V,) events of a sequence without one; None for a multi-valued
+            feature.
         lengths: (n,) how many of the V hashes each row has; None for a single-valued feature.
         dropped: (n,) how many values a row lost to max_length; None for a single-valued feature.
     """
@@ -95,6 +98,21 @@ class Coded:
 
 
 @dataclass(frozen=True)
+class Listed:
+    """Numbers of a sequence's part.
+
+    Attributes:
+        values: (V,) float64, NaN where missing.
+        lengths: (n,) how many of the V numbers each row has.
+        dropped: (n,) how many values a row lost to max_length.
+    """
+
+    values: NDArray[np.float64]
+    lengths: NDArray[np.int64]
+    dropped: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class Prepared:
     """Checked rows, each value reduced to what its encoding looks at.
 
@@ -103,6 +121,7 @@ class Prepared:
         hashed: feature -> its hashes (encoding ``hash``).
         coded: feature -> its tokens (encoding ``vocabulary``).
         numbers: feature -> (n,) float64, NaN where missing (the other encodings, and dense features).
+        listed: part of a sequence -> its numbers (the other encodings, and gaps).
         reasons: distinct reasons why rows are bad.
         reason: (n,) int32 index of a row's first reason, -1 for a good row; None: all rows are good.
         own: column of the row itself (``label``, ``weight``, ``group_id``, ``timestamp``) -> (n,) values as in the
@@ -114,6 +133,7 @@ class Prepared:
     hashed: dict[str, Hashed] = field(default_factory=dict)
     coded: dict[str, Coded] = field(default_factory=dict)
     numbers: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    listed: dict[str, Listed] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
     reason: NDArray[np.int32] | None = None
     own: dict[str, NDArray[Any]] = field(default_factory=dict)
@@ -134,8 +154,10 @@ class Prepared:
             values = keep if part.lengths is None else np.repeat(keep, part.lengths)
             if isinstance(part, Coded):
                 return replace(part, texts=part.texts.filter(pa.array(values)), **changes)
+            if isinstance(part, Listed):
+                return replace(part, values=part.values[values], **changes)
             if part.is_missing is not None:
-                changes["is_missing"] = part.is_missing[keep]
+                changes["is_missing"] = part.is_missing[values]
             return replace(part, hashes=part.hashes[values], **changes)
 
         return Prepared(
@@ -143,6 +165,7 @@ class Prepared:
             hashed={name: kept(part) for name, part in self.hashed.items()},
             coded={name: kept(part) for name, part in self.coded.items()},
             numbers={name: values[keep] for name, values in self.numbers.items()},
+            listed={name: kept(part) for name, part in self.listed.items()},
             own={name: values[keep] for name, values in self.own.items()},
             carried={name: values.filter(rows) for name, values in self.carried.items()},
         )
@@ -192,6 +215,7 @@ class _Preparation:
         self.reasons: list[str] = []
         self.reason: NDArray[np.int32] | None = None
         self._texts: dict[str, pa.StringArray] = {}
+        self._times: NDArray[np.int64] | None = None
 
     def is_needed(self, feature: SparseFeature | DenseFeature) -> bool:
         return self.needed is None or feature.name in self.needed
@@ -220,7 +244,7 @@ class _Preparation:
             names |= {schema.group_id} if schema.group_id else set()
             names |= {label.column} if label.is_text else set()
         singles = {c for f in schema.sparse if not f.kind.takes_lists for c in f.columns} | {schema.group_id}
-        bagged: dict[str, Hashed | Coded] = {}
+        bagged: dict[str, Hashed | Coded | Listed] = {}
         for name in sorted(names):
             if name in bags:
                 bagged |= self._bags(name)
@@ -235,6 +259,7 @@ class _Preparation:
             if f.encoding.kind == "vocabulary" and not f.kind.takes_lists
         }
         bagged = {f.name: bagged[f.name] for f in sparse if f.name in bagged}
+        bagged |= self._events()
         values = {f.name: found[f.columns[0]] for f in sparse if f.encoding.kind not in ("hash", "vocabulary")}
         values |= {f.name: found[f.source] for f in schema.dense if self.is_needed(f)}
         return Prepared(
@@ -242,6 +267,7 @@ class _Preparation:
             hashed | {name: part for name, part in bagged.items() if isinstance(part, Hashed)},
             coded | {name: part for name, part in bagged.items() if isinstance(part, Coded)},
             values,
+            {name: part for name, part in bagged.items() if isinstance(part, Listed)},
             self.reasons,
             self.reason,
             own,
@@ -294,6 +320,31 @@ class _Preparation:
                 found[feature.name] = Coded(part.texts, part.lengths, part.dropped)
         return found
 
+    def _events(self) -> dict[str, Hashed | Coded | Listed]:
+        """Read the sequences; a build makes histories by a rule itself, and finds none in the log."""
+        found: dict[str, Hashed | Coded | Listed] = {}
+        for sequence in self.schema.sequence:
+            if self.with_own and sequence.history is not None:
+                continue
+            times = self._row_times() if sequence.gaps else None
+            events = read_events(self.schema, sequence, self.column, self.lists, times)
+            for mask, reason in events.faults:
+                self.reject(mask, reason)
+            found |= prepare_events(self.schema, events)
+        return {name: part for name, part in found.items() if self.needed is None or name in self.needed}
+
+    def _row_times(self) -> NDArray[np.int64]:
+        """Read the rows' own times, once."""
+        time = self.schema.timestamp
+        assert time is not None
+        if self._times is None:
+            try:
+                self._times, is_time = seconds(self.column(time.column), time.format, self.schema.values)
+            except ColumnError as error:
+                raise ColumnError(f"timestamp {time.column!r}: {error}") from None
+            self.reject(~is_time, f"timestamp {time.column!r} is missing or unreadable")
+        return self._times
+
     def _hash_singles(self, features: list[SparseFeature]) -> dict[str, Hashed]:
         if not features:
             return {}
@@ -327,12 +378,7 @@ class _Preparation:
             hashes = hash_array(group, SPARK_SEED).view(np.int64)
             own["group_id"] = np.where(as_mask(group.is_valid()), hashes, 0)
         if schema.timestamp:
-            name = schema.timestamp.column
-            try:
-                own["timestamp"], is_time = seconds(self.column(name), schema.timestamp.format, schema.values)
-            except ColumnError as error:
-                raise ColumnError(f"timestamp {name!r}: {error}") from None
-            self.reject(~is_time, f"timestamp {name!r} is missing or unreadable")
+            own["timestamp"] = self._row_times()
         return own, {name: loose_texts(self.column(name)) for name in schema.carry}
 
 
@@ -374,11 +420,21 @@ def rule_holds(rule: Label, column: pa.Array, settings: Values) -> Mask:
     return (_number_labels(rule, number) == 1) & ~np.isnan(number)
 
 
-def text_fault(name: str, type_: pa.DataType) -> str:
-    """Say why a value of a column is no category; the type decides."""
-    if pa.types.is_binary(type_) or pa.types.is_large_binary(type_) or pa.types.is_fixed_size_binary(type_):
-        return f"column {name!r} is not UTF-8 text"
-    return f"column {name!r} has a fraction or is beyond 2^53: it cannot be a category"
+def prepare_events(schema: FeatureSchema, events: EventValues) -> dict[str, Hashed | Coded | Listed]:
+    """Reduce the events of a sequence to what the encodings of its parts look at, by part."""
+    found: dict[str, Hashed | Coded | Listed] = {}
+    for part in schema.parts:
+        values = events.values.get(part.name)
+        if values is None:
+            continue
+        if isinstance(values, np.ndarray):
+            found[part.name] = Listed(values, events.lengths, events.dropped)
+        elif isinstance(part.encoding, HashEncoding):
+            hashes, is_missing = hash_array(values, salt_seed(part.salt)), as_mask(values.is_null())
+            found[part.name] = Hashed(hashes, is_missing, events.lengths, events.dropped)
+        else:
+            found[part.name] = Coded(values, events.lengths, events.dropped)
+    return found
 
 
 def hash_columns(parts: Sequence[Sequence[pa.StringArray]], seeds: Sequence[int]) -> tuple[Hashes, NDArray[np.bool_]]:
@@ -467,7 +523,7 @@ class Finisher:
         if only is None:
             learnt.check(schema)
         self.schema, self.learnt = schema, learnt
-        asked = [f for f in schema.sparse if only is None or f.name in only]
+        asked = [f for f in schema.id_features if only is None or f.name in only]
         # Features that share a table have equal vocabularies.
         self._tables: dict[str, TokenTable] = {}
         self.square_ids: dict[str, dict[int, int]] = {}
@@ -477,9 +533,9 @@ class Finisher:
         self._padded = {name: _padded(found) for name, found in self.boundaries.items()}
         for f in asked:
             if f.encoding.kind == "vocabulary" and f.table_name not in self._tables:
-                self._tables[f.table_name] = TokenTable(learnt.ids_of(f.name), learnt.oov_id(f.name))
+                self._tables[f.table_name] = TokenTable(learnt.ids_of(f.learnt_name), learnt.oov_id(f.learnt_name))
             elif f.encoding.kind == "log_squared":
-                self.square_ids[f.name] = {int(t): i for t, i in learnt.ids_of(f.name).items() if _is_whole(t)}
+                self.square_ids[f.name] = {int(t): i for t, i in learnt.ids_of(f.learnt_name).items() if _is_whole(t)}
         self._squares = {
             name: (np.array(sorted(ids), np.int64), np.array([ids[token] for token in sorted(ids)], np.int32))
             for name, ids in self.square_ids.items()
@@ -488,7 +544,7 @@ class Finisher:
     def columns(self, prepared: Prepared) -> Columns:
         """Encode prepared rows, all of them; ids of a bad row are of no meaning."""
         columns: Columns = {}
-        for feature in self.schema.sparse:
+        for feature in self.schema.id_features:
             ids, lengths = self.ids(feature, prepared)
             columns |= feature.kind.to_columns(ids, lengths, feature)
         for dense in self.schema.dense:
@@ -496,9 +552,11 @@ class Finisher:
         return columns
 
     def ids(self, feature: SparseFeature, prepared: Prepared) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Encode one sparse feature: its ids row by row, and how many each row has."""
+        """Encode one feature with ids: its ids row by row, and how many each row has."""
         kind, name = feature.encoding.kind, feature.name
-        lengths = None
+        lengths, values = None, prepared.numbers.get(name)
+        if name in prepared.listed:
+            values, lengths = prepared.listed[name].values, prepared.listed[name].lengths
         if isinstance(feature.encoding, HashEncoding):
             hashed = prepared.hashed[name]
             ids, lengths = hashed_ids(hashed.hashes, feature.encoding.num_buckets), hashed.lengths
@@ -508,11 +566,10 @@ class Finisher:
             coded = prepared.coded[name]
             ids, lengths = self._tables[feature.table_name].lookup(coded.hashes), coded.lengths
             if coded.texts.null_count:
-                ids[as_mask(coded.texts.is_null())] = self.learnt.oov_id(name)
-        elif kind == "log_squared":
-            ids = self._square_ids(feature, prepared.numbers[name])
+                ids[as_mask(coded.texts.is_null())] = self.learnt.oov_id(feature.learnt_name)
         else:
-            ids = self.bucket_ids(feature, prepared.numbers[name])
+            assert values is not None
+            ids = self._square_ids(feature, values) if kind == "log_squared" else self.bucket_ids(feature, values)
         lengths = np.ones(prepared.num_rows, np.int32) if lengths is None else lengths.astype(np.int32)
         return ids, lengths
 
@@ -525,7 +582,7 @@ class Finisher:
 
     def _square_ids(self, feature: SparseFeature, values: NDArray[np.float64]) -> NDArray[np.int32]:
         known, ids = self._squares[feature.name]
-        unknown = np.int32(self.learnt.oov_id(feature.name))
+        unknown = np.int32(self.learnt.oov_id(feature.learnt_name))
         if not len(known):
             return np.full(len(values), unknown)
         squares = squared_tokens(values)

@@ -6,7 +6,7 @@ column would be all there is: their values go through the same functions togethe
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from operator import itemgetter
 from typing import Any
@@ -16,12 +16,24 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from features.encode import Finisher, Prepared, log1p, prepare, squared_tokens
+from features.encode import (
+    Coded,
+    Finisher,
+    Hashed,
+    Listed,
+    Prepared,
+    log1p,
+    prepare,
+    prepare_events,
+    squared_tokens,
+)
 from features.hashing import MISSING_ID, hashed_ids, salt_seed
 from features.learnt import Learnt
+from features.ragged import concatenate
 from features.rows import Columns, MissingColumnError, RawRow, RowError
-from features.schema import FeatureSchema, HashEncoding, SparseFeature
-from features.values import AS_IT_IS, MAX_EXACT, in_range, is_number_text, known_texts, numbers, tokens
+from features.schema import TEXT_KINDS, FeatureSchema, HashEncoding, SparseFeature
+from features.sequences import read_events
+from features.values import AS_IT_IS, MAX_EXACT, in_range, is_number_text, known_texts, numbers, seconds, tokens
 
 FEW_ROWS = 256
 """Rows up to which the columns go together: of more, Python's strings do not stay in a core's cache."""
@@ -43,7 +55,8 @@ class FeatureEncoder:
         self._few = _FewRows(schema, learnt, self._finisher)
         self._names = schema.feature_columns
         self._text_names = {c for f in schema.sparse if f.encoding.kind in ("hash", "vocabulary") for c in f.columns}
-        self._list_names = {f.columns[0] for f in schema.sparse if f.kind.takes_lists}
+        self._list_names = {f.columns[0] for f in schema.id_features if f.kind.takes_lists}
+        self._spelling = _spelling_of(schema)
         pick = itemgetter(*self._names)
         self._pick = pick if len(self._names) > 1 else lambda row: (pick(row),)
 
@@ -59,7 +72,7 @@ class FeatureEncoder:
                 return self._few.encode(picked)
             if self._few.looks_up:
                 parts = [self._few.encode(picked[at : at + FEW_ROWS]) for at in range(0, len(rows), FEW_ROWS)]
-                return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+                return {name: concatenate([part[name] for part in parts]) for name in parts[0]}
             columns, lists = self._arrays(picked)
             prepared = prepare(self.schema, columns, lists)
             if prepared.reason is None:
@@ -144,8 +157,10 @@ class FeatureEncoder:
         columns, lists = {}, {}
         for name, values in zip(self._names, zip(*picked, strict=True), strict=True):
             if name in self._list_names:
-                columns[name], found = _bag_arrays(values)
+                columns[name], found = _bag_arrays(values, self._spelling.get(name, _text_of))
                 lists |= {} if found is None else {name: found}
+            elif name in self._spelling:
+                columns[name] = _text_array(values, self._spelling[name])
             else:
                 columns[name] = _text_array(values) if name in self._text_names else _number_array(values)
         return columns, lists
@@ -242,12 +257,12 @@ def _stacked_numbers(values: Sequence[Any], schema: FeatureSchema) -> tuple[NDAr
     return np.where(is_text, found, rest), bad if more is None else more if bad is None else bad | more
 
 
-def _text_array(values: Sequence[Any]) -> pa.Array:
-    """Convert a column that is used as texts, and perhaps as numbers too."""
+def _text_array(values: Sequence[Any], spell: Callable[[Any], str | None] = _text_of) -> pa.Array:
+    """Convert a column that is used as texts, and perhaps as numbers too; ``spell`` makes a text of anything else."""
     types = set(map(type, values))
     if types <= _TEXT:
         return pa.array(values, pa.string())
-    return pa.array([value if type(value) is str else _text_of(value) for value in values], pa.string())
+    return pa.array([value if type(value) is str else spell(value) for value in values], pa.string())
 
 
 def _number_array(values: Sequence[Any]) -> pa.Array:
@@ -264,6 +279,28 @@ def _number_array(values: Sequence[Any]) -> pa.Array:
 def _spelled(value: Any) -> str | None:
     number = _number_of(value)
     return None if math.isnan(number) else repr(number)
+
+
+def _time_text(value: Any) -> str | None:
+    """Spell a time: a whole number without a point, because it may be the digits of a date pattern."""
+    number = _number_of(value)
+    return _text_of(value) if math.isnan(number) or number.is_integer() else repr(number)
+
+
+def _spelling_of(schema: FeatureSchema) -> dict[str, Callable[[Any], str | None]]:
+    """Map the raw columns that sequences alone use to what makes texts of their values; lists hold texts."""
+    found: dict[str, Callable[[Any], str | None]] = {}
+    for part in schema.parts:
+        [name] = part.columns
+        if not part.part:
+            found[name] = _time_text
+            if schema.timestamp is not None:
+                found[schema.timestamp.column] = _time_text
+        elif part.encoding.kind not in TEXT_KINDS:
+            found[name] = _spelled
+    others = {c for f in schema.sparse for c in f.columns} | {f.source for f in schema.dense}
+    others |= {c for part in schema.parts if part.encoding.kind in TEXT_KINDS for c in part.columns}
+    return {name: spell for name, spell in found.items() if name not in others}
 
 
 # ------------------------------------------------------------------------------------------------------------- few rows
@@ -308,6 +345,7 @@ class _FewRows:
         self.dense = _DenseRows(schema, learnt)
         self.single_names = [[f.name for f in group] for group in (hashed, coded, squared)]
         self.names = [column.name for column in schema.columns]
+        self.sequences = _SequenceRows(schema, place, finisher) if schema.sequence else None
 
     def encode(self, picked: list[tuple[Any, ...]]) -> Columns:
         """Encode rows.
@@ -333,6 +371,8 @@ class _FewRows:
             self._encode_numbers(stacked.reshape(len(self.number_places), n), found)
         for feature, i in self.bags:
             found |= self._encode_bag(feature, columns[i])
+        if self.sequences is not None:
+            found |= self.sequences.encode(columns, n)
         return {name: found[name] for name in self.names}
 
     def _encode_texts(self, values: list[str | None], n: int, found: Columns) -> None:
@@ -405,6 +445,56 @@ class _FewRows:
         return feature.kind.to_columns(ids, lengths, feature)
 
 
+class _SequenceRows:
+    """Encodes the sequences of a few rows, a sequence at a time."""
+
+    def __init__(self, schema: FeatureSchema, place: dict[str, int], finisher: Finisher) -> None:
+        self.schema, self.place, self.finisher = schema, place, finisher
+        self.spelling = _spelling_of(schema)
+
+    def encode(self, columns: Sequence[Sequence[Any]], n: int) -> Columns:
+        """Encode the rows.
+
+        Args:
+            columns: values of the schema's raw feature columns, column by column.
+            n: number of rows.
+
+        Raises:
+            RowError: a history is malformed.
+        """
+        arrays: dict[str, pa.Array] = {}
+        lists: dict[str, pa.Array] = {}
+        for name in {name for part in self.schema.parts for name in part.columns}:
+            arrays[name], found = _bag_arrays(columns[self.place[name]], self.spelling.get(name, _text_of))
+            lists |= {} if found is None else {name: found}
+        times = self._row_times(columns) if any(sequence.gaps for sequence in self.schema.sequence) else None
+        parts: dict[str, Hashed | Coded | Listed] = {}
+        for sequence in self.schema.sequence:
+            events = read_events(self.schema, sequence, arrays.__getitem__, lists, times)
+            if events.faults:
+                raise RowError(events.faults[0][1])
+            parts |= prepare_events(self.schema, events)
+        prepared = Prepared(
+            n,
+            {name: part for name, part in parts.items() if isinstance(part, Hashed)},
+            {name: part for name, part in parts.items() if isinstance(part, Coded)},
+            listed={name: part for name, part in parts.items() if isinstance(part, Listed)},
+        )
+        found = {}
+        for part in self.schema.parts:
+            found |= part.kind.to_columns(*self.finisher.ids(part, prepared), part)
+        return found
+
+    def _row_times(self, columns: Sequence[Sequence[Any]]) -> NDArray[np.int64]:
+        time = self.schema.timestamp
+        assert time is not None
+        spell = self.spelling.get(time.column, _text_of)
+        times, is_time = seconds(_text_array(columns[self.place[time.column]], spell), time.format, self.schema.values)
+        if not is_time.all():
+            raise RowError(f"timestamp {time.column!r} is missing or unreadable")
+        return times
+
+
 def _ids(hashes: Sequence[int | None], num_ids: list[int], n: int) -> NDArray[np.int32]:
     """Map hashes to ids, (features, n), as ``hash_to_id``; None is a missing value.
 
@@ -447,13 +537,15 @@ def _tokens_of(value: Any, feature: SparseFeature) -> Iterable[str | None]:
     return text.split(feature.separator) if text else ()
 
 
-def _bag_arrays(values: Sequence[Any]) -> tuple[pa.Array, pa.Array | None]:
+def _bag_arrays(
+    values: Sequence[Any], spell: Callable[[Any], str | None] = _text_of
+) -> tuple[pa.Array, pa.Array | None]:
     """Convert a column of texts and lists: the texts, and the lists where there are any."""
     if not any(map(_is_list, values)):
-        return _text_array(values), None
-    items = [[_text_of(v) for v in value] if _is_list(value) else None for value in values]
+        return _text_array(values, spell), None
+    items = [[v if type(v) is str else spell(v) for v in value] if _is_list(value) else None for value in values]
     rest = [None if _is_list(value) else value for value in values]
-    return _text_array(rest), pa.array(items, pa.list_(pa.string()))
+    return _text_array(rest, spell), pa.array(items, pa.list_(pa.string()))
 
 
 class _DenseRows:

@@ -168,7 +168,7 @@ class Learnt:
         if isinstance(feature.encoding, HashEncoding):
             return feature.encoding.num_buckets
         if feature.encoding.kind in VOCABULARY_KINDS:
-            return len(self.vocabularies[feature.name]) + 2
+            return len(self.vocabularies[feature.learnt_name]) + 2
         return len(self.boundaries_of(feature)) + 2
 
 

@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from numpy.typing import NDArray
-
 RawRow = Mapping[str, Any]
 """Raw column -> value."""
-Columns = dict[str, NDArray[Any]]
-"""Feature -> (n,) int32 ids, or (n, max_length) int32 with a ``NAME__length`` (n,) int32, or (n,) float32."""
+Columns = dict[str, Any]
+"""Feature -> (n,) int32 ids, or (n, max_length) int32 with a ``NAME__length`` (n,) int32, or (n,) float32; part of a
+sequence -> n ``Ragged`` rows of int32 ids."""
 
 
 class RowError(ValueError):

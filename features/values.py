@@ -65,6 +65,13 @@ def as_mask(array: pa.Array) -> Mask:
     return array.to_numpy(zero_copy_only=False)
 
 
+def text_fault(name: str, type_: pa.DataType) -> str:
+    """Say why a value of a column is no category; the type decides."""
+    if pa.types.is_binary(type_) or pa.types.is_large_binary(type_) or pa.types.is_fixed_size_binary(type_):
+        return f"column {name!r} is not UTF-8 text"
+    return f"column {name!r} has a fraction or is beyond 2^53: it cannot be a category"
+
+
 def _any(mask: Mask) -> Mask | None:
     return mask if mask.any() else None
 
@@ -360,6 +367,45 @@ def _parsed(decimals: pa.StringArray) -> NDArray[np.float64]:
 # --------------------------------------------------------------------------------------------------------------- tokens
 
 
+class RawLists(NamedTuple):
+    """Lists of a column, row by row.
+
+    Attributes:
+        items: (V,) Arrow array of any type: the items as they are, or texts, null where missing.
+        lengths: (n,) int64, how many of them each row has.
+        bad: (n,) rows whose value has no text to split; None: there are none.
+    """
+
+    items: pa.Array
+    lengths: NDArray[np.int64]
+    bad: Mask | None
+
+
+def list_items(array: pa.Array, lists: pa.Array | None, separator: str, settings: Values = AS_IT_IS) -> RawLists:
+    """Split the values of a column of lists into their items, missing ones too, which keep their place.
+
+    Args:
+        array: (n,) texts to split at the separator, or lists; anything else is one item.
+        lists: (n,) lists of text where a row's value was one, else null (``RawBlock.lists``); None: there are none.
+        separator: text between two items.
+        settings: of the schema; each item is a value of its own.
+
+    Raises:
+        ColumnError: the type has no texts.
+    """
+    array = _plain(array)
+    if _is_list(array.type):
+        items = _plain(array.flatten())
+        return RawLists(
+            known_texts(items, settings) if pa.types.is_string(items.type) else items, _lengths(array), None
+        )
+    found, bad = _scalar_texts(array, settings, "text")
+    parts = _split(known_texts(found, settings), separator, settings)
+    if lists is not None and lists.null_count < len(lists):
+        parts = pc.if_else(lists.is_valid(), lists.cast(parts.type), parts)
+    return RawLists(known_texts(parts.flatten(), settings), _lengths(parts), bad)
+
+
 def tokens(array: pa.Array, lists: pa.Array | None, feature: SparseFeature, settings: Values = AS_IT_IS) -> Tokens:
     """Split the values of a multi-valued feature into its tokens, of which it keeps the first ``max_length``.
 
@@ -376,7 +422,7 @@ def tokens(array: pa.Array, lists: pa.Array | None, feature: SparseFeature, sett
     if _is_list(array.type):
         return _kept(_items(array, settings), feature)
     found, bad = _scalar_texts(array, settings, "text")
-    parts = _split(known_texts(found, settings), feature, settings)
+    parts = _split(known_texts(found, settings), feature.separator or "", settings)
     if lists is not None and lists.null_count < len(lists):
         parts = pc.if_else(lists.is_valid(), lists.cast(parts.type), parts)
     return _kept(_Items(parts.flatten(), _lengths(parts), bad), feature, settings)
@@ -405,14 +451,14 @@ def _items(lists: pa.Array, settings: Values) -> _Items:
     return _Items(items, lengths, np.bincount(rows, minlength=len(lengths)) > 0)
 
 
-def _split(found: pa.StringArray, feature: SparseFeature, settings: Values) -> pa.ListArray:
+def _split(found: pa.StringArray, separator: str, settings: Values) -> pa.ListArray:
     if settings.list_literals:
         is_printed = as_mask(pc.match_substring_regex(found, PRINTED_LIST))
         if is_printed.any():
             printed = _split_printed(_nulled(found, ~is_printed))
-            plain = pc.split_pattern(_nulled(found, is_printed), feature.separator)
+            plain = pc.split_pattern(_nulled(found, is_printed), separator)
             return pc.if_else(pa.array(is_printed), printed, plain)
-    return pc.split_pattern(found, feature.separator)
+    return pc.split_pattern(found, separator)
 
 
 def _kept(items: _Items, feature: SparseFeature, settings: Values | None = None) -> Tokens:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from features.encode import text_fault
 from features.log_files import STORE, find_splits
 from features.log_format import LogError, LogFormat, Lookup
 from features.raw_block import RawBlock, Wanted
@@ -17,7 +16,7 @@ from features.read.lines import STEP_BYTES
 from features.read.lookup import load_lookup
 from features.read.portions import Portion, PortionEnd, Reading, read_portion
 from features.schema import FeatureSchema, Values
-from features.values import texts
+from features.values import text_fault, texts
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,8 @@ def wanted_of_features(
         used_as_number: columns that something else than a feature uses as a number.
         optional: columns that a file may lack.
     """
-    lists = frozenset(f.columns[0] for f in schema.sparse if f.kind.takes_lists)
+    lists = frozenset(f.columns[0] for f in schema.id_features if f.kind.takes_lists)
     used_as_text |= {c for f in schema.sparse if f.encoding.kind in ("hash", "vocabulary") for c in f.columns}
+    used_as_text |= {c for part in schema.parts for c in part.columns}  # numbers of a list are split as text
     numbers = used_as_number | {c for f in schema.sparse for c in f.columns} | {f.source for f in schema.dense}
     return Wanted(columns or schema.feature_columns, numbers - used_as_text, lists, frozenset(optional))
