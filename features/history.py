@@ -87,6 +87,7 @@ class History:
             raise ValueError(f"history.lag: {error}") from None
         if lag < 1:
             raise ValueError(f"history.lag is {self.lag!r}: a row would see itself; give at least 1s")
+        object.__setattr__(self, "lag", f"{lag}s")  # one way to say it, so that fingerprints agree
 
     @property
     def delay(self) -> int:

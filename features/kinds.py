@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from features.hashing import MISSING_ID
 from features.ragged import Ragged
+from features.rows import RowError
 
 if TYPE_CHECKING:  # a schema's features know their kind
     from features.schema import DenseFeature, FeatureSchema, SparseFeature
@@ -113,8 +114,17 @@ class Bag(SingleValued):
         return columns[feature.name + LENGTH_SUFFIX]
 
     def ids(self, columns: Arrays, feature: "SparseFeature") -> NDArray[Any]:
-        """Return the ids of all rows without padding, (V,) row by row."""
-        return unpadded(columns[feature.name], self.lengths(columns, feature))
+        """Return the ids of all rows without padding, (V,) row by row.
+
+        Raises:
+            RowError: a row has more ids than there is room for.
+        """
+        padded, lengths = columns[feature.name], self.lengths(columns, feature)
+        width = padded.shape[1]
+        if len(lengths) and not 0 <= lengths.min() <= lengths.max() <= width:
+            name = feature.name + LENGTH_SUFFIX
+            raise RowError(f"column {name!r} must be between 0 and {width}, got {lengths.min()} to {lengths.max()}")
+        return unpadded(padded, lengths)
 
     def to_columns(
         self, ids: NDArray[Any], lengths: NDArray[Any], feature: "SparseFeature", padding: int = MISSING_ID

@@ -367,6 +367,18 @@ class SequencePart(SparseFeature):
     """Name of the sequence."""
     part: str = ""
     """Sparse feature whose encoding it has; empty: the part holds the buckets of gaps."""
+    split_at: str = " "
+    """Separator of the sequence."""
+
+    @property
+    def splitting(self) -> dict[str, str]:
+        """Return how text is split into values, as a config says it."""
+        return {"separator": self.split_at}
+
+    @property
+    def source(self) -> str:
+        """Describe the raw column that the values come from."""
+        return f"{self.columns[0]} split at {self.split_at!r}"
 
     @property
     def kind(self) -> SingleValued:
@@ -413,13 +425,20 @@ def _parts_of(sequence: SequenceFeature, sparse: dict[str, SparseFeature]) -> tu
                 embedding_dim=feature.embedding_dim,
                 sequence=sequence.name,
                 part=name,
+                split_at=sequence.separator,
             )
         )
     if sequence.gap_column is not None:
         gaps = BoundariesEncoding(tuple(map(float, sequence.gaps)))
-        columns = (sequence.time_column,)
         found.append(
-            SequencePart(sequence.gap_column, gaps, columns, max_length=sequence.max_length, sequence=sequence.name)
+            SequencePart(
+                sequence.gap_column,
+                gaps,
+                (sequence.time_column,),
+                max_length=sequence.max_length,
+                sequence=sequence.name,
+                split_at=sequence.separator,
+            )
         )
     return tuple(found)
 

@@ -17,7 +17,7 @@ from features.disk.place import Place, locate, temporary_folder
 from features.disk.relative_path import RelativePath, is_inside
 from features.disk.versions import Format
 from features.learnt import Learnt
-from features.schema import STRICT, FeatureSchema
+from features.schema import STRICT, FeatureSchema, SparseFeature
 
 MANIFEST_NAME = "manifest.json"
 BUILD_NAME = "build.json"
@@ -103,6 +103,20 @@ class DenseStatistics:
 
 
 @dataclass(frozen=True, config=STRICT)
+class SequenceStatistics:
+    """Statistics of a sequence in a split."""
+
+    mean_length: float
+    """Events of a row, on average over all rows."""
+    empty_rate: float
+    """Share of the rows without an event."""
+    max_ids: dict[str, int]
+    """Column of ids -> the largest one."""
+    num_truncated: int = 0
+    """Events dropped beyond max_length; 0 for a built history, which keeps no more."""
+
+
+@dataclass(frozen=True, config=STRICT)
 class Split:
     """One split's files, in the order their rows are numbered."""
 
@@ -110,6 +124,8 @@ class Split:
     label_rate: float
     sparse: dict[str, FeatureStatistics] = field(default_factory=dict)
     dense: dict[str, DenseStatistics] = field(default_factory=dict)
+    sequences: dict[str, SequenceStatistics] = field(default_factory=dict)
+    """By sequence; no key in the file where the schema has none."""
 
     @property
     def num_rows(self) -> int:
@@ -245,6 +261,9 @@ class DatasetManifest:
         for name in ("sampled", "histories"):
             if values[name] is None:
                 del values[name]
+        for split in values["splits"].values():
+            if not split["sequences"]:
+                del split["sequences"]
         atomic.write_json(dataset / MANIFEST_NAME, values, durable=True, sort_keys=True, ensure_ascii=False)
 
     @classmethod
@@ -333,8 +352,16 @@ class DatasetManifest:
             for feature in self.schema.sparse:
                 if feature.name not in split.sparse:
                     raise DatasetError(f"split {name!r} has no statistics of feature {feature.name!r}: build it again")
-                rows, max_id = learnt.num_embeddings(feature), split.sparse[feature.name].max_id
-                if max_id >= rows:
+                _check_max_id(name, feature, split.sparse[feature.name].max_id, learnt)
+            for part in self.schema.parts:
+                if part.sequence not in split.sequences:
                     raise DatasetError(
-                        f"feature {feature.name!r} has id {max_id} in split {name!r} but its table has {rows} rows"
+                        f"split {name!r} has no statistics of sequence {part.sequence!r}: build it again"
                     )
+                _check_max_id(name, part, split.sequences[part.sequence].max_ids[part.name], learnt)
+
+
+def _check_max_id(split: str, feature: SparseFeature, max_id: int, learnt: Learnt) -> None:
+    rows = learnt.num_embeddings(feature)
+    if max_id >= rows:
+        raise DatasetError(f"feature {feature.name!r} has id {max_id} in split {split!r} but its table has {rows} rows")

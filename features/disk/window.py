@@ -22,6 +22,7 @@ from features.disk.dataset import (
     FeatureStatistics,
     InputFile,
     Rejected,
+    SequenceStatistics,
     Split,
     inside,
 )
@@ -148,6 +149,10 @@ def _join_split(split: str, parts: Sequence[Partition], output: Path) -> Split:
             name: _join_sparse([part.split.sparse[name] for part in parts], rows) for name in parts[0].split.sparse
         },
         dense={name: _join_dense([part.split.dense[name] for part in parts], rows) for name in parts[0].split.dense},
+        sequences={
+            name: _join_sequences([part.split.sequences[name] for part in parts], rows)
+            for name in parts[0].split.sequences
+        },
     )
 
 
@@ -185,6 +190,16 @@ def _join_dense(parts: Sequence[DenseStatistics], rows: Sequence[int]) -> DenseS
         standard_deviation=math.sqrt(max(0.0, square - mean**2)),
         minimum=min(part.minimum for part in present),
         maximum=max(part.maximum for part in present),
+    )
+
+
+def _join_sequences(parts: Sequence[SequenceStatistics], rows: Sequence[int]) -> SequenceStatistics:
+    """Join statistics of one sequence."""
+    return SequenceStatistics(
+        mean_length=_mean([part.mean_length for part in parts], rows),
+        empty_rate=_mean([part.empty_rate for part in parts], rows),
+        max_ids={name: max(part.max_ids[name] for part in parts) for name in parts[0].max_ids},
+        num_truncated=sum(part.num_truncated for part in parts),
     )
 
 

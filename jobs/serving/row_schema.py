@@ -54,17 +54,16 @@ class RowSchema:
     def _column(self, name: str) -> dict[str, Any]:
         uses: list[dict[str, Any]] = [
             {"feature": f.name, "encoding": f.encoding.kind, **f.splitting}
-            for f in self.schema.sparse
+            for f in self.schema.id_features
             if name in f.columns
         ]
         uses += [{"feature": f.name, "encoding": "number"} for f in self.schema.dense if f.source == name]
         return {"name": name, "required": name not in self.optional, "types": self._types(name), "features": uses}
 
     def _types(self, name: str) -> Sequence[str]:
-        sparse = [f for f in self.schema.sparse if name in f.columns]
-        is_number = any(f.source == name for f in self.schema.dense)
-        is_number |= any(f.encoding.kind not in ("hash", "vocabulary") for f in sparse)
-        takes_lists = any(f.kind.takes_lists for f in sparse)
-        if is_number:
-            return NUMBER_TYPES
-        return [*TEXT_TYPES, "array"] if takes_lists else TEXT_TYPES
+        found = [f for f in self.schema.id_features if name in f.columns]
+        time = self.schema.timestamp
+        is_number = any(f.source == name for f in self.schema.dense) or (not found and time and time.column == name)
+        is_number = is_number or any(f.encoding.kind not in ("hash", "vocabulary") for f in found)
+        types = NUMBER_TYPES if is_number else TEXT_TYPES
+        return [*types, "array"] if any(f.kind.takes_lists for f in found) else types

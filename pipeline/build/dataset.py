@@ -62,7 +62,16 @@ from pipeline.build.portions import (
 from pipeline.build.quality import check_rejected, enforce_limits
 from pipeline.build.sources import InputPlan, SourceFile, sample_step
 from pipeline.build.user_events import built_sequences
-from pipeline.build.write import FileTask, commit, commit_to_store, max_ids, new_version, num_files, staging
+from pipeline.build.write import (
+    FileTask,
+    commit,
+    commit_to_store,
+    max_ids,
+    new_version,
+    num_files,
+    sequence_statistics,
+    staging,
+)
 from pipeline.build.write_rows import (
     FinishWork,
     MergeWork,
@@ -354,7 +363,9 @@ class _Build:
             largest = max_ids(self.version.parent, of_split, self.schema)
             sparse = {n: dataclasses.replace(s, max_id=largest[n]) for n, s in statistics[name].items()}
             rate = rounded(total.labels[name] / total.rows[name])
-            splits[name] = Split(of_split, rate, sparse, dense_statistics(total, self.schema, name))
+            truncated = {s.name: total.truncated.get((name, s.name), 0) for s in self.schema.sequence}
+            sequences = sequence_statistics(self.version.parent, of_split, self.schema, largest, truncated)
+            splits[name] = Split(of_split, rate, sparse, dense_statistics(total, self.schema, name), sequences)
         reasons = sum((result.reasons for result in results), Counter())
         num_rejected, num_duplicates = sum(reasons.values()), sum(result.num_duplicates for result in results)
         num_left_out, rate = _num_left_out(results), self.pipeline.sample.negatives

@@ -19,9 +19,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from features.disk.dataset import SPLITS
-from features.encode import Coded, Finisher, Hashed, Prepared, prepare, squared_tokens, transformed_numbers
+from features.encode import Coded, Finisher, Hashed, Listed, Prepared, prepare, squared_tokens, transformed_numbers
 from features.hashing import SPARK_SEED, hash_slices, mixed, salt_seed
 from features.learnt import Learnt
+from features.ragged import Ragged
 from features.raw_block import RawBlock, RejectedLine
 from features.read.log_reader import LogReader
 from features.read.portions import Portion, PortionEnd
@@ -137,9 +138,9 @@ class KeyResult:
 
 
 def late_features(schema: FeatureSchema) -> dict[str, str]:
-    """Map each sparse feature whose ids need learnt state to its encoding's kind."""
+    """Map each feature of the log whose ids need learnt state to its encoding's kind."""
     kinds = ("vocabulary", "log_squared", "quantiles")
-    return {f.name: f.encoding.kind for f in schema.sparse if f.encoding.kind in kinds}
+    return {f.name: f.encoding.kind for f in schema.logged if f.encoding.kind in kinds}
 
 
 # ----------------------------------------------------------------------------------------------------------------- read
@@ -315,11 +316,11 @@ class _Block:
         self._splits, self.groups = _splits(work, task, raw, prepared)
         self._coded = {
             **prepared.coded,
-            **{name: _squares(prepared.numbers[name]) for name in self._named("log_squared")},
+            **{name: _squares(prepared, name) for name in self._named("log_squared")},
         }
 
     def _named(self, kind: str) -> list[str]:
-        return [f.name for f in self._schema.sparse if f.encoding.kind == kind]
+        return [f.name for f in self._schema.logged if f.encoding.kind == kind]
 
     def write(self, folder: Path, name: str) -> int:
         """Write the block's rows, and counts of its tokens and numbers; return the number of distinct tokens."""
@@ -327,7 +328,7 @@ class _Block:
         write_block(folder, name, sort_rows(table))
         write_users(folder, name, self._schema, self._raw, self._prepared, table, self._rows)
         num_tokens = 0
-        numbers = {f.name: n for n, f in enumerate(self._schema.sparse)}
+        numbers = {f.name: n for n, f in enumerate(self._schema.id_features)}
         if self._coded:
             tokens = token_counts(
                 {
@@ -348,9 +349,9 @@ class _Block:
     def _table(self) -> pa.Table:
         prepared, schema = self._prepared, self._schema
         late = late_features(schema)
-        early = Finisher(schema, Learnt(), [f.name for f in schema.sparse if f.name not in late])
+        early = Finisher(schema, Learnt(), [f.name for f in schema.logged if f.name not in late])
         columns: dict[str, Any] = {KEY: self._keys, SPLIT: self._splits}
-        for feature in schema.sparse:
+        for feature in schema.logged:
             if feature.name in self._coded:
                 part = self._coded[feature.name]
                 lengths = (
@@ -380,6 +381,10 @@ class _Block:
             sums.labels[split] = float(part.own["label"].sum(dtype=np.float64))
             for feature in self._schema.sparse:
                 self._measure_sparse(sums, split, feature, part, in_sample)
+            for sequence in self._schema.sequence:
+                if sequence.history is None:
+                    dropped = _dropped(part, sequence.keys[0])
+                    sums.truncated[split, sequence.name] = 0 if dropped is None else int(dropped.sum())
             for dense in self._schema.dense:
                 values = part.numbers[dense.name]
                 sums.dense[split, dense.name] = Moments.of(values[~np.isnan(values)])
@@ -418,17 +423,22 @@ def _hashes(part: Prepared, name: str) -> tuple[NDArray[np.uint64], NDArray[np.i
 
 
 def _dropped(part: Prepared, name: str) -> NDArray[np.int64] | None:
-    found: Hashed | Coded | None = part.hashed.get(name) or part.coded.get(name)
+    found: Hashed | Coded | Listed | None = part.hashed.get(name) or part.coded.get(name) or part.listed.get(name)
     return None if found is None else found.dropped
 
 
-def _squares(values: NDArray[np.float64]) -> Coded:
+def _squares(prepared: Prepared, name: str) -> Coded:
     """Tokens of the Criteo rule; a missing number has none."""
-    return Coded(pa.array(squared_tokens(values), mask=np.isnan(values)).cast(pa.string()))
+    listed = prepared.listed.get(name)
+    values = prepared.numbers[name] if listed is None else listed.values
+    tokens = pa.array(squared_tokens(values), mask=np.isnan(values)).cast(pa.string())
+    return Coded(tokens) if listed is None else Coded(tokens, listed.lengths, listed.dropped)
 
 
-def as_column(values: NDArray[Any]) -> pa.Array:
-    """Convert (n,) values, or (n, width) as lists of one length, to an Arrow array."""
+def as_column(values: NDArray[Any] | Ragged) -> pa.Array:
+    """Convert (n,) values, (n, width) as lists of one length, or ragged rows as lists, to an Arrow array."""
+    if isinstance(values, Ragged):
+        return values.to_arrow()
     if values.ndim == 1:
         return pa.array(values)
     return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])

@@ -26,12 +26,14 @@ def rounded(value: float) -> float:
 
 
 def table_owners(schema: FeatureSchema) -> dict[int, int]:
-    """Map each feature with a vocabulary to the first feature that shares its table, both as numbers in the schema."""
-    numbers = {feature.name: number for number, feature in enumerate(schema.sparse)}
+    """Map each feature with a vocabulary to the first one that shares its table, as places in ``id_features``.
+
+    Parts of sequences are such features: the items of histories are learnt as values of the feature are.
+    """
+    numbers = {feature.name: number for number, feature in enumerate(schema.id_features)}
     return {
-        numbers[feature.name]: numbers[shared[0].name]
-        for shared in schema.tables.values()
-        for feature in shared
+        numbers[feature.name]: numbers[schema.tables[feature.table_name][0].name]
+        for feature in schema.id_features
         if feature.encoding.kind in VOCABULARY_KINDS
     }
 
@@ -150,7 +152,7 @@ def count_known(schema: FeatureSchema, tokens: pa.Table, learnt: Learnt) -> dict
     features, found = tokens[FEATURE].to_numpy(), {}
     for number in table_owners(schema):
         own = tokens.filter(pa.array(features == number))
-        vocabulary = pa.array(learnt.vocabularies[schema.sparse[number].name], pa.string())
+        vocabulary = pa.array(learnt.vocabularies[schema.id_features[number].learnt_name], pa.string())
         own = own.filter(pc.is_in(own[TEXT], value_set=vocabulary))
         found |= {(split, number): int(own[split].to_numpy().sum()) for split in SPLITS}
     return found

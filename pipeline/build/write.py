@@ -20,13 +20,22 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from features.disk.atomic import leftover_pattern, sync, sync_tree
-from features.disk.dataset import BUILD_NAME, DATASET_LOCK_NAME, MANIFEST_NAME, DataFile, DatasetError, DatasetManifest
+from features.disk.dataset import (
+    BUILD_NAME,
+    DATASET_LOCK_NAME,
+    MANIFEST_NAME,
+    DataFile,
+    DatasetError,
+    DatasetManifest,
+    SequenceStatistics,
+)
 from features.disk.digest import file_sha256
 from features.disk.lock import lock
 from features.disk.object_store import VERSION, ObjectPath, StorageError, clean, new_version_name, publish
 from features.disk.place import scratch
 from features.kinds import TABLE
 from features.schema import FeatureSchema
+from pipeline.build.learn import rounded
 from pipeline.config import WriteConfig
 
 _NAMES = (MANIFEST_NAME, BUILD_NAME)
@@ -160,11 +169,12 @@ def write_table(table: pa.Table, path: Path, config: WriteConfig) -> tuple[int, 
         Rows of each row group.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    rows, step = len(table), _row_group_rows(table, config)
     try:
         pyarrow.parquet.write_table(
             table,
             temporary,
-            row_group_size=config.row_group_rows,
+            row_group_size=step,
             compression=config.compression,
             write_statistics=True,
             store_schema=False,  # padded lists are lists, as every reader takes them
@@ -172,8 +182,22 @@ def write_table(table: pa.Table, path: Path, config: WriteConfig) -> tuple[int, 
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    rows, step = len(table), config.row_group_rows
     return tuple(min(step, rows - start) for start in range(0, rows, step))
+
+
+MAX_LIST_BYTES = 32 * 1024 * 1024
+"""Bytes of sequences' ids that a row group holds, about: readers have many row groups in memory."""
+
+
+def _row_group_rows(table: pa.Table, config: WriteConfig) -> int:
+    """Compute the rows of a row group: as configured, or fewer where sequences are long."""
+    num_bytes = sum(
+        column.type.value_type.bit_width // 8 * sum(len(chunk.flatten()) for chunk in column.chunks)
+        for column in table.columns
+        if pa.types.is_list(column.type)
+    )
+    fit = MAX_LIST_BYTES * len(table) // num_bytes if num_bytes else config.row_group_rows
+    return max(min(config.row_group_rows, fit), 1)
 
 
 def describe_file(path: Path, version: Path, row_groups: tuple[int, ...]) -> DataFile:
@@ -182,23 +206,65 @@ def describe_file(path: Path, version: Path, row_groups: tuple[int, ...]) -> Dat
 
 
 def max_ids(dataset: Path, files: tuple[DataFile, ...], schema: FeatureSchema) -> dict[str, int]:
-    """Read the largest id of each sparse feature from the statistics in the files' footers.
+    """Read the largest id of each feature with ids from the statistics in the files' footers.
 
     Raises:
         DatasetError: an id is negative, or a footer has no statistics.
     """
-    largest = dict.fromkeys(schema.sparse_names, 0)
-    paths = {c.path: f.name for f in schema.sparse for c in f.kind.columns(f) if c.bound == TABLE}
+    largest = dict.fromkeys((f.name for f in schema.id_features), 0)
+    for path, group, name, chunk in _id_chunks(dataset, files, schema):
+        bounds = chunk.statistics
+        if bounds is not None and bounds.null_count == chunk.num_values:
+            continue  # no row of it has a history
+        if bounds is None or not bounds.has_min_max or bounds.min < 0:
+            raise DatasetError(f"{path}: feature {name!r} has no valid ids in row group {group}")
+        largest[name] = max(largest[name], bounds.max)
+    return largest
+
+
+def sequence_statistics(
+    dataset: Path,
+    files: tuple[DataFile, ...],
+    schema: FeatureSchema,
+    largest: dict[str, int],
+    truncated: dict[str, int],
+) -> dict[str, SequenceStatistics]:
+    """Describe the sequences of a split by the statistics in the files' footers.
+
+    Args:
+        dataset: folder of the dataset.
+        files: files of the split.
+        schema: the features.
+        largest: result of ``max_ids``.
+        truncated: sequence -> events beyond ``max_length``.
+    """
+    rows, events = sum(file.num_rows for file in files), dict.fromkeys((part.name for part in schema.parts), 0)
+    empty = dict(events)
+    for _, _, name, chunk in _id_chunks(dataset, files, schema):
+        if name in events:
+            # A row without events has one value that is null; events are never null.
+            empty[name] += chunk.statistics.null_count
+            events[name] += chunk.num_values - chunk.statistics.null_count
+    return {
+        sequence.name: SequenceStatistics(
+            rounded(events[sequence.keys[0]] / rows),
+            rounded(empty[sequence.keys[0]] / rows),
+            {key: largest[key] for key in sequence.keys},
+            truncated.get(sequence.name, 0),
+        )
+        for sequence in schema.sequence
+    }
+
+
+def _id_chunks(
+    dataset: Path, files: tuple[DataFile, ...], schema: FeatureSchema
+) -> Iterator[tuple[str, int, str, pyarrow.parquet.ColumnChunkMetaData]]:
+    """Yield each chunk of a column of ids: its file, row group, feature and description."""
+    paths = {c.path: f.name for f in schema.id_features for c in f.kind.columns(f) if c.bound == TABLE}
     for file in files:
         metadata = pyarrow.parquet.read_metadata(dataset / file.path)
         for group in range(metadata.num_row_groups):
             for column in range(metadata.num_columns):
                 chunk = metadata.row_group(group).column(column)
-                name = paths.get(chunk.path_in_schema)
-                if name is None:
-                    continue
-                bounds = chunk.statistics
-                if bounds is None or not bounds.has_min_max or bounds.min < 0:
-                    raise DatasetError(f"{file.path}: feature {name!r} has no valid ids in row group {group}")
-                largest[name] = max(largest[name], bounds.max)
-    return largest
+                if chunk.path_in_schema in paths:
+                    yield file.path, group, paths[chunk.path_in_schema], chunk

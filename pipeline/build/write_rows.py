@@ -14,6 +14,7 @@ from features.disk.dataset import DataFile
 from features.encode import Finisher, Prepared
 from features.kinds import MISSING_ID
 from features.learnt import Learnt
+from features.ragged import Ragged
 from features.schema import VOCABULARY_KINDS, FeatureSchema, SparseFeature
 from pipeline.build.counts import (
     CODE,
@@ -111,7 +112,7 @@ class FinishWork:
     @property
     def coded(self) -> tuple[SparseFeature, ...]:
         """Features whose values are codes in the exchange."""
-        return tuple(f for f in self.schema.sparse if f.encoding.kind in VOCABULARY_KINDS)
+        return tuple(f for f in self.schema.logged if f.encoding.kind in VOCABULARY_KINDS)
 
 
 @cache
@@ -134,10 +135,10 @@ def number_codes(work: FinishWork, block: str) -> None:
     folder = Path(work.folder)
     counts = read_block(folder, f"tokens-{block}")
     features, codes = counts[FEATURE].to_numpy(), counts[CODE].to_numpy()
-    numbers = {feature.name: number for number, feature in enumerate(work.schema.sparse)}
+    numbers = {feature.name: number for number, feature in enumerate(work.schema.id_features)}
     ids: list[NDArray[np.int32]] = []
     for feature in work.coded:
-        tokens, known = _vocabulary(work.folder, feature.name)
+        tokens, known = _vocabulary(work.folder, feature.learnt_name)
         own = np.flatnonzero(features == numbers[feature.name])
         places = pc.index_in(
             counts[TEXT].take(pa.array(own)).combine_chunks(), value_set=tokens.slice(0, len(tokens) - 1)
@@ -197,14 +198,19 @@ def with_ids(work: FinishWork, block: str, rows: pa.Table) -> pa.Table:
         if feature.name not in columns:
             continue
         ids = lists[place].values.to_numpy()
-        codes = rows[feature.name].combine_chunks()
-        if not feature.kind.is_array:
-            values = ids[codes.to_numpy()]
-        else:
-            flat = codes.flatten().to_numpy()
-            values = np.where(flat < 0, MISSING_ID, ids[flat]).reshape(len(rows), feature.max_length)
-        columns[feature.name] = as_column(values)
+        columns[feature.name] = as_column(_ids_of_codes(rows[feature.name].combine_chunks(), ids))
     return pa.table(columns)
+
+
+def _ids_of_codes(codes: pa.Array, ids: NDArray[np.int32]) -> NDArray[np.int32] | Ragged:
+    """Look codes up; code -1 is a missing value, which has the last id, or padding of lists of one length."""
+    if pa.types.is_list(codes.type):
+        rows = Ragged.of_arrow(codes)
+        return Ragged.of(ids[rows.flat], rows.lengths)
+    if not pa.types.is_fixed_size_list(codes.type):
+        return ids[codes.to_numpy()]
+    flat = codes.flatten().to_numpy()
+    return np.where(flat < 0, MISSING_ID, ids[flat]).reshape(len(codes), codes.type.list_size)
 
 
 def _finish(work: FinishWork, table: pa.Table) -> pa.Table:

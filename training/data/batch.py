@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torchrec import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
-from features.kinds import unpadded
 from features.rows import Columns, RowError
 from features.schema import FeatureSchema, SparseFeature
 from training.data.row_buffer import Rows, lay_end_to_end
@@ -24,13 +23,15 @@ from training.data.row_buffer import Rows, lay_end_to_end
 class Batch(Pipelineable):
     """B rows; the real ones come first, padding after. Padding has no ids, zero dense features and weight 0.
 
-    Two real rows and one of padding (B = 3), a single-valued feature ``user`` and a multi-valued feature ``genres``::
+    Two real rows and one of padding (B = 3), a single-valued feature ``user``, a multi-valued feature ``genres`` and
+    the part ``item`` of a sequence ``clicks``, whose parts come after the sparse features::
 
-        sparse_features   keys      row 0    row 1    padding
-                          user      [7]      [3]      []            one id a row
-                          genres    [4, 9]   []       []            any number of ids
-                          values    [7, 3, 4, 9]                    int64, feature by feature, row by row
-                          lengths   [1, 1, 0, 2, 0, 0]              int64, feature by feature, F * B
+        sparse_features   keys          row 0    row 1    padding
+                          user          [7]      [3]      []        one id a row
+                          genres        [4, 9]   []       []        any number of ids
+                          clicks__item  [5]      [6, 8]   []        any number of ids, newest first
+                          values        [7, 3, 4, 9, 5, 6, 8]       int64, feature by feature, row by row
+                          lengths       [1, 1, 0, 2, 0, 0, 1, 2, 0] int64, feature by feature, F * B
         dense_features    [[.1, 2], [.3, 0], [0, 0]]                (B, N) float32
         labels            [1, 0, 0]                                 (B,) float32
         weights           [1, 1, 0]                                 (B,) float32
@@ -85,8 +86,9 @@ def to_batch(rows: Columns | Sequence[Rows], schema: FeatureSchema, batch_size: 
 
     Args:
         rows: columns named as in the Parquet files: ``NAME`` (n,) for single-valued and dense features, ``NAME``
-            (n, max_length) with ``NAME__length`` (n,) for multi-valued ones; ``label``, ``weight`` and ``group_id``
-            (n,) are optional: 0, 1 and None. Or rows laid out already, to be put end to end.
+            (n, max_length) with ``NAME__length`` (n,) for multi-valued ones, n ``Ragged`` rows for parts of sequences;
+            ``label``, ``weight`` and ``group_id`` (n,) are optional: 0, 1 and None. Or rows laid out already, to be
+            put end to end.
         schema: schema with the features and their order.
         batch_size: rows of the batch after padding; None: no padding.
 
@@ -126,8 +128,9 @@ def _lay_named(parts: Sequence[Rows], name: str, out: NDArray[Any]) -> NDArray[A
 
 def _sparse_features(parts: Sequence[Rows], schema: FeatureSchema, num_rows: int, size: int) -> KeyedJaggedTensor:
     """Lay out all ids, feature by feature; neighbouring features of one id are copied as one block."""
-    lengths = _single_lengths(len(schema.sparse), num_rows, size)
-    length_per_key, jagged = [num_rows] * len(schema.sparse), dict[int, list[NDArray[Any]]]()
+    features = schema.id_features
+    lengths = _single_lengths(len(features), num_rows, size)
+    length_per_key, jagged = [num_rows] * len(features), dict[int, list[NDArray[Any]]]()
     if schema.jagged:
         lengths = lengths.copy()
         for i, feature in schema.jagged.items():
@@ -136,7 +139,7 @@ def _sparse_features(parts: Sequence[Rows], schema: FeatureSchema, num_rows: int
             length_per_key[i] = sum(map(len, jagged[i]))
     values = np.empty(sum(length_per_key), dtype=np.int64)
     start = first = 0
-    for i, num_singles in _runs(len(schema.sparse), tuple(schema.jagged)):
+    for i, num_singles in _runs(len(features), tuple(schema.jagged)):
         last = first + num_singles
         block = values[start : start + num_singles * num_rows].reshape(num_singles, num_rows)
         lay_end_to_end((part.ids[first:last].T for part in parts), block.T)
@@ -145,7 +148,7 @@ def _sparse_features(parts: Sequence[Rows], schema: FeatureSchema, num_rows: int
             lay_end_to_end(jagged[i], values[start:])
             start += length_per_key[i]
     return KeyedJaggedTensor(
-        keys=list(schema.sparse_names),
+        keys=[feature.name for feature in features],
         values=torch.from_numpy(values),
         lengths=torch.from_numpy(lengths.reshape(-1)),
         stride=size,
@@ -171,13 +174,4 @@ def _single_lengths(num_features: int, num_rows: int, size: int) -> NDArray[np.i
 def _jagged(parts: Sequence[Rows], feature: SparseFeature, lengths: NDArray[np.int64]) -> list[NDArray[Any]]:
     """Return a feature's ids without padding, part by part, and fill its (size,) ``lengths``."""
     lay_end_to_end((feature.kind.lengths(part.others, feature) for part in parts), lengths)
-    ids, start = [], 0
-    for part in parts:
-        padded = part.others[feature.name]
-        width, counts = padded.shape[1], lengths[start : start + len(padded)]
-        if len(counts) and not 0 <= counts.min() <= counts.max() <= width:
-            name = feature.kind.columns(feature)[-1].name
-            raise RowError(f"column {name!r} must be between 0 and {width}, got {counts.min()} to {counts.max()}")
-        ids.append(unpadded(padded, counts))
-        start += len(padded)
-    return ids
+    return [feature.kind.ids(part.others, feature) for part in parts]

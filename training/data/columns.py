@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from features.ragged import concatenate
 from features.rows import Columns
 from features.schema import FeatureSchema
 from training.data.batch import Batch
@@ -18,7 +19,7 @@ def read_columns(reader: Reader, max_rows: int) -> Columns:
         first, last = np.searchsorted(kept, (start, start + batch.num_rows))
         parts.append(_to_columns(batch, reader.schema, kept[first:last] - start))
         start += batch.num_rows
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {name: concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _to_columns(batch: Batch, schema: FeatureSchema, rows: NDArray[np.int64]) -> Columns:
@@ -26,7 +27,7 @@ def _to_columns(batch: Batch, schema: FeatureSchema, rows: NDArray[np.int64]) ->
     columns: Columns = {"label": batch.labels.numpy()[rows], "weight": batch.weights.numpy()[rows]}
     if batch.group_ids is not None:
         columns["group_id"] = batch.group_ids.numpy()[rows]
-    for feature in schema.sparse:
+    for feature in schema.id_features:
         bags = batch.sparse_features[feature.name]
         laid = feature.kind.to_columns(bags.values().numpy(), bags.lengths().numpy(), feature)
         columns |= {name: column[rows] for name, column in laid.items()}

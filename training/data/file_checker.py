@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from features.disk.dataset import DataFile, DatasetError
 from features.disk.digest import file_sha256
-from features.kinds import TABLE, batch_columns
+from features.kinds import TABLE, Column, batch_columns
+from features.ragged import Ragged
 from features.rows import Columns
 from features.schema import FeatureSchema
 
@@ -42,16 +43,17 @@ class ShardChecker:
         """Prepare the bounds of every column.
 
         Args:
-            num_embeddings: feature -> rows of its table; None: ids have no upper bound.
+            num_embeddings: feature, or part of a sequence -> rows of its table; None: ids have no upper bound.
             later: feature -> id that replaces ids outside its table, for a model with a shorter vocabulary than the
                 dataset's.
         """
         self._later = later or {}
         self.columns = batch_columns(schema)
-        tables = dict.fromkeys(schema.sparse_names, 2**31) | dict(num_embeddings or {})
+        tables = dict.fromkeys((f.name for f in schema.id_features), 2**31) | dict(num_embeddings or {})
+        self._sequences = [(sequence.keys, sequence.max_length) for sequence in schema.sequence]
         self._bounds = {
             column.name: tables[feature.name] if column.bound == TABLE else column.bound
-            for feature in schema.sparse
+            for feature in schema.id_features
             for column in feature.kind.columns(feature)
             if column.bound is not None
         }
@@ -94,6 +96,9 @@ class ShardChecker:
         self._check_bytes(path)  # it may have changed since it was opened; then the rows are of nobody knows what
         columns: Columns = {}
         for name, expected in self.columns.items():
+            if expected.is_ragged:
+                columns[name] = self._to_ragged(table.column(name), expected, path)
+                continue
             column = _to_numpy(table.column(name), name, path)
             if (column.dtype, column.shape[1:]) != (expected.dtype, expected.shape):
                 raise ReaderError(
@@ -107,7 +112,41 @@ class ShardChecker:
             elif not _is_finite(column):
                 raise ReaderError(f"column {name!r} of {path} has infinite values or NaN")
             columns[name] = column
+        for keys, max_length in self._sequences:
+            self._check_lengths({key: columns[key].lengths for key in keys}, max_length, path)
         return columns
+
+    def _to_ragged(self, column: pa.ChunkedArray, expected: Column, path: Path) -> Ragged:
+        """Convert a column of lists of any length, in Arrow's memory."""
+        name, array = expected.name, _one_array(column)
+        if not _is_list(array.type) or array.type.value_type != pa.from_numpy_dtype(expected.dtype):
+            raise ReaderError(
+                f"column {name!r} of {path} must hold lists of {np.dtype(expected.dtype)}, got {array.type}"
+            )
+        num_missing = array.null_count + array.values.null_count
+        if num_missing:
+            raise ReaderError(f"column {name!r} of {path} has {num_missing} missing values: build the dataset again")
+        rows = Ragged.of_arrow(array)
+        if name in self._later:
+            values = np.where(rows.values >= self._bounds[name], np.int32(self._later[name]), rows.values)
+            rows = Ragged(values, rows.offsets)
+        self._check_bounds(rows.flat, name, path)
+        return rows
+
+    def _check_lengths(self, lengths: dict[str, NDArray[Any]], max_length: int, path: Path) -> None:
+        """Check that all columns of a sequence have lists of one length in a row, none of them too long."""
+        (name, first), *others = lengths.items()
+        for other, found in others:
+            if not np.array_equal(first, found):
+                raise ReaderError(
+                    f"columns {name!r} and {other!r} of {path} have lists of different lengths in a row: build the "
+                    "dataset again"
+                )
+        if first.max(initial=0) > max_length:
+            raise ReaderError(
+                f"column {name!r} of {path} has a list of {first.max()} events, more than max_length {max_length}: "
+                "build the dataset again"
+            )
 
     def _check_bytes(self, path: Path) -> None:
         try:
@@ -169,12 +208,19 @@ def _is_finite(column: NDArray[Any]) -> bool:
     return bool(np.isfinite(np.dot(column, column)) or np.isfinite(column).all())
 
 
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _is_list(type_: pa.DataType) -> bool:
+    return pa.types.is_list(type_) or pa.types.is_fixed_size_list(type_)
+
+
 def _to_numpy(column: pa.ChunkedArray, name: str, path: Path) -> NDArray[Any]:
     """Convert a column to (n,); one of lists, which must all have one length, to (n, max_length)."""
-    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    array = _one_array(column)
     shape = (len(array),)
-    is_list = pa.types.is_list(array.type) or pa.types.is_fixed_size_list(array.type)
-    if not array.null_count and is_list and len(array):
+    if not array.null_count and _is_list(array.type) and len(array):
         values = array.flatten()
         width = len(values) // len(array)
         if pa.types.is_list(array.type) and (np.diff(array.offsets.to_numpy()) != width).any():

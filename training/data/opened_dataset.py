@@ -69,9 +69,18 @@ class Dataset:
         """Count the rows of each sparse feature's table."""
         return {f.name: self.learnt.num_embeddings(f) for f in self.manifest.schema.sparse}
 
+    def id_bounds(self) -> dict[str, int]:
+        """Count the rows of the table that each feature, and each part of a sequence, is looked up in."""
+        return {f.name: self.learnt.num_embeddings(f) for f in self.manifest.schema.id_features}
+
     def later_ids(self) -> dict[str, int] | None:
-        """Map each feature with a vocabulary to the id that replaces later ids; None: the dataset has no later ids."""
-        return {name: self.learnt.oov_id(name) for name in self.learnt.vocabularies} if self.is_ahead else None
+        """Map each feature with a vocabulary, and each part of a sequence with one, to the id that replaces later ids.
+
+        None: the dataset has no later ids.
+        """
+        known, features = self.learnt.vocabularies, self.manifest.schema.id_features
+        later = {f.name: self.learnt.oov_id(f.learnt_name) for f in features if f.learnt_name in known}
+        return later if self.is_ahead else None
 
     def has_split(self, name: str) -> bool:
         """Tell whether the split has a row."""

@@ -93,7 +93,7 @@ class Reader:
         self.dataset = dataset.files(config.reader.cache_bytes)
         self.schema = manifest.schema
         self.files = manifest.split(split).files
-        self.checker = ShardChecker(manifest.schema, dataset.num_embeddings(), dataset.later_ids())
+        self.checker = ShardChecker(manifest.schema, dataset.id_bounds(), dataset.later_ids())
         self.num_rows = min(manifest.split(split).num_rows, sample_rows or sys.maxsize)
         self._sample_rows = sample_rows
         largest = max(rows for file in self.files for rows in file.row_groups)

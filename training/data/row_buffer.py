@@ -4,13 +4,14 @@ The columns of Parquet files or of the row encoder, a shuffled window of them, a
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.kinds import BATCH_COLUMNS, Column
+from features.ragged import Ragged, RaggedMemory
 from features.rows import Columns, RowError
 from features.schema import FeatureSchema
 
@@ -27,12 +28,15 @@ class Rows:
         dense: (n, N) float32, in the schema's order.
         others: all other columns, by name: those of features with any number of ids, and label, weight and group_id
             (n,) where there are any.
+        ragged: memory of ragged columns, which grows with the ids of a window; ``fill`` puts their rows into
+            ``others``.
     """
 
     schema: FeatureSchema
     ids: NDArray[Any]
     dense: NDArray[np.float32]
     others: Columns
+    ragged: dict[str, RaggedMemory] = field(default_factory=dict)
 
     @classmethod
     def allocate(
@@ -40,10 +44,11 @@ class Rows:
     ) -> "Rows":
         """Allocate memory for ``num_rows`` rows of ``columns``: name -> type, shape of one row."""
         names = one_id_names(schema)
-        taken = {*names, *schema.dense_names}
+        ragged = {c.name: RaggedMemory(columns[c.name][0], num_rows) for c in schema.columns if c.is_ragged}
+        taken = {*names, *schema.dense_names, *ragged}
         others = {n: np.empty((num_rows, *shape), dtype) for n, (dtype, shape) in columns.items() if n not in taken}
         ids = np.empty((len(names), num_rows), np.result_type(np.int32, *(columns[name][0] for name in names)))
-        return cls(schema, ids, np.empty((num_rows, len(schema.dense)), np.float32), others)
+        return cls(schema, ids, np.empty((num_rows, len(schema.dense)), np.float32), others, ragged)
 
     @classmethod
     def of(cls, columns: Columns, schema: FeatureSchema) -> "Rows":
@@ -55,6 +60,8 @@ class Rows:
         for needed in schema.columns:
             if needed.name not in columns:
                 raise RowError(f"column {needed.name!r} is missing; there are: {', '.join(columns)}")
+            if needed.is_ragged != isinstance(columns[needed.name], Ragged):
+                raise RowError(f"column {needed.name!r} must {'' if needed.is_ragged else 'not '}be ragged rows")
             if needed.shape and len(shape := columns[needed.name].shape) != 2:
                 raise RowError(f"column {needed.name!r} must hold one list of ids a row, got shape {shape}")
         num_rows = len(columns[schema.sparse_names[0]])
@@ -63,7 +70,11 @@ class Rows:
         for name, column in kept.items():
             if len(column) != num_rows:
                 raise RowError(f"column {name!r} has {len(column)} rows where the first feature has {num_rows}")
-        types = {name: (column.dtype, column.shape[1:]) for name, column in kept.items()}
+        for sequence in schema.sequence:
+            first, *rest = (kept[key].lengths for key in sequence.keys)
+            if not all(np.array_equal(lengths, first) for lengths in rest):
+                raise RowError(f"columns {', '.join(sequence.keys)} have lists of different lengths in a row")
+        types = {n: (c.dtype, () if isinstance(c, Ragged) else c.shape[1:]) for n, c in kept.items()}
         return cls.allocate(schema, types, num_rows).fill([kept])
 
     @property
@@ -100,6 +111,8 @@ class Rows:
             if order is not None:
                 # "clip" only because it lets NumPy write without a copy; every index is in range.
                 laid.take(order, axis=0, out=out, mode="clip")
+        for name, memory in self.ragged.items():
+            rows.others[name] = memory.fill([part[name] for part in parts], order)
         return rows
 
     @property

@@ -40,7 +40,7 @@ class AttributionError(ValueError):
 
 def num_passes(schema: FeatureSchema, num_repeats: int) -> int:
     """Count the passes of ``attribute`` over the rows."""
-    return 2 + num_repeats * (len(schema.sparse) + len(schema.dense) + 1)
+    return 2 + num_repeats * (len(schema.sparse) + len(schema.sequence) + len(schema.dense) + 1)
 
 
 def attribute(
@@ -105,7 +105,8 @@ def attribute(
             order = np.random.default_rng((seed, number)).permutation(len(labels))
             for key, permuted in rows.permute(order, on_pass):
                 changes[key].append(measure(permuted) - intact)
-    kinds = dict.fromkeys(schema.sparse_names, "sparse") | dict.fromkeys(schema.dense_names, "dense")
+    kinds = dict.fromkeys(schema.sparse_names, "sparse") | {s.name: "sequence" for s in schema.sequence}
+    kinds |= dict.fromkeys(schema.dense_names, "dense")
     features = [{"name": n, "kind": kind, **_summarise(changes["feature", n])} for n, kind in kinds.items()]
     fusion_weights = (
         dict(zip(BRANCHES, fusion.weight.tolist(), strict=True)) if isinstance(fusion, WeightedSum) else None
@@ -173,9 +174,10 @@ class _Rows:
         """Permute every feature and branch: (``feature`` or ``branch``, its name), (n,) fused logits in ``order``."""
         permuted = {name: column[order] for name, column in self.columns.items()}
         features = [*self.schema.sparse, *self.schema.dense]
-        groups = {feature.name: feature.kind.columns(feature) for feature in features}
+        groups = {feature.name: [c.name for c in feature.kind.columns(feature)] for feature in features}
+        groups |= {sequence.name: list(sequence.keys) for sequence in self.schema.sequence}
         for name, group in groups.items():
-            batches = self.batches({column.name: permuted[column.name] for column in group})
+            batches = self.batches({column: permuted[column] for column in group})
             yield ("feature", name), _join(self.model(batch).fused for batch in batches)
             on_pass()
         for branch, logits in self.exchange(self.outputs(permuted)).items():
