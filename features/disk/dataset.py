@@ -171,7 +171,7 @@ class Sampled:
 
 @dataclass(frozen=True, config=STRICT)
 class BuiltHistory:
-    """A history that the build made, counted over its own rows and the events that its base had."""
+    """A history that the build made, counted over its own rows."""
 
     of: str
     """Raw column that names users."""

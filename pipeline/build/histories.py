@@ -59,7 +59,7 @@ class HistoryCounts(NamedTuple):
     """Counts of some users' histories, which add up.
 
     Attributes:
-        num_events: events of the build and of its base.
+        num_events: events among the build's own rows.
         num_dropped: those of them that filters left out.
         num_rows: rows that see an event.
         num_seen: events that they see.
@@ -98,16 +98,19 @@ def make_histories(work: HistoryWork, task: HistoryTask) -> HistoryCounts:
     keep = needed_later(users, times, is_dropped, history, sequence.max_length, work.newest)
     state = events.set_column(events.column_names.index(IS_DROPPED), IS_DROPPED, pa.array(is_dropped))
     write_block(folder, f"state-{task.name}", state.take(pa.array(keep)).combine_chunks())
+    is_own = events[ROW].to_numpy() >= 0
     return HistoryCounts(
-        len(events),
-        int(is_dropped.sum()),
+        int(is_own.sum()),
+        int((is_own & is_dropped).sum()),
         int(np.count_nonzero(seen.counts)),
         int(seen.counts.sum()),
     )
 
 
 def _events(work: HistoryWork, task: HistoryTask, sequence: SequenceFeature) -> pa.Table:
-    """Collect the events of a task's users, in order; those of the base come before others of their time."""
+    """Collect the events of a task's users, in order; those of the base have negative rows, so they come before others
+    of their time.
+    """
     columns = [USER, SECONDS, ROW, IS_DROPPED, *sequence.parts]
     parts = []
     if work.base is not None:
