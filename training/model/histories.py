@@ -7,7 +7,7 @@ gap vector, E = K + G width of an event, H hidden width, L events of the longest
 """
 
 from collections import ChainMap
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -131,13 +131,15 @@ class DIN(HistoryEncoder):
         return self.rest(by_target_BH.index_select(0, rows_N) + by_event_NH)
 
 
-def softmax_by(rows_N: Tensor, scores_N1: Tensor, num_rows: int) -> Tensor:
-    """Softmax over the events of each row, (N, 1), in float32 or better."""
-    scores_N1 = scores_N1.to(torch.promote_types(scores_N1.dtype, torch.float32))
+def softmax_by(rows_N: Tensor, scores_NC: Tensor, num_rows: int) -> Tensor:
+    """Softmax over the events of each row, channel by channel, (N, C), in float32 or better."""
+    scores_NC = scores_NC.to(torch.promote_types(scores_NC.dtype, torch.float32))
     with torch.no_grad():  # the greatest score cancels out
-        top_B = scores_N1.new_full((num_rows,), -torch.inf).scatter_reduce(0, rows_N, scores_N1.squeeze(1), "amax")
-    powers_N1 = (scores_N1 - top_B[rows_N].unsqueeze(1)).exp()
-    return powers_N1 / sum_by(rows_N, powers_N1, num_rows).index_select(0, rows_N)
+        keys_NC = rows_N.unsqueeze(1).expand_as(scores_NC)
+        top_BC = scores_NC.new_full((num_rows, scores_NC.shape[1]), -torch.inf)
+        top_BC = top_BC.scatter_reduce(0, keys_NC, scores_NC, "amax")
+    powers_NC = (scores_NC - top_BC.index_select(0, rows_N)).exp()
+    return powers_NC / sum_by(rows_N, powers_NC, num_rows).index_select(0, rows_N)
 
 
 class Dice(nn.Module):
@@ -158,38 +160,22 @@ class Dice(nn.Module):
 
 
 class _Gate(torch.autograd.Function):
-    """y = x s with s = alpha + (1 - alpha) p and p = sigmoid(n), by channel.
-
-    Written to go over blocks of events that a CPU's cache holds: as whole tensors they cost more than the products of
-    matrices between them.
-    """
+    """y = x (alpha + (1 - alpha) p) with p = sigmoid(n), by channel; over the events as few times as it can."""
 
     @staticmethod
     def forward(ctx: Any, x_NH: Tensor, n_NH: Tensor, alpha_H: Tensor) -> Tensor:
-        ctx.save_for_backward(x_NH, n_NH, alpha_H)
-        y_NH = torch.empty_like(x_NH)
-        for x, n, y in zip(*(_blocks(t) for t in (x_NH, n_NH, y_NH)), strict=True):
-            torch.mul(torch.addcmul(alpha_H, torch.sigmoid(n), 1 - alpha_H), x, out=y)
-        return y_NH
+        p_NH = torch.sigmoid(n_NH)
+        ctx.save_for_backward(x_NH, p_NH, alpha_H)
+        return torch.addcmul(alpha_H, p_NH, 1 - alpha_H).mul_(x_NH)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x_NH, n_NH, alpha_H = ctx.saved_tensors
-        x_gradient_NH, n_gradient_NH, alpha_gradient_H = map(torch.empty_like, (x_NH, n_NH, alpha_H))
-        alpha_gradient_H.zero_()
-        blocks = zip(*(_blocks(t) for t in (gradients[0], x_NH, n_NH, x_gradient_NH, n_gradient_NH)), strict=True)
-        for g, x, n, x_gradient, n_gradient in blocks:
-            p = torch.sigmoid(n)
-            torch.mul(torch.addcmul(alpha_H, p, 1 - alpha_H), g, out=x_gradient)
-            rest = torch.addcmul(gx := g * x, gx, p, value=-1)  # g x (1 - p), whose sum is the gradient of alpha
-            alpha_gradient_H += rest.sum(0)
-            torch.mul(rest.mul_(p), 1 - alpha_H, out=n_gradient)
-        return x_gradient_NH, n_gradient_NH, alpha_gradient_H
-
-
-def _blocks(x_NH: Tensor) -> tuple[Tensor, ...]:
-    """Cut along the events: on a CPU into blocks of a quarter MiB at most."""
-    return x_NH.split(max(1, (1 << 16) // x_NH.shape[1]) if x_NH.device.type == "cpu" else max(1, len(x_NH)))
+        (g_NH,), (x_NH, p_NH, alpha_H) = gradients, ctx.saved_tensors
+        x_gradient_NH = torch.addcmul(alpha_H, p_NH, 1 - alpha_H).mul_(g_NH)
+        n_gradient_NH = g_NH * x_NH
+        n_gradient_NH.addcmul_(n_gradient_NH, p_NH, value=-1)
+        alpha_gradient_H = n_gradient_NH.sum(0)
+        return x_gradient_NH, n_gradient_NH.mul_(p_NH).mul_(1 - alpha_H), alpha_gradient_H
 
 
 _ACTIVATIONS: Mapping[str, Any] = {
@@ -314,38 +300,47 @@ class SDIM(HistoryEncoder):
             bits_NSb = ((x_NK * scale_N1).round_() @ self.R_MK.T >= 0).unflatten(1, (self.num_signatures, self.bits))
             signatures_NS, *others = bits_NSb.to(torch.uint8 if self.bits <= 8 else torch.int32).unbind(2)
             for bit_NS in others:
-                signatures_NS = 2 * signatures_NS + bit_NS
+                signatures_NS = torch.add(bit_NS, signatures_NS, alpha=2)
         return signatures_NS
 
     def _mean(self, sums_BSK: Tensor) -> Tensor:
         return (F.normalize(sums_BSK, dim=2) if self.normalize else sums_BSK).mean(dim=1)
 
 
-class Layout(NamedTuple):
-    """Places of the events of all rows in a rectangle."""
+Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+"""Attention of heads: queries, the events' keys (N, H) and values (N, H), number of heads -> a result a query."""
 
-    places_N: Tensor
-    """Place of each event among all B * L, row by row."""
-    is_event_B11L: Tensor
-    """Whether there is an event; a row without events has one place that counts, so that no softmax is over nothing."""
 
-    @classmethod
-    def of(cls, lengths_B: Tensor, num_events: int) -> "Layout":
-        """Lay out rows of these lengths."""
-        longest = max(1, int(lengths_B.max())) if len(lengths_B) else 1
-        places_N = rows_of(lengths_B, num_events) * longest + positions(lengths_B, num_events)
-        is_event_BL = torch.arange(longest, device=lengths_B.device) < lengths_B.clamp(min=1).unsqueeze(1)
-        return cls(places_N, is_event_BL[:, None, None, :])
+def attend_by_target(rows_N: Tensor) -> Attend:
+    """Attention of one query a row, (B, H), over the row's events; zeros for a row without events."""
 
-    def spread(self, x_NH: Tensor) -> Tensor:
-        """Lay events out with zeros between them: (N, H) -> (B, L, H)."""
-        rows, *_, longest = self.is_event_B11L.shape
-        spread = x_NH.new_zeros(rows * longest, x_NH.shape[1]).index_copy(0, self.places_N, x_NH)
-        return spread.view(rows, longest, x_NH.shape[1])
+    def attend(q_BH: Tensor, k_NH: Tensor, v_NH: Tensor, num_heads: int) -> Tensor:
+        products_NH = q_BH.index_select(0, rows_N) * k_NH
+        scores_NC = products_NH.unflatten(1, (num_heads, -1)).sum(dim=2) * (q_BH.shape[1] // num_heads) ** -0.5
+        weights_NC = softmax_by(rows_N, scores_NC, len(q_BH))
+        weighted_NCD = weights_NC.unsqueeze(2) * v_NH.unflatten(1, (num_heads, -1))
+        return sum_by(rows_N, weighted_NCD.flatten(1), len(q_BH))
 
-    def gather(self, x_BLH: Tensor) -> Tensor:
-        """Take events back: (B, L, H) -> (N, H)."""
-        return x_BLH.flatten(0, 1).index_select(0, self.places_N)
+    return attend
+
+
+def attend_among_events(lengths_B: Tensor, num_events: int) -> Attend:
+    """Attention of each event, (N, H), over the events of its row; padded to the longest row."""
+    longest = int(lengths_B.max()) if num_events else 1
+    places_N = rows_of(lengths_B, num_events) * longest + positions(lengths_B, num_events)
+    is_event_BL = torch.arange(longest, device=lengths_B.device) < lengths_B.unsqueeze(1)
+    # A row without events has one place that counts, so that no softmax is over nothing.
+    is_event_BL[:, :1] = True
+
+    def attend(q_NH: Tensor, k_NH: Tensor, v_NH: Tensor, num_heads: int) -> Tensor:
+        def spread(x_NH: Tensor) -> Tensor:
+            padded = x_NH.new_zeros(is_event_BL.numel(), x_NH.shape[1]).index_copy(0, places_N, x_NH)
+            return padded.view(*is_event_BL.shape, num_heads, x_NH.shape[1] // num_heads).transpose(1, 2)
+
+        attended = F.scaled_dot_product_attention(spread(q_NH), spread(k_NH), spread(v_NH), is_event_BL[:, None, None])
+        return attended.transpose(1, 2).flatten(2).flatten(0, 1).index_select(0, places_N)
+
+    return attend
 
 
 class EventTransformer(HistoryEncoder):
@@ -371,13 +366,14 @@ class EventTransformer(HistoryEncoder):
     def encode(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor) -> Tensor:
         """Encode to (B, K)."""
         num_events = len(events_NE)
-        layout = Layout.of(lengths_B, num_events)
         x_NH = self.event(events_NE) + self.position.index_select(0, positions(lengths_B, num_events))
         *among_events, of_target = self.layers
+        if among_events:
+            attend = attend_among_events(lengths_B, num_events)
         for layer in among_events:
-            x_NH = layer(x_NH, layout)
-        result_BK = self.output(of_target(x_NH, layout, self.target(target_BK)))
-        return torch.where(lengths_B.unsqueeze(1) > 0, result_BK, 0.0)
+            x_NH = layer(x_NH, x_NH, attend)
+        x_BH = of_target(self.target(target_BK), x_NH, attend_by_target(rows_of(lengths_B, num_events)))
+        return torch.where(lengths_B.unsqueeze(1) > 0, self.output(x_BH), 0.0)
 
 
 class TransformerLayer(nn.Module):
@@ -393,20 +389,13 @@ class TransformerLayer(nn.Module):
         self.contract = nn.Linear(config.feed_forward_dim, width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, events_NH: Tensor, layout: Layout, target_BH: Tensor | None = None) -> Tensor:
-        """Change the target's vectors (B, H), or without one the events' (N, H), by attention over a row's events."""
+    def forward(self, x: Tensor, events_NH: Tensor, attend: Attend) -> Tensor:
+        """Change the vectors of the events (N, H), or of the rows' targets (B, H), by attention over events."""
         normed_NH = self.event_norm(events_NH)
-        k, v = (self._heads(layout.spread(m(normed_NH))) for m in (self.key, self.value))
-        x = events_NH if target_BH is None else target_BH
         query = self.query(self.query_norm(x))
-        q = self._heads(layout.spread(query) if target_BH is None else query.unsqueeze(1))
-        attended_BLH = F.scaled_dot_product_attention(q, k, v, layout.is_event_B11L).transpose(1, 2).flatten(2)
-        attended = layout.gather(attended_BLH) if target_BH is None else attended_BLH.squeeze(1)
+        attended = attend(query, self.key(normed_NH), self.value(normed_NH), self.num_heads)
         x = x + self.dropout(self.output(attended))
         return x + self.dropout(self.contract(F.relu(self.expand(self.mlp_norm(x)))))
-
-    def _heads(self, x_BLH: Tensor) -> Tensor:
-        return x_BLH.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
 
 class HistoryEncoders(nn.Module):
