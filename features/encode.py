@@ -21,7 +21,7 @@ from features.arrow import pc
 from features.hashing import MISSING_ID, SPARK_SEED, Hashes, hash_array, hashed_ids, salt_seed
 from features.learnt import Learnt
 from features.rows import Columns, MissingColumnError
-from features.schema import BUCKET_KINDS, DenseFeature, FeatureSchema, HashEncoding, Label, SparseFeature
+from features.schema import BUCKET_KINDS, DenseFeature, FeatureSchema, HashEncoding, Label, SparseFeature, Values
 from features.sequences import EventValues, read_events
 from features.token_table import TokenTable, hash_tokens
 from features.values import (
@@ -403,6 +403,21 @@ def _number_labels(label: Label, column: NDArray[np.float64]) -> NDArray[np.floa
     if label.op in ("in", "not in"):
         return (np.isin(column, label.numbers) == (label.op == "in")).astype(np.float32)
     return _COMPARE[label.op](column, label.value).astype(np.float32)
+
+
+def rule_holds(rule: Label, column: pa.Array, settings: Values) -> Mask:
+    """Tell of each row whether a rule holds, (n,); it does not where the value is missing or cannot be read.
+
+    Args:
+        rule: rule as labels have; a column alone holds where it is 1.
+        column: (n,) raw values.
+        settings: which of them are missing.
+    """
+    if rule.is_text:
+        text = loose_texts(column, settings)
+        return (_text_labels(rule, text) > 0) & as_mask(text.is_valid())
+    number = numbers(column, settings)[0]
+    return (_number_labels(rule, number) == 1) & ~np.isnan(number)
 
 
 def prepare_events(schema: FeatureSchema, events: EventValues) -> dict[str, Hashed | Coded | Listed]:

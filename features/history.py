@@ -11,12 +11,17 @@ Shapes: E events, n rows, V places of events in all rows together.
 import re
 from bisect import insort
 from collections.abc import Iterator
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
+
+from features.hashing import SPARK_SEED, hash_array
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Integers = NDArray[np.int64]
 
@@ -82,6 +87,7 @@ class History:
             raise ValueError(f"history.lag: {error}") from None
         if lag < 1:
             raise ValueError(f"history.lag is {self.lag!r}: a row would see itself; give at least 1s")
+        object.__setattr__(self, "lag", f"{lag}s")  # one way to say it, so that fingerprints agree
 
     @property
     def delay(self) -> int:
@@ -162,6 +168,11 @@ class UserHistory:
 
 
 # ----------------------------------------------------------------------------------------------------------- many users
+
+
+def user_hashes(users: "pa.Array") -> NDArray[np.uint64]:
+    """Hash the texts that name users, (n,): what histories know them by."""
+    return hash_array(users, SPARK_SEED)
 
 
 def sort_events(users: NDArray[np.uint64], times: Integers, rows: Integers) -> NDArray[np.intp]:

@@ -708,6 +708,8 @@ def _meaning_of_sequence(sequence: SequenceFeature) -> dict[str, Any]:
         tree["columns"] = renamed
     if sequence.history is not None:
         tree.pop("newest", None)
+    if (rule := sequence.history_rule) is not None:
+        tree["history"]["where"] = departures(rule)
     return tree
 
 

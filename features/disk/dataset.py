@@ -170,6 +170,34 @@ class Sampled:
 
 
 @dataclass(frozen=True, config=STRICT)
+class BuiltHistory:
+    """A history that the build made, counted over its own rows."""
+
+    of: str
+    """Raw column that names users."""
+    where: str
+    """Rule of the rows that are events."""
+    delay: Count
+    """Seconds from an event until a row may see it: the lag, and what filters wait for."""
+    num_events: Count
+    num_dropped: Count
+    """Events that the dwell and burst filters left out."""
+    num_rows: Count
+    """Rows that see an event."""
+    num_seen: Count
+    """Events that all rows see together."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class Histories:
+    """Histories that the build made, and the events that a later build goes on with."""
+
+    path: RelativePath
+    """File of the events, relative to the dataset (``features.disk.user_histories``)."""
+    sequences: dict[str, BuiltHistory]
+
+
+@dataclass(frozen=True, config=STRICT)
 class DatasetManifest:
     """Everything a dataset consists of. Row accounting: num_input_rows = splits + left out + rejected + duplicates."""
 
@@ -192,6 +220,8 @@ class DatasetManifest:
     """Oddities of the input and of the rows that the build told of, a sentence each."""
     sampled: Sampled | None = None
     """Down-sampling of negatives; None, and no key in the file, where every row was kept."""
+    histories: Histories | None = None
+    """Histories that the build made; None, and no key in the file, where it made none."""
     version: int = DATASET_FORMAT.version
 
     @property
@@ -228,8 +258,9 @@ class DatasetManifest:
     def write(self, dataset: Path) -> None:
         """Replace ``dataset/manifest.json`` in one step, after everything it names is on disk."""
         values = asdict(self)
-        if self.sampled is None:
-            del values["sampled"]
+        for name in ("sampled", "histories"):
+            if values[name] is None:
+                del values[name]
         for split in values["splits"].values():
             if not split["sequences"]:
                 del split["sequences"]

@@ -15,17 +15,20 @@ from pathlib import Path
 from features.disk.atomic import adding_folder
 from features.disk.dataset import (
     MANIFEST_NAME,
+    BuiltHistory,
     DataFile,
     DatasetError,
     DatasetManifest,
     DenseStatistics,
     FeatureStatistics,
+    Histories,
     InputFile,
     Rejected,
     SequenceStatistics,
     Split,
     inside,
 )
+from features.disk.user_histories import USER_HISTORIES_NAME, UserHistories
 from features.learnt import Learnt
 
 SOURCE_SPLIT = "train"
@@ -100,6 +103,7 @@ def join(partitions: Mapping[str, Sequence[Path]], output: Path) -> DatasetManif
             config=newest.manifest.config,
             input_files=_join_input_files(everyone),
             warnings=tuple(f"{part.path.name}: {text}" for part in everyone for text in part.manifest.warnings),
+            histories=_join_histories(everyone, temporary),
         )
         manifest.write(temporary)
     _check_same(output, manifest)
@@ -200,6 +204,32 @@ def _join_sequences(parts: Sequence[SequenceStatistics], rows: Sequence[int]) ->
         empty_rate=_mean([part.empty_rate for part in parts], rows),
         max_ids={name: max(part.max_ids[name] for part in parts) for name in parts[0].max_ids},
         num_truncated=sum(part.num_truncated for part in parts),
+    )
+
+
+def _join_histories(parts: Sequence[Partition], output: Path) -> Histories | None:
+    """Add up what builds said of their histories; the events for a later build are those of the newest rows."""
+    described = [part.manifest.histories for part in parts]
+    known = [histories for histories in described if histories is not None]
+    if len(known) < len(parts):
+        return None
+    files = [inside(part.path, histories.path) for part, histories in zip(parts, known, strict=True)]
+    newest = max(files, key=lambda file: UserHistories(file, parts[0].manifest.schema).newest)
+    _link(newest, output / USER_HISTORIES_NAME)
+    return Histories(
+        USER_HISTORIES_NAME,
+        {name: _join_built([histories.sequences[name] for histories in known]) for name in known[0].sequences},
+    )
+
+
+def _join_built(parts: Sequence[BuiltHistory]) -> BuiltHistory:
+    """Join statistics of one history."""
+    return replace(
+        parts[0],
+        num_events=sum(part.num_events for part in parts),
+        num_dropped=sum(part.num_dropped for part in parts),
+        num_rows=sum(part.num_rows for part in parts),
+        num_seen=sum(part.num_seen for part in parts),
     )
 
 

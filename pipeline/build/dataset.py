@@ -18,9 +18,19 @@ import pyarrow as pa
 from pyspark.sql import SparkSession
 
 from features.disk.atomic import is_full
-from features.disk.dataset import DataFile, DatasetError, DatasetManifest, FeatureStatistics, Rejected, Sampled, Split
+from features.disk.dataset import (
+    DataFile,
+    DatasetError,
+    DatasetManifest,
+    FeatureStatistics,
+    Histories,
+    Rejected,
+    Sampled,
+    Split,
+)
 from features.disk.object_store import ObjectPath
 from features.disk.place import locate
+from features.disk.user_histories import USER_HISTORIES_NAME, UserHistories, fetch_histories, write_histories
 from features.learnt import Learnt
 from features.log_files import STORE
 from features.schema import VOCABULARY_KINDS, FeatureSchema
@@ -35,6 +45,7 @@ from pipeline.build.encode_rows import (
     read_keys,
 )
 from pipeline.build.exchange import key_borders, read_block
+from pipeline.build.histories import HistoryTask, HistoryWork, describe_history, make_histories, write_state
 from pipeline.build.learn import count_known, fit_learnt, rounded
 from pipeline.build.measure import Sums, add_up, dense_statistics, sparse_statistics, splits_of
 from pipeline.build.oddities import Signs, tell_oddities
@@ -50,6 +61,7 @@ from pipeline.build.portions import (
 )
 from pipeline.build.quality import check_rejected, enforce_limits
 from pipeline.build.sources import InputPlan, SourceFile, sample_step
+from pipeline.build.user_events import built_sequences
 from pipeline.build.write import (
     FileTask,
     commit,
@@ -83,6 +95,8 @@ EXCHANGE_NAME = "exchange"
 """Folder of the exchange inside a version, gone before the commit."""
 LEARNT_FOLDER, REJECTED_FOLDER = "learnt", "rejected"
 """Folders inside a version: what was learnt, and the lines that are no rows."""
+_ROWS_A_TASK = 1_000_000
+"""Rows whose histories one task makes, about."""
 _KEYS_A_TASK = 5_000_000
 """Keys that one task compares, about."""
 
@@ -154,9 +168,6 @@ class _Build:
     def run(self) -> tuple[DatasetManifest, list[str]]:
         """Take all steps; return the manifest, and warnings for a person."""
         self.exchange.mkdir()
-        for sequence in self.schema.sequence:
-            if sequence.history is not None:
-                raise DatasetError(f"sequence {sequence.name!r} has a history, which is not built yet: leave it out")
         base = load_base(self.pipeline.base, self.schema)  # under the output's lock: it may be the output
         tasks = plan_tasks(self._files(), self.pipeline.input.format, self.pipeline.spark.max_partition_bytes)
         work = EncodeWork(
@@ -178,11 +189,13 @@ class _Build:
         }
         self.warnings += enforce_limits(statistics["train"], self.pipeline.quality)
         self._tell_oddities(tasks, results, total, statistics)
-        files = self._write(blocks, total, learnt)
+        work = self._number(blocks, learnt)
+        work, histories = self._histories(work, results)
+        files = self._write(work, total)
         if num_rejected:
             write_rejected(self.exchange, self.version / REJECTED_FOLDER, tasks, results)
         shutil.rmtree(self.exchange)
-        manifest = self._describe(results, total, learnt, statistics, files)
+        manifest = self._describe(results, total, learnt, statistics, files, histories)
         self._account(manifest)
         manifest.check_ids(learnt)
         warnings = self.warnings + self._missing_splits(manifest)
@@ -273,16 +286,59 @@ class _Build:
             self.schema, self.pipeline, total, left_out, signs, statistics, matched, nothing, unsplit
         )
 
-    def _write(self, blocks: tuple[str, ...], total: Sums, learnt: Learnt) -> dict[str, tuple[DataFile, ...]]:
+    def _number(self, blocks: tuple[str, ...], learnt: Learnt) -> FinishWork:
+        """Look every code up, and say what the tasks that write need."""
         saved = str(self.version / LEARNT_FOLDER)
         work = FinishWork(self.schema, saved, str(self.exchange), str(self.version), blocks, self.pipeline.write)
         if work.coded:
             write_vocabularies(self.exchange, learnt)
             self._tasks(partial(number_codes, work), blocks, "look up")
+        return work
+
+    def _histories(self, finish: FinishWork, results: Sequence[PortionResult]) -> tuple[FinishWork, Histories | None]:
+        """Make the histories of the schema, and write the events that the next build needs."""
+        sequences = built_sequences(self.schema)
+        if not sequences:
+            return finish, None
+        base = self._base_histories()
+        times = [base.newest] if base else []
+        newest = max([*times, *(result.newest for result in results if result.newest is not None)], default=0)
+        before = self.pipeline.input.times[0] if self.pipeline.input.times else None
+        work = HistoryWork(finish, newest, str(base.path) if base else None, before)
+        num_rows = sum(sum(result.sums.rows.values()) for result in results) + (base.num_events if base else 0)
+        ranges = hash_ranges(num_rows // _ROWS_A_TASK + 1, 1 << 64)
+        tasks = [HistoryTask(number, *users) for number in sequences for users in ranges]
+        counts = self._tasks(partial(make_histories, work), tasks, "histories")
+        described = {}
+        with write_histories(self.version / USER_HISTORIES_NAME, self.schema, newest) as writer:
+            for number, sequence in sequences.items():
+                own = [task for task in tasks if task.number == number]
+                write_state(writer, self.exchange, sequence, own)
+                of_sequence = [count for task, count in zip(tasks, counts, strict=True) if task.number == number]
+                described[sequence.name] = describe_history(sequence, of_sequence)
+        names = {number: tuple(task.name for task in tasks if task.number == number) for number in sequences}
+        path = f"{self.version.name}/{USER_HISTORIES_NAME}"
+        return dataclasses.replace(finish, histories=names), Histories(path, described)
+
+    def _base_histories(self) -> UserHistories | None:
+        """Open the events of the base; none of them is taken where this build reads the same rows again."""
+        if self.pipeline.base is None:
+            return None
+        manifest = DatasetManifest.load(self.pipeline.base)
+        again = {file.path for file in manifest.input_files} & {file.path for file in self.plan.input_files()}
+        if again and not self.pipeline.input.times:
+            self.warnings.append(
+                f"histories begin anew: {min(again)} was read for pipeline.base {self.pipeline.base} too, and its "
+                "events would count twice"
+            )
+            return None
+        return fetch_histories(manifest, self.pipeline.base, self.exchange)
+
+    def _write(self, work: FinishWork, total: Sums) -> dict[str, tuple[DataFile, ...]]:
         tasks = []
         for split in splits_of(total):
             rows = total.rows[split]
-            borders = key_borders(self.exchange, blocks, split, rows, num_files(rows, self.pipeline.write))
+            borders = key_borders(self.exchange, work.blocks, split, rows, num_files(rows, self.pipeline.write))
             tasks += [FileTask(split, number, *keys) for number, keys in enumerate(pairwise(borders))]
         files: dict[str, list[DataFile]] = {split: [] for split in splits_of(total)}
         for split, file in self._tasks(partial(write_file, work), tasks, "write"):
@@ -300,6 +356,7 @@ class _Build:
         learnt: Learnt,
         statistics: dict[str, dict[str, FeatureStatistics]],
         files: dict[str, tuple[DataFile, ...]],
+        histories: Histories | None,
     ) -> DatasetManifest:
         splits = {}
         for name, of_split in files.items():
@@ -329,6 +386,7 @@ class _Build:
             config=self.resolved,
             input_files=self.plan.input_files(),
             sampled=Sampled(rate, num_left_out) if rate < 1 else None,
+            histories=histories,
         )
 
     def _account(self, manifest: DatasetManifest) -> None:

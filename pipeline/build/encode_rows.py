@@ -31,12 +31,13 @@ from features.values import loose_texts, seconds
 from pipeline.build.cardinality import ValueSketch
 from pipeline.build.counts import Codes, number_counts, token_counts
 from pipeline.build.duplicates import key_table
-from pipeline.build.exchange import KEY, SPLIT, row_keys, row_numbers, sort_rows, split_row_numbers, write_block
+from pipeline.build.exchange import KEY, SPLIT, keys_of_rows, row_numbers, sort_rows, split_row_numbers, write_block
 from pipeline.build.measure import Sums, add_up
 from pipeline.build.moments import Moments
 from pipeline.build.oddities import Signs
 from pipeline.build.sources import SourceFile, log_reader
 from pipeline.build.split import draws_of, kept_in_sample, split_of
+from pipeline.build.user_events import write_users
 from pipeline.config import HashSplit, PipelineConfig
 
 MISSING_CODE = -1
@@ -101,6 +102,7 @@ class PortionResult:
         absent: columns that the file lacks, or keys that no line of a block has.
         matched: path of a lookup's table -> rows whose key it has.
         signs: signs of something odd.
+        newest: time of its newest good row; None: it has none, or rows have no time.
     """
 
     end: PortionEnd
@@ -115,6 +117,7 @@ class PortionResult:
     absent: tuple[str, ...] = ()
     matched: Counter[str] = field(default_factory=Counter)
     signs: Signs = field(default_factory=Signs)
+    newest: int | None = None
 
 
 @dataclass
@@ -239,12 +242,18 @@ def encode_portion(work: EncodeWork, task: PortionTask) -> PortionResult:
                 block = _Block(work, task, raw, prepared)
                 result.num_tokens += block.write(folder, name)
                 result.blocks.append(name)
+                result.newest = _newest(result.newest, prepared)
                 sums.append(block.measure())
                 result.signs.look_at(work.schema, raw, block.groups, prepared.own.get("timestamp"))
     result.rejected = rejected.name
     result.absent = tuple(sorted(absent or ()))
     result.sums = add_up(sums)
     return result
+
+
+def _newest(before: int | None, prepared: Prepared) -> int | None:
+    times = prepared.own.get("timestamp")
+    return before if times is None else max(int(times.max()), int(times.min()) if before is None else before)
 
 
 def _splits(
@@ -301,8 +310,9 @@ class _Block:
     """One block of good rows on its way to the exchange."""
 
     def __init__(self, work: EncodeWork, task: PortionTask, raw: RawBlock, prepared: Prepared) -> None:
-        self._schema, self._work, self._prepared = work.schema, work, prepared
-        self._keys = row_keys(task.source.number, raw.offsets)
+        self._schema, self._work, self._raw, self._prepared = work.schema, work, raw, prepared
+        self._rows = row_numbers(task.source.number, raw.offsets)
+        self._keys = keys_of_rows(self._rows)
         self._splits, self.groups = _splits(work, task, raw, prepared)
         self._coded = {
             **prepared.coded,
@@ -314,7 +324,9 @@ class _Block:
 
     def write(self, folder: Path, name: str) -> int:
         """Write the block's rows, and counts of its tokens and numbers; return the number of distinct tokens."""
-        write_block(folder, name, sort_rows(self._table()))
+        table = self._table()
+        write_block(folder, name, sort_rows(table))
+        write_users(folder, name, self._schema, self._raw, self._prepared, table, self._rows)
         num_tokens = 0
         numbers = {f.name: n for n, f in enumerate(self._schema.id_features)}
         if self._coded:

@@ -45,9 +45,9 @@ def split_row_numbers(numbers: NDArray[np.uint64]) -> tuple[NDArray[np.int64], N
     return files, (numbers & np.uint64((1 << _OFFSET_BITS) - 1)).astype(np.int64)
 
 
-def row_keys(file_number: int, offsets: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Compute each row's random key from its number (``row_numbers``)."""
-    return mixed(row_numbers(file_number, offsets), SPARK_SEED)
+def keys_of_rows(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Compute each row's random key from its number (``row_numbers``); no two rows have one."""
+    return mixed(numbers, SPARK_SEED)
 
 
 def write_block(folder: Path, name: str, table: pa.Table) -> None:

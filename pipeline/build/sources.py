@@ -112,10 +112,14 @@ def plan_sources(config: PipelineConfig, schema: FeatureSchema) -> InputPlan:
 def log_reader(config: PipelineConfig, schema: FeatureSchema) -> LogReader:
     """Make the reader of a build's logs: of the columns that it needs from files, paths and lookups."""
     split = (config.split.column,) if isinstance(config.split, HashSplit) and config.split.column else ()
+    as_text = {*split, *config.dedupe, *schema.carry, *((schema.group_id,) if schema.group_id else ())}
+    as_text |= {sequence.history.of for sequence in schema.sequence if sequence.history is not None}
+    rules = (sequence.history_rule for sequence in schema.sequence)
+    as_text |= {rule.column for rule in rules if rule is not None and rule.is_text}
     wanted = wanted_of_features(
         schema,
         tuple(dict.fromkeys([*schema.raw_columns, *split, *config.dedupe])),
-        frozenset({*split, *config.dedupe, *schema.carry, *((schema.group_id,) if schema.group_id else ())}),
+        frozenset(as_text),
         frozenset((schema.weight,) if schema.weight else ()),
         config.input.format.optional,
     )

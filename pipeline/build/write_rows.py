@@ -1,7 +1,7 @@
 """Finish rows once everything is learnt, and write them: the tasks behind the exchange."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from pipeline.build.duplicates import later_rows
 from pipeline.build.encode_rows import as_column, late_features
 from pipeline.build.exchange import KEY, SPLIT, concat_sorted, read_block, rows_between, write_block
 from pipeline.build.learn import known_tokens, least_counts, table_owners
+from pipeline.build.user_events import histories_of
 from pipeline.build.write import FileTask, describe_file, write_table
 from pipeline.config import WriteConfig
 
@@ -97,6 +98,7 @@ class FinishWork:
         version: folder of the dataset's version.
         blocks: names of all blocks.
         config: shape of the files.
+        histories: place of a built sequence in the schema -> names of the ranges of its users in the exchange.
     """
 
     schema: FeatureSchema
@@ -105,6 +107,7 @@ class FinishWork:
     version: str
     blocks: tuple[str, ...]
     config: WriteConfig
+    histories: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def coded(self) -> tuple[SparseFeature, ...]:
@@ -163,22 +166,37 @@ def write_file(work: FinishWork, task: FileTask) -> tuple[str, DataFile]:
     for name in work.blocks:
         rows = rows_between(read_block(folder, name), task.split, task.first_key, task.end_key)
         if len(rows):
-            parts.append(_with_ids(work, name, rows))
+            parts.append(with_ids(work, name, rows))
     table, order = concat_sorted(parts)
     finished = _finish(work, table.drop_columns([KEY, SPLIT])).take(pa.array(order))
+    if work.histories:
+        finished = _with_histories(work, task.split, finished, table[KEY].to_numpy()[order])
     path = version / task.split / f"part-{task.number:05d}.parquet"
     path.parent.mkdir(exist_ok=True)
     groups = write_table(finished, path, work.config)
     return task.split, describe_file(path, version, groups)
 
 
-def _with_ids(work: FinishWork, block: str, rows: pa.Table) -> pa.Table:
-    """Turn the codes of a block's rows into ids."""
+def _with_histories(work: FinishWork, split: str, rows: pa.Table, keys: NDArray[np.uint64]) -> pa.Table:
+    """Put the columns of built histories beside the others of a file, in the files' order."""
+    columns = dict(zip(rows.column_names, rows.columns, strict=True))
+    seconds = rows["timestamp"].to_numpy()
+    for number, names in work.histories.items():
+        found = histories_of(Path(work.folder), names, work.schema.sequence[number], split, keys, seconds)
+        columns |= {name: lists.to_arrow() for name, lists in found.items()}
+    features = [column.name for column in work.schema.columns]
+    return pa.table({name: columns[name] for name in dict.fromkeys([*features, *columns])})
+
+
+def with_ids(work: FinishWork, block: str, rows: pa.Table) -> pa.Table:
+    """Turn the codes of a block's rows into ids; a feature whose column is not there is left out."""
     if not work.coded:
         return rows
     lists = read_block(Path(work.folder), f"ids-{block}")["ids"].chunk(0)
     columns = dict(zip(rows.column_names, rows.columns, strict=True))
     for place, feature in enumerate(work.coded):
+        if feature.name not in columns:
+            continue
         ids = lists[place].values.to_numpy()
         columns[feature.name] = as_column(_ids_of_codes(rows[feature.name].combine_chunks(), ids))
     return pa.table(columns)

@@ -1,4 +1,4 @@
-"""Histories: the rule for arrays is that of a store, for any users, times and filters; nothing of the future is seen."""
+"""Histories: the rule for arrays is that of a store, for any users, times and filters; no row sees its future."""
 
 from itertools import pairwise
 

@@ -1,0 +1,179 @@
+"""Make built histories: the tasks that bring users' events together, and the state that the next build goes on with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from features.disk.dataset import BuiltHistory
+from features.disk.user_histories import HistoriesWriter, UserHistories
+from features.history import History, in_bursts, seen_events, sort_events
+from features.schema import SequenceFeature
+from pipeline.build.exchange import read_block, write_block
+from pipeline.build.user_events import IS_DROPPED, ROW, SECONDS, USER, users_between, write_seen
+from pipeline.build.write_rows import FinishWork, with_ids
+
+
+@dataclass(frozen=True)
+class HistoryWork:
+    """Arguments of all tasks that make histories.
+
+    Attributes:
+        finish: arguments of the tasks that write.
+        newest: time of the newest row, of the bases too.
+        base: ``history.parquet`` of the base; None: no events come before the build's own.
+        before: time from which on events of the base are left out, because the build reads their rows again; None: all
+            are taken.
+    """
+
+    finish: FinishWork
+    newest: int
+    base: str | None = None
+    before: int | None = None
+
+
+class HistoryTask(NamedTuple):
+    """Users whose histories of one sequence are to be made.
+
+    Attributes:
+        number: place of the sequence in the schema.
+        first: least hash of a user.
+        end: hash behind the last.
+    """
+
+    number: int
+    first: int
+    end: int
+
+    @property
+    def name(self) -> str:
+        """Name of the task's tables in the exchange."""
+        return f"{self.number}-{self.first}"
+
+
+class HistoryCounts(NamedTuple):
+    """Counts of some users' histories, which add up.
+
+    Attributes:
+        num_events: events among the build's own rows.
+        num_dropped: those of them that filters left out.
+        num_rows: rows that see an event.
+        num_seen: events that they see.
+    """
+
+    num_events: int = 0
+    num_dropped: int = 0
+    num_rows: int = 0
+    num_seen: int = 0
+
+
+def make_histories(work: HistoryWork, task: HistoryTask) -> HistoryCounts:
+    """Bring the events of some users together, in order, and find those that each of their rows sees.
+
+    Three tables go to the exchange: ``past`` has the events, ``seen`` points into it, ``state`` has the events that a
+    later build needs.
+
+    Raises:
+        DatasetError: the base's events cannot be read.
+    """
+    folder, schema = Path(work.finish.folder), work.finish.schema
+    sequence = schema.sequence[task.number]
+    history = sequence.history
+    assert history is not None
+    events = _events(work, task, sequence)
+    users, times = events[USER].to_numpy(), events[SECONDS].to_numpy()
+    is_dropped = events[IS_DROPPED].to_numpy() | in_bursts(users, times, history.burst)
+    kept = np.flatnonzero(~is_dropped)
+    past = events.take(pa.array(kept)).select([SECONDS, *sequence.parts]).combine_chunks()
+    write_block(folder, f"past-{task.name}", past)
+    blocks = [read_block(folder, f"users-{task.number}-{name}") for name in work.finish.blocks]
+    rows = pa.concat_tables([users_between(block, task.first, task.end) for block in blocks])
+    own = rows[USER].to_numpy(), rows[SECONDS].to_numpy()
+    seen = seen_events((users[kept], times[kept]), own, history.delay, sequence.max_length)
+    write_seen(folder, task.name, rows, seen)
+    keep = needed_later(users, times, is_dropped, history, sequence.max_length, work.newest)
+    state = events.set_column(events.column_names.index(IS_DROPPED), IS_DROPPED, pa.array(is_dropped))
+    write_block(folder, f"state-{task.name}", state.take(pa.array(keep)).combine_chunks())
+    is_own = events[ROW].to_numpy() >= 0
+    return HistoryCounts(
+        int(is_own.sum()),
+        int((is_own & is_dropped).sum()),
+        int(np.count_nonzero(seen.counts)),
+        int(seen.counts.sum()),
+    )
+
+
+def _events(work: HistoryWork, task: HistoryTask, sequence: SequenceFeature) -> pa.Table:
+    """Collect the events of a task's users, in order; those of the base have negative rows, so they come before others
+    of their time.
+    """
+    columns = [USER, SECONDS, ROW, IS_DROPPED, *sequence.parts]
+    parts = []
+    if work.base is not None:
+        found = UserHistories(Path(work.base), work.finish.schema).read(sequence.name, task.first, task.end)
+        own = {USER: found["user"], SECONDS: found["time"], IS_DROPPED: found["is_dropped"]}
+        own[ROW] = pa.array(np.arange(-len(found), 0))
+        own |= {part: found[column] for part, column in sequence.part_columns.items()}
+        table = pa.table(own).select(columns)
+        parts.append(table if work.before is None else table.filter(table[SECONDS].to_numpy() < work.before))
+    for name in work.finish.blocks:
+        block = read_block(Path(work.finish.folder), f"events-{task.number}-{name}")
+        parts.append(with_ids(work.finish, name, users_between(block, task.first, task.end)).select(columns))
+    events = pa.concat_tables(parts).combine_chunks()
+    order = sort_events(events[USER].to_numpy(), events[SECONDS].to_numpy(), events[ROW].to_numpy())
+    return events.take(pa.array(order)).combine_chunks()
+
+
+def needed_later(
+    users: NDArray[np.uint64],
+    times: NDArray[np.int64],
+    is_dropped: NDArray[np.bool_],
+    history: History,
+    length: int,
+    newest: int,
+) -> NDArray[np.intp]:
+    """Find the events that a row later than the newest one may see, or that tell whether one of them is in a burst.
+
+    Args:
+        users: (E,) sorted as ``features.history.sort_events`` says.
+        times: (E,) Unix seconds.
+        is_dropped: (E,) events that filters leave out.
+        history: rule of the history.
+        length: largest number of events of a row.
+        newest: time of the newest row.
+
+    Returns:
+        Their places, rising: of each user the last ``length`` events that every later row may see, and all after that.
+    """
+    bound = newest - history.delay
+    is_late = (times > bound) & ~is_dropped
+    if history.burst is not None:
+        is_late = times > bound - history.burst.seconds
+    settled = np.flatnonzero((times <= bound) & ~is_dropped)
+    own = users[settled]
+    is_last = np.ones(len(settled), bool)
+    is_last[:-length] = own[length:] != own[:-length]
+    is_late[settled[is_last]] = True
+    return np.flatnonzero(is_late)
+
+
+def describe_history(sequence: SequenceFeature, counts: Sequence[HistoryCounts]) -> BuiltHistory:
+    """Describe a sequence's histories for the manifest, from the counts of all its tasks."""
+    history = sequence.history
+    assert history is not None
+    total = HistoryCounts(*(sum(values) for values in zip(*counts, strict=True)))
+    return BuiltHistory(history.of, history.where, history.delay, **total._asdict())
+
+
+def write_state(writer: HistoriesWriter, folder: Path, sequence: SequenceFeature, tasks: Sequence[HistoryTask]) -> None:
+    """Write the events of one sequence that a later build needs, users in the order of their hashes."""
+    for task in tasks:
+        state = read_block(folder, f"state-{task.name}")
+        if len(state):
+            parts = {column: state[part] for part, column in sequence.part_columns.items()}
+            own = {"user": state[USER], "time": state[SECONDS], "is_dropped": state[IS_DROPPED]}
+            writer.write(sequence.name, own | parts)

@@ -1,0 +1,202 @@
+"""Built histories: each row has what an online store of its user's events gives, whatever tasks and splits are."""
+
+import random
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from features.disk.user_histories import fetch_histories
+from features.history import BurstFilter, DwellFilter, History, UserEvent, UserHistory
+from pipeline.build import dataset as dataset_build
+
+LENGTH = 4
+COLUMNS = ("row", "user", "time", "item", "cate", "click", "event", "dwell")
+CLICKS = {"name": "clicks", "parts": ["item", "cate"], "max_length": LENGTH, "gaps": [60, 3600]}
+FEATURES: dict[str, Any] = {
+    "label": "click",
+    "timestamp": {"column": "time"},
+    "carry": ["row"],
+    "sparse": [
+        {"name": "item", "encoding": {"kind": "vocabulary", "min_count": 2}},
+        {"name": "cate", "encoding": {"kind": "hash", "num_buckets": 50}},
+    ],
+}
+
+
+def features(**history: Any) -> dict[str, Any]:
+    return {**FEATURES, "sequence": [{**CLICKS, "history": {"of": "user", "lag": "20s", **history}}]}
+
+
+def make_log(seed: int, num_rows: int, first: int = 0, seconds: int = 3_000) -> list[dict[str, str]]:
+    """Rows of few users, one with a third of them; some users, dwell times and items are missing."""
+    draw = random.Random(seed)
+    rows = []
+    for row in range(first, first + num_rows):
+        user = "power" if draw.random() < 0.33 else draw.choice(["", "a", "b", "c", "d", "e"])
+        time = first // num_rows * seconds + draw.randrange(seconds)
+        dwell = "" if draw.random() < 0.1 else str(draw.randrange(40))
+        item = "" if draw.random() < 0.05 else f"i{draw.randrange(30)}"
+        event = draw.choice(["view", "buy", ""])
+        click = str(int(draw.random() < 0.4))
+        rows.append(
+            dict(row=str(row), user=user, time=str(time), item=item, cate=f"c{row % 9}", click=click, event=event)
+        )
+        rows[-1]["dwell"] = dwell
+    return rows
+
+
+def write_log(path: Path, rows: list[dict[str, str]]) -> str:
+    lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def histories_of_stores(rows: list[dict[str, str]], history: History, is_event: Any) -> dict[str, list[UserEvent]]:
+    """Row -> events that a store a user gives at its time."""
+    stores: dict[str, UserHistory] = {}
+    for number, row in enumerate(rows):
+        store = stores.setdefault(row["user"], UserHistory(history))
+        if row["user"] and is_event(row):
+            dwell = float(row["dwell"]) if row["dwell"] else None
+            store.add(UserEvent(int(row["time"]), number, row["row"], dwell))
+    return {row["row"]: stores[row["user"]].at(int(row["time"]), LENGTH) for row in rows}
+
+
+def read_rows(manifest, folder, read_split) -> dict[str, dict[str, Any]]:
+    """Row -> its columns, of all splits."""
+    return {row["row"]: row for split in manifest.splits for row in read_split(manifest, folder, split).to_pylist()}
+
+
+def check(found: dict[str, dict[str, Any]], expected: dict[str, list[UserEvent]]) -> int:
+    """Compare every row's lists with the ids of the rows that are its events; return how many events there are."""
+    for name, row in found.items():
+        events = expected[name]
+        ages = [row["timestamp"] - event.time for event in events]
+        assert row["clicks__item"] == [found[event.value]["item"] for event in events], name
+        assert row["clicks__cate"] == [found[event.value]["cate"] for event in events], name
+        assert row["clicks__gap"] == [1 + sum(gap <= age for gap in (60, 3600)) for age in ages], name
+    return sum(len(expected[name]) for name in found)
+
+
+RULES = {
+    "label": ({}, History("user", lag="20s"), lambda row: row["click"] == "1"),
+    "rule": ({"where": "event == buy"}, History("user", lag="20s"), lambda row: row["event"] == "buy"),
+    "filters": (
+        {"where": "event in buy, view", "dwell": {"column": "dwell"}, "burst": {"events": 3, "seconds": 20}},
+        History("user", lag="20s", dwell=DwellFilter("dwell"), burst=BurstFilter(3, 20)),
+        lambda row: row["event"] in ("buy", "view"),
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rows_have_what_a_store_gives(rule: str, build, read_split, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(dataset_build, "_ROWS_A_TASK", 150)
+    history, same, is_event = RULES[rule]
+    rows = make_log(1, 600)
+    log = write_log(tmp_path / "log.csv", rows)
+    pipeline = {
+        "input": {"train": log},
+        "split": {"kind": "hash", "valid": 0.2, "test": 0.2},
+        "write": {"min_files": 3},
+        "spark": {"max_partition_bytes": 10_000},
+    }
+    manifest, folder = build(features(**history), pipeline)
+    found = read_rows(manifest, folder, read_split)
+    assert set(found) == {row["row"] for row in rows}
+    num_seen = check(found, histories_of_stores(rows, same, is_event))
+    described = manifest.histories.sequences["clicks"]
+    assert described.num_seen == num_seen > 500
+    assert described.num_events == sum(bool(row["user"]) and is_event(row) for row in rows)
+    assert (described.num_dropped > 20) == (rule == "filters")
+    assert described.delay == same.delay
+
+
+def test_rejected_duplicate_and_left_out_rows_are_no_events(build, read_split, tmp_path: Path) -> None:
+    rows = make_log(2, 300)
+    bad = [{**row, "row": f"bad{row['row']}", "click": "7"} for row in rows[:20]]
+    again = [{**row, "time": str(int(row["time"]) + 1)} for row in rows[20:60]]
+    log = write_log(tmp_path / "log.csv", rows + bad + again)
+    manifest, folder = build(
+        features(where="event == buy"),
+        {
+            "input": {"train": log},
+            "dedupe": ["row"],
+            "sample": {"negatives": 0.5},
+            "quality": {"max_rejected_fraction": 0.5},
+        },
+    )
+    found = read_rows(manifest, folder, read_split)
+    assert manifest.num_duplicates == 40 and manifest.rejected.num_rows == 20
+    assert manifest.sampled is not None and len(found) == 300 - manifest.sampled.num_left_out < 280
+    kept = [row for row in rows if row["row"] in found]
+    assert check(found, histories_of_stores(kept, *RULES["rule"][1:])) > 100
+
+
+def test_labels_of_the_future_change_no_history(build, read_split, tmp_path: Path) -> None:
+    rows = make_log(3, 400)
+    now = 1_500
+    draw = random.Random(0)
+    other = [{**row, "click": str(draw.randrange(2)) if int(row["time"]) + 20 > now else row["click"]} for row in rows]
+    early = {row["row"] for row in rows if int(row["time"]) <= now}
+    found = []
+    for name, log in (("one", rows), ("two", other)):
+        manifest, folder = build(features(), {"input": {"train": write_log(tmp_path / f"{name}.csv", log)}}, name)
+        found.append(read_rows(manifest, folder, read_split))
+    lists = [{name: row["clicks__cate"] for name, row in table.items()} for table in found]
+    assert {name: lists[0][name] for name in early} == {name: lists[1][name] for name in early}
+    assert lists[0] != lists[1]
+
+
+@pytest.mark.parametrize("rule", ["label", "filters"])
+def test_days_one_by_one_are_the_full_build(rule: str, build, read_split, tmp_path: Path) -> None:
+    history, same, is_event = RULES[rule]
+    rows: list[dict[str, str]] = []
+    found: dict[str, dict[str, Any]] = {}
+    base = {}
+    for day in range(3):
+        new = make_log(10 + day, 150, first=150 * day, seconds=300)
+        rows += new
+        pipeline = {"input": {"train": write_log(tmp_path / f"{day}.csv", new)}, **base}
+        manifest, folder = build(features(**history), pipeline, f"day{day}")
+        found |= read_rows(manifest, folder, read_split)
+        base = {"base": str(folder)}
+    expected = histories_of_stores(rows, same, is_event)
+    assert check(found, expected) > 200
+    assert any(int(event.value) < 300 for row in range(300, 450) for event in expected[str(row)])
+    state = fetch_histories(manifest, folder, tmp_path)
+    assert state.newest == max(int(row["time"]) for row in rows)
+    assert state.num_events < sum(bool(row["user"]) and is_event(row) for row in rows)
+    if rule == "label":
+        check_program(folder, rows, found)
+
+
+def check_program(folder: Path, rows: list[dict[str, str]], found: dict[str, dict[str, Any]]) -> None:
+    """``jobs.history`` shows what a row of the user at that time sees."""
+    time = max(int(row["time"]) for row in rows) + 5
+    [*_, events] = histories_of_stores(
+        [*rows, {**rows[0], "user": "a", "time": str(time)}], *RULES["label"][1:]
+    ).values()
+    command = [sys.executable, "-m", "jobs.history", "--dataset", str(folder), "--user", "a", "--time", str(time)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert shown[0] == f"clicks: {len(events)} events of user 'a'" and len(events) == LENGTH
+    by_number = {row["row"]: row for row in rows}
+    for line, event in zip(shown[2:], events, strict=True):
+        row = by_number[event.value]
+        assert datetime.fromtimestamp(event.time, UTC).strftime("%H:%M:%S") in line
+        assert line.endswith(f"id {found[event.value]['cate']}")
+        assert row["item"] in line or "id " in line.rsplit("id ", 1)[0]
+
+
+def test_rows_that_the_base_has_read_too_are_no_second_events(build, read_split, tmp_path: Path) -> None:
+    rows = make_log(20, 200)
+    log = write_log(tmp_path / "log.csv", rows)
+    _, base = build(features(), {"input": {"train": log}}, "base")
+    manifest, folder = build(features(), {"input": {"train": log}, "base": str(base)}, "again")
+    assert any("histories begin anew" in warning for warning in manifest.warnings)
+    found = read_rows(manifest, folder, read_split)
+    assert check(found, histories_of_stores(rows, *RULES["label"][1:])) > 100
