@@ -1,6 +1,7 @@
 """Sequences of a log on their road through a build: ragged files, newest first, one vocabulary with the feature."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -157,7 +158,7 @@ def test_days_go_on_with_each_other_and_join_to_a_window(build, tmp_path, rows):
         pipeline = {"input": {"train": str(tmp_path / f"{number}.csv"), "format": {"kind": "csv"}}}
         build(FEATURES, pipeline | ({"base": paths[0]} if paths else {}), f"day{number}")
         paths.append(str(tmp_path / f"day{number}"))
-    joined = join({"train": paths}, tmp_path / "window")
+    joined = join({"train": [Path(path) for path in paths]}, tmp_path / "window")
     days = [DatasetManifest.load(path).splits["train"].sequences["clicks"] for path in paths]
     clicks = joined.splits["train"].sequences["clicks"]
     assert clicks.mean_length == pytest.approx(np.mean([day.mean_length for day in days]))
