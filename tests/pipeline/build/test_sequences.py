@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import pipeline.build.write
-from features.disk.dataset import DatasetError, DatasetManifest
+from features.disk.dataset import DatasetManifest
 from features.disk.window import join
 from features.encode_rows import FeatureEncoder
 from pipeline.build.write import write_table
@@ -176,10 +176,3 @@ def test_row_groups_are_sized_by_the_ids_in_them(tmp_path, monkeypatch):
     assert write_table(table.select(["c"]), tmp_path / "a", WriteConfig()) == (100,)
     monkeypatch.setattr(pipeline.build.write, "MAX_LIST_BYTES", 1)
     assert write_table(table.slice(0, 3), tmp_path / "a", WriteConfig()) == (1, 1, 1)
-
-
-def test_a_history_is_refused_until_builds_make_it(build, tmp_path, rows):
-    write_csv(tmp_path / "log.csv", rows)
-    sequence = [{"name": "own", "parts": ["item"], "max_length": 3, "history": {"of": "cate"}}]
-    with pytest.raises(DatasetError, match="'own' has a history, which is not built yet"):
-        build({**FEATURES, "sequence": sequence}, config(tmp_path / "log.csv"))
