@@ -196,13 +196,32 @@ def _first_rows(predictor: Predictor, path: str, file: LogFile) -> list[dict[str
     reader, rows = predictor.log_reader, []
     tables = reader.find_tables(file.real)
     wanted = reader.wanted_of_file(tables)
+    built = {name for sequence in predictor.schema.sequence if sequence.history for name in sequence.raw_lists}
+    wanted = replace(wanted, optional=wanted.optional | built)  # the log has none of them
     for block in reader.read(Portion(path), wanted, tables, file.partition, step=_GOLDEN_BYTES):
         _, faults = predictor.predict_block(block)
         well_formed = np.array([row for row in range(len(block)) if row not in faults], np.int64)
         rows += _python_rows(block, well_formed[: NUM_GOLDEN_ROWS - len(rows)], predictor.schema)
         if len(rows) == NUM_GOLDEN_ROWS:
             break
-    return rows
+    return [_with_histories(row, place % 3, predictor.schema) for place, row in enumerate(rows)]
+
+
+def _with_histories(row: dict[str, Any], num_events: int, schema: FeatureSchema) -> dict[str, Any]:
+    """Give a row of a log the histories that a build would make: here of the row's own values, at its own time.
+
+    Golden rows tell whether another program gives the same score; any history does for that.
+    """
+    found = dict(row)
+    for sequence in schema.sequence:
+        if sequence.history is None:
+            continue
+        assert schema.timestamp is not None
+        columns = {part.columns[0]: part.part for part in schema.parts if part.sequence == sequence.name}
+        raw = {f.name: f.columns[0] for f in schema.sparse} | {"": schema.timestamp.column}
+        events = min(num_events, sequence.max_length)
+        found |= {name: [row[raw[part]]] * events for name, part in columns.items()}
+    return found
 
 
 def _unix_times(values: pa.Array, schema: FeatureSchema) -> pa.Array:

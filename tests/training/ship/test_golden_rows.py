@@ -8,10 +8,11 @@ import pyarrow as pa
 import pytest
 
 from features.encode_rows import FeatureEncoder
+from features.history import History
 from features.learnt import Learnt
 from features.raw_block import RawBlock, Slices
 from features.schema import FeatureSchema, HashEncoding, SequenceFeature, SparseFeature, Timestamp
-from training.ship.export import _python_rows
+from training.ship.export import _python_rows, _with_histories
 
 DAY = datetime.datetime(2026, 11, 30, 12, 0, 0, 250_000)
 
@@ -38,3 +39,16 @@ def test_times_of_a_typed_log_are_numbers(time_format: str, zone: str | None) ->
     found, expected = encoder.encode(rows), encoder.encode_columns(columns)[0]
     assert found["clicks__gap"].tolist() == expected["clicks__gap"].tolist() == [[1, 2], [], [3]]
     assert found["clicks__item"].tolist() == expected["clicks__item"].tolist()
+
+
+def test_a_built_history_is_made_of_the_row() -> None:
+    clicks = SequenceFeature("clicks", ("item",), 2, gaps=(60,), history=History("user"))
+    seen = SequenceFeature("seen", ("item",), 2, newest="first")
+    sparse = (SparseFeature("item", HashEncoding(50), columns=("product",)),)
+    schema = FeatureSchema("click", sparse, sequence=(clicks, seen), timestamp=Timestamp("time"))
+    row = {"product": "a", "time": 90, "clicks__item": None, "clicks__time": None, "seen__item": ["b"]}
+    rows = [_with_histories(row, number, schema) for number in range(4)]
+    assert [len(one["clicks__item"]) for one in rows] == [0, 1, 2, 2] and row["clicks__item"] is None
+    found = FeatureEncoder(schema, Learnt()).encode(rows)
+    assert found["clicks__gap"].tolist() == [[], [1], [1, 1], [1, 1]]
+    assert found["clicks__item"].tolist()[1] == [found["item"][1]] and set(found["seen__item"].lengths) == {1}
