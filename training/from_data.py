@@ -4,9 +4,10 @@ Each rule reads a dataset's manifest alone. The constants were chosen on validat
 390,000 rows (docs/results.md, "A first model with nothing set"). A key that the config sets is never touched.
 
 What decides most is how well the ids are known, that is, how many training rows there are for each row of the tables.
-Where they are well known, a wide network on large batches, Adam over every row of every table and an average of the
-weights rank and calibrate best. Where most ids are rare, a network without batch norm on small batches does, with
-tables that only move where they are looked up, and an L2 that holds rare ids near zero.
+Where they are well known, a wide network on large batches, Adam over every row of every table at a rate that falls
+along a cosine, and an average of the weights rank and calibrate best. Where most ids are rare, a network without batch
+norm on small batches does, with tables that only move where they are looked up, and an L2 that holds rare ids near
+zero.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from typing import Any
 
 from features.disk.dataset import DatasetManifest, Split
 from training.config import (
+    CosineDecay,
     DenseOptimizer,
     EvaluationConfig,
     FusedOptimizer,
@@ -150,7 +152,7 @@ def _base_logit(manifest: DatasetManifest, config: TrainingConfig) -> Setting:
 def _optimizer(manifest: DatasetManifest, config: TrainingConfig) -> Setting:
     is_known, words = _knowledge(manifest)
     if is_known:
-        return DenseOptimizer(learning_rate=3e-3, embedding_l2=0.05), words
+        return DenseOptimizer(learning_rate=3e-3, embedding_l2=0.03), words
     l2 = 0.1 if _train(manifest).num_rows <= MOST_COUNTED_ROWS else 0.0
     return FusedOptimizer(embedding_learning_rate=0.1, embedding_l2=l2), words
 
@@ -163,12 +165,14 @@ def _average(manifest: DatasetManifest, config: TrainingConfig) -> Setting:
 def _epochs(manifest: DatasetManifest, config: TrainingConfig) -> Setting:
     if not _valid_rows(manifest):
         return 1, "no validation rows say when to stop"
-    return 30 if _knowledge(manifest)[0] else 20, "at most: validation says when to stop"
+    return 20, "at most: validation says when to stop"
 
 
 def _schedule(manifest: DatasetManifest, config: TrainingConfig) -> Setting:
     is_known, words = _knowledge(manifest)
-    return ScheduleConfig(factor=1.0, patience=4) if is_known else ScheduleConfig(factor=0.7, patience=5), words
+    if is_known:
+        return ScheduleConfig(decay=CosineDecay(), factor=1.0, patience=5), words
+    return ScheduleConfig(factor=0.7, patience=5), words
 
 
 def _evaluation(manifest: DatasetManifest, config: TrainingConfig) -> Setting:

@@ -125,7 +125,7 @@ class Split:
     sparse: dict[str, FeatureStatistics] = field(default_factory=dict)
     dense: dict[str, DenseStatistics] = field(default_factory=dict)
     sequences: dict[str, SequenceStatistics] = field(default_factory=dict)
-    """By sequence; no key in the file where the schema has none."""
+    """Sequence -> its statistics; no key in the file where the schema has none."""
 
     @property
     def num_rows(self) -> int:

@@ -188,7 +188,7 @@ def _read(dataset: Place | str, split: Split, schema: FeatureSchema) -> Iterator
     # Here, as whoever only compares profiles needs none of it.
     from pyarrow import ArrowException, parquet
 
-    names = [column.name for feature in (*schema.sparse, *schema.dense) for column in feature.kind.columns(feature)]
+    names = [c.name for f in schema.sparse for c in f.kind.columns(f)] + list(schema.dense_names)
     for data_file, path in _local_files(locate(dataset), split.files):
         try:
             with parquet.ParquetFile(path) as file:

@@ -9,6 +9,7 @@ from typing import Any
 
 from features.log_format import LogError
 from jobs.cli.interruption import Interrupted
+from jobs.launch.connection import check_address
 from jobs.registry.model_versions import ModelVersion
 from jobs.registry.store import RegistryError
 from jobs.retraining.alert import alert
@@ -65,6 +66,7 @@ def retrain(place: RetrainFolder, steps: Steps, as_of: str | None) -> Ended:
     if files := place.undated_files():
         steps.do("dates", partial(find_dates, place, files))
     if names := place.look(as_of, steps.do("look", place.champion)).build:
+        steps.do("connect", check_address)  # told before hours of builds, not after them
         raw = place.raw()
         # The log may have changed since the plan was made: what is not ready any more is built when it is.
         build_partitions(place, {name: raw[name] for name in names if name in raw}, steps)

@@ -32,7 +32,14 @@ from jobs.cli.config import Config, load_config, parse_config
 from jobs.cli.errors import ConfigError
 from pipeline.build.sources import plan_sources
 from tests.fuzz.mutation import JSON_TREES, mutate_bytes, mutate_in_place, mutate_tree
-from tests.stand_ins.tiny_dataset import TINY_FEATURES, statistics, tiny_columns, tiny_schema, write_files
+from tests.stand_ins.tiny_dataset import (
+    TINY_FEATURES,
+    statistics,
+    tiny_columns,
+    tiny_schema,
+    tiny_sequences,
+    write_files,
+)
 from training.config import TablePrecision
 
 CONFIG = (
@@ -282,9 +289,9 @@ def config(folder: Path) -> Target:
 # ------------------------------------------------------------------------------------------------------------- dataset
 
 
-def make_dataset(path: Path) -> DatasetManifest:
-    """A dataset of one split on disk."""
-    schema = tiny_schema()
+def make_dataset(path: Path, schema: FeatureSchema | None = None) -> DatasetManifest:
+    """A dataset of one split on disk; of the tiny schema, if no other is given."""
+    schema = schema or tiny_schema()
     learnt = Learnt(vocabularies={"device": ["mobile", "tablet"]}, out_of_vocabulary={"device": 2})
     learnt.save(path / "v1" / "learnt")
     columns = tiny_columns(schema, 20, np.random.default_rng(0))
@@ -328,14 +335,14 @@ def manifest(folder: Path) -> Target:
     return Target(make, strategy, run, (DatasetError, LearntError))
 
 
-def shard(folder: Path) -> Target:
+def shard(folder: Path, schema: FeatureSchema | None = None) -> Target:
     """training.data.reader and .file_checker: a stranger's Parquet file, with a manifest that agrees with it."""
     from training.config import ReaderConfig, TrainingConfig
     from training.data.file_checker import digest_of_file
     from training.data.opened_dataset import Dataset
     from training.data.reader import Reader
 
-    made = make_dataset(folder)
+    made = make_dataset(folder, schema)
     [file] = made.splits["train"].files
     path = folder / file.path
     reading = ReaderConfig(num_streams=1, shuffle_row_groups=1, prefetch_batches=1)
@@ -404,6 +411,11 @@ def _mutate_table(rng: random.Random, table: pyarrow.Table) -> pyarrow.Table:
         ),
         lambda: pyarrow.array([["x"] * rng.choice((0, 1, 3, 400)) for _ in range(n)], pyarrow.list_(pyarrow.string())),
         lambda: pyarrow.array([[1] * rng.choice((0, 3, 9)) for _ in range(n)], pyarrow.list_(pyarrow.int32())),
+        lambda: pyarrow.array(
+            [rng.choice(([], [1], [1, None], [49] * 4, [2**31 - 1], None)) for _ in range(n)],
+            pyarrow.list_(pyarrow.int32()),
+        ),
+        lambda: pyarrow.array([[1]] * n, pyarrow.large_list(pyarrow.int32())),
         lambda: pyarrow.array([[[1, 2]] * 2] * n, pyarrow.list_(pyarrow.list_(pyarrow.int32()))),
         lambda: pyarrow.array([{"element": 1, "list": [1]}] * n),
         lambda: pyarrow.array([[("a", 1)]] * n, pyarrow.map_(pyarrow.string(), pyarrow.int32())),
@@ -627,6 +639,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "config": config,
     "manifest": manifest,
     "shard": shard,
+    "ragged_shard": partial(shard, schema=tiny_sequences()),
     "artifact": artifact,
     "quantised_artifact": partial(artifact, tables="int8"),
     "checkpoint": checkpoint,

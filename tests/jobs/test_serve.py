@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from features.disk.artifact import ArtifactError, digest_of_artifact
-from features.schema import DenseFeature, FeatureSchema, SparseFeature, VocabularyEncoding
+from features.schema import (
+    DenseFeature,
+    FeatureSchema,
+    LogEncoding,
+    SequenceFeature,
+    SparseFeature,
+    Timestamp,
+    VocabularyEncoding,
+)
 from jobs import serve
 from jobs.cli.conventions import TOKEN
 from jobs.registry.found_artifact import FollowedVersion, find_artifact, find_in, open_registry
@@ -114,6 +122,19 @@ def test_columns_that_a_log_may_lack_a_row_may_lack_too() -> None:
     config = {"pipeline": {"input": {"format": {"optional": ["price"]}}}}
     assert RowSchema.of(SCHEMA, config, {}) == wanted
     assert RowSchema.of(SCHEMA, {}, {}).optional == frozenset()
+
+
+def test_histories_are_columns_of_a_row() -> None:
+    sparse = (SparseFeature("item", VocabularyEncoding()), SparseFeature("size", LogEncoding()))
+    clicks = SequenceFeature("clicks", ("item", "size"), 5, gaps=(60,), newest="last", separator="|")
+    schema = FeatureSchema("click", sparse, sequence=(clicks,), timestamp=Timestamp("time"))
+    found = {column["name"]: column for column in RowSchema(schema, frozenset(), {}).to_json()["columns"]}
+    assert list(found) == ["item", "size", "clicks__item", "clicks__size", "clicks__time", "time"]
+    assert found["clicks__item"]["types"] == [*found["item"]["types"], "array"]
+    for name in ("clicks__size", "clicks__time"):
+        assert found[name]["types"] == [*found["size"]["types"], "array"]
+    assert (found["time"]["types"], found["time"]["features"]) == (found["size"]["types"], [])
+    assert found["clicks__time"]["features"] == [{"feature": "clicks__gap", "encoding": "boundaries", "separator": "|"}]
 
 
 @pytest.mark.parametrize("text", ["", "soon", "0", "-5", "nan", "inf", "1e999"])

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from features.disk.dataset import DataFile, DatasetManifest, DenseStatistics, FeatureStatistics, Rejected, Split
+from features.disk.dataset import (
+    DataFile,
+    DatasetManifest,
+    DenseStatistics,
+    FeatureStatistics,
+    Rejected,
+    SequenceStatistics,
+    Split,
+)
 from features.learnt import Learnt
+from features.ragged import Ragged
 from features.rows import Columns
 from features.schema import (
     BoundariesEncoding,
     DenseFeature,
     FeatureSchema,
     HashEncoding,
+    SequenceFeature,
     SparseFeature,
+    Timestamp,
     VocabularyEncoding,
 )
 
@@ -155,6 +166,13 @@ def tiny_schema(*, weight: bool = True, group_id: bool = True) -> FeatureSchema:
     )
 
 
+def tiny_sequences(*, max_length: int = 20) -> FeatureSchema:
+    """The tiny schema with two sequences: one of two parts with gaps, and one of up to ``max_length`` events."""
+    clicks = SequenceFeature("clicks", ("device", "user"), 4, gaps=(60, 3600), newest="last")
+    views = SequenceFeature("views", ("user",), max_length, newest="first")
+    return replace(tiny_schema(), sequence=(clicks, views), timestamp=Timestamp("time"))
+
+
 def tiny_columns(schema: FeatureSchema, num_rows: int, rng: np.random.Generator, num_devices: int = 4) -> Columns:
     """Random rows, named and typed as in the Parquet files; device ids are below ``num_devices``."""
     lengths = rng.integers(0, 4, num_rows).astype(np.int32)
@@ -181,13 +199,22 @@ def tiny_columns(schema: FeatureSchema, num_rows: int, rng: np.random.Generator,
             ids = rng.integers(1, 20, (num_rows, feature.max_length)).astype(np.int32)
             columns[feature.name] = np.where(np.arange(feature.max_length) < lengths[:, None], ids, 0).astype(np.int32)
             columns[f"{feature.name}__length"] = lengths
+    highs = {"device": num_devices, "user": 50, "": 4}
+    for sequence in schema.sequence:
+        counts = rng.integers(0, sequence.max_length + 1, num_rows)
+        for part in schema.parts:
+            if part.sequence == sequence.name:
+                ids = rng.integers(1, highs[part.part], counts.sum()).astype(np.int32)
+                columns[part.name] = Ragged.of(ids, counts)
+    if schema.timestamp:
+        columns["timestamp"] = np.arange(num_rows, dtype=np.int64) + 1_000_000
     return columns
 
 
 def write_files(dataset: Path, folder: str, columns: Columns, row_groups: RowGroups) -> tuple[DataFile, ...]:
     """Write columns as Parquet files with the given row groups."""
     (dataset / folder).mkdir(parents=True, exist_ok=True)
-    table = pa.table({n: pa.array(list(c) if c.ndim == 2 else c) for n, c in columns.items()})
+    table = pa.table({n: _arrow(c) for n, c in columns.items()})
     files, start = [], 0
     for i, sizes in enumerate(row_groups):
         path = dataset / folder / f"part-{i:05d}.parquet"
@@ -197,6 +224,12 @@ def write_files(dataset: Path, folder: str, columns: Columns, row_groups: RowGro
                 start += size
         files.append(describe_file(dataset, path))
     return tuple(files)
+
+
+def _arrow(column: Any) -> pa.Array:
+    if isinstance(column, Ragged):
+        return column.to_arrow()
+    return pa.array(list(column) if column.ndim == 2 else column)
 
 
 def describe_file(dataset: Path, path: Path) -> DataFile:
@@ -209,7 +242,7 @@ def describe_file(dataset: Path, path: Path) -> DataFile:
 
 def statistics(
     schema: FeatureSchema, columns: Columns
-) -> tuple[float, dict[str, FeatureStatistics], dict[str, DenseStatistics]]:
+) -> tuple[float, dict[str, FeatureStatistics], dict[str, DenseStatistics], dict[str, SequenceStatistics]]:
     """Label rate and the statistics of each feature that a reader of the manifest may look at."""
     sparse = {
         f.name: FeatureStatistics(
@@ -227,4 +260,9 @@ def statistics(
         dense[f.name] = DenseStatistics(
             0.0, float(column.mean()), float(column.std()), float(column.min()), float(column.max())
         )
-    return float(columns["label"].mean()), sparse, dense
+    sequences = {}
+    for sequence in schema.sequence:
+        lengths = columns[sequence.keys[0]].lengths
+        largest = {key: int(columns[key].flat.max(initial=0)) for key in sequence.keys}
+        sequences[sequence.name] = SequenceStatistics(float(lengths.mean()), float((lengths == 0).mean()), largest)
+    return float(columns["label"].mean()), sparse, dense, sequences

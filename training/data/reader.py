@@ -198,7 +198,7 @@ class RowStream:
             self._free.put(memory)
         self.seconds = {"decode": 0.0, "shuffle": 0.0}
         self._loaded = prefetch(lambda: self._load(source, windows[first:]), 1)
-        self._rows, self._held = self._memory[0][:0], None
+        self._rows, self._held = self._memory[0].fill([]), None
         self._position, self._skip = 0, offset
 
     def _load(self, source: "RowGroups", windows: Sequence[Window]) -> Generator[tuple[Rows, Rows], None, None]:

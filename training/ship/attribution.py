@@ -173,9 +173,9 @@ class _Rows:
     ) -> Iterator[tuple[tuple[str, str], Floats]]:
         """Permute every feature and branch: (``feature`` or ``branch``, its name), (n,) fused logits in ``order``."""
         permuted = {name: column[order] for name, column in self.columns.items()}
-        features = [*self.schema.sparse, *self.schema.dense]
-        groups = {feature.name: [c.name for c in feature.kind.columns(feature)] for feature in features}
+        groups = {f.name: [c.name for c in f.kind.columns(f)] for f in self.schema.sparse}
         groups |= {sequence.name: list(sequence.keys) for sequence in self.schema.sequence}
+        groups |= {f.name: [c.name for c in f.kind.columns(f)] for f in self.schema.dense}
         for name, group in groups.items():
             batches = self.batches({column: permuted[column] for column in group})
             yield ("feature", name), _join(self.model(batch).fused for batch in batches)

@@ -30,6 +30,7 @@ from features.log_files import LogFile, find_files, local_copy
 from features.log_format import LogError
 from features.raw_block import RawBlock
 from features.read.portions import Portion
+from features.schema import FeatureSchema
 from features.unknown_values import value_rates
 from features.values import loose_texts
 from training.config import TablePrecision, TrainingConfig
@@ -195,20 +196,55 @@ def _first_rows(predictor: Predictor, path: str, file: LogFile) -> list[dict[str
     reader, rows = predictor.log_reader, []
     tables = reader.find_tables(file.real)
     wanted = reader.wanted_of_file(tables)
+    built = {name for sequence in predictor.schema.sequence if sequence.history for name in sequence.raw_lists}
+    wanted = replace(wanted, optional=wanted.optional | built)  # the log has none of them
     for block in reader.read(Portion(path), wanted, tables, file.partition, step=_GOLDEN_BYTES):
         _, faults = predictor.predict_block(block)
         well_formed = np.array([row for row in range(len(block)) if row not in faults], np.int64)
-        rows += _python_rows(block, well_formed[: NUM_GOLDEN_ROWS - len(rows)], predictor.schema.feature_columns)
+        rows += _python_rows(block, well_formed[: NUM_GOLDEN_ROWS - len(rows)], predictor.schema)
         if len(rows) == NUM_GOLDEN_ROWS:
             break
-    return rows
+    return [_with_histories(row, place % 3, predictor.schema) for place, row in enumerate(rows)]
 
 
-def _python_rows(block: RawBlock, rows: NDArray[np.int64], names: tuple[str, ...]) -> list[dict[str, Any]]:
+def _with_histories(row: dict[str, Any], num_events: int, schema: FeatureSchema) -> dict[str, Any]:
+    """Give a row of a log the histories that a build would make: here of the row's own values, at its own time.
+
+    Golden rows tell whether another program gives the same score; any history does for that.
+    """
+    found = dict(row)
+    for sequence in schema.sequence:
+        if sequence.history is None:
+            continue
+        columns = {part.columns[0]: part.part for part in schema.parts if part.sequence == sequence.name}
+        raw = {f.name: f.columns[0] for f in schema.sparse} | {"": schema.timestamp and schema.timestamp.column}
+        events = min(num_events, sequence.max_length)
+        found |= {name: [row[raw[part]]] * events for name, part in columns.items()}
+    return found
+
+
+def _unix_times(values: pa.Array, schema: FeatureSchema) -> pa.Array:
+    """Convert Arrow times, or lists of them, to numbers where the schema's times are numbers; others stay."""
+    units = {"unix": "s", "unix_ms": "ms"}
+    time = schema.timestamp
+    items = values.type.value_type if pa.types.is_nested(values.type) else values.type
+    if time is None or time.format not in units or not pa.types.is_timestamp(items):
+        return values
+    unit, number = pa.timestamp(units[time.format], items.tz), pa.int64()
+    if pa.types.is_nested(values.type):
+        return values.cast(pa.list_(unit), safe=False).cast(pa.list_(number))
+    return values.cast(unit, safe=False).cast(number)
+
+
+def _python_rows(block: RawBlock, rows: NDArray[np.int64], schema: FeatureSchema) -> list[dict[str, Any]]:
     """Convert some rows to values that JSON has, each with the id or float of the raw one."""
-    columns = []
+    columns, names = [], schema.feature_columns
+    times = {sequence.time_column for sequence in schema.sequence if sequence.gaps}
+    times |= {schema.timestamp.column} if schema.timestamp and times else set()
     for name in names:
         values = block.columns[name].take(pa.array(rows))
+        if name in times:
+            values = _unix_times(values, schema)
         if name in block.lists:
             lists = block.lists[name].take(pa.array(rows)).to_pylist()
             columns.append([v if one is None else one for v, one in zip(values.to_pylist(), lists, strict=True)])

@@ -1,14 +1,16 @@
 """Sequences of a log on their road through a build: ragged files, newest first, one vocabulary with the feature."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import pipeline.build.write
-from features.disk.dataset import DatasetError, DatasetManifest
+from features.disk.dataset import DatasetManifest
 from features.disk.window import join
 from features.encode_rows import FeatureEncoder
 from pipeline.build.write import write_table
@@ -140,7 +142,7 @@ def test_lists_are_taken_as_they_are(build, read_split, tmp_path, rows, kind):
     if kind == "jsonl":
         (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lists))
     else:
-        pq.write_table(pq.pa.Table.from_pylist(lists), tmp_path / "log.parquet")
+        pq.write_table(pa.Table.from_pylist(lists), tmp_path / "log.parquet")
     found = []
     for path, form in ((tmp_path / "log.csv", "csv"), (tmp_path / f"log.{kind}", kind)):
         manifest, dataset = build(FEATURES, config(path, form))
@@ -154,10 +156,9 @@ def test_days_go_on_with_each_other_and_join_to_a_window(build, tmp_path, rows):
     for number, part in enumerate((rows[:100], rows[100:])):
         write_csv(tmp_path / f"{number}.csv", part)
         pipeline = {"input": {"train": str(tmp_path / f"{number}.csv"), "format": {"kind": "csv"}}}
-        pipeline |= {"output": str(tmp_path / f"day{number}")} | ({"base": paths[0]} if paths else {})
-        build(FEATURES, pipeline)
+        build(FEATURES, pipeline | ({"base": paths[0]} if paths else {}), f"day{number}")
         paths.append(str(tmp_path / f"day{number}"))
-    joined = join({"train": paths}, tmp_path / "window")
+    joined = join({"train": [Path(path) for path in paths]}, tmp_path / "window")
     days = [DatasetManifest.load(path).splits["train"].sequences["clicks"] for path in paths]
     clicks = joined.splits["train"].sequences["clicks"]
     assert clicks.mean_length == pytest.approx(np.mean([day.mean_length for day in days]))
@@ -166,8 +167,8 @@ def test_days_go_on_with_each_other_and_join_to_a_window(build, tmp_path, rows):
 
 
 def test_row_groups_are_sized_by_the_ids_in_them(tmp_path, monkeypatch):
-    lists = pq.pa.array([[1] * 50] * 100, pq.pa.list_(pq.pa.int32()))
-    table = pq.pa.table({"a": lists, "b": lists, "c": pq.pa.array(np.arange(100, dtype=np.int32))})
+    lists = pa.array([[1] * 50] * 100, pa.list_(pa.int32()))
+    table = pa.table({"a": lists, "b": lists, "c": pa.array(np.arange(100, dtype=np.int32))})
     assert write_table(table, tmp_path / "a", WriteConfig()) == (100,)
     monkeypatch.setattr(pipeline.build.write, "MAX_LIST_BYTES", 400 * 30)
     assert write_table(table, tmp_path / "a", WriteConfig()) == (30, 30, 30, 10)
@@ -175,10 +176,3 @@ def test_row_groups_are_sized_by_the_ids_in_them(tmp_path, monkeypatch):
     assert write_table(table.select(["c"]), tmp_path / "a", WriteConfig()) == (100,)
     monkeypatch.setattr(pipeline.build.write, "MAX_LIST_BYTES", 1)
     assert write_table(table.slice(0, 3), tmp_path / "a", WriteConfig()) == (1, 1, 1)
-
-
-def test_a_history_is_refused_until_builds_make_it(build, tmp_path, rows):
-    write_csv(tmp_path / "log.csv", rows)
-    sequence = [{"name": "own", "parts": ["item"], "max_length": 3, "history": {"of": "cate"}}]
-    with pytest.raises(DatasetError, match="'own' has a history, which is not built yet"):
-        build({**FEATURES, "sequence": sequence}, config(tmp_path / "log.csv"))
