@@ -49,6 +49,11 @@ def make_log(seed: int, num_rows: int, first: int = 0, seconds: int = 3_000) -> 
     return rows
 
 
+def has_values(row: dict[str, str]) -> bool:
+    """Whether a row has a user, and anything that a history could hold."""
+    return bool(row["user"] and (row["item"] or row["cate"]))
+
+
 def write_log(path: Path, rows: list[dict[str, str]]) -> str:
     lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
     path.write_text("\n".join(lines) + "\n")
@@ -60,7 +65,7 @@ def histories_of_stores(rows: list[dict[str, str]], history: History, is_event: 
     stores: dict[str, UserHistory] = {}
     for number, row in enumerate(rows):
         store = stores.setdefault(row["user"], UserHistory(history))
-        if row["user"] and is_event(row):
+        if has_values(row) and is_event(row):
             dwell = float(row["dwell"]) if row["dwell"] else None
             store.add(UserEvent(int(row["time"]), number, row["row"], dwell))
     return {row["row"]: stores[row["user"]].at(int(row["time"]), LENGTH) for row in rows}
@@ -111,7 +116,7 @@ def test_rows_have_what_a_store_gives(rule: str, build, read_split, tmp_path: Pa
     num_seen = check(found, histories_of_stores(rows, same, is_event))
     described = manifest.histories.sequences["clicks"]
     assert described.num_seen == num_seen > 500
-    assert described.num_events == sum(bool(row["user"]) and is_event(row) for row in rows)
+    assert described.num_events == sum(has_values(row) and is_event(row) for row in rows)
     assert (described.num_dropped > 20) == (rule == "filters")
     assert described.delay == same.delay
 
@@ -170,7 +175,7 @@ def test_days_one_by_one_are_the_full_build(rule: str, build, read_split, tmp_pa
     assert any(int(event.value) < 300 for row in range(300, 450) for event in expected[str(row)])
     state = fetch_histories(manifest, folder, tmp_path)
     assert state.newest == max(int(row["time"]) for row in rows)
-    assert state.num_events < sum(bool(row["user"]) and is_event(row) for row in rows)
+    assert state.num_events < sum(has_values(row) and is_event(row) for row in rows)
     if rule == "label":
         check_program(folder, rows, found)
 
