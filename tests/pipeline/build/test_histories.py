@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from features.disk.user_histories import fetch_histories
+from features.disk.window import join
 from features.history import BurstFilter, DwellFilter, History, UserEvent, UserHistory
 from pipeline.build import dataset as dataset_build
 
@@ -162,7 +163,7 @@ def test_days_one_by_one_are_the_full_build(rule: str, build, read_split, tmp_pa
     history, same, is_event = RULES[rule]
     rows: list[dict[str, str]] = []
     found: dict[str, dict[str, Any]] = {}
-    base = {}
+    base, folders = {}, []
     for day in range(3):
         new = make_log(10 + day, 150, first=150 * day, seconds=300)
         rows += new
@@ -170,12 +171,17 @@ def test_days_one_by_one_are_the_full_build(rule: str, build, read_split, tmp_pa
         manifest, folder = build(features(**history), pipeline, f"day{day}")
         found |= read_rows(manifest, folder, read_split)
         base = {"base": str(folder)}
+        folders.append(folder)
     expected = histories_of_stores(rows, same, is_event)
     assert check(found, expected) > 200
     assert any(int(event.value) < 300 for row in range(300, 450) for event in expected[str(row)])
     state = fetch_histories(manifest, folder, tmp_path)
     assert state.newest == max(int(row["time"]) for row in rows)
     assert state.num_events < sum(has_values(row) and is_event(row) for row in rows)
+    joined = join({"train": folders}, tmp_path / "window")
+    assert fetch_histories(joined, tmp_path / "window", tmp_path).read("clicks").equals(state.read("clicks"))
+    assert joined.histories is not None
+    assert joined.histories.sequences["clicks"].num_seen == sum(len(events) for events in expected.values())
     if rule == "label":
         check_program(folder, rows, found)
 
