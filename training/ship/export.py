@@ -216,8 +216,9 @@ def _with_histories(row: dict[str, Any], num_events: int, schema: FeatureSchema)
     for sequence in schema.sequence:
         if sequence.history is None:
             continue
+        assert schema.timestamp is not None
         columns = {part.columns[0]: part.part for part in schema.parts if part.sequence == sequence.name}
-        raw = {f.name: f.columns[0] for f in schema.sparse} | {"": schema.timestamp and schema.timestamp.column}
+        raw = {f.name: f.columns[0] for f in schema.sparse} | {"": schema.timestamp.column}
         events = min(num_events, sequence.max_length)
         found |= {name: [row[raw[part]]] * events for name, part in columns.items()}
     return found
