@@ -26,14 +26,11 @@ class HistoryWork:
         finish: arguments of the tasks that write.
         newest: time of the newest row, of the bases too.
         base: ``history.parquet`` of the base; None: no events come before the build's own.
-        before: time from which on events of the base are left out, because the build reads their rows again; None: all
-            are taken.
     """
 
     finish: FinishWork
     newest: int
     base: str | None = None
-    before: int | None = None
 
 
 class HistoryTask(NamedTuple):
@@ -118,14 +115,25 @@ def _events(work: HistoryWork, task: HistoryTask, sequence: SequenceFeature) -> 
         own = {USER: found["user"], SECONDS: found["time"], IS_DROPPED: found["is_dropped"]}
         own[ROW] = pa.array(np.arange(-len(found), 0))
         own |= {part: found[column] for part, column in sequence.part_columns.items()}
-        table = pa.table(own).select(columns)
-        parts.append(table if work.before is None else table.filter(table[SECONDS].to_numpy() < work.before))
+        parts.append(pa.table(own).select(columns))
     for name in work.finish.blocks:
         block = read_block(Path(work.finish.folder), f"events-{task.number}-{name}")
         parts.append(with_ids(work.finish, name, users_between(block, task.first, task.end)).select(columns))
     events = pa.concat_tables(parts).combine_chunks()
     order = sort_events(events[USER].to_numpy(), events[SECONDS].to_numpy(), events[ROW].to_numpy())
+    if work.base is not None:
+        order = order[~_read_again(*(events[name].to_numpy()[order] for name in (USER, SECONDS, ROW)))]
     return events.take(pa.array(order)).combine_chunks()
+
+
+def _read_again(users: NDArray[np.uint64], times: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Find the events of the base whose rows the build reads again: it has events of the user at that moment."""
+    if not len(rows):
+        return np.zeros(0, bool)
+    is_last = np.append((users[1:] != users[:-1]) | (times[1:] != times[:-1]), True)
+    ends = np.flatnonzero(is_last)
+    newest = rows[np.repeat(ends, np.diff(ends, prepend=-1))]
+    return (rows < 0) & (newest >= 0)
 
 
 def needed_later(

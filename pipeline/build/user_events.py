@@ -19,7 +19,7 @@ from features.history import Integers, Seen, user_hashes
 from features.ragged import Ragged
 from features.raw_block import RawBlock
 from features.schema import FeatureSchema, SequenceFeature
-from features.values import loose_texts, numbers
+from features.values import Mask, as_mask, loose_texts, numbers
 from pipeline.build.exchange import KEY, SPLIT, read_block, rows_between, sort_rows, write_block
 
 USER, SECONDS, ROW, IS_DROPPED = "event:user", "event:seconds", "event:row", "event:dropped"
@@ -69,12 +69,23 @@ def write_users(
             is_event = prepared.own["label"] > 0
         else:
             is_event = rule_holds(rule, raw.columns[rule.column], schema.values)
+        for_nothing = np.logical_and.reduce([_is_missing(prepared, part) for part in sequence.parts])
         is_short = np.zeros(len(raw), bool)
         if history.dwell is not None:
             is_short = history.is_short(numbers(raw.columns[history.dwell.column], schema.values)[0])
         parts = {part: encoded[part] for part in sequence.parts}
         table = {**own, ROW: pa.array(rows.view(np.int64)), IS_DROPPED: pa.array(is_short), **parts}
-        _write_sorted(folder, f"events-{number}-{name}", table, is_known & is_event)
+        _write_sorted(folder, f"events-{number}-{name}", table, is_known & is_event & ~for_nothing)
+
+
+def _is_missing(prepared: Prepared, part: str) -> Mask:
+    """Find the rows without a value of a part; without any of them an event is none, as in histories of a log."""
+    if part in prepared.coded:
+        return as_mask(prepared.coded[part].texts.is_null())
+    if part in prepared.numbers:
+        return np.isnan(prepared.numbers[part])
+    found = prepared.hashed[part].is_missing
+    return np.zeros(prepared.num_rows, bool) if found is None else found
 
 
 def _write_sorted(folder: Path, name: str, columns: Mapping[str, Any], keep: NDArray[np.bool_]) -> None:
