@@ -6,11 +6,13 @@ It takes the place of a NumPy array wherever a column has one list a row: in row
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _GATHERED_ROWS = 1 << 13
 """Rows that are gathered at a time, so that their index is small beside the values."""
@@ -43,8 +45,10 @@ class Ragged:
         return cls(values, offsets)
 
     @classmethod
-    def of_arrow(cls, lists: pa.Array) -> "Ragged":
+    def of_arrow(cls, lists: "pa.Array") -> "Ragged":
         """Make rows of an Arrow array of lists without nulls, in Arrow's own memory."""
+        import pyarrow as pa
+
         if pa.types.is_fixed_size_list(lists.type):
             values, width = lists.flatten().to_numpy(zero_copy_only=False), lists.type.list_size
             return cls(values, np.arange(len(lists) + 1) * width)
@@ -100,8 +104,10 @@ class Ragged:
         values = self.flat.tolist()
         return [values[start:end] for start, end in pairwise(ends)]
 
-    def to_arrow(self) -> pa.ListArray:
+    def to_arrow(self) -> "pa.ListArray":
         """Convert to an Arrow array of lists."""
+        import pyarrow as pa
+
         offsets = (self.offsets - self.offsets[0]).astype(np.int32)
         return pa.ListArray.from_arrays(pa.array(offsets), pa.array(self.flat))
 

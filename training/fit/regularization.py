@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from training.data.batch import Batch
-from training.model.embedding import FieldEmbedding, Histories, ModelError, Streams
+from training.model.embedding import EventStreams, FieldEmbedding, ModelError, Streams
 from training.sharding.parallelize import gather
 
 
@@ -53,11 +53,11 @@ class EmbeddingL2:
         self._inverse_counts = 1 / self._count(batches, sum(sizes.values())).float()
         self._in_batch = torch.zeros_like(self._inverse_counts, dtype=torch.int32)
         self._streams: Streams = {}
-        self._histories: Histories = {}
+        self._histories: EventStreams = {}
         self._keys = embedding.sequence_keys
         embedding.register_forward_hook(self._keep)
 
-    def _keep(self, module: Any, inputs: Any, vectors: tuple[Streams, Histories]) -> None:
+    def _keep(self, module: Any, inputs: Any, vectors: tuple[Streams, EventStreams]) -> None:
         if torch.is_grad_enabled():
             self._streams, self._histories = vectors
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from training.model.embedding import Histories, Streams
+from training.model.embedding import EventStreams, Streams
 from training.model.normalization import GlobalBatchNorm
 from training.sharding.tables import embedding_of, kernels_of, lookups_of
 
@@ -104,7 +104,7 @@ class StepTimes:
             self.num_batches += 1
             self.num_ids.update(dict(zip(inputs[0].keys(), inputs[0].length_per_key(), strict=True)))
 
-    def _after_embedding(self, _module: nn.Module, _inputs: Any, vectors: tuple[Streams, Histories]) -> None:
+    def _after_embedding(self, _module: nn.Module, _inputs: Any, vectors: tuple[Streams, EventStreams]) -> None:
         self.mark("exchange")
         streams, histories = vectors
         events = [of.events_NE for of_stream in histories.values() for of in of_stream.values()]

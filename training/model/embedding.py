@@ -68,7 +68,7 @@ class EventVectors(NamedTuple):
 
 _Events = Mapping[str, JaggedTensor]
 
-Histories = dict[StreamName, dict[str, EventVectors]]
+EventStreams = dict[StreamName, dict[str, EventVectors]]
 """Stream -> sequence -> its vectors, for the streams and sequences that a model has."""
 
 
@@ -321,14 +321,14 @@ class FieldEmbedding(nn.Module):
 
     def forward(
         self, sparse_features: KeyedJaggedTensor, dense_features_BN: Tensor, num_rows: int
-    ) -> tuple[Streams, Histories]:
+    ) -> tuple[Streams, EventStreams]:
         """Look up; the first ``num_rows`` rows of every stream and history, so that no block sees padding."""
         groups = [run.keys for group in self._groups.values() for run in group if not run.table.sequences]
         pooled = iter(KeyedTensor.regroup([self.bags(sparse_features)], groups) if groups else ())
         vectors = {f"sequences.{name}": collection(sparse_features) for name, collection in self.sequences.items()}
         num_ids = self._num_ids(sparse_features, num_rows)
         streams: Streams = {s: dense_features_BN.new_zeros(num_rows, self.num_fields, 0) for s in STREAMS}
-        histories: Histories = {}
+        histories: EventStreams = {}
         for stream, group in self._groups.items():
             parts = [
                 self._fields(

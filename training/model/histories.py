@@ -9,7 +9,7 @@ gap vector, E = K + G width of an event, H hidden width, L events of the longest
 from collections import ChainMap
 from collections.abc import Callable, Collection, Mapping
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
