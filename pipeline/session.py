@@ -5,11 +5,11 @@ import contextlib
 import logging
 import os
 import re
-import signal
 import sys
 import tempfile
 import threading
 import traceback
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +65,27 @@ def start_spark(config: SparkConfig, verbose: bool = False) -> SparkSession:
     executor_options = SparkConf().get("spark.executor.extraJavaOptions", "")
     builder = builder.config("spark.executor.extraJavaOptions", f"{executor_options} {JAVA_OPTIONS}".strip())
     builder = builder.config("spark.ui.showConsoleProgress", str(sys.stderr.isatty()).lower())
-    handler = signal.getsignal(signal.SIGINT)
-    spark = builder.getOrCreate()
-    if threading.current_thread() is threading.main_thread():
-        # Spark's own handler asks Java to cancel its jobs, also in the midst of another question, or when Java is gone.
-        signal.signal(signal.SIGINT, handler)
+    spark = _create(builder)
     spark.sparkContext.setLogLevel("WARN" if verbose else "OFF")
     return spark
+
+
+def _create(builder: Any) -> SparkSession:
+    """Create the session in a thread of its own.
+
+    In the main thread Spark would put a handler of SIGINT in place of the program's, one that asks Java to cancel its
+    jobs, also in the midst of another question, or when Java is gone.
+    """
+    created = Future[SparkSession]()
+
+    def create() -> None:
+        try:
+            created.set_result(builder.getOrCreate())
+        except BaseException as error:
+            created.set_exception(error)
+
+    threading.Thread(target=create, name="spark-start", daemon=True).start()
+    return created.result()
 
 
 def stop_spark(spark: SparkSession, *, at_once: bool = False) -> None:

@@ -1,6 +1,7 @@
 """Break jobs in every way known, count what they lose. Exits with 1 if rows were lost or doubled or a case fails."""
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
@@ -30,6 +31,9 @@ def main() -> int:
     arguments = parser.parse_args()
     if min(arguments.seeds, arguments.at_once) < 1:
         parser.error("--seeds and --at-once must be 1 or more")
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # what starts in the background inherits that it is ignored
     names = [name for name in CASES if name in (arguments.only or GROUPS[arguments.group])]
     started = time.perf_counter()
     rows = run(names, arguments.seeds, arguments.output, arguments.at_once)

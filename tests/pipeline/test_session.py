@@ -3,6 +3,8 @@
 import errno
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,3 +57,26 @@ class JavaError(Exception):
 def test_which_disk_is_full_and_who_died(monkeypatch: pytest.MonkeyPatch, error: Exception, said: str) -> None:
     monkeypatch.setenv("SPARK_LOCAL_DIRS", "/scratch")
     assert re.match(said, explain(error, Path("/data")))
+
+
+def test_spark_takes_no_signal_over_while_it_starts() -> None:
+    """A signal that is ignored (``nohup``) stays ignored, at any moment."""
+    code = (
+        "import os, signal, threading, time\n"
+        "from pipeline.config import SparkConfig\n"
+        "from pipeline.session import start_spark, stop_spark\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "done = threading.Event()\n"
+        "def send():\n"
+        "    while not done.wait(0.01):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "threading.Thread(target=send).start()\n"
+        "try:\n"
+        "    spark = start_spark(SparkConfig(master='local[1]', driver_memory='1g'))\n"
+        "    print(spark.sparkContext.parallelize(range(9), 2).sum())\n"
+        "finally:\n"
+        "    done.set()\n"
+        "stop_spark(spark)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "36\n"), done.stderr
