@@ -22,7 +22,7 @@ from features.schema import FeatureSchema, SequenceFeature
 from features.values import Mask, as_mask, loose_texts, numbers
 from pipeline.build.exchange import KEY, SPLIT, read_block, rows_between, sort_rows, write_block
 
-USER, SECONDS, ROW, IS_DROPPED = "event:user", "event:seconds", "event:row", "event:dropped"
+USER, EVENT_SECONDS, EVENT_ROW, IS_DROPPED = "event:user", "event:seconds", "event:row", "event:dropped"
 """Columns of the tables beside the parts; the colon keeps them apart from feature names."""
 _STOP, _COUNT = "seen:stop", "seen:count"
 _COPIED = 1 << 22
@@ -62,7 +62,7 @@ def write_users(
         assert history is not None
         users = loose_texts(raw.columns[history.of], schema.values)
         is_known = users.is_valid().to_numpy(zero_copy_only=False)
-        own = {USER: pa.array(user_hashes(users)), SECONDS: pa.array(prepared.own["timestamp"])}
+        own = {USER: pa.array(user_hashes(users)), EVENT_SECONDS: pa.array(prepared.own["timestamp"])}
         keys = {KEY: encoded[KEY], SPLIT: encoded[SPLIT]}
         _write_sorted(folder, f"users-{number}-{name}", {**own, **keys}, is_known)
         if (rule := sequence.history_rule) is None:
@@ -74,7 +74,7 @@ def write_users(
         if history.dwell is not None:
             is_short = history.is_short(numbers(raw.columns[history.dwell.column], schema.values)[0])
         parts = {part: encoded[part] for part in sequence.parts}
-        table = {**own, ROW: pa.array(rows.view(np.int64)), IS_DROPPED: pa.array(is_short), **parts}
+        table = {**own, EVENT_ROW: pa.array(rows.view(np.int64)), IS_DROPPED: pa.array(is_short), **parts}
         _write_sorted(folder, f"events-{number}-{name}", table, is_known & is_event & ~for_nothing)
 
 
@@ -164,7 +164,7 @@ def histories_of(
             for part, column in sequence.part_columns.items():
                 columns[column][targets] = events[part].to_numpy()[places]
             if sequence.gap_column is not None:
-                ages = np.repeat(seconds[rows_now], seen.counts[few]) - events[SECONDS].to_numpy()[places]
+                ages = np.repeat(seconds[rows_now], seen.counts[few]) - events[EVENT_SECONDS].to_numpy()[places]
                 columns[sequence.gap_column][targets] = 1 + np.searchsorted(sequence.gaps, ages, side="right")
     return {column: Ragged(values, offsets) for column, values in columns.items()}
 
