@@ -303,8 +303,7 @@ class _Build:
         base = self._base_histories()
         times = [base.newest] if base else []
         newest = max([*times, *(result.newest for result in results if result.newest is not None)], default=0)
-        before = self.pipeline.input.times[0] if self.pipeline.input.times else None
-        work = HistoryWork(finish, newest, str(base.path) if base else None, before)
+        work = HistoryWork(finish, newest, str(base.path) if base else None)
         num_rows = sum(sum(result.sums.rows.values()) for result in results) + (base.num_events if base else 0)
         ranges = hash_ranges(num_rows // _ROWS_A_TASK + 1, 1 << 64)
         tasks = [HistoryTask(number, *users) for number in sequences for users in ranges]
@@ -321,18 +320,10 @@ class _Build:
         return dataclasses.replace(finish, histories=names), Histories(path, described)
 
     def _base_histories(self) -> UserHistories | None:
-        """Open the events of the base; none of them is taken where this build reads the same rows again."""
+        """Open the events that the base has left."""
         if self.pipeline.base is None:
             return None
-        manifest = DatasetManifest.load(self.pipeline.base)
-        again = {file.path for file in manifest.input_files} & {file.path for file in self.plan.input_files()}
-        if again and not self.pipeline.input.times:
-            self.warnings.append(
-                f"histories begin anew: {min(again)} was read for pipeline.base {self.pipeline.base} too, and its "
-                "events would count twice"
-            )
-            return None
-        return fetch_histories(manifest, self.pipeline.base, self.exchange)
+        return fetch_histories(DatasetManifest.load(self.pipeline.base), self.pipeline.base, self.exchange)
 
     def _write(self, work: FinishWork, total: Sums) -> dict[str, tuple[DataFile, ...]]:
         tasks = []

@@ -253,7 +253,10 @@ def encode_portion(work: EncodeWork, task: PortionTask) -> PortionResult:
 
 def _newest(before: int | None, prepared: Prepared) -> int | None:
     times = prepared.own.get("timestamp")
-    return before if times is None else max(int(times.max()), int(times.min()) if before is None else before)
+    if times is None:
+        return before
+    newest = int(times.max())
+    return newest if before is None else max(before, newest)
 
 
 def _splits(

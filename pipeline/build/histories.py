@@ -14,7 +14,7 @@ from features.disk.user_histories import HistoriesWriter, UserHistories
 from features.history import History, in_bursts, seen_events, sort_events
 from features.schema import SequenceFeature
 from pipeline.build.exchange import read_block, write_block
-from pipeline.build.user_events import IS_DROPPED, ROW, SECONDS, USER, users_between, write_seen
+from pipeline.build.user_events import EVENT_ROW, EVENT_SECONDS, IS_DROPPED, USER, users_between, write_seen
 from pipeline.build.write_rows import FinishWork, with_ids
 
 
@@ -26,14 +26,11 @@ class HistoryWork:
         finish: arguments of the tasks that write.
         newest: time of the newest row, of the bases too.
         base: ``history.parquet`` of the base; None: no events come before the build's own.
-        before: time from which on events of the base are left out, because the build reads their rows again; None: all
-            are taken.
     """
 
     finish: FinishWork
     newest: int
     base: str | None = None
-    before: int | None = None
 
 
 class HistoryTask(NamedTuple):
@@ -85,20 +82,20 @@ def make_histories(work: HistoryWork, task: HistoryTask) -> HistoryCounts:
     history = sequence.history
     assert history is not None
     events = _events(work, task, sequence)
-    users, times = events[USER].to_numpy(), events[SECONDS].to_numpy()
+    users, times = events[USER].to_numpy(), events[EVENT_SECONDS].to_numpy()
     is_dropped = events[IS_DROPPED].to_numpy() | in_bursts(users, times, history.burst)
     kept = np.flatnonzero(~is_dropped)
-    past = events.take(pa.array(kept)).select([SECONDS, *sequence.parts]).combine_chunks()
+    past = events.take(pa.array(kept)).select([EVENT_SECONDS, *sequence.parts]).combine_chunks()
     write_block(folder, f"past-{task.name}", past)
     blocks = [read_block(folder, f"users-{task.number}-{name}") for name in work.finish.blocks]
     rows = pa.concat_tables([users_between(block, task.first, task.end) for block in blocks])
-    own = rows[USER].to_numpy(), rows[SECONDS].to_numpy()
+    own = rows[USER].to_numpy(), rows[EVENT_SECONDS].to_numpy()
     seen = seen_events((users[kept], times[kept]), own, history.delay, sequence.max_length)
     write_seen(folder, task.name, rows, seen)
     keep = needed_later(users, times, is_dropped, history, sequence.max_length, work.newest)
     state = events.set_column(events.column_names.index(IS_DROPPED), IS_DROPPED, pa.array(is_dropped))
     write_block(folder, f"state-{task.name}", state.take(pa.array(keep)).combine_chunks())
-    is_own = events[ROW].to_numpy() >= 0
+    is_own = events[EVENT_ROW].to_numpy() >= 0
     return HistoryCounts(
         int(is_own.sum()),
         int((is_own & is_dropped).sum()),
@@ -111,21 +108,32 @@ def _events(work: HistoryWork, task: HistoryTask, sequence: SequenceFeature) -> 
     """Collect the events of a task's users, in order; those of the base have negative rows, so they come before others
     of their time.
     """
-    columns = [USER, SECONDS, ROW, IS_DROPPED, *sequence.parts]
+    columns = [USER, EVENT_SECONDS, EVENT_ROW, IS_DROPPED, *sequence.parts]
     parts = []
     if work.base is not None:
         found = UserHistories(Path(work.base), work.finish.schema).read(sequence.name, task.first, task.end)
-        own = {USER: found["user"], SECONDS: found["time"], IS_DROPPED: found["is_dropped"]}
-        own[ROW] = pa.array(np.arange(-len(found), 0))
+        own = {USER: found["user"], EVENT_SECONDS: found["time"], IS_DROPPED: found["is_dropped"]}
+        own[EVENT_ROW] = pa.array(np.arange(-len(found), 0))
         own |= {part: found[column] for part, column in sequence.part_columns.items()}
-        table = pa.table(own).select(columns)
-        parts.append(table if work.before is None else table.filter(table[SECONDS].to_numpy() < work.before))
+        parts.append(pa.table(own).select(columns))
     for name in work.finish.blocks:
         block = read_block(Path(work.finish.folder), f"events-{task.number}-{name}")
         parts.append(with_ids(work.finish, name, users_between(block, task.first, task.end)).select(columns))
     events = pa.concat_tables(parts).combine_chunks()
-    order = sort_events(events[USER].to_numpy(), events[SECONDS].to_numpy(), events[ROW].to_numpy())
+    order = sort_events(events[USER].to_numpy(), events[EVENT_SECONDS].to_numpy(), events[EVENT_ROW].to_numpy())
+    if work.base is not None:
+        order = order[~_read_again(*(events[name].to_numpy()[order] for name in (USER, EVENT_SECONDS, EVENT_ROW)))]
     return events.take(pa.array(order)).combine_chunks()
+
+
+def _read_again(users: NDArray[np.uint64], times: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Find the events of the base whose rows the build reads again: it has events of the user at that moment."""
+    if not len(rows):
+        return np.zeros(0, bool)
+    is_last = np.append((users[1:] != users[:-1]) | (times[1:] != times[:-1]), True)
+    ends = np.flatnonzero(is_last)
+    newest = rows[np.repeat(ends, np.diff(ends, prepend=-1))]
+    return (rows < 0) & (newest >= 0)
 
 
 def needed_later(
@@ -175,5 +183,5 @@ def write_state(writer: HistoriesWriter, folder: Path, sequence: SequenceFeature
         state = read_block(folder, f"state-{task.name}")
         if len(state):
             parts = {column: state[part] for part, column in sequence.part_columns.items()}
-            own = {"user": state[USER], "time": state[SECONDS], "is_dropped": state[IS_DROPPED]}
+            own = {"user": state[USER], "time": state[EVENT_SECONDS], "is_dropped": state[IS_DROPPED]}
             writer.write(sequence.name, own | parts)

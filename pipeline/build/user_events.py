@@ -19,10 +19,10 @@ from features.history import Integers, Seen, user_hashes
 from features.ragged import Ragged
 from features.raw_block import RawBlock
 from features.schema import FeatureSchema, SequenceFeature
-from features.values import loose_texts, numbers
+from features.values import Mask, as_mask, loose_texts, numbers
 from pipeline.build.exchange import KEY, SPLIT, read_block, rows_between, sort_rows, write_block
 
-USER, SECONDS, ROW, IS_DROPPED = "event:user", "event:seconds", "event:row", "event:dropped"
+USER, EVENT_SECONDS, EVENT_ROW, IS_DROPPED = "event:user", "event:seconds", "event:row", "event:dropped"
 """Columns of the tables beside the parts; the colon keeps them apart from feature names."""
 _STOP, _COUNT = "seen:stop", "seen:count"
 _COPIED = 1 << 22
@@ -62,19 +62,30 @@ def write_users(
         assert history is not None
         users = loose_texts(raw.columns[history.of], schema.values)
         is_known = users.is_valid().to_numpy(zero_copy_only=False)
-        own = {USER: pa.array(user_hashes(users)), SECONDS: pa.array(prepared.own["timestamp"])}
+        own = {USER: pa.array(user_hashes(users)), EVENT_SECONDS: pa.array(prepared.own["timestamp"])}
         keys = {KEY: encoded[KEY], SPLIT: encoded[SPLIT]}
         _write_sorted(folder, f"users-{number}-{name}", {**own, **keys}, is_known)
         if (rule := sequence.history_rule) is None:
             is_event = prepared.own["label"] > 0
         else:
             is_event = rule_holds(rule, raw.columns[rule.column], schema.values)
+        for_nothing = np.logical_and.reduce([_is_missing(prepared, part) for part in sequence.parts])
         is_short = np.zeros(len(raw), bool)
         if history.dwell is not None:
             is_short = history.is_short(numbers(raw.columns[history.dwell.column], schema.values)[0])
         parts = {part: encoded[part] for part in sequence.parts}
-        table = {**own, ROW: pa.array(rows.view(np.int64)), IS_DROPPED: pa.array(is_short), **parts}
-        _write_sorted(folder, f"events-{number}-{name}", table, is_known & is_event)
+        table = {**own, EVENT_ROW: pa.array(rows.view(np.int64)), IS_DROPPED: pa.array(is_short), **parts}
+        _write_sorted(folder, f"events-{number}-{name}", table, is_known & is_event & ~for_nothing)
+
+
+def _is_missing(prepared: Prepared, part: str) -> Mask:
+    """Find the rows without a value of a part; without any of them an event is none, as in histories of a log."""
+    if part in prepared.coded:
+        return as_mask(prepared.coded[part].texts.is_null())
+    if part in prepared.numbers:
+        return np.isnan(prepared.numbers[part])
+    found = prepared.hashed[part].is_missing
+    return np.zeros(prepared.num_rows, bool) if found is None else found
 
 
 def _write_sorted(folder: Path, name: str, columns: Mapping[str, Any], keep: NDArray[np.bool_]) -> None:
@@ -153,7 +164,7 @@ def histories_of(
             for part, column in sequence.part_columns.items():
                 columns[column][targets] = events[part].to_numpy()[places]
             if sequence.gap_column is not None:
-                ages = np.repeat(seconds[rows_now], seen.counts[few]) - events[SECONDS].to_numpy()[places]
+                ages = np.repeat(seconds[rows_now], seen.counts[few]) - events[EVENT_SECONDS].to_numpy()[places]
                 columns[sequence.gap_column][targets] = 1 + np.searchsorted(sequence.gaps, ages, side="right")
     return {column: Ragged(values, offsets) for column, values in columns.items()}
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from features.disk.user_histories import fetch_histories
+from features.disk.window import join
 from features.history import BurstFilter, DwellFilter, History, UserEvent, UserHistory
 from pipeline.build import dataset as dataset_build
 
@@ -49,6 +50,11 @@ def make_log(seed: int, num_rows: int, first: int = 0, seconds: int = 3_000) -> 
     return rows
 
 
+def has_values(row: dict[str, str]) -> bool:
+    """Whether a row has a user, and anything that a history could hold."""
+    return bool(row["user"] and (row["item"] or row["cate"]))
+
+
 def write_log(path: Path, rows: list[dict[str, str]]) -> str:
     lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
     path.write_text("\n".join(lines) + "\n")
@@ -60,7 +66,7 @@ def histories_of_stores(rows: list[dict[str, str]], history: History, is_event: 
     stores: dict[str, UserHistory] = {}
     for number, row in enumerate(rows):
         store = stores.setdefault(row["user"], UserHistory(history))
-        if row["user"] and is_event(row):
+        if has_values(row) and is_event(row):
             dwell = float(row["dwell"]) if row["dwell"] else None
             store.add(UserEvent(int(row["time"]), number, row["row"], dwell))
     return {row["row"]: stores[row["user"]].at(int(row["time"]), LENGTH) for row in rows}
@@ -111,7 +117,7 @@ def test_rows_have_what_a_store_gives(rule: str, build, read_split, tmp_path: Pa
     num_seen = check(found, histories_of_stores(rows, same, is_event))
     described = manifest.histories.sequences["clicks"]
     assert described.num_seen == num_seen > 500
-    assert described.num_events == sum(bool(row["user"]) and is_event(row) for row in rows)
+    assert described.num_events == sum(has_values(row) and is_event(row) for row in rows)
     assert (described.num_dropped > 20) == (rule == "filters")
     assert described.delay == same.delay
 
@@ -157,7 +163,7 @@ def test_days_one_by_one_are_the_full_build(rule: str, build, read_split, tmp_pa
     history, same, is_event = RULES[rule]
     rows: list[dict[str, str]] = []
     found: dict[str, dict[str, Any]] = {}
-    base = {}
+    base, folders = {}, []
     for day in range(3):
         new = make_log(10 + day, 150, first=150 * day, seconds=300)
         rows += new
@@ -165,12 +171,17 @@ def test_days_one_by_one_are_the_full_build(rule: str, build, read_split, tmp_pa
         manifest, folder = build(features(**history), pipeline, f"day{day}")
         found |= read_rows(manifest, folder, read_split)
         base = {"base": str(folder)}
+        folders.append(folder)
     expected = histories_of_stores(rows, same, is_event)
     assert check(found, expected) > 200
     assert any(int(event.value) < 300 for row in range(300, 450) for event in expected[str(row)])
     state = fetch_histories(manifest, folder, tmp_path)
     assert state.newest == max(int(row["time"]) for row in rows)
-    assert state.num_events < sum(bool(row["user"]) and is_event(row) for row in rows)
+    assert state.num_events < sum(has_values(row) and is_event(row) for row in rows)
+    joined = join({"train": folders}, tmp_path / "window")
+    assert fetch_histories(joined, tmp_path / "window", tmp_path).read("clicks").equals(state.read("clicks"))
+    assert joined.histories is not None
+    assert joined.histories.sequences["clicks"].num_seen == sum(len(events) for events in expected.values())
     if rule == "label":
         check_program(folder, rows, found)
 
@@ -178,9 +189,8 @@ def test_days_one_by_one_are_the_full_build(rule: str, build, read_split, tmp_pa
 def check_program(folder: Path, rows: list[dict[str, str]], found: dict[str, dict[str, Any]]) -> None:
     """``jobs.history`` shows what a row of the user at that time sees."""
     time = max(int(row["time"]) for row in rows) + 5
-    [*_, events] = histories_of_stores(
-        [*rows, {**rows[0], "user": "a", "time": str(time)}], *RULES["label"][1:]
-    ).values()
+    asked = {**rows[0], "row": "asked", "user": "a", "time": str(time)}
+    events = histories_of_stores([*rows, asked], *RULES["label"][1:])["asked"]
     command = [sys.executable, "-m", "jobs.history", "--dataset", str(folder), "--user", "a", "--time", str(time)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert shown[0] == f"clicks: {len(events)} events of user 'a'" and len(events) == LENGTH
@@ -197,6 +207,5 @@ def test_rows_that_the_base_has_read_too_are_no_second_events(build, read_split,
     log = write_log(tmp_path / "log.csv", rows)
     _, base = build(features(), {"input": {"train": log}}, "base")
     manifest, folder = build(features(), {"input": {"train": log}, "base": str(base)}, "again")
-    assert any("histories begin anew" in warning for warning in manifest.warnings)
     found = read_rows(manifest, folder, read_split)
     assert check(found, histories_of_stores(rows, *RULES["label"][1:])) > 100
