@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from training.config import ASTAHistory, DINHistory, HistoryConfig, MeanHistory, SDIMHistory, TransformerHistory
 from training.model.embedding import EventVectors, ModelError, StreamName, stable_seed
-from training.model.normalization import GlobalBatchNorm
+from training.model.normalization import GlobalBatchNorm, before_norm
 from training.plugins import HISTORY_KINDS
 
 
@@ -98,12 +98,15 @@ class DIN(HistoryEncoder):
     def __init__(self, config: DINHistory, dim: int, gap_dim: int = 0, seed: int = 0) -> None:
         super().__init__(config, dim, gap_dim, seed)
         widths = [4 * dim + self.gap_dim, *config.hidden_units, 1]
-        self.first = nn.Linear(widths[0], widths[1])
+        self.first = last = nn.Linear(widths[0], widths[1])
         layers: list[nn.Module] = []
         for i, o in pairwise(widths[1:]):
             dropout = [nn.Dropout(config.dropout)] if config.dropout else []
-            layers += [_ACTIVATIONS[config.activation](i), *dropout, nn.Linear(i, o)]
+            last = nn.Linear(i, o)
+            layers += [_ACTIVATIONS[config.activation](i), *dropout, last]
         self.rest = nn.Sequential(*layers)
+        if config.softmax:  # which takes no notice of a constant either
+            before_norm(last)
         self.softmax, self.scale = config.softmax, dim**-0.5 if config.scale else 1.0
 
     @classmethod
@@ -384,7 +387,8 @@ class TransformerLayer(nn.Module):
         width = config.attention_dim
         self.num_heads = config.num_heads
         self.query_norm, self.event_norm, self.mlp_norm = (nn.LayerNorm(width) for _ in range(3))
-        self.query, self.key, self.value, self.output = (nn.Linear(width, width) for _ in range(4))
+        self.query, self.value, self.output = (nn.Linear(width, width) for _ in range(3))
+        self.key = nn.Linear(width, width, bias=False)  # the softmax takes no notice of a constant
         self.expand = nn.Linear(width, config.feed_forward_dim)
         self.contract = nn.Linear(config.feed_forward_dim, width)
         self.dropout = nn.Dropout(config.dropout)
