@@ -2,14 +2,20 @@
 
 import os
 import signal
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
+from typing import Any
 
 from pipeline.processes import end_children
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """Signals that ask a program to end: Ctrl-C, and what a scheduler or ``kill`` sends."""
+_AGAIN_SECONDS = 0.02
+"""Seconds until a signal is sent again."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -33,7 +39,8 @@ def interruptible() -> Iterator[None]:
     A second signal ends the program at once, wherever it is. A signal that whoever started the program had it ignore
     (``nohup``) stays ignored.
     """
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before, hook = {number: signal.getsignal(number) for number in SIGNALS}, sys.unraisablehook
+    sys.unraisablehook = partial(_raise_again, hook)
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
@@ -43,6 +50,7 @@ def interruptible() -> Iterator[None]:
         end_children()
         raise
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -51,6 +59,16 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     for other in SIGNALS:
         signal.signal(other, _end_at_once)
     raise Interrupted(number)
+
+
+def _raise_again(hook: Callable[[Any], Any], unraisable: Any) -> None:
+    """Send a signal again whose exception Python drops, as in a destructor and in a weak reference's callback."""
+    dropped = unraisable.exc_value
+    if not isinstance(dropped, Interrupted):
+        hook(unraisable)
+        return
+    signal.signal(dropped.number, _interrupt)
+    threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), dropped.number)).start()
 
 
 def _end_at_once(number: int, frame: FrameType | None) -> None:

@@ -25,7 +25,16 @@ def main():
 
 run_program(main)
 """
-BODIES = {"asleep": "time.sleep(100)", "waiting": "run_module('http.server', '--bind', '127.0.0.1', '0')"}
+IN_A_DESTRUCTOR = """class Slow:
+            def __del__(self):
+                time.sleep(100)
+        Slow()
+        time.sleep(100)"""
+BODIES = {
+    "asleep": "time.sleep(100)",
+    "waiting": "run_module('http.server', '--bind', '127.0.0.1', '0')",
+    "in a destructor": IN_A_DESTRUCTOR,
+}
 
 
 def start(body: str) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
