@@ -47,8 +47,8 @@ def interrupt_at_every_step(folder: Path, seed: int) -> Outcome:
             program.go_on()
             time.sleep(rng.uniform(0.5, {"build": 6.0, "train": 15.0}.get(step, 0.4)))
         if program.process.poll() is not None or "version 2 promoted" in program.said():
-            program.expect(0)  # a short step, and the rest, were over
-            continue
+            program.expect(0)  # a short step, and the rest, were over: nothing is left to interrupt
+            break
         program.interrupt((signal.SIGINT, signal.SIGTERM)[(seed + number) % 2])
         last = retraining.last()
         expect(last["verdict"] == "interrupted" and last["step"] == last["stopped_by"], f"last.json says {last}")
