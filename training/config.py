@@ -454,8 +454,9 @@ class PartOptimizer:
     """None: the lane's. Adagrad's and SGD's is torch's own, a part of the gradient."""
 
 
-PartName = Literal["embedding", "selection", "easy", "hard", "fusion"]
-"""Parts of the dense net: dense features' vectors and projections, selection, both encoders, fusion with its heads."""
+PartName = Literal["embedding", "histories", "selection", "easy", "hard", "fusion"]
+"""Parts of the dense net: dense features' vectors and projections, encoders of sequences, selection, both encoders,
+fusion with its heads."""
 
 
 @dataclass(frozen=True, config=STRICT)
