@@ -19,6 +19,7 @@ DOCUMENTED = {
     "_replace": "of a named tuple",
     "_exit": "of os: ends the process at once",
     "excepthook": "of sys: made to be replaced",
+    "unraisablehook": "of sys: made to be replaced",
 }
 """Names that begin with an underscore and are public all the same, or are there to be replaced."""
 

@@ -15,7 +15,9 @@ CONFIGS = ROOT / "jobs" / "configs"
 FINGERPRINTS = Path(__file__).with_name("fingerprints.json")
 FROZEN = "tests/golden/v1/config.toml"
 
-BASES = ("avazu", "bench", "criteo", "demo", "frappe", "movielens_1m", "plans/criteo_1tb")
+BASES = (
+    "avazu", "bench", "criteo", "demo", "frappe", "movielens_1m", "plans/criteo_1tb", "sequences/amazon_beauty",
+)  # fmt: skip
 """Configs that load alone."""
 LAYERS = {
     "movielens_1m/all_columns": ("movielens_1m",),
