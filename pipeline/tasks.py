@@ -65,6 +65,8 @@ def run_tasks(
         with _progress(context, title, len(items)):
             answers = tasks.collect()
     except SPARK_ERRORS as error:
+        if (interruption := _interruption(error)) is not None:
+            raise interruption from error
         raise TaskError(explain(error, output)) from error
     if len(answers) != len(items):
         raise TaskError(f"{len(items)} tasks gave {len(answers)} answers")
@@ -73,6 +75,14 @@ def run_tasks(
         if isinstance(answer, _Failure):
             raise answer.error
         found.append(answer)
+    return found
+
+
+def _interruption(error: BaseException) -> KeyboardInterrupt | None:
+    """Find the signal that came amid a question to Java: what Spark then asks to tidy up fails, and hides it."""
+    found = error.__context__
+    while found is not None and not isinstance(found, KeyboardInterrupt):
+        found = found.__context__
     return found
 
 

@@ -11,6 +11,7 @@ import pytest
 from py4j.protocol import Py4JError, Py4JNetworkError
 
 from pipeline.session import explain
+from pipeline.tasks import _interruption
 
 SHUFFLE = "java.io.IOException: No space left on device\n\tat org.apache.spark.storage.TimeTrackingOutputStream.write"
 PARQUET = "org.apache.hadoop.fs.FSError: java.io.IOException: No space left on device\n\tat org.apache.hadoop.fs.Raw"
@@ -80,3 +81,13 @@ def test_spark_takes_no_signal_over_while_it_starts() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "36\n"), done.stderr
+
+
+def test_a_signal_that_spark_hides_in_tidying_up_is_found() -> None:
+    with pytest.raises(Py4JError) as hidden:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise Py4JError("Answer from Java side is empty")
+    assert isinstance(_interruption(hidden.value), KeyboardInterrupt)
+    assert _interruption(Py4JError("Java is gone")) is None
