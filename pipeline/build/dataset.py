@@ -66,6 +66,7 @@ from pipeline.build.write import (
     FileTask,
     commit,
     commit_to_store,
+    id_chunks,
     max_ids,
     new_version,
     num_files,
@@ -351,11 +352,12 @@ class _Build:
     ) -> DatasetManifest:
         splits = {}
         for name, of_split in files.items():
-            largest = max_ids(self.version.parent, of_split, self.schema)
+            chunks = id_chunks(self.version.parent, of_split, self.schema)
+            largest = max_ids(chunks, self.schema)
             sparse = {n: dataclasses.replace(s, max_id=largest[n]) for n, s in statistics[name].items()}
             rate = rounded(total.labels[name] / total.rows[name])
             truncated = {s.name: total.truncated.get((name, s.name), 0) for s in self.schema.sequence}
-            sequences = sequence_statistics(self.version.parent, of_split, self.schema, largest, truncated)
+            sequences = sequence_statistics(chunks, total.rows[name], self.schema, largest, truncated)
             splits[name] = Split(of_split, rate, sparse, dense_statistics(total, self.schema, name), sequences)
         reasons = sum((result.reasons for result in results), Counter())
         num_rejected, num_duplicates = sum(reasons.values()), sum(result.num_duplicates for result in results)

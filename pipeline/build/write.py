@@ -11,10 +11,11 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -205,14 +206,30 @@ def describe_file(path: Path, version: Path, row_groups: tuple[int, ...]) -> Dat
     return DataFile(path.relative_to(version.parent).as_posix(), path.stat().st_size, row_groups, file_sha256(path))
 
 
-def max_ids(dataset: Path, files: tuple[DataFile, ...], schema: FeatureSchema) -> dict[str, int]:
-    """Read the largest id of each feature with ids from the statistics in the files' footers.
+class IdChunk(NamedTuple):
+    """Chunk of a column of ids.
+
+    Attributes:
+        path: path of its file.
+        group: number of its row group.
+        feature: feature, or part of a sequence, that the ids are of.
+        metadata: description of it, with its statistics.
+    """
+
+    path: str
+    group: int
+    feature: str
+    metadata: pyarrow.parquet.ColumnChunkMetaData
+
+
+def max_ids(chunks: Sequence[IdChunk], schema: FeatureSchema) -> dict[str, int]:
+    """Find the largest id of each feature with ids in a split, whose chunks are given.
 
     Raises:
         DatasetError: an id is negative, or a footer has no statistics.
     """
     largest = dict.fromkeys((f.name for f in schema.id_features), 0)
-    for path, group, name, chunk in _id_chunks(dataset, files, schema):
+    for path, group, name, chunk in chunks:
         bounds = chunk.statistics
         if bounds is not None and bounds.null_count == chunk.num_values:
             continue  # no row of it has a history
@@ -223,24 +240,24 @@ def max_ids(dataset: Path, files: tuple[DataFile, ...], schema: FeatureSchema) -
 
 
 def sequence_statistics(
-    dataset: Path,
-    files: tuple[DataFile, ...],
+    chunks: Sequence[IdChunk],
+    rows: int,
     schema: FeatureSchema,
     largest: dict[str, int],
     truncated: dict[str, int],
 ) -> dict[str, SequenceStatistics]:
-    """Describe the sequences of a split by the statistics in the files' footers.
+    """Describe the sequences of a split.
 
     Args:
-        dataset: folder of the dataset.
-        files: files of the split.
+        chunks: those of the split.
+        rows: its number of rows.
         schema: the features.
         largest: result of ``max_ids``.
         truncated: sequence -> events beyond ``max_length``.
     """
-    rows, events = sum(file.num_rows for file in files), dict.fromkeys((part.name for part in schema.parts), 0)
+    events = dict.fromkeys((part.name for part in schema.parts), 0)
     empty = dict(events)
-    for _, _, name, chunk in _id_chunks(dataset, files, schema):
+    for _, _, name, chunk in chunks:
         if name in events:
             # A row without events has one value that is null; events are never null.
             empty[name] += chunk.statistics.null_count
@@ -256,15 +273,15 @@ def sequence_statistics(
     }
 
 
-def _id_chunks(
-    dataset: Path, files: tuple[DataFile, ...], schema: FeatureSchema
-) -> Iterator[tuple[str, int, str, pyarrow.parquet.ColumnChunkMetaData]]:
-    """Yield each chunk of a column of ids: its file, row group, feature and description."""
+def id_chunks(dataset: Path, files: tuple[DataFile, ...], schema: FeatureSchema) -> list[IdChunk]:
+    """List the chunks of columns of ids, from the files' footers."""
     paths = {c.path: f.name for f in schema.id_features for c in f.kind.columns(f) if c.bound == TABLE}
+    found = []
     for file in files:
         metadata = pyarrow.parquet.read_metadata(dataset / file.path)
         for group in range(metadata.num_row_groups):
             for column in range(metadata.num_columns):
                 chunk = metadata.row_group(group).column(column)
                 if chunk.path_in_schema in paths:
-                    yield file.path, group, paths[chunk.path_in_schema], chunk
+                    found.append(IdChunk(file.path, group, paths[chunk.path_in_schema], chunk))
+    return found

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from training.data.batch import Batch
 from training.model.embedding import EventStreams, FieldEmbedding, ModelError, Streams
+from training.model.jagged import rows_of
 from training.sharding.parallelize import gather
 
 
@@ -113,8 +114,11 @@ class EmbeddingL2:
     def _coefficients(self, batch: Batch, values: Tensor) -> Tensor:
         """Compute (F, num_rows), the factor of each pooled vector's square, from those of the rows."""
         ids, lengths = batch.sparse_features, batch.sparse_features.lengths()
-        bags = torch.arange(len(lengths), device=values.device).repeat_interleave(lengths, output_size=len(values))
-        sums_FB = values.new_zeros(len(lengths)).index_add_(0, bags, values).view(-1, batch.batch_size)
+        sums_FB = (
+            values.new_zeros(len(lengths))
+            .index_add_(0, rows_of(lengths, len(values)), values)
+            .view(-1, batch.batch_size)
+        )
         is_sum = torch.tensor([name not in self._mean_pooled for name in ids.keys()], device=values.device)  # noqa: SIM118
         sizes_FB = lengths.view_as(sums_FB).clamp(min=1)
         return torch.where(is_sum[:, None], sums_FB / sizes_FB**2, sums_FB)[:, : batch.num_rows]

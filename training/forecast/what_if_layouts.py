@@ -15,7 +15,7 @@ from training.forecast.dry_run import PlanError
 from training.model.cost import FLOAT, Net
 from training.model.ctr_model import CTRModel
 from training.model.embedding import EmbeddingTable
-from training.sharding.table_planner import Cluster, make_planner, sharders, unplanned_tables
+from training.sharding.table_planner import Cluster, ids_a_row, make_planner, sharders, unplanned_tables
 
 GIANT = 8
 """A table that takes more than one part in so many of a rank's memory is cut by rows."""
@@ -42,7 +42,7 @@ def planned_shards(model: CTRModel, config: TrainingConfig, cluster: Cluster) ->
             rows, columns = shard.shard_sizes
             if rows and columns:  # row-wise, of a table with fewer rows than ranks, some have none
                 place = shard.placement.rank(), rows, columns, shard.shard_offsets[0]
-                shards.append(Shard(name, placement.sharding_type, *place, _ids_a_row(model, table)))
+                shards.append(Shard(name, placement.sharding_type, *place, round(sum(ids_a_row(model, table)))))
     for table in unplanned_tables(model, config):
         shards += _replicas(model, table, cluster.world_size)
     return shards
@@ -87,7 +87,7 @@ def _deal(
             continue
         by_host = all_by_host or rows * (FLOAT * width + 4) > memory / GIANT
         widths = [min(columns or width, width - first) for first in range(0, width, columns or width)]
-        parts += [(by_host, rows, table.name, part, _ids_a_row(model, table)) for part in widths]
+        parts += [(by_host, rows, table.name, part, round(sum(ids_a_row(model, table)))) for part in widths]
     to_send, held = np.zeros((2, t.num_hosts, t.ranks_per_host))
     mean = sum(width * num_features for *_, width, num_features in parts) / t.world_size
     for by_host, rows, name, width, num_features in sorted(parts, reverse=True):
@@ -109,10 +109,5 @@ def _deal(
 
 def _replicas(model: CTRModel, table: EmbeddingTable, world_size: int) -> list[Shard]:
     """Lay a table on every rank, whole."""
-    size, num_ids = (table.num_embeddings, table.padded_width), _ids_a_row(model, table)
+    size, num_ids = (table.num_embeddings, table.padded_width), round(sum(ids_a_row(model, table)))
     return [Shard(table.name, "data_parallel", rank, *size, num_features=num_ids) for rank in range(world_size)]
-
-
-def _ids_a_row(model: CTRModel, table: EmbeddingTable) -> int:
-    """Count the ids of a row that are looked up in a table: one a feature, and a sequence's mean length."""
-    return len(table.features) + round(sum(model.mean_lengths[key] for key in table.sequences))

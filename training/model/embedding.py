@@ -10,10 +10,10 @@ N events of all rows, K width of a sequence's parts side by side, E that of an e
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from torchrec import (
 from torchrec.modules.embedding_modules import get_embedding_names_by_table
 
 from features.schema import FeatureSchema, SparseFeature
+from training.model.jagged import rows_of, sum_by
 
 StreamName = Literal["easy", "hard", "shared", "first_order_easy", "first_order_hard", "context_easy", "context_hard"]
 STREAMS: tuple[StreamName, ...] = get_args(StreamName)
@@ -300,11 +301,12 @@ class FieldEmbedding(nn.Module):
         )
         is_meta = device is not None and device.type == "meta"
         pooled = [table for table in self.tables if not table.sequences]
-        configs = [_bag_config(table, _leave_alone if is_meta else table.initialize) for table in pooled]
+        configs = [EmbeddingBagConfig(**_config_values(t, is_meta=is_meta), pooling=PoolingType.SUM) for t in pooled]
         self.bags = EmbeddingBagCollection(tables=configs, device=device)
         self.sequences = nn.ModuleDict()
         for path in dict.fromkeys(table.collection for table in self.tables if table.sequences):
-            of = [_config(t, _leave_alone if is_meta else t.initialize) for t in self.tables if t.collection == path]
+            own = [table for table in self.tables if table.collection == path]
+            of = [EmbeddingConfig(**_config_values(table, is_meta=is_meta)) for table in own]
             self.sequences[path.rpartition(".")[2]] = EmbeddingCollection(tables=of, device=device)
         self.projections = nn.ParameterDict()
         for table in self.tables:
@@ -312,8 +314,6 @@ class FieldEmbedding(nn.Module):
                 self.projections[table.name] = _projection(table, width, seed)
         self.features, self._groups = self._order(schema, configs)
         self._histories = self._order_histories(schema)
-        looked_up = {key for table in self.tables for key in table.sequences}
-        self.sequence_keys = {s.name: tuple(key for key in s.keys if key in looked_up) for s in schema.sequence}
         self.dense_vectors = nn.ParameterDict()
         for stream in self._groups:
             if schema.dense and stream not in (features or {}):
@@ -342,6 +342,11 @@ class FieldEmbedding(nn.Module):
                 parts.append(dense_features_BN[:num_rows, :, None] * self.dense_vectors[stream])
             streams[stream] = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         return streams, histories
+
+    @property
+    def sequence_keys(self) -> dict[str, tuple[str, ...]]:
+        """Map each sequence to the keys that are looked up, in the order of an event's vectors, in any stream."""
+        return {name: tuple(of.tables) for name, of in next(iter(self._histories.values()), {}).items()}
 
     @property
     def collections(self) -> list[nn.Module]:
@@ -451,9 +456,8 @@ def _pool(run: "_Run", vectors: Mapping[str, _Events], num_rows: int) -> Tensor:
 
 
 def _sum_up(vectors: JaggedTensor, num_rows: int) -> Tensor:
-    lengths_B, values = vectors.lengths()[:num_rows], vectors.values()
-    rows = torch.arange(num_rows, device=values.device).repeat_interleave(lengths_B, output_size=len(values))
-    return values.new_zeros(num_rows, values.shape[1]).index_add(0, rows, values)
+    values = vectors.values()
+    return sum_by(rows_of(vectors.lengths()[:num_rows], len(values)), values, num_rows)
 
 
 @dataclass(frozen=True)
@@ -492,25 +496,15 @@ def _leave_alone(_shard: Tensor) -> None:
     """TorchRec asks for a shard's first numbers without telling its place; ``parallelize`` knows it, and gives them."""
 
 
-def _bag_config(table: EmbeddingTable, init_fn: Callable[[Tensor], None]) -> EmbeddingBagConfig:
-    return EmbeddingBagConfig(
-        name=table.name,
-        feature_names=list(table.features),
-        num_embeddings=table.num_embeddings,
-        embedding_dim=table.padded_width,
-        pooling=PoolingType.SUM,
-        init_fn=init_fn,
-    )
-
-
-def _config(table: EmbeddingTable, init_fn: Callable[[Tensor], None]) -> EmbeddingConfig:
-    return EmbeddingConfig(
-        name=table.name,
-        feature_names=list(table.keys),
-        num_embeddings=table.num_embeddings,
-        embedding_dim=table.padded_width,
-        init_fn=init_fn,
-    )
+def _config_values(table: EmbeddingTable, *, is_meta: bool) -> dict[str, Any]:
+    """Describe a table as the configs of both kinds of TorchRec's collections do."""
+    return {
+        "name": table.name,
+        "feature_names": list(table.keys),
+        "num_embeddings": table.num_embeddings,
+        "embedding_dim": table.padded_width,
+        "init_fn": _leave_alone if is_meta else table.initialize,
+    }
 
 
 def _projection(table: EmbeddingTable, width: int, seed: int) -> nn.Parameter:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from training.config import ASTAHistory, DINHistory, HistoryConfig, MeanHistory, SDIMHistory, TransformerHistory
 from training.model.embedding import EventVectors, ModelError, StreamName, stable_seed
+from training.model.jagged import rows_of, sum_by
 from training.model.normalization import GlobalBatchNorm, before_norm
 from training.plugins import HISTORY_KINDS
 
@@ -59,21 +60,10 @@ def newest_events(events_NE: Tensor, lengths_B: Tensor, length: int) -> tuple[Te
     return events_NE.index_select(0, kept_N.nonzero().squeeze(1)), lengths_B.clamp(max=length)
 
 
-def rows_of(lengths_B: Tensor, num_events: int) -> Tensor:
-    """Number the row of each event, (N,)."""
-    rows_B = torch.arange(len(lengths_B), device=lengths_B.device)
-    return torch.repeat_interleave(rows_B, lengths_B, output_size=num_events)
-
-
 def positions(lengths_B: Tensor, num_events: int) -> Tensor:
     """Number each event in its row from 0, the newest, (N,)."""
     first_B = lengths_B.cumsum(0) - lengths_B
     return torch.arange(num_events, device=lengths_B.device) - first_B[rows_of(lengths_B, num_events)]
-
-
-def sum_by(keys_N: Tensor, values_NE: Tensor, num_sums: int) -> Tensor:
-    """Add up the values of each key in their order, (num_sums, E); a key without values has zeros."""
-    return values_NE.new_zeros(num_sums, values_NE.shape[1]).index_add(0, keys_N, values_NE)
 
 
 class EventMean(HistoryEncoder):

@@ -90,7 +90,7 @@ def sharders(model: CTRModel, config: TrainingConfig) -> list[Any]:
     """List the sharders of a model's tables, of one kind of collection each.
 
     Raises:
-        ValueError: some tables that sequences look up are to be replicated and others not, or only on this config.
+        ValueError: some tables that sequences look up are to be replicated and others not.
     """
     return [Sharder(), *([] if _replicates_sequences(model, config) else [SequenceSharder()])]
 
@@ -108,16 +108,20 @@ def _replicates_sequences(model: CTRModel, config: TrainingConfig) -> bool:
     """
     if isinstance(config.optimizer, DenseOptimizer):
         return True
-    kinds = {table: sharding_of(table, config.sharding) for table in model.tables if table.sequences}
-    replicated = [table.feature for table, kind in kinds.items() if kind == DATA_PARALLEL]
-    others = [table.feature for table, kind in kinds.items() if kind != DATA_PARALLEL]
+    kinds = {table.feature: sharding_of(table, config.sharding) for table in model.tables if table.sequences}
+    replicated = [feature for feature, kind in kinds.items() if kind == DATA_PARALLEL]
+    others = [f"{feature!r} ({kind})" for feature, kind in kinds.items() if kind != DATA_PARALLEL]
     if replicated and others:
         raise ValueError(
-            f"training.sharding: sequences look up the tables of {replicated[0]!r} (data_parallel) and {others[0]!r} "
-            f"({kinds[next(t for t in kinds if t.feature == others[0])]}), which are all replicated or all not: give "
-            "all of them data_parallel, or none"
+            f"training.sharding: sequences look up the tables of {replicated[0]!r} (data_parallel) and {others[0]}, "
+            "which are all replicated or all not: give all of them data_parallel, or none"
         )
     return bool(replicated)
+
+
+def ids_a_row(model: CTRModel, table: EmbeddingTable) -> list[float]:
+    """List how many ids of a row each key of a table has: one a feature, and a sequence's mean length."""
+    return [1.0] * len(table.features) + [model.mean_lengths[key] for key in table.sequences]
 
 
 class StorageEstimator(EmbeddingStorageEstimator):
@@ -275,7 +279,7 @@ def make_planner(
             compute_kernels=kernels,
             min_partition=columns_per_part(kind, table, model.tables, cluster.world_size),
             # One a feature name, in the table's order: TorchRec would count one feature, of one id a row.
-            pooling_factors=[1.0] * len(table.features) + [model.mean_lengths[key] for key in table.sequences],
+            pooling_factors=ids_a_row(model, table),
             cache_params=None if kind == DATA_PARALLEL else cache,
         )
     topology = cluster.topology()

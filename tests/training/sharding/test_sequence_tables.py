@@ -12,6 +12,7 @@ from torchrec import KeyedJaggedTensor
 from features.schema import FeatureSchema, HashEncoding, SequenceFeature, SparseFeature, Timestamp
 from tests.ranks import on_two_ranks
 from tests.stand_ins.tiny_dataset import TinyDataset, tiny_schema, write_tiny_dataset
+from tests.training.fit.test_run import LANES as SHARED_LANES
 from tests.training.fit.test_run import assert_same_weights, final_model, losses, make_config
 from tests.training.fit.test_warm_start import finish
 from training.config import (
@@ -98,16 +99,11 @@ def test_look_ups_are_the_naive_ones(own: dict[str, Any]) -> None:
 
 
 LANES: dict[str, dict[str, Any]] = {
-    "auto": {},
-    "row_wise": {"sharding": ShardingConfig("row_wise")},
-    "table_wise": {"sharding": ShardingConfig("table_wise")},
-    "column_wise": {
-        "sharding": ShardingConfig("column_wise"),
-        "optimizer": FusedOptimizer("sgd", embedding_learning_rate=0.05),
+    **{
+        name: SHARED_LANES[name]
+        for name in ("auto", "row_wise", "table_wise", "column_wise", "replicated", "averaged dense")
     },
-    "replicated": {"sharding": ShardingConfig("data_parallel")},
     "dense": {"optimizer": DenseOptimizer(learning_rate=0.01, embedding_l2=0.01), "clip_gradient_norm": 1.0},
-    "averaged dense": {"optimizer": DenseOptimizer(learning_rate=0.01), "ema_decay": 0.9},
     "mixed": {"sharding": ShardingConfig("table_wise", {"device": "row_wise", "genres": "data_parallel"})},
     "regularised": {
         "sharding": ShardingConfig("row_wise"),
