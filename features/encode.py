@@ -262,12 +262,13 @@ class _Preparation:
         bagged |= self._events()
         values = {f.name: found[f.columns[0]] for f in sparse if f.encoding.kind not in ("hash", "vocabulary")}
         values |= {f.name: found[f.source] for f in schema.dense if self.is_needed(f)}
+        more_hashed, more_coded, listed = by_type(bagged)
         return Prepared(
             self.num_rows,
-            hashed | {name: part for name, part in bagged.items() if isinstance(part, Hashed)},
-            coded | {name: part for name, part in bagged.items() if isinstance(part, Coded)},
+            hashed | more_hashed,
+            coded | more_coded,
             values,
-            {name: part for name, part in bagged.items() if isinstance(part, Listed)},
+            listed,
             self.reasons,
             self.reason,
             own,
@@ -435,6 +436,17 @@ def prepare_events(schema: FeatureSchema, events: EventValues) -> dict[str, Hash
         else:
             found[part.name] = Coded(values, events.lengths, events.dropped)
     return found
+
+
+def by_type(
+    parts: Mapping[str, Hashed | Coded | Listed],
+) -> tuple[dict[str, Hashed], dict[str, Coded], dict[str, Listed]]:
+    """Sort prepared values out as ``Prepared`` has them: hashes, tokens, and numbers of sequences."""
+    return (
+        {name: part for name, part in parts.items() if isinstance(part, Hashed)},
+        {name: part for name, part in parts.items() if isinstance(part, Coded)},
+        {name: part for name, part in parts.items() if isinstance(part, Listed)},
+    )
 
 
 def hash_columns(parts: Sequence[Sequence[pa.StringArray]], seeds: Sequence[int]) -> tuple[Hashes, NDArray[np.bool_]]:

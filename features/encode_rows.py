@@ -22,6 +22,7 @@ from features.encode import (
     Hashed,
     Listed,
     Prepared,
+    by_type,
     log1p,
     prepare,
     prepare_events,
@@ -474,12 +475,8 @@ class _SequenceRows:
             if events.faults:
                 raise RowError(events.faults[0][1])
             parts |= prepare_events(self.schema, events)
-        prepared = Prepared(
-            n,
-            {name: part for name, part in parts.items() if isinstance(part, Hashed)},
-            {name: part for name, part in parts.items() if isinstance(part, Coded)},
-            listed={name: part for name, part in parts.items() if isinstance(part, Listed)},
-        )
+        hashed, coded, listed = by_type(parts)
+        prepared = Prepared(n, hashed, coded, listed=listed)
         found = {}
         for part in self.schema.parts:
             found |= part.kind.to_columns(*self.finisher.ids(part, prepared), part)
