@@ -19,6 +19,13 @@ def read_columns(dataset: Path, num_rows: int, num_test: int) -> tuple[dict[str,
     return schema, _read(dataset, manifest, "train", num_rows), _read(dataset, manifest, "valid", num_test)
 
 
+def read_split(dataset: Path, split: str) -> tuple[dict[str, Any], pa.Table]:
+    """Returns the dataset's manifest and all rows of a split."""
+    manifest = json.loads((dataset / "manifest.json").read_text())
+    tables = [pa.parquet.read_table(dataset / file["path"]) for file in manifest["splits"][split]["files"]]
+    return manifest, pa.concat_tables(tables)
+
+
 def _read(dataset: Path, manifest: dict[str, Any], split: str, num_rows: int) -> Rows:
     tables, found = [], 0
     for file in manifest["splits"][split]["files"]:

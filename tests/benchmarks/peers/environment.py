@@ -13,6 +13,7 @@ from typing import Any
 
 FOLDER = Path("runs/bench/peers").absolute()
 PACKAGES = (
+    "pyarrow==18.1.0",  # the project's own needs NumPy 2
     "polars==1.36.1",
     "polars-runtime-32==1.36.1",
     "fuxictr==2.3.10",
