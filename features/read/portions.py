@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from features.log_format import LogError, LogFormat
 from features.raw_block import RawBlock, Wanted
+from features.read.candidates import ListCounts, check_made_columns
 from features.read.columnar import cut_groups, find_columns, open_groups, read_groups
 from features.read.delimited import DelimitedReader, read_header
 from features.read.json_lines import JsonReader, parse_object
@@ -51,11 +52,13 @@ class PortionEnd:
         begin: its first byte (Parquet and ORC: row group or stripe).
         end: where the next portion of the file has to begin.
         num_lines: lines (rows) in between, rows or not; the numbers of the next portion's lines begin behind them.
+        lists: counts of their lists of candidates; None: a line is a row.
     """
 
     begin: int
     end: int
     num_lines: int
+    lists: ListCounts | None = None
 
 
 class Reading(Iterator[RawBlock]):
@@ -213,6 +216,9 @@ def check_file(file: str, log_format: LogFormat, wanted: Wanted, partition: Mapp
             _make_reader(file, log_format, own)
         else:
             find_columns(file, open_groups(file, log_format).schema, own)
+        if log_format.candidates is not None and log_format.kind != "jsonl":
+            names = {*column_names(file, log_format), *partition}
+            check_made_columns(file, log_format.candidates, names)
     except STREAM_ERRORS as error:
         raise LogError(f"{file} cannot be read: {error}") from error
 
