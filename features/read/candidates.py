@@ -25,7 +25,7 @@ MAX_CANDIDATES = 1 << _POSITION_BITS
 """Largest number of candidates in a list."""
 MAX_ROWS_OF_LISTS = 1 << 26
 """Largest number of rows of a Parquet or ORC file whose rows are lists: offsets have bits for no more."""
-MAX_LIST_BYTES = 1 << 28
+MAX_EXPLODED_BYTES = 1 << 28
 """Largest size of a list's rows: each repeats all columns of the log's row."""
 _BLOCK_BYTES, _BLOCK_ROWS = 1 << 25, 1 << 16
 """Bytes and rows of a block of candidates, about; a longer list is a block of its own."""
@@ -152,8 +152,10 @@ class CandidateReader:
         found = self._find(block)
         row_bytes = _row_bytes(block)
         _reject(found, found.lengths > MAX_CANDIDATES, f"more than {MAX_CANDIDATES:,} candidates")
-        is_huge = found.lengths * row_bytes > MAX_LIST_BYTES
-        _reject(found, is_huge, f"rows of more than {MAX_LIST_BYTES >> 20} MiB: fewer candidates, or shorter columns")
+        is_huge = found.lengths * row_bytes > MAX_EXPLODED_BYTES
+        _reject(
+            found, is_huge, f"rows of more than {MAX_EXPLODED_BYTES >> 20} MiB: fewer candidates, or shorter columns"
+        )
         is_bad = found.reason >= 0
         is_good = ~is_bad & (found.lengths > 0)
         self.counts.num_lists += int(is_good.sum())

@@ -11,7 +11,7 @@ import pyarrow as pa
 from features.log_files import STORE, find_splits
 from features.log_format import LogError, LogFormat, Lookup
 from features.raw_block import RawBlock, Wanted
-from features.read.candidates import CandidateReader, wanted_of_lists
+from features.read.candidates import CandidateReader, check_made_columns, wanted_of_lists
 from features.read.delta import FoundTables, find_delta_files
 from features.read.lines import STEP_BYTES
 from features.read.lookup import load_lookup
@@ -68,14 +68,17 @@ class LogReader:
             declared: columns of the file's Delta table, which the file may lack (``FoundTables.columns``).
 
         Raises:
-            LogError: a table cannot be read.
+            LogError: a table cannot be read, or has a column that is made of lists of candidates.
         """
         brought: set[str] = set()
         keys: list[str] = []
         for lookup, table in zip(self.lookups, tables, strict=True):
             if lookup.key not in brought:
                 keys.append(lookup.key)
-            brought.update(load_lookup(table, lookup, self.wanted.lists).columns)
+            columns = load_lookup(table, lookup, self.wanted.lists).columns
+            if self.log_format.candidates is not None:
+                check_made_columns(table, self.log_format.candidates, columns.keys())
+            brought.update(columns)
         columns = tuple(dict.fromkeys([*(c for c in self.wanted.columns if c not in brought), *keys]))
         numbers = (self.wanted.numbers & set(columns)) - set(keys)
         lists, optional = self.wanted.lists & set(columns), self.wanted.optional | declared

@@ -27,6 +27,8 @@ from features.values import numbers
 PORTION_BYTES = 16 << 20
 """Bytes of a portion: a constant, so that the cluster's size changes no result."""
 _BLOCK_BYTES = 1 << 20
+_KEY_LINES = 100
+"""JSON lines whose keys are held against the columns that are made of lists."""
 
 
 @dataclass(frozen=True)
@@ -205,10 +207,10 @@ def _read(portion: Portion, log_format: LogFormat, wanted: Wanted, step: int) ->
 
 
 def check_file(file: str, log_format: LogFormat, wanted: Wanted, partition: Mapping[str, str | None]) -> None:
-    """Check the columns that a file declares, without reading its rows; JSON lines declare none.
+    """Check the columns that a file declares, without reading its rows; JSON lines declare none, but show some.
 
     Raises:
-        LogError: the file is damaged or lacks a wanted column; names it.
+        LogError: the file is damaged, lacks a wanted column, or has one that is made of lists of candidates; names it.
     """
     own = replace(wanted, optional=wanted.optional | partition.keys())
     try:
@@ -216,8 +218,8 @@ def check_file(file: str, log_format: LogFormat, wanted: Wanted, partition: Mapp
             _make_reader(file, log_format, own)
         else:
             find_columns(file, open_groups(file, log_format).schema, own)
-        if log_format.candidates is not None and log_format.kind != "jsonl":
-            names = {*column_names(file, log_format), *partition}
+        if log_format.candidates is not None:
+            names = {*column_names(file, log_format, _KEY_LINES), *partition}
             check_made_columns(file, log_format.candidates, names)
     except STREAM_ERRORS as error:
         raise LogError(f"{file} cannot be read: {error}") from error

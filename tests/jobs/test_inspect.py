@@ -151,7 +151,7 @@ def test_lists_beside_clicks_are_named_by_the_user(run: Run, tmp_path: Path):
     code, _, errors = run(
         "--input", tmp_path / "log.parquet", "--output", tmp_path / "x.toml", given[0] + "s", *given[1:]
     )
-    assert code == 2 and "no column 'showns'" in errors
+    assert code == 1 and "no column 'showns'" in errors
 
 
 def as_json(folder: Path, columns: dict[str, list[Any]]) -> Path:

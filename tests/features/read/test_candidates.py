@@ -222,7 +222,7 @@ def test_rejected_lines_stay_in_order_among_small_blocks(tmp_path: Path, monkeyp
 def test_rows_of_a_list_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "log.tsv"
     path.write_text(f"user\tseen\nu1\ta-0 b-1\n{'u' * 5000}\t{' '.join(['c-0'] * 300)}\n")
-    monkeypatch.setattr(candidates, "MAX_LIST_BYTES", 1 << 20)
+    monkeypatch.setattr(candidates, "MAX_EXPLODED_BYTES", 1 << 20)
     blocks, counts = read(path, LogFormat("tsv", candidates=SUFFIXED), ("user", "item", "clicked"))
     assert [row["item"] for row in rows_of(blocks)] == ["a", "b"]
     [(number, reason)] = rejected_of(blocks)
@@ -316,6 +316,19 @@ def test_a_made_column_that_the_log_has_is_refused(tmp_path: Path, name: str, ke
     path.write_text(f"user\tseen\t{name}\nu1\ta-0\t1\n")
     with pytest.raises(LogError, match=rf"has a column '{name}'.*candidates\.{key} another name"):
         read(path, LogFormat("tsv", candidates=SUFFIXED), ("user", "item", "clicked"))
+
+
+def test_a_made_column_in_json_lines_or_a_table_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"seen": "a-0"}\n{"seen": "b-0", "place": 3}\n')
+    with pytest.raises(LogError, match=r"log.jsonl has a column 'place'.*candidates\.position another name"):
+        read(path, LogFormat("jsonl", candidates=SUFFIXED), ("item", "clicked"))
+    (tmp_path / "users.tsv").write_text("user\titem\nu1\tx\n")
+    path = tmp_path / "log.tsv"
+    path.write_text("user\tseen\nu1\ta-0\n")
+    lookup = Lookup("users.tsv", "user", LogFormat("tsv"))
+    with pytest.raises(LogError, match=r"users.tsv has a column 'item'.*candidates\.name another name"):
+        read(path, LogFormat("tsv", candidates=SUFFIXED), ("item", "clicked"), lookups=(lookup,))
 
 
 def test_null_tokens_are_candidates_like_others(tmp_path: Path) -> None:

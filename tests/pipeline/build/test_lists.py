@@ -35,7 +35,7 @@ FEATURES = {
 }
 
 
-def a_log(path: Path, count: int = 120, **other: str) -> list[dict[str, Any]]:
+def a_log(path: Path, count: int = 120, *, other: dict[str, str] | None = None) -> list[dict[str, Any]]:
     """Write a log of lists whose times grow; ``other`` are lists by number of the line. Returns its lines."""
     rng = random.Random(5)
     lines = []
@@ -43,7 +43,7 @@ def a_log(path: Path, count: int = 120, **other: str) -> list[dict[str, Any]]:
         file.write("page\tline\tuser\tt\thistory\tseen\n")
         for number in range(count):
             items = [f"N{rng.randrange(20)}-{int(rng.random() < 0.3)}" for _ in range(rng.choice([1, 2, 3, 9]))]
-            seen = other.get(f"at_{number}", " ".join(items))
+            seen = (other or {}).get(f"at_{number}", " ".join(items))
             history = " ".join(f"N{rng.randrange(20)}" for _ in range(rng.randrange(5)))
             line = {"page": f"p{number}", "user": f"u{rng.randrange(6)}", "t": START + 10 * number, "seen": seen}
             lines.append(line | {"history": history})
@@ -100,7 +100,7 @@ def test_a_list_does_not_see_its_own_clicks(build, read_split, tmp_path):
 
 def test_what_is_no_list_is_counted(build, read_split, tmp_path):
     odd = {"at_3": "", "at_5": "N1-0 N2", "at_9": "N1-0 N2-7 N3-1", "at_11": ""}
-    lines = a_log(tmp_path / "log.tsv", **odd)
+    lines = a_log(tmp_path / "log.tsv", other=odd)
     manifest, dataset = build(FEATURES, pipeline(tmp_path / "log.tsv", quality={"max_rejected_fraction": 0.1}))
     good = [line for number, line in enumerate(lines) if f"at_{number}" not in odd]
     num_rows = sum(len(line["seen"].split()) for line in good)
@@ -155,7 +155,7 @@ def test_a_split_that_would_tear_lists_is_refused(tmp_path, column):
 
 
 def test_portions_and_workers_change_nothing(build, read_split, tmp_path):
-    a_log(tmp_path / "log.tsv", at_3="", at_5="N1-0 N2")
+    a_log(tmp_path / "log.tsv", other={"at_3": "", "at_5": "N1-0 N2"})
     limit = {"quality": {"max_rejected_fraction": 0.1}}
     whole, folder = build(FEATURES, pipeline(tmp_path / "log.tsv", **limit), "whole")
     cut, cut_folder = build(
@@ -182,7 +182,7 @@ def test_duplicates_and_sampled_negatives_are_single_candidates(build, tmp_path)
 
 
 def test_dates_count_the_rows_that_builds_have(spark, build, tmp_path):
-    a_log(tmp_path / "log.tsv", at_3="", at_5="N1-0 N2")
+    a_log(tmp_path / "log.tsv", other={"at_3": "", "at_5": "N1-0 N2"})
     tree = pipeline(tmp_path / "log.tsv", output=str(tmp_path / "out"), quality={"max_rejected_fraction": 0.1})
     config = parse_config({"features": FEATURES, "pipeline": tree, "training": {"dataset": "out"}})
     plan = plan_sources(config.pipeline, config.features)
