@@ -32,7 +32,7 @@ from pipeline.build.cardinality import ValueSketch
 from pipeline.build.counts import Codes, number_counts, token_counts
 from pipeline.build.duplicates import key_table
 from pipeline.build.exchange import KEY, SPLIT, keys_of_rows, row_numbers, sort_rows, split_row_numbers, write_block
-from pipeline.build.measure import Span, Sums, add_up
+from pipeline.build.measure import Sums, TimeSpan, add_up
 from pipeline.build.moments import Moments
 from pipeline.build.oddities import Signs
 from pipeline.build.sources import SourceFile, log_reader
@@ -389,7 +389,7 @@ class _Block:
             sums.rows[split] = part.num_rows
             sums.labels[split] = float(part.own["label"].sum(dtype=np.float64))
             if (times := part.own.get("timestamp")) is not None:
-                sums.times[split] = Span(int(times.min()), int(times.max()))
+                sums.times[split] = TimeSpan(int(times.min()), int(times.max()))
             for feature in self._schema.sparse:
                 self._measure_sparse(sums, split, feature, part, in_sample)
             for sequence in self._schema.sequence:
