@@ -16,6 +16,52 @@ class LogError(ValueError):
 
 
 @dataclass(frozen=True, config=STRICT)
+class Candidates:
+    """A list in each row of the log whose items are rows of the model: what was shown on a page, and what was clicked.
+
+    A candidate has all columns of the log's row, and those that are named here.
+    """
+
+    column: str
+    """Raw column of the list: text that is split, or an array."""
+    name: str
+    """Raw column that is made: the candidate's value."""
+    separator: str = " "
+    """Text between two candidates, and between two clicks; arrays are taken as they are."""
+    label: str | None = None
+    """Raw column that is made: the candidate's label. None: there is none."""
+    label_separator: str | None = None
+    """Text between a candidate's value and its label, a number; behind the last one is the label. A log to score may
+    leave it out together with the label, in whole lists."""
+    clicked: str | None = None
+    """Raw column of the clicked candidates, text or an array: they have label 1, others 0. None: see
+    ``label_separator``."""
+    list_id: str = "list_id"
+    """Raw column of the list's id: the log's own, or made of file and place where the log has none."""
+    position: str = "position"
+    """Raw column that is made: the candidate's place in its list, from 1."""
+
+    def __post_init__(self) -> None:
+        if not self.separator or self.label_separator == "":
+            raise ValueError("separator and label_separator cannot be empty")
+        if self.label_separator is not None and self.clicked is not None:
+            raise ValueError("labels are behind label_separator or in the column clicked: give one of them")
+        if (self.label is not None) != (self.label_separator is not None or self.clicked is not None):
+            raise ValueError(
+                "a label is a name and a source: give label, and label_separator or clicked; or none of the three"
+            )
+        names = [self.column, self.clicked, self.name, self.label, self.list_id, self.position]
+        names = [name for name in names if name is not None]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two of its columns have one name: {', '.join(twice)}")
+
+    @property
+    def made_columns(self) -> frozenset[str]:
+        """Raw columns that candidates have and the log has not, or need not have."""
+        return frozenset(name for name in (self.name, self.label, self.list_id, self.position) if name is not None)
+
+
+@dataclass(frozen=True, config=STRICT)
 class LogFormat:
     """Layout of raw log files. Compression is told from the name and the first bytes (gzip, bzip2, zstd, lz4)."""
 
@@ -37,6 +83,8 @@ class LogFormat:
     """Texts that mean missing, besides the empty text."""
     optional: tuple[str, ...] = ()
     """Columns, or keys of JSON lines, that older or quieter files may lack: they are missing in all rows of these."""
+    candidates: Candidates | None = None
+    """List in each row whose items are the rows of the dataset. None: a row of the log is a row of the dataset."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "columns", expand_names(self.columns))
@@ -45,6 +93,8 @@ class LogFormat:
         if is_delimited and self.header == bool(self.columns):
             raise ValueError("a csv or tsv log has either header = true or a list of columns")
         _check_encoding(self.encoding)
+        if self.candidates is not None and self.kind == "libffm":
+            raise ValueError("a libffm log has no lists of candidates: leave candidates out")
         if is_delimited:
             self._check_characters()
 
@@ -104,3 +154,7 @@ class Lookup:
     key: str
     """Column that both the log and the side table have; unique in the side table."""
     format: LogFormat
+
+    def __post_init__(self) -> None:
+        if self.format.candidates is not None:
+            raise ValueError("a lookup's table has a row a key: leave format.candidates out")

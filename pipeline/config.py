@@ -179,6 +179,16 @@ class PipelineConfig:
     write: WriteConfig = field(default_factory=WriteConfig)
     spark: SparkConfig = field(default_factory=SparkConfig)
 
+    def __post_init__(self) -> None:
+        lists, rule = self.input.format.candidates, self.split
+        if lists is None or not isinstance(rule, HashSplit):
+            return
+        if rule.column in lists.made_columns - {lists.list_id}:
+            raise ValueError(
+                f"pipeline.split.column = {rule.column!r} would tear lists of candidates apart: split by "
+                f"{lists.list_id!r}, by a user or by nothing, which keeps a row of the log together"
+            )
+
     def inputs(self) -> dict[str, tuple[str, ...]]:
         """Split -> patterns, for the splits that have files."""
         patterns = {"train": self.input.train, "valid": self.input.valid, "test": self.input.test}

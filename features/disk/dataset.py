@@ -198,6 +198,21 @@ class Histories:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Lists:
+    """Lists of candidates in the raw files."""
+
+    num_lists: Count
+    """Rows of the log whose candidates are rows."""
+    num_candidates: Count
+    num_empty: Count
+    """Rows of the log without a candidate; they make no row."""
+    num_rejected: Count
+    """Rows of the log with a list that was rejected as a whole; each is one of the rejected rows."""
+    num_unseen: Count
+    """Clicks on what is not in its list; no row says them."""
+
+
+@dataclass(frozen=True, config=STRICT)
 class DatasetManifest:
     """Everything a dataset consists of. Row accounting: num_input_rows = splits + left out + rejected + duplicates."""
 
@@ -222,6 +237,9 @@ class DatasetManifest:
     """Down-sampling of negatives; None, and no key in the file, where every row was kept."""
     histories: Histories | None = None
     """Histories that the build made; None, and no key in the file, where it made none."""
+    lists: Lists | None = None
+    """Lists of candidates that the rows were made of; None, and no key in the file, where a row of the log is a row, or
+    where only those of some times were taken (pipeline.input.times)."""
     version: int = DATASET_FORMAT.version
 
     @property
@@ -258,7 +276,7 @@ class DatasetManifest:
     def write(self, dataset: Path) -> None:
         """Replace ``dataset/manifest.json`` in one step, after everything it names is on disk."""
         values = asdict(self)
-        for name in ("sampled", "histories"):
+        for name in ("sampled", "histories", "lists"):
             if values[name] is None:
                 del values[name]
         for split in values["splits"].values():

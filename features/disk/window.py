@@ -9,7 +9,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from features.disk.atomic import adding_folder
@@ -23,6 +23,7 @@ from features.disk.dataset import (
     FeatureStatistics,
     Histories,
     InputFile,
+    Lists,
     Rejected,
     SequenceStatistics,
     Split,
@@ -104,6 +105,7 @@ def join(partitions: Mapping[str, Sequence[Path]], output: Path) -> DatasetManif
             input_files=_join_input_files(everyone),
             warnings=tuple(f"{part.path.name}: {text}" for part in everyone for text in part.manifest.warnings),
             histories=_join_histories(everyone, temporary),
+            lists=_join_lists(everyone),
         )
         manifest.write(temporary)
     _check_same(output, manifest)
@@ -255,6 +257,14 @@ def _join_rejected(parts: Sequence[Partition]) -> Rejected:
     for part in parts:
         reasons.update(part.manifest.rejected.reasons)
     return Rejected(sum(part.manifest.rejected.num_rows for part in parts), dict(sorted(reasons.items())), None)
+
+
+def _join_lists(parts: Sequence[Partition]) -> Lists | None:
+    """Add up the counts of lists, if all partitions have them."""
+    found = [asdict(part.manifest.lists) for part in parts if part.manifest.lists is not None]
+    if len(found) < len(parts):
+        return None
+    return Lists(**{name: sum(counts[name] for counts in found) for name in found[0]})
 
 
 def _mean(values: Sequence[float], weights: Sequence[float]) -> float:

@@ -310,9 +310,11 @@ class RowTexts(Slices):
 
     @cached_property
     def _slices(self) -> Slices:
-        texts = [self.text(i).encode() for i in range(len(self.__dict__["_rows"]))]
+        _, first, place = np.unique(self.__dict__["_rows"], return_index=True, return_inverse=True)
+        texts = [self.text(i).encode() for i in first.tolist()]  # rows of one list have one text
         lengths = np.fromiter(map(len, texts), np.int64, len(texts))
-        return Slices(np.frombuffer(b"".join(texts), np.uint8), np.cumsum(lengths) - lengths, lengths)
+        starts = np.cumsum(lengths) - lengths
+        return Slices(np.frombuffer(b"".join(texts), np.uint8), starts[place], lengths[place])
 
     @property
     def data(self) -> NDArray[np.uint8]:  # pyright: ignore[reportIncompatibleVariableOverride]

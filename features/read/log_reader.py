@@ -11,10 +11,11 @@ import pyarrow as pa
 from features.log_files import STORE, find_splits
 from features.log_format import LogError, LogFormat, Lookup
 from features.raw_block import RawBlock, Wanted
+from features.read.candidates import CandidateReader, check_made_columns, wanted_of_lists
 from features.read.delta import FoundTables, find_delta_files
 from features.read.lines import STEP_BYTES
 from features.read.lookup import load_lookup
-from features.read.portions import Portion, PortionEnd, Reading, read_portion
+from features.read.portions import Portion, PortionEnd, Reading, check_file, read_portion
 from features.schema import FeatureSchema, Values
 from features.values import text_fault, texts
 
@@ -60,25 +61,29 @@ class LogReader:
         return tuple(_find_table(lookup, file) for lookup in self.lookups)
 
     def wanted_of_file(self, tables: tuple[str, ...], declared: frozenset[str] = frozenset()) -> Wanted:
-        """Return the wanted columns that no lookup brings, and the keys of the lookups.
+        """Return the wanted columns that no lookup brings, and the keys of the lookups, and where lists are.
 
         Args:
             tables: as ``find_tables`` returns them.
             declared: columns of the file's Delta table, which the file may lack (``FoundTables.columns``).
 
         Raises:
-            LogError: a table cannot be read.
+            LogError: a table cannot be read, or has a column that is made of lists of candidates.
         """
         brought: set[str] = set()
         keys: list[str] = []
         for lookup, table in zip(self.lookups, tables, strict=True):
             if lookup.key not in brought:
                 keys.append(lookup.key)
-            brought.update(load_lookup(table, lookup, self.wanted.lists).columns)
+            columns = load_lookup(table, lookup, self.wanted.lists).columns
+            if self.log_format.candidates is not None:
+                check_made_columns(table, self.log_format.candidates, columns.keys())
+            brought.update(columns)
         columns = tuple(dict.fromkeys([*(c for c in self.wanted.columns if c not in brought), *keys]))
         numbers = (self.wanted.numbers & set(columns)) - set(keys)
         lists, optional = self.wanted.lists & set(columns), self.wanted.optional | declared
-        return replace(self.wanted, columns=columns, numbers=numbers, lists=lists, optional=optional)
+        wanted = replace(self.wanted, columns=columns, numbers=numbers, lists=lists, optional=optional)
+        return wanted if self.log_format.candidates is None else wanted_of_lists(self.log_format.candidates, wanted)
 
     def read(
         self,
@@ -88,6 +93,7 @@ class LogReader:
         partition: Mapping[str, str | None],
         matched: Counter[str] | None = None,
         step: int = STEP_BYTES,
+        name: str | None = None,
     ) -> Reading:
         """Read a portion of a file.
 
@@ -98,32 +104,34 @@ class LogReader:
             partition: columns of its path.
             matched: counts, by table, the rows whose key it has.
             step: bytes of text to read at a time.
+            name: lasting name of the file, which ids of lists are made of; None: the path of the portion.
 
         Raises:
             LogError: as ``read_portion``, or a table cannot be read. Raised while blocks are taken.
         """
-        return Reading(self._read(portion, wanted, tables, partition, Counter() if matched is None else matched, step))
+        reading = read_portion(portion, self.log_format, wanted, step, partition)
+        lists = None
+        if self.log_format.candidates is not None:
+            check_file(portion.file, self.log_format, wanted, partition)
+            lists = CandidateReader(self.log_format, self.values, self.wanted.columns, name or portion.file)
+        return Reading(self._read(reading, lists, tables, Counter() if matched is None else matched))
 
     def _read(
-        self,
-        portion: Portion,
-        wanted: Wanted,
-        tables: tuple[str, ...],
-        partition: Mapping[str, str | None],
-        matched: Counter[str],
-        step: int,
+        self, reading: Reading, lists: CandidateReader | None, tables: tuple[str, ...], matched: Counter[str]
     ) -> Generator[RawBlock, None, PortionEnd]:
-        reading = read_portion(portion, self.log_format, wanted, step, partition)
-        for block in reading:
-            for lookup, table in zip(self.lookups, tables, strict=True):
-                block = self._join(block, lookup, table, matched)
-            yield block
-        return reading.end
+        for raw in reading:
+            for block in (raw,) if lists is None else lists.rows(raw):
+                for lookup, table in zip(self.lookups, tables, strict=True):
+                    block = self._join(block, lookup, table, matched)
+                yield block
+        return reading.end if lists is None else replace(reading.end, lists=lists.counts)
 
     def _join(self, block: RawBlock, lookup: Lookup, table: str, matched: Counter[str]) -> RawBlock:
         """Join a table to rows; rows whose key is no category are rejected."""
         keys, bad = texts(block.columns[lookup.key], self.values)
         if bad is not None:
+            if self.log_format.candidates is not None:
+                bad = np.isin(block.numbers, block.numbers[bad])  # a list is rejected whole
             fault = text_fault(lookup.key, block.columns[lookup.key].type)
             reason = f"column {lookup.key!r}, the key of a lookup: {fault}"
             block = block.take(~bad, [block.reject(row, reason) for row in np.flatnonzero(bad).tolist()])

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from features.log_format import LogError, LogFormat
 from features.raw_block import RawBlock, Wanted
+from features.read.candidates import ListCounts, check_made_columns
 from features.read.columnar import cut_groups, find_columns, open_groups, read_groups
 from features.read.delimited import DelimitedReader, read_header
 from features.read.json_lines import JsonReader, parse_object
@@ -26,6 +27,8 @@ from features.values import numbers
 PORTION_BYTES = 16 << 20
 """Bytes of a portion: a constant, so that the cluster's size changes no result."""
 _BLOCK_BYTES = 1 << 20
+_KEY_LINES = 100
+"""JSON lines whose keys are held against the columns that are made of lists."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,13 @@ class PortionEnd:
         begin: its first byte (Parquet and ORC: row group or stripe).
         end: where the next portion of the file has to begin.
         num_lines: lines (rows) in between, rows or not; the numbers of the next portion's lines begin behind them.
+        lists: counts of their lists of candidates; None: a line is a row.
     """
 
     begin: int
     end: int
     num_lines: int
+    lists: ListCounts | None = None
 
 
 class Reading(Iterator[RawBlock]):
@@ -202,10 +207,10 @@ def _read(portion: Portion, log_format: LogFormat, wanted: Wanted, step: int) ->
 
 
 def check_file(file: str, log_format: LogFormat, wanted: Wanted, partition: Mapping[str, str | None]) -> None:
-    """Check the columns that a file declares, without reading its rows; JSON lines declare none.
+    """Check the columns that a file declares, without reading its rows; JSON lines declare none, but show some.
 
     Raises:
-        LogError: the file is damaged or lacks a wanted column; names it.
+        LogError: the file is damaged, lacks a wanted column, or has one that is made of lists of candidates; names it.
     """
     own = replace(wanted, optional=wanted.optional | partition.keys())
     try:
@@ -213,6 +218,9 @@ def check_file(file: str, log_format: LogFormat, wanted: Wanted, partition: Mapp
             _make_reader(file, log_format, own)
         else:
             find_columns(file, open_groups(file, log_format).schema, own)
+        if log_format.candidates is not None:
+            names = {*column_names(file, log_format, _KEY_LINES), *partition}
+            check_made_columns(file, log_format.candidates, names)
     except STREAM_ERRORS as error:
         raise LogError(f"{file} cannot be read: {error}") from error
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import groupby
 
-from features.log_format import LogFormat
+from features.log_format import Candidates, LogFormat
 from features.schema import Values
 from jobs.inspection.feature_choice import Choices, FeatureChoice
 from jobs.inspection.roles import Roles
@@ -125,6 +125,10 @@ def _format_settings(found: LogFormat) -> list[str]:
             continue
         if isinstance(value, bool):
             shown = str(value).lower()
+        elif isinstance(value, Candidates):
+            keys = {key.name: getattr(value, key.name) for key in fields(value)}  # pyright: ignore[reportArgumentType]
+            shown = ", ".join(f"{name} = {quoted(text)}" for name, text in keys.items() if text is not None)
+            shown = f"{{ {shown} }}"
         else:
             shown = quoted(value) if isinstance(value, str) else text_list(shorten(value))
         lines.append(f"{one.name} = {shown}")

@@ -21,6 +21,7 @@ from features.read.lines import LineReader
 from features.read.portions import Portion, column_names, plan_portions, read_portion
 from features.read.streams import open_stream
 from features.values import ColumnError, loose_texts
+from jobs.inspection.candidate_lists import find_candidates, make_rows
 from jobs.inspection.log_layout import LogLayout, find_layout
 from pipeline.build.sources import unpacked_bytes
 
@@ -35,6 +36,7 @@ _KEY_LINES = 2_000
 _MOST_INDEXES = 64
 """Indexes of a libsvm file up to which each is a column of numbers too."""
 _NO_NAME = "it has no name"
+_SHOWN_LIST = 40
 
 
 @dataclass
@@ -133,7 +135,35 @@ def take_sample(found: FoundLogs, given: Mapping[str, Any], rows: int) -> LogSam
         sample.is_spread = sample.is_all or sample.is_spread
         guess = 0 if sample.is_all else _estimate_rows(sample, copies, files)
         sample.total_rows = max(sample.num_rows, guess)
+        _split_lists(sample, rows)
     return sample
+
+
+def _split_lists(sample: LogSample, rows: int) -> None:
+    """Make rows of lists of candidates, where the format names some or a column looks like them."""
+    given = sample.format.candidates
+    lists = given or find_candidates(sample.blocks)
+    if lists is None:
+        return
+    if lists.column not in sample.blocks[0].columns:
+        raise LogError(f"no column {lists.column!r}, of pipeline.input.format.candidates, in the log")
+    if given is None:
+        shown = next(text for text in sample.blocks[0].columns[lists.column].to_pylist() if text)
+        sample.notes.append(
+            f"{lists.column} holds lists of candidates, such as {shown[:_SHOWN_LIST]!r}: each candidate becomes a row, "
+            f"with the columns {lists.name}, {lists.label} and {lists.position}"
+        )
+    sample.format = replace(sample.format, candidates=lists)
+    num_lines = sample.num_rows
+    sample.blocks, rate, is_all = make_rows(sample.blocks, sample.format, rows)
+    sample.num_rows = sum(map(len, sample.blocks))
+    for block in sample.blocks:
+        sample.rejected.update(line.reason for line in block.rejected)
+    if not sample.num_rows:
+        raise LogError(f"no list of column {lists.column!r} has a candidate in the {num_lines:,} rows that were read")
+    sample.is_all &= is_all
+    sample.total_rows = max(round(sample.total_rows * rate), sample.num_rows)
+    sample.lists -= {lists.column, lists.clicked or ""}
 
 
 def _joined_lists(single: pa.Array, lists: pa.Array | None) -> pa.Array:

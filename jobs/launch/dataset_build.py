@@ -110,6 +110,7 @@ def _summarise(manifest: DatasetManifest, warnings: list[str], output: Place, se
         "reasons": manifest.rejected.reasons,
         "duplicates": manifest.num_duplicates,
         **({"sampled": asdict(manifest.sampled)} if manifest.sampled else {}),
+        **({"lists": asdict(manifest.lists)} if manifest.lists else {}),
         "warnings": warnings,
         "seconds": round(seconds, 3),
         "rows_per_second": round(manifest.num_input_rows / seconds, 1),
@@ -123,7 +124,7 @@ def describe_build(summary: dict[str, Any]) -> str:
         summary: as ``run_build`` returns it.
     """
     lines = [f"warning: {warning}" for warning in summary["warnings"]]
-    lines.append(f"{summary['rows']:,} rows read")
+    lines.append(f"{summary['rows']:,} rows read{_describe_lists(summary.get('lists'))}")
     splits = [
         (
             f"  {name}",
@@ -143,3 +144,12 @@ def describe_build(summary: dict[str, Any]) -> str:
         lines.append(f"  negatives of train left out {sampled['num_left_out']:,} ({sampled['negatives']:g} are kept)")
     lines.append(f"{summary['dataset']}: {summary['seconds']:.1f} s, {summary['rows_per_second']:,.0f} rows/s")
     return "\n".join(lines)
+
+
+def _describe_lists(lists: dict[str, int] | None) -> str:
+    if lists is None:
+        return ""
+    told = [f"{lists['num_lists']:,} lists of candidates"]
+    for name, words in (("num_empty", "empty"), ("num_rejected", "rejected"), ("num_unseen", "clicks outside")):
+        told += [f"{lists[name]:,} {words}"] if lists[name] else []
+    return f", in {', '.join(told)}"

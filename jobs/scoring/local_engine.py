@@ -16,11 +16,12 @@ from features.read.portions import Portion
 from jobs.cli.conventions import EXIT_DATA, local
 from jobs.registry.found_artifact import find_artifact
 from jobs.scoring.score_rows import (
-    HEADER,
     LineCounts,
+    describe_lists,
     describe_scoring,
     describe_values,
     exceeds_limit,
+    header_of,
     print_values,
     write_scores,
 )
@@ -41,19 +42,20 @@ def score_here(arguments: Namespace) -> int:
     for note in splits["input"].notes():
         print(f"warning: {note}", file=sys.stderr)
     with replacing(output) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        file.write(HEADER.decode())
+        file.write(header_of(reader.log_format).decode())
         for log in splits["input"].files:
             if not size_of(log.real):
                 continue
             with temporary_folder() as folder:
                 portion, tables = Portion(str(local_copy(log.real, folder))), reader.find_tables(log.real)
                 wanted = reader.wanted_of_file(tables, declared.get(log.real, frozenset()))
-                blocks = reader.read(portion, wanted, tables, log.partition)
+                blocks = reader.read(portion, wanted, tables, log.partition, name=log.absolute)
                 read = write_scores(file, log.path, predictor, _shown(blocks, log.path), before=0)
             counts.add(read.rows, read.errors, read.absent, read.values)
+            counts.lists.add(blocks.end.lists)
         counts.check(reader.log_format)
     summary = {"rows": counts.rows, "errors": counts.errors, "output": str(output), "artifact": artifact.named}
-    summary |= describe_values(predictor.report_values(counts.values))
+    summary |= describe_lists(counts.lists) | describe_values(predictor.report_values(counts.values))
     output.with_name(output.name + ".json").write_text(json.dumps(summary) + "\n", encoding="utf-8")
     print(describe_scoring(counts.rows, counts.errors, output))
     print_values(summary)

@@ -21,17 +21,17 @@ from features.disk.relative_path import check_relative
 from features.log_files import STORE, LogFile, local_copy, size_of
 from features.read.portions import PORTION_BYTES, check_file, count_lines, plan_portions
 from features.read.streams import PACKED_SUFFIXES
-from features.unknown_values import ValueTally
 from jobs.cli.conventions import local
 from jobs.registry.found_artifact import REGISTRY, FoundArtifact, find_artifact
 from jobs.scoring.score_rows import (
-    HEADER,
     LineCounts,
     Part,
     ScoreError,
     ScoreTask,
     Work,
+    describe_lists,
     describe_values,
+    header_of,
     load_predictor,
     score_portion,
 )
@@ -164,15 +164,16 @@ def score_folder(spark: "SparkSession", job: ScoreJob, portion_bytes: int = PORT
     """
     with new_folder(job.output, refuse_foreign) as (new, scratch):
         tasks = _plan_tasks(spark, job, scratch, portion_bytes)
-        parts, values = _score_portions(spark, job, tasks, scratch)
+        parts, counts = _score_portions(spark, job, tasks, scratch)
+        header = header_of(job.predictor.log_reader.log_format)
         files = [
-            {"input": file, "output": name, **_lay(parts[file], scratch, new / name)}
+            {"input": file, "output": name, **_lay(parts[file], header, scratch, new / name)}
             for file, name in job.files.items()
         ]
         rows, errors = (sum(file[key] for file in files) for key in ("rows", "errors"))
         summary = {"rows": rows, "scored": rows - errors, "errors": errors, "output": str(job.output)}
         summary |= {"artifact": job.artifact.named, "files": files}
-        summary |= describe_values(job.predictor.report_values(values))
+        summary |= describe_lists(counts.lists) | describe_values(job.predictor.report_values(counts.values))
         write_json(new / SCORES_SUMMARY_NAME, summary)
     return summary
 
@@ -210,11 +211,11 @@ def _fetch(scratch: Path, log: LogFile) -> LogFile:
 
 def _score_portions(
     spark: "SparkSession", job: ScoreJob, tasks: list[ScoreTask], folder: Path
-) -> tuple[dict[str, list[Part]], ValueTally]:
+) -> tuple[dict[str, list[Part]], LineCounts]:
     """Score portions on the executors.
 
     Returns:
-        Raw file -> its parts in order, whose files are in ``folder``; and the counts of all values.
+        Raw file -> its parts in order, whose files are in ``folder``; and the counts of all lines.
     """
     work = Work(job.artifact.place, job.artifact.sha256, str(folder))
 
@@ -239,8 +240,9 @@ def _score_portions(
     for task, part in zip(tasks, found, strict=True):
         parts[task.file.path].append(part)
         counts.add(part.num_rows, part.num_errors, part.absent, part.values)
+        counts.lists.add(part.end.lists)
     counts.check(job.predictor.log_reader.log_format)
-    return parts, counts.values
+    return parts, counts
 
 
 def _misjudged(tasks: Sequence[ScoreTask], parts: Sequence[Part]) -> dict[int, ScoreTask]:
@@ -257,12 +259,12 @@ def _misjudged(tasks: Sequence[ScoreTask], parts: Sequence[Part]) -> dict[int, S
     return wrong
 
 
-def _lay(parts: Sequence[Part], scratch: Path, to: Path) -> dict[str, int]:
+def _lay(parts: Sequence[Part], header: bytes, scratch: Path, to: Path) -> dict[str, int]:
     """Concatenate the parts of one raw file below a header, and check that no line is repeated and no byte is lost."""
     last = 0
     to.parent.mkdir(parents=True, exist_ok=True)
     with to.open("wb") as file:
-        file.write(HEADER)
+        file.write(header)
         for part in parts:
             path = scratch / part.name
             if part.first_line is not None:
@@ -272,6 +274,6 @@ def _lay(parts: Sequence[Part], scratch: Path, to: Path) -> dict[str, int]:
             with path.open("rb") as source:
                 shutil.copyfileobj(source, file, _COPY_BYTES)
             path.unlink()
-    if to.stat().st_size != len(HEADER) + sum(part.num_bytes for part in parts):
+    if to.stat().st_size != len(header) + sum(part.num_bytes for part in parts):
         raise ScoreError(f"{to.name} has {to.stat().st_size} bytes, others than the executors wrote")
     return {"rows": sum(part.num_rows for part in parts), "errors": sum(part.num_errors for part in parts)}

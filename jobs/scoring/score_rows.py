@@ -17,16 +17,20 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from features.disk.artifact import ArtifactError, digest_of_artifact
 from features.disk.atomic import is_full, write_text
 from features.log_files import LogFile
-from features.log_format import LogError, LogFormat
+from features.log_format import Candidates, LogError, LogFormat
 from features.raw_block import RawBlock, Wanted
+from features.read.candidates import ListCounts
 from features.read.portions import Portion, PortionEnd
 from features.unknown_values import ValueReport, ValueTally, name_unknown
+from features.values import loose_texts
 
 if TYPE_CHECKING:
     from training.ship.predict import Predictor
 
 HEADER = b"file,line,probability,error\r\n"
 """Header line of a file of scores."""
+LISTS_HEADER = b"file,line,position,list,candidate,probability,error\r\n"
+"""Header line of a file of scores of candidates; a rejected list is a line without position, list and candidate."""
 FAILED = "failed"
 """File with the error of a task that a retry cannot cure; tasks that start later stop at once."""
 
@@ -47,12 +51,14 @@ class LineCounts:
         errors: those of them that are malformed.
         absent: columns that none of the lines has; None: no line was read.
         values: counts of their missing and unknown values.
+        lists: counts of their lists of candidates.
     """
 
     rows: int = 0
     errors: int = 0
     absent: frozenset[str] | None = None
     values: ValueTally = field(default_factory=ValueTally)
+    lists: ListCounts = field(default_factory=ListCounts)
 
     def add(self, rows: int, errors: int, absent: Iterable[str] | None, values: ValueTally | None = None) -> None:
         """Add the counts of other lines."""
@@ -90,16 +96,24 @@ def write_scores(
     """
     counts = LineCounts()
     beginning = _csv_line(name, "")[:-2]
+    lists = predictor.log_reader.log_format.candidates
     for block in blocks:
         scores, faults = predictor.predict_block(block, counts.values)
         places = (block.numbers + before).tolist()
-        lines = [f"{beginning}{n},{score:.9g},\r\n" for n, score in zip(places, scores.tolist(), strict=True)]
+        named = None if lists is None else _name_candidates(block, lists)
+        if named is None:
+            lines = [f"{beginning}{n},{score:.9g},\r\n" for n, score in zip(places, scores.tolist(), strict=True)]
+        else:
+            found = zip(places, named, scores.tolist(), strict=True)
+            lines = [f"{beginning}{n},{candidate},{score:.9g},\r\n" for n, candidate, score in found]
         for row, error in faults.items():
-            lines[row] = _csv_line(name, places[row], "", error)
+            more = "" if named is None else f"{named[row]},"
+            lines[row] = f"{beginning}{places[row]},{more}{_csv_line('', error)}"
         for line in block.rejected:  # few, as a rule
             place = bisect(places, line.number + before)
             places.insert(place, line.number + before)
-            lines.insert(place, _csv_line(name, line.number + before, "", line.reason))
+            more = [] if lists is None else ["", "", ""]
+            lines.insert(place, _csv_line(name, line.number + before, *more, "", line.reason))
         file.writelines(lines)
         counts.add(len(lines), len(faults) + len(block.rejected), block.absent)
     return counts
@@ -109,6 +123,23 @@ def _csv_line(*values: Any) -> str:
     text = io.StringIO()
     csv.writer(text).writerow(values)
     return text.getvalue()
+
+
+def _name_candidates(block: RawBlock, lists: Candidates) -> list[str]:
+    """Write position, list and candidate of each row as a part of its CSV line."""
+    columns = [block.columns[name] for name in (lists.position, lists.list_id, lists.name)]
+    texts = [loose_texts(values).fill_null("").to_pylist() for values in columns]
+    return [_csv_line(*found)[:-2] for found in zip(*texts, strict=True)]
+
+
+def header_of(log_format: LogFormat) -> bytes:
+    """Return the header line of scores of logs in a format."""
+    return HEADER if log_format.candidates is None else LISTS_HEADER
+
+
+def describe_lists(lists: ListCounts) -> dict[str, Any]:
+    """Make the part of a summary that tells of lists of candidates; empty where there are none."""
+    return {"lists": dict(vars(lists))} if lists.num_lines else {}
 
 
 def describe_scoring(num_rows: int, num_errors: int, output: Path) -> str:
@@ -235,7 +266,9 @@ def _score_portion(work: Work, task: ScoreTask, folder: Path) -> Part:
     torch.set_num_threads(1)  # Spark has a process for every core
     predictor = load_predictor(work.artifact, work.digest)
     path = folder / f"{uuid.uuid4().hex}.csv"
-    reading = predictor.log_reader.read(task.portion, task.wanted, task.tables, task.file.partition)
+    reading = predictor.log_reader.read(
+        task.portion, task.wanted, task.tables, task.file.partition, name=task.file.absolute
+    )
     with path.open("w", encoding="utf-8", newline="") as file:
         counts = write_scores(file, task.file.path, predictor, reading, task.before)
         file.flush()
@@ -252,17 +285,20 @@ def read_back(
     """Read a file of scores back from disk and count its rows and errors.
 
     Raises:
-        ScoreError: a row has neither a score nor an error, or both, or line numbers do not increase.
+        ScoreError: a row has neither a score nor an error, or both, or line numbers, and places in a list, do not
+            increase.
     """
-    num_rows = num_errors = last = 0
+    num_rows = num_errors = 0
+    last = 0, 0
     first = None
     with path.open(encoding="utf-8", newline="") as file:
-        for _, line, probability, error in csv.reader(file):
-            if bool(probability) == bool(error) or int(line) <= last:
+        for _, line, *candidate, probability, error in csv.reader(file):
+            place = int(line), int(candidate[0]) if candidate and candidate[0] else 0
+            if bool(probability) == bool(error) or place <= last:
                 raise ScoreError(f"{path}: line {line} has no score and no error, or both, or comes twice")
-            last = int(line)
-            first = first or last
+            last = place
+            first = first or last[0]
             num_rows += 1
             num_errors += bool(error)
     tally = values or ValueTally()
-    return Part(path.name, path.stat().st_size, num_rows, num_errors, first, last or None, end, absent, tally)
+    return Part(path.name, path.stat().st_size, num_rows, num_errors, first, last[0] or None, end, absent, tally)

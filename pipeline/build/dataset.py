@@ -24,6 +24,7 @@ from features.disk.dataset import (
     DatasetManifest,
     FeatureStatistics,
     Histories,
+    Lists,
     Rejected,
     Sampled,
     Split,
@@ -59,7 +60,7 @@ from pipeline.build.portions import (
     whole_texts,
     write_rejected,
 )
-from pipeline.build.quality import check_rejected, enforce_limits
+from pipeline.build.quality import add_lists, check_rejected, enforce_limits
 from pipeline.build.sources import InputPlan, SourceFile, sample_step
 from pipeline.build.user_events import built_sequences
 from pipeline.build.write import (
@@ -361,6 +362,7 @@ class _Build:
         reasons = sum((result.reasons for result in results), Counter())
         num_rejected, num_duplicates = sum(reasons.values()), sum(result.num_duplicates for result in results)
         num_left_out, rate = _num_left_out(results), self.pipeline.sample.negatives
+        lists = add_lists(results) if self.pipeline.input.times is None else None
         return DatasetManifest(
             schema=self.schema,
             schema_fingerprint=self.schema.fingerprint,
@@ -379,6 +381,7 @@ class _Build:
             input_files=self.plan.input_files(),
             sampled=Sampled(rate, num_left_out) if rate < 1 else None,
             histories=histories,
+            lists=None if lists is None else Lists(**vars(lists)),
         )
 
     def _account(self, manifest: DatasetManifest) -> None:
@@ -389,6 +392,13 @@ class _Build:
             with (self.version / REJECTED_FOLDER / REJECTED_LINES).open("rb") as lines:
                 rejected = sum(1 for _ in lines)
         left_out = manifest.sampled.num_left_out if manifest.sampled else 0
+        if manifest.lists is not None:
+            others = manifest.num_input_rows - manifest.lists.num_candidates
+            if not manifest.lists.num_rejected <= others <= rejected:
+                raise DatasetError(
+                    f"{manifest.lists.num_candidates} candidates were read, but {manifest.num_input_rows} input rows "
+                    f"counted, {rejected} of them rejected: rows were lost; build again"
+                )
         if written + left_out + rejected + manifest.num_duplicates != manifest.num_input_rows:
             raise DatasetError(
                 f"{manifest.num_input_rows} input rows, but {written} written + {left_out} left out by sampling + "

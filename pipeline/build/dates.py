@@ -17,7 +17,8 @@ from features.disk.dataset import DatasetError
 from features.disk.place import temporary_folder
 from features.log_files import STORE
 from features.raw_block import Wanted
-from features.read.portions import PortionEnd, read_portion
+from features.read.log_reader import LogReader
+from features.read.portions import PortionEnd
 from features.schema import FeatureSchema, Timestamp
 from features.values import seconds
 from pipeline.build.encode_rows import PortionTask, RejectedFile
@@ -41,6 +42,15 @@ class DateWork:
     schema: FeatureSchema
     span: Span
     folder: str
+
+    @property
+    def reader(self) -> LogReader:
+        """Reader of times; of lists, it reads candidates and labels too, so that rows are counted as builds do."""
+        log_format, name = self.config.input.format, self.time.column
+        lists = log_format.candidates
+        columns = (name,) if lists is None or lists.label is None else (name, lists.label)
+        wanted = Wanted(columns, frozenset({name}), frozenset(), frozenset(log_format.optional))
+        return LogReader(log_format, (), wanted, self.schema.values)
 
 
 @dataclass
@@ -93,8 +103,9 @@ def count_dates(
 def _count(work: DateWork, task: PortionTask) -> DateResult:
     result = DateResult(PortionEnd(0, 0, 0))
     name = work.time.column
-    wanted = Wanted((name,), frozenset({name}), frozenset(), frozenset(work.config.input.format.optional))
-    reading = read_portion(task.portion, work.config.input.format, wanted, partition=task.source.file.partition)
+    reader = work.reader
+    wanted = reader.wanted_of_file(())
+    reading = reader.read(task.portion, wanted, (), task.source.file.partition, name=task.source.file.absolute)
     with RejectedFile(Path(work.folder), f"rejected-{task.number}", task.source.file.absolute) as rejected:
         for raw in reading:
             found, is_time = seconds(raw.columns[name], work.time.format, work.schema.values)

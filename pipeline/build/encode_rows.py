@@ -32,7 +32,7 @@ from pipeline.build.cardinality import ValueSketch
 from pipeline.build.counts import Codes, number_counts, token_counts
 from pipeline.build.duplicates import key_table
 from pipeline.build.exchange import KEY, SPLIT, keys_of_rows, row_numbers, sort_rows, split_row_numbers, write_block
-from pipeline.build.measure import Span, Sums, add_up
+from pipeline.build.measure import Sums, TimeSpan, add_up
 from pipeline.build.moments import Moments
 from pipeline.build.oddities import Signs
 from pipeline.build.sources import SourceFile, log_reader
@@ -149,17 +149,34 @@ def _blocks(
 ) -> Iterator[tuple[RawBlock, Prepared] | PortionEnd]:
     """Read and check a portion: blocks of good rows, with their rejected lines; the portion's end comes last."""
     source = task.source
-    reading = work.reader.read(task.portion, source.wanted, source.lookups, source.file.partition, matched)
+    file, has_lists = source.file, work.config.input.format.candidates is not None
+    reading = work.reader.read(task.portion, source.wanted, source.lookups, file.partition, matched, name=file.absolute)
     for raw in reading:
         prepared = prepare(work.schema, raw.columns, raw.lists, with_own=True)
         if work.config.input.times is not None:
             raw, prepared = _in_times(work.schema, raw, prepared, work.config.input.times)
         if prepared.reason is not None and (prepared.reason >= 0).any():
+            if has_lists:
+                prepared = _with_whole_lists(raw, prepared, prepared.reason)
+            assert prepared.reason is not None
             bad = np.flatnonzero(prepared.reason >= 0)
             rejected = [raw.reject(row, prepared.reasons[prepared.reason[row]]) for row in bad.tolist()]
             raw, prepared = raw.take(prepared.is_good, rejected), prepared.take(prepared.is_good)
         yield raw, prepared
     yield reading.end
+
+
+BESIDE_REJECTED = "another candidate of its list is no row"
+"""Reason why a candidate is rejected that is no worse than others."""
+
+
+def _with_whole_lists(raw: RawBlock, prepared: Prepared, reason: NDArray[np.int32]) -> Prepared:
+    """Reject all candidates of the lists that have a rejected one: half a list says something else than all of it."""
+    is_beside = np.isin(raw.numbers, raw.numbers[reason >= 0]) & (reason < 0)
+    if not is_beside.any():
+        return prepared
+    reasons = [*prepared.reasons, BESIDE_REJECTED]
+    return replace(prepared, reasons=reasons, reason=np.where(is_beside, np.int32(len(reasons) - 1), reason))
 
 
 def _in_times(
@@ -372,7 +389,7 @@ class _Block:
             sums.rows[split] = part.num_rows
             sums.labels[split] = float(part.own["label"].sum(dtype=np.float64))
             if (times := part.own.get("timestamp")) is not None:
-                sums.times[split] = Span(int(times.min()), int(times.max()))
+                sums.times[split] = TimeSpan(int(times.min()), int(times.max()))
             for feature in self._schema.sparse:
                 self._measure_sparse(sums, split, feature, part, in_sample)
             for sequence in self._schema.sequence:

@@ -15,7 +15,7 @@ from pipeline.build.learn import rounded
 from pipeline.build.moments import Moments
 
 
-class Span(NamedTuple):
+class TimeSpan(NamedTuple):
     """The times of some rows; ``a | b`` holds both.
 
     Attributes:
@@ -26,9 +26,9 @@ class Span(NamedTuple):
     oldest: int
     newest: int
 
-    def __or__(self, other: "Span") -> "Span":
+    def __or__(self, other: "TimeSpan") -> "TimeSpan":
         """Return the span that holds both."""
-        return Span(min(self.oldest, other.oldest), max(self.newest, other.newest))
+        return TimeSpan(min(self.oldest, other.oldest), max(self.newest, other.newest))
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Sums:
 
     rows: dict[str, int] = field(default_factory=dict)
     labels: dict[str, float] = field(default_factory=dict)
-    times: dict[str, Span] = field(default_factory=dict)
+    times: dict[str, TimeSpan] = field(default_factory=dict)
     dense: dict[tuple[str, str], Moments] = field(default_factory=dict)
     transformed: dict[str, Moments] = field(default_factory=dict)
     sketches: dict[tuple[str, str], ValueSketch] = field(default_factory=dict)

@@ -149,11 +149,12 @@ def describe_absent(
         LogError: a key that the config does not call optional is in no line of any file.
     """
     lacking: dict[str, dict[str, bool]] = defaultdict(dict)
+    made = frozenset() if log_format.candidates is None else {log_format.candidates.list_id}
     for task, result in zip(tasks, results, strict=True):
-        file = task.source.file.absolute
-        if set(task.source.wanted.columns) <= set(result.absent):
+        file, names = task.source.file.absolute, [name for name in task.source.wanted.columns if name not in made]
+        if set(names) <= set(result.absent):
             continue  # none of its lines is an object: that is told of them
-        for name in task.source.wanted.columns:
+        for name in names:
             lacking[name][file] = lacking[name].get(file, True) and name in result.absent
     said = []
     empty = [source.file.path for source in plan.files if not source.num_bytes]

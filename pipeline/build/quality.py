@@ -7,6 +7,7 @@ from itertools import islice
 
 from features.disk.dataset import FeatureStatistics
 from features.log_format import LogError
+from features.read.candidates import ListCounts
 from features.schema import FeatureSchema
 from pipeline.build.encode_rows import NUM_SHOWN_LINES, PortionResult, PortionTask
 from pipeline.build.measure import Sums
@@ -49,11 +50,34 @@ def check_rejected(
             f"pipeline.quality.max_rejected_fraction = {config.max_rejected_fraction:g} allows. First: "
             + "; ".join([*first_rejected(tasks, results, NUM_SHOWN_LINES), *_cures(reasons, schema)])
         )
+    _check_lists(tasks, results, config)
     if not total.rows.get("train"):
         signs = sum((result.signs for result in results), Signs())
         why = ["see pipeline.input.train and pipeline.split", *tell_times(schema, signs, sum(total.rows.values()))]
         raise LogError(f"no row is left for the training split: {'; '.join(why)}")
     return num_rejected
+
+
+def _check_lists(tasks: Sequence[PortionTask], results: Sequence[PortionResult], config: QualityConfig) -> None:
+    """Refuse an input with too many lists that are rejected as a whole, each of which is one line among many rows."""
+    lists = add_lists(results)
+    if lists is not None and lists.num_rejected > config.max_rejected_fraction * lists.num_lines:
+        raise LogError(
+            f"{lists.num_rejected:,} of {lists.num_lines:,} lists of candidates are malformed, more than "
+            f"pipeline.quality.max_rejected_fraction = {config.max_rejected_fraction:g} allows. First: "
+            + "; ".join(first_rejected(tasks, results, NUM_SHOWN_LINES))
+        )
+
+
+def add_lists(results: Sequence[PortionResult]) -> ListCounts | None:
+    """Add up the counts of the lists of candidates; None: a line of the log is a row."""
+    found = [result.end.lists for result in results if result.end.lists is not None]
+    if not found:
+        return None
+    total = ListCounts()
+    for lists in found:
+        total.add(lists)
+    return total
 
 
 def _cures(reasons: Counter[str], schema: FeatureSchema) -> list[str]:

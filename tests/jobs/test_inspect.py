@@ -109,6 +109,51 @@ def test_what_is_written_is_built(spark, run: Run, tmp_path: Path):
     assert any("paid is left out" in text for text in told["odd"])
 
 
+def test_lists_of_candidates_are_found(run: Run, tmp_path: Path):
+    random = np.random.default_rng(2)
+    num_lines = 600
+    seen = [
+        " ".join(f"N{random.integers(0, 90)}-{int(random.random() < 0.2)}" for _ in range(random.integers(1, 9)))
+        for _ in range(num_lines)
+    ]
+    columns = {
+        "page": [f"p{i}" for i in range(num_lines)],
+        "user_id": [f"u{i}" for i in random.integers(0, 40, num_lines)],
+        "ts": [START + 600 * i for i in range(num_lines)],
+        "seen": seen,
+    }
+    log = write_csv(tmp_path / "log.csv", columns)
+    config = inspected(run, tmp_path, log)
+    lists = config.pipeline.input.format.candidates
+    assert lists is not None and (lists.column, lists.separator, lists.label_separator) == ("seen", " ", "-")
+    assert config.features.label == "clicked" and {"item", "user_id"} <= {*config.features.sparse_names}
+    found = tmp_path / "found.json"
+    assert run("--input", log, "--output", tmp_path / "b.toml", "--json", found)[0] == 0
+    told = json.loads(found.read_text())
+    num_rows = sum(len(one.split()) for one in seen)
+    assert told["is_all"] and told["rows"] == told["total_rows"] == num_rows
+    assert any("seen holds lists of candidates" in text for text in told["odd"])
+    assert run("--input", log, "--output", tmp_path / "c.toml", "--json", found, "--rows", "900")[0] == 0
+    few = json.loads(found.read_text())
+    assert not few["is_all"] and few["rows"] <= 1_100 and few["total_rows"] == pytest.approx(num_rows, rel=0.1)
+
+
+def test_lists_beside_clicks_are_named_by_the_user(run: Run, tmp_path: Path):
+    random = np.random.default_rng(2)
+    rows = [[int(i) for i in random.choice(50, 5, replace=False)] for _ in range(400)]
+    table = {"user_id": random.integers(0, 40, 400), "shown": rows, "clicked_ids": [row[:1] for row in rows]}
+    pyarrow.parquet.write_table(pa.table(table), tmp_path / "log.parquet")
+    names = {"column": "shown", "name": "item", "label": "clicked", "clicked": "clicked_ids"}
+    given = [f"pipeline.input.format.candidates.{key}={name}" for key, name in names.items()]
+    config = inspected(run, tmp_path, tmp_path / "log.parquet", *given)
+    assert config.features.label == "clicked" and config.features.sparse_names[0] == "user_id"
+    assert config.pipeline.input.format.candidates is not None
+    code, _, errors = run(
+        "--input", tmp_path / "log.parquet", "--output", tmp_path / "x.toml", given[0] + "s", *given[1:]
+    )
+    assert code == 1 and "no column 'showns'" in errors
+
+
 def as_json(folder: Path, columns: dict[str, list[Any]]) -> Path:
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     for row in rows:

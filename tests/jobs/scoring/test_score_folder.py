@@ -397,6 +397,65 @@ def test_logs_in_an_object_store(artifact, bucket, tmp_path: Path, monkeypatch) 
     ]
 
 
+# ------------------------------------------------------------------------------------------------ lists of candidates
+
+_SEEN = [
+    "mobile-0 tablet-1 other-0", "", "mobile tablet", "tablet-1", "mobile-0 tablet", *["other-0 mobile-1"] * 200,
+]  # fmt: skip
+
+
+def test_lists_are_scored_as_their_candidates_are(
+    artifact: Path, artifact_for, score_there, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both engines name each candidate's list and place, and no candidate is lost; labels are not needed."""
+    logs, plain = tmp_path / "logs", tmp_path / "plain.csv"
+    logs.mkdir()
+    rows = [(f"{n}", "a|b", seen, f"{20 + n % 9}", "0.5", f"{n}", f"p{n}") for n, seen in enumerate(_SEEN)]
+    names = ["user", "genres", "seen", "age", "row", "price", "page"]
+    (logs / "log.csv").write_text("\n".join([",".join(names), *(",".join(row) for row in rows)]) + "\n")
+    expected = []
+    with plain.open("w") as file:
+        file.write(",".join(COLUMNS) + "\n")
+        for number, (user, genres, seen, age, row, price, page) in enumerate(rows, start=2):
+            items = seen.split() if number != 6 else []
+            for place, item in enumerate(items, start=1):
+                device = item.partition("-")[0]
+                file.write(f"{user},{genres},{device},{age},{row},{price}\n")
+                expected.append((str(number), str(place), page, device))
+    assert score_here(monkeypatch, artifact, [str(plain)], tmp_path / "plain.scores.csv") == 0
+    scores = [found["probability"] for found in read(tmp_path / "plain.scores.csv")]
+    lists = {"column": "seen", "name": "device", "label": "click", "label_separator": "-", "list_id": "page"}
+    other = artifact_for(_input("csv", candidates=lists))
+    assert score_here(monkeypatch, other, [str(logs)], tmp_path / "local.csv") == 0
+    local = read(tmp_path / "local.csv")
+    good = [found for found in local if not found["error"]]
+    assert [(f["line"], f["position"], f["list"], f["candidate"]) for f in good] == expected
+    assert [found["probability"] for found in good] == scores
+    [bad] = [found for found in local if found["error"]]
+    assert (bad["line"], bad["position"]) == ("6", "") and "others none" in bad["error"]
+    summary = score_there(other, [str(logs)], tmp_path / "there", portion_bytes=700)
+    there = read(tmp_path / "there" / "log.csv")
+    others = ("line", "position", "list", "candidate", "error")
+    assert [[found[name] for name in others] for found in there] == [
+        [found[name] for name in others] for found in local
+    ]
+    for one, two in zip(there, local, strict=True):
+        assert float(one["probability"] or 0) == pytest.approx(float(two["probability"] or 0), rel=1e-5)
+    counts = {"num_lists": 203, "num_empty": 1, "num_rejected": 1, "num_candidates": len(expected), "num_unseen": 0}
+    assert summary["lists"] == counts
+    assert json.loads((tmp_path / "local.csv.json").read_text())["lists"] == counts
+    assert (summary["rows"], summary["errors"]) == (len(expected) + 1, 1)
+
+
+def test_candidates_that_do_not_add_up(tmp_path: Path) -> None:
+    lines = [f"log.csv,3,{place},p,x,0.5,\r\n" for place in (1, 2, 3)]
+    (tmp_path / "part.csv").write_text("".join(["log.csv,2,,,,,bad\r\n", *lines]), newline="")
+    assert read_back(tmp_path / "part.csv", PortionEnd(0, 60, 2))[2:6] == (4, 1, 2, 3)
+    (tmp_path / "part.csv").write_text("".join([*lines, lines[2]]), newline="")
+    with pytest.raises(ScoreError, match="comes twice"):
+        read_back(tmp_path / "part.csv", PortionEnd(0, 60, 2))
+
+
 # ------------------------------------------------------------------------------------------------- tasks and accounting
 
 

@@ -119,9 +119,7 @@ def test_rejected_rows_keep_line_file_and_reason(build, tmp_path):
 def test_too_many_rejected_rows_name_the_first(build, tmp_path):
     path = tmp_path / "log.csv"
     path.write_text("user,click\n" + "u,1\n" * 50 + "u,7\nu\n" + "u,0\n" * 50)
-    with pytest.raises(
-        DatasetError, match=r"2 of 102 rows \(1\.96%\).*log\.csv line 52: label.*'u,7'.*log\.csv line 53"
-    ):
+    with pytest.raises(LogError, match=r"2 of 102 rows \(1\.96%\).*log\.csv line 52: label.*'u,7'.*log\.csv line 53"):
         build(USER, {"input": {"train": str(path)}})
     assert not list((tmp_path / "dataset").glob("version-*"))
 
