@@ -15,6 +15,7 @@ from features.encode_rows import FeatureEncoder
 from features.learnt import Learnt
 from features.schema import BoundariesEncoding, FeatureSchema, HashEncoding, SparseFeature, Values, VocabularyEncoding
 from features.vector_table import VectorTable, make_vector_table
+from tests.stand_ins.object_store import Bucket
 
 SCHEMA = FeatureSchema(
     "click",
@@ -194,3 +195,13 @@ def test_a_table_comes_back_from_a_run(tmp_path: Path) -> None:
     path.write_bytes(b"nothing")
     with pytest.raises(ValueError, match="is damaged"):
         load_vector_table(path)
+
+
+def test_a_file_in_a_store(bucket: Bucket, tmp_path: Path) -> None:
+    source = write(tmp_path, ["a", "c"], VECTORS[:2])
+    bucket.write("vectors.parquet", Path(source.path).read_bytes())
+    there, here = read_vectors(VectorSource(path=f"{bucket.url}/vectors.parquet")), read_vectors(source)
+    assert there.sha256 == here.sha256 and there.values == here.values
+    np.testing.assert_array_equal(there.vectors_NW, here.vectors_NW)
+    with pytest.raises(VectorFileError, match=r"s3://.*/nothing\.parquet is missing"):
+        read_vectors(VectorSource(path=f"{bucket.url}/nothing.parquet"))

@@ -69,7 +69,7 @@ def without_paths(config: ModelConfig) -> ModelConfig:
 
     def unplaced(sources: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            name: replace(source, path=".npz", ids_path=None) if source.sha256 else source
+            name: replace(source, path="vectors.npz", ids_path=None) if source.sha256 else source
             for name, source in sources.items()
         }
 
