@@ -289,7 +289,7 @@ def test_a_warm_start_with_vectors_that_the_other_run_lacks(
 ) -> None:
     before = finish(tmp_path / "before", make_config(dataset.path, {"image": vectors["image"]}, max_epochs=1))
     warm = make_config(dataset.path, vectors, warm_start=str(before.path), max_epochs=1)
-    with pytest.raises(RunError, match=r"other training\.model\.vectors .* warm_start_other_features = true"):
+    with pytest.raises(RunError, match=r"other training\.model\.vectors .*warm_start_other_features = true"):
         train_rank(Run(tmp_path / "refused"), warm)
     warm = replace(warm, warm_start_other_features=True)
     run = Run(tmp_path / "warm")
