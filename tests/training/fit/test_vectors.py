@@ -379,7 +379,7 @@ def test_tables_start_with_them_in_every_lane(dataset: TinyDataset, tmp_path: Pa
     config = make_pretrained(tmp_path, dataset.path)
     usual = build_model(opened, config, CPU).state_dict()
     users = read_starts(config.model, opened, build_model(opened, config, CPU).tables)["user__easy"]
-    ages = np.random.default_rng(0).normal(size=(2, 8))
+    ages = np.random.default_rng(0).normal(size=(2, 8)).astype(np.float32).astype(np.float64)
     for at in ("one", "two"):
         for lane, changes in LANES.items():
             model = build_model(opened, make_pretrained(tmp_path, dataset.path, **changes), CPU)
