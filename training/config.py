@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
+from features.disk.vector_file import VectorSource
 from features.schema import STRICT
 from training.plugins import (
     ENCODER_KINDS,
@@ -319,6 +320,37 @@ class SDIMHistory:
 _Histories = _ShortHistories | SDIMHistory
 HistoryConfig = Annotated[_Histories, Field(discriminator="kind"), HISTORY_KINDS.opened(_Histories)]
 
+# ------------------------------------------------------------------------------------------------------------- vectors
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class VectorsConfig(VectorSource):
+    """Fixed vectors of a feature's values, such as of text or images: one more field of each stream.
+
+    They are not trained; a matrix without bias projects them to the stream's width, and a value without a vector has a
+    learnt one, which starts as zeros.
+    """
+
+    feature: str
+    """Single-valued sparse feature whose raw values the file has."""
+    normalise: bool = False
+    """Whether each vector is divided by its length (L2)."""
+    in_sequences: bool = True
+    """Whether events of sequences that have the feature as a part have the vectors as one more part."""
+    precision: Literal["float32", "float16"] = "float32"
+    """Precision in which they are kept."""
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class PretrainedConfig(VectorSource):
+    """Vectors of a feature's values that its tables start with; they are trained from there."""
+
+    stream: Literal["easy", "hard", "shared"] | None = None
+    """Stream whose table starts with them; None: that of every stream. Its width must be theirs."""
+    normalise: bool = False
+    """Whether each vector is divided by its length (L2)."""
+
+
 # -------------------------------------------------------------------------------------------------------------- fusion
 
 
@@ -422,6 +454,12 @@ class ModelConfig:
     hard: EncoderConfig = field(default_factory=MLPEncoder)
     sequences: dict[str, HistoryConfig] = field(default_factory=dict)
     """Sequence -> encoder of its events, in each stream one of its own; the others' is ``mean``."""
+    vectors: dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")], VectorsConfig] = field(
+        default_factory=dict
+    )
+    """Name -> fixed vectors of a feature's values, a field of each stream."""
+    pretrained: dict[str, PretrainedConfig] = field(default_factory=dict)
+    """Feature -> vectors that its tables start with."""
     fusion: FusionConfig = field(default_factory=WeightedSumFusion)
     objective: ObjectiveConfig = field(default_factory=TwinFocusObjective)
 
@@ -469,9 +507,9 @@ class PartOptimizer:
     """None: the lane's. Adagrad's and SGD's is torch's own, a part of the gradient."""
 
 
-PartName = Literal["embedding", "histories", "selection", "easy", "hard", "fusion"]
-"""Parts of the dense net: dense features' vectors and projections, encoders of sequences, selection, both encoders,
-fusion with its heads."""
+PartName = Literal["embedding", "vectors", "histories", "selection", "easy", "hard", "fusion"]
+"""Parts of the dense net: dense features' vectors and projections, projections of fixed vectors, encoders of sequences,
+selection, both encoders, fusion with its heads."""
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -34,6 +34,8 @@ MOST_DENSE_ROWS = 500_000
 """Rows of all tables up to which each of them may be updated at every step."""
 EVALUATED_ROWS = 500_000
 """Upper bound of the validation rows that an evaluation reads while training."""
+_APART = {"base_logit", "sequences", "vectors", "pretrained"}
+"""Keys of ``model`` that say nothing of the size of its encoders."""
 MOST_COUNTED_ROWS = 20_000_000
 """Training rows up to which rare ids are regularised: counting the ids reads all rows once before the first step."""
 
@@ -61,7 +63,7 @@ def open_keys(training: Mapping[str, Any]) -> tuple[str, ...]:
     """List the keys that rules choose and a training section leaves open.
 
     A table that is set in part is the user's, whole; of ``model`` that leaves the constant part of the logit, and
-    encoders of sequences leave the others.
+    encoders of sequences and files of vectors leave the others.
 
     Args:
         training: the section as the user wrote it, without defaults.
@@ -70,7 +72,7 @@ def open_keys(training: Mapping[str, Any]) -> tuple[str, ...]:
     named = set(model) if isinstance(model, Mapping) else set()
     is_own = {key: key in training for key in RULES}
     is_own["model.base_logit"] = "base_logit" in named
-    is_own["model.easy"] = is_own["model.hard"] = bool(named - {"base_logit", "sequences"})
+    is_own["model.easy"] = is_own["model.hard"] = bool(named - _APART)
     return tuple(key for key in RULES if not is_own[key])
 
 

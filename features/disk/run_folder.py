@@ -6,6 +6,7 @@ plan.json        where every table lies               history.jsonl    a line an
 metrics.json     written last, deleted by --resume    calibration.json fitted on the validation split
 evaluation/      metrics and curves a split           failure.json     why it cannot go on
 attribution.json, tables.json, report.html: what jobs.attribute, jobs.compare_tables and jobs.report found
+vectors/         fixed vectors, see ``vector_tables``
 chosen.json      settings that were chosen from the dataset, each with its reason
 gate.json, checks.json: of a retraining's candidate   artifact/        see ``artifact``
 tracking.json    MLflow run, and steps recorded there tensorboard/     event files (training.tracking)

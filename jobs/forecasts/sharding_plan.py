@@ -16,6 +16,7 @@ from jobs.cli.config import Config, check_manifest
 from jobs.cli.text_table import text_table
 from training.config import TrainingConfig
 from training.fit.run import settle_training
+from training.fit.vectors import with_dimensions
 from training.forecast.dry_run import Change, DryRunPlan, PlanError, binary, find_changes, plan_tables
 from training.model.ctr_model import CTRModel
 from training.sharding.table_planner import HOST, MEMORY_PARTS, Cluster, batch_size_per_rank
@@ -32,7 +33,8 @@ def as_trained(config: Config) -> Config:
     """
     manifest = _built(config)
     if manifest is None:
-        return config
+        model = with_dimensions(config.training.model)
+        return dataclasses.replace(config, training=dataclasses.replace(config.training, model=model))
     return dataclasses.replace(config, training=settle_training(config.training, manifest)[0])
 
 

@@ -101,6 +101,10 @@ def describe_training(run_path: Path, seconds: float, monitor: Iterable[str] = (
         best = f"valid (best, step {metrics['best_step']:,})"
         lines.append(f"{best}: {'  '.join(metric_texts(valid, *_shown(monitor)))}")
         lines += [f"warning: on validation {words}" for words in remarks(valid)]
+    for name, found in metrics.get("vectors", {}).items():
+        lines.append(
+            f"vectors {name}: {found['covered']:,} of {found['rows']:,} ids have one, of {found['dimension']} numbers"
+        )
     if train.get("ended_by") == "max_minutes":
         lines.append("training.max_minutes ended it: --resume with more goes on from there")
     return "\n".join([*lines, f"run: {run_path}"])

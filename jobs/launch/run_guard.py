@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -26,10 +27,12 @@ from jobs.cli.config import Config, check_manifest, parse_config
 from jobs.cli.conventions import absolute, place
 from jobs.cli.errors import ConfigError
 from pipeline.config import PipelineConfig
+from training.config import ModelConfig
 from training.data.opened_dataset import Dataset
 from training.data.row_order import RowOrder
 from training.fit.position import check_position
 from training.fit.run import Run, find_transplant, find_warm_start, settle_training
+from training.fit.vectors import changed_vectors, keep_vectors, without_paths
 from training.judge.validation import check_validation
 from training.sharding import checkpoint
 
@@ -61,10 +64,26 @@ def with_places(config: Config) -> Config:
     training = dataclasses.replace(config.training, dataset=str(place(config.training.dataset)))
     if training.warm_start is not None:
         training = dataclasses.replace(training, warm_start=str(absolute(training.warm_start)))
+    if training.model.vectors or training.model.pretrained:
+        training = dataclasses.replace(training, model=_with_vector_places(training.model))
     if training.checkpoint.folder is not None:
         folder = str(place(training.checkpoint.folder))
         training = dataclasses.replace(training, checkpoint=dataclasses.replace(training.checkpoint, folder=folder))
     return dataclasses.replace(config, training=training)
+
+
+def _with_vector_places(model: ModelConfig) -> ModelConfig:
+    def placed(sources: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: dataclasses.replace(
+                source,
+                path=str(place(source.path)),
+                ids_path=None if source.ids_path is None else str(place(source.ids_path)),
+            )
+            for name, source in sources.items()
+        }
+
+    return dataclasses.replace(model, vectors=placed(model.vectors), pretrained=placed(model.pretrained))
 
 
 @contextmanager
@@ -129,6 +148,7 @@ def prepare_run(run_path: Path, config: Config, resume: bool) -> Config:
             _log.warning(warning)
     else:
         _check_expected(config.training.dataset, manifest)
+        keep_vectors(run, config.training.model, dataset)
         if (transplant := find_transplant(config.training, dataset)) is not None:
             _log.info(transplant.describe())
         run.history.unlink(missing_ok=True)
@@ -187,15 +207,19 @@ def _check_same(run: Run, config: Config, dataset: Dataset, last: checkpoint.Che
     """
     saved = parse_config(run.read(CONFIG_NAME), run.path)
     before, choices = saved.training, saved.features.model_choices
-    changed = [
-        f"training.{name}" for name in COMPARED_ON_RESUME if getattr(before, name) != getattr(config.training, name)
-    ]
+    if files := changed_vectors(before.model, config.training.model):
+        raise ConfigError(
+            f"--resume cannot go on with another file of vectors: {'; '.join(files)}: put the file back, or start a "
+            "new --run"
+        )
+    then, now = (dataclasses.replace(t, model=without_paths(t.model)) for t in (before, config.training))
+    changed = [f"training.{name}" for name in COMPARED_ON_RESUME if getattr(then, name) != getattr(now, name)]
     if before.reader.num_streams != config.training.reader.num_streams:
         changed.append("training.reader.num_streams")
     if before.checkpoint.folder != config.training.checkpoint.folder:
         changed.append("training.checkpoint.folder")
-    now = config.features.model_choices
-    changed += [name for name, value in choices.items() if name in now and now[name] != value]
+    chosen = config.features.model_choices
+    changed += [name for name, value in choices.items() if name in chosen and chosen[name] != value]
     if changed:
         raise ConfigError(f"--resume cannot change {', '.join(changed)}: start a new --run")
     trained_on, manifest = run.trained_on(), dataset.manifest

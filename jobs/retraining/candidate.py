@@ -14,6 +14,7 @@ from features.disk.dataset import DatasetManifest
 from features.disk.run_folder import (
     ARTIFACT_FOLDER,
     CHECKS_NAME,
+    CONFIG_NAME,
     GATE_NAME,
     REPORT_NAME,
     RunError,
@@ -27,6 +28,7 @@ from jobs.registry.model_versions import ModelVersion
 from jobs.retraining.partitions import build_compared
 from jobs.retraining.retrain_folder import REBUILT_TAG, RUN_TAG, TABLES_TAG, TRAINED_TAG, RetrainFolder
 from jobs.retraining.todo import Todo
+from training.config import TrainingConfig
 
 if TYPE_CHECKING:
     from training.judge.gate import Verdict
@@ -103,10 +105,22 @@ class Candidate:
                 warm_start=str(self.place.run_of(self.champion)),
                 warm_start_other_features=self.has_other_features,
             )
+        self._drop_run_of_other_vectors(training)
         config = dataclasses.replace(self.place.config, training=training)
         resolved = hand_on(config, self.place.config_file(self.day))
         resume = ["--resume"] if self.run.exists() else []
         run_module("jobs.train", *resolved, "--run", str(self.run), *resume)
+
+    def _drop_run_of_other_vectors(self, training: TrainingConfig) -> None:
+        """Delete a run that was begun with files of vectors that were replaced since: it could not go on."""
+        if not (training.model.vectors or training.model.pretrained) or not (self.run / CONFIG_NAME).is_file():
+            return
+        from training.fit.run import Run
+        from training.fit.vectors import changed_vectors, settle_vectors
+
+        if changed := changed_vectors(Run(self.run).config().model, settle_vectors(training.model)):
+            _log.warning("%s is begun anew: %s", self.run, "; ".join(changed))
+            shutil.rmtree(self.run)
 
     def judge(self) -> tuple["Verdict", dict[str, Any]]:
         """Compare both models on the newest partition, with tables in their served precision.

@@ -6,7 +6,7 @@ The caller that starts the ranks (Ray Train, a test) forms the process group fir
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from features.disk.run_folder import (
 )
 from features.disk.trained_on import SplitRows
 from features.schema import FeatureSchema
-from training.config import CalibrationConfig, TrainingConfig, read_saved_training
+from features.vector_table import VectorTable
+from training.config import CalibrationConfig, TrainingConfig, VectorsConfig, read_saved_training
 from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.data.row_order import RowOrder
@@ -35,6 +36,7 @@ from training.fit.loop import Event, Progress, Training, make_step, train
 from training.fit.position import check_position
 from training.fit.roofline import measure_limits, shares_of_limits
 from training.fit.scoring import check_sample, score_all
+from training.fit.vectors import keep_vectors, read_starts, settle_vectors
 from training.from_data import Chosen, choose, with_chosen, with_values_of
 from training.judge.calibration import Calibration, CalibrationError, fit_platt, fit_where_it_helps
 from training.judge.metrics import curves, evaluate
@@ -42,7 +44,7 @@ from training.judge.validation import check_validation
 from training.model.ctr_model import CTRModel
 from training.sharding import checkpoint
 from training.sharding.parallelize import parallelize
-from training.sharding.transplant import Knowledge, Transplant
+from training.sharding.transplant import Knowledge, Transplant, vectors_meaning
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,17 @@ class Run(RunFolder):
         return Calibration.of_sample(self.trained_on().negatives_rate, self.config().sampled_negatives)
 
 
-def build_model(dataset: Dataset, config: TrainingConfig, device: torch.device) -> CTRModel:
+def build_model(
+    dataset: Dataset,
+    config: TrainingConfig,
+    device: torch.device,
+    vectors: Mapping[str, VectorTable] | None = None,
+) -> CTRModel:
     """Build the network of a config over a dataset's tables.
 
     Args:
         device: device of the tables; ``meta`` when they are to be sharded.
+        vectors: the config's fixed vectors; None: zeros.
     """
     return CTRModel(
         dataset.manifest.schema,
@@ -92,6 +100,7 @@ def build_model(dataset: Dataset, config: TrainingConfig, device: torch.device) 
         pad_tables=config.pads_tables,
         device=device,
         mean_lengths=dataset.mean_lengths,
+        vectors=vectors,
     )
 
 
@@ -122,6 +131,12 @@ def find_warm_start(config: TrainingConfig, dataset: Dataset) -> checkpoint.Chec
             "pipeline.sample of that run's dataset, or begin without a warm start"
         )
     known = before.config()
+    if not config.warm_start_other_features and not _same_vectors(known.model.vectors, config.model.vectors):
+        raise RunError(
+            f"training.warm_start: {before.path} was trained with other training.model.vectors (features, dimensions, "
+            "normalise or in_sequences); training.warm_start_other_features = true begins with what it knows beside "
+            "them"
+        )
     if known.model.base_logit != config.model.base_logit:
         raise RunError(
             f"training.model.base_logit is {config.model.base_logit:g} and {before.path} was trained with "
@@ -135,6 +150,8 @@ def settle_training(
 ) -> tuple[TrainingConfig, tuple[Chosen, ...]]:
     """Give every setting that a config leaves open a value: that of the run it goes on with, or one from the data.
 
+    Files of vectors get their digests and dimensions.
+
     Args:
         config: the training section.
         manifest: manifest of the dataset.
@@ -145,7 +162,9 @@ def settle_training(
 
     Raises:
         RunError, PluginError: the run to go on with has no config that can be read.
+        VectorFileError, StorageError: a file of vectors cannot be used.
     """
+    config = replace(config, model=settle_vectors(config.model))
     if not config.from_data:
         return config, ()
     if run is None and config.warm_start is not None:
@@ -168,11 +187,17 @@ def find_transplant(config: TrainingConfig, dataset: Dataset) -> Transplant | No
     if config.warm_start is None or not config.warm_start_other_features:
         return None
     before, now = Run(Path(config.warm_start)), dataset.manifest.schema
-    schema = before.schema()
+    schema, vectors = before.schema(), before.config().model.vectors
     learnt = before.learnt(schema)
-    if schema.fingerprint == now.fingerprint and dataset.learnt.extends(learnt):
+    is_same = schema.fingerprint == now.fingerprint and _same_vectors(vectors, config.model.vectors)
+    if is_same and dataset.learnt.extends(learnt):
         return None
-    return Transplant(Knowledge(schema, learnt), Knowledge(now, dataset.learnt), config.model)
+    return Transplant(Knowledge(schema, learnt, vectors), Knowledge(now, dataset.learnt), config.model)
+
+
+def _same_vectors(before: Mapping[str, VectorsConfig], now: Mapping[str, VectorsConfig]) -> bool:
+    """Tell whether two models have fixed vectors of the same meaning, in the same order."""
+    return [(n, vectors_meaning(v)) for n, v in before.items()] == [(n, vectors_meaning(v)) for n, v in now.items()]
 
 
 def train_rank(
@@ -203,7 +228,11 @@ def train_rank(
     if schema is not None:
         dataset = dataset.with_choices_of(schema)
     check_validation(dataset.manifest, config)
-    parallel = parallelize(build_model(dataset, config, torch.device("meta")), config, device)
+    vectors = keep_vectors(run, config.model, dataset)
+    model = build_model(dataset, config, torch.device("meta"), vectors)
+    is_new = not checkpoint.saved_steps(run.checkpoints_of(config))
+    starts = read_starts(config.model, dataset, model.tables) if is_new else {}
+    parallel = parallelize(model, config, device, starts)
     has_valid = dataset.has_split("valid")
     training = Training(
         parallel,
@@ -245,6 +274,8 @@ def train_rank(
             run.append(event)
         on_event(event)
     metrics, refusal = _summarise(training, progress, loss, startup), None
+    if vectors:
+        metrics["vectors"] = {name: table.summary() for name, table in vectors.items()}
     if has_valid:
         reader = Reader(dataset, "valid", config, rank, world_size)
         found, refusal = _evaluate_best(run, training, reader, SplitRows.of(dataset.manifest.split("valid")))

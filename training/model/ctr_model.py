@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from features.schema import FeatureSchema
+from features.vector_table import VectorTable
 from training.config import MeanHistory, ModelConfig, StreamGatesSelection
 from training.data.batch import Batch
 from training.model.embedding import (
@@ -21,6 +22,7 @@ from training.model.embedding import (
     stable_seed,
 )
 from training.model.encoders import ENCODERS, Nothing
+from training.model.frozen_vectors import FrozenVectors
 from training.model.fusion import FUSIONS, TwinLogits
 from training.model.histories import HISTORY_ENCODERS, HistoryEncoders
 from training.model.selection import SELECTIONS
@@ -41,6 +43,7 @@ class CTRModel(nn.Module):
         device: device of the parameters. ``meta``: DistributedModelParallel makes the tables later, the dense net is
             made on CPU.
         mean_lengths: key of a sequence -> mean number of events a row, for plans; absent: the most there can be.
+        vectors: name -> the fixed vectors of ``config.vectors``, by id; None: zeros, which somebody replaces.
 
     Raises:
         ModelError: a block needs what the schema lacks.
@@ -56,6 +59,7 @@ class CTRModel(nn.Module):
         pad_tables: bool = False,
         device: torch.device | str | None = None,
         mean_lengths: Mapping[str, float] | None = None,
+        vectors: Mapping[str, VectorTable] | None = None,
     ) -> None:
         super().__init__()
         self.base_logit = config.base_logit
@@ -80,15 +84,19 @@ class CTRModel(nn.Module):
                 pad_tables=pad_tables,
                 device=device,
             )
+            of_encoders: dict[StreamName, int] = {s: widths[s] for s in HISTORY_STREAMS if s in widths}
+            self.vectors = FrozenVectors(
+                config.vectors, schema, num_embeddings, of_encoders, tables=vectors, seed=seed, device=device
+            )
             torch.default_generator.manual_seed(stable_seed(seed, "dense net"))
             self.histories = HistoryEncoders(
                 config.sequences,
-                {sequence.name: len(sequence.parts) for sequence in schema.sequence},
-                {stream: widths[stream] for stream in HISTORY_STREAMS if stream in widths} if schema.sequence else {},
+                {s.name: len(s.parts) + len(self.vectors.parts_of(s.name)) for s in schema.sequence},
+                of_encoders if schema.sequence else {},
                 gaps=gaps,
                 seed=seed,
             )
-            num_fields = self.embedding.num_fields + self.histories.num_fields
+            num_fields = self.embedding.num_fields + len(self.vectors.names) + self.histories.num_fields
             self.selection = SELECTIONS[config.selection.kind](config.selection, num_fields, widths.get("shared", 0))
             self.easy_encoder = ENCODERS[config.easy.kind](config.easy, num_fields, config.easy_dim)
             self.hard_encoder = ENCODERS[config.hard.kind](config.hard, num_fields, config.embedding_dim)
@@ -112,6 +120,8 @@ class CTRModel(nn.Module):
     def forward(self, batch: Batch) -> TwinLogits:
         """Compute the logits of the batch's real rows, each (num_rows,)."""
         streams, histories = self.embedding(batch.sparse_features, batch.dense_features, batch.num_rows)
+        if self.vectors.names:
+            streams, histories = self.vectors(batch.sparse_features, streams, histories)
         for stream, fields_BFD in self.histories(histories).items():
             streams[stream] = torch.cat([streams[stream], fields_BFD], dim=1)
         easy_BFD, hard_BFD = self.selection(streams)

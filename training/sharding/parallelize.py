@@ -7,7 +7,7 @@ net) is replicated. The same function serves one CPU rank and many CUDA ones.
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.comm import get_local_size
 from torchrec.optim.keyed import CombinedOptimizer
 
+from features.vector_table import VectorTable
 from training.config import DenseOptimizer, FusedOptimizer, TrainingConfig
 from training.model.ctr_model import CTRModel
 from training.model.embedding import table_of
@@ -108,13 +109,19 @@ class ParallelModel:
         self.optimizer.zero_grad()
 
 
-def parallelize(model: CTRModel, config: TrainingConfig, device: torch.device) -> ParallelModel:
+def parallelize(
+    model: CTRModel,
+    config: TrainingConfig,
+    device: torch.device,
+    starts: Mapping[str, VectorTable] | None = None,
+) -> ParallelModel:
     """Shard ``model``'s tables over the process group and build its optimizers.
 
     Args:
         model: model with its tables on the meta device.
         config: sharding, optimizer lane.
         device: this rank's device.
+        starts: table -> vectors that some of its rows start with; the others are as initialised.
 
     Raises:
         ValueError: the lane cannot do what the config asks for on this device.
@@ -130,7 +137,7 @@ def parallelize(model: CTRModel, config: TrainingConfig, device: torch.device) -
         parts.fuse(model, [name for name, place in placements.items() if place.sharding_type != DATA_PARALLEL])
     wrapped = DistributedModelParallel(model, device=device, plan=plan, sharders=own)  # pyright: ignore
 
-    initialize_tables(wrapped, tables)
+    initialize_tables(wrapped, tables, starts or {})
     parameters = trained_parameters(wrapped)
     is_dense_lane = isinstance(lane, DenseOptimizer)
     embedding_names = set(model.embedding_parameter_names())

@@ -316,11 +316,12 @@ def sharding_of(table: EmbeddingTable, sharding: ShardingConfig) -> str:
 
 def make_reservation(model: CTRModel, config: TrainingConfig, margin: float) -> HeuristicalStorageReservation:
     """Reserve a rank's memory beside what is planned: a share of a GPU, what is replicated with its copies (the dense
-    net, tables that no plan has), and the ids of two batches.
+    net, tables that no plan has), fixed vectors, and the ids of two batches.
     """
     outside = {None, *(table.name for table in unplanned_tables(model, config))}
     dense = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if table_of(name) in outside)
-    return HeuristicalStorageReservation(margin, dense_tensor_estimate=DENSE_COPIES * dense)
+    vectors = sum(table.nbytes for table in model.vectors.tables.values())
+    return HeuristicalStorageReservation(margin, dense_tensor_estimate=DENSE_COPIES * dense + vectors)
 
 
 def describe_placement(table: EmbeddingTable, placement: Any) -> dict[str, Any]:

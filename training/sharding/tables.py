@@ -19,6 +19,7 @@ from torchrec.distributed.types import EmbeddingModuleShardingPlan
 from torchrec.optim.keyed import KeyedOptimizer
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
+from features.vector_table import VectorTable
 from training.data.batch import Batch
 from training.model.ctr_model import CTRModel
 from training.model.embedding import EmbeddingTable, FieldEmbedding, table_of
@@ -100,22 +101,33 @@ def trained_parameters(model: DistributedModelParallel) -> dict[str, nn.Paramete
     return {n: p for n, p in in_backward_optimizer_filter(model.named_parameters()) if p.requires_grad}
 
 
-def initialize_tables(model: DistributedModelParallel, tables: Mapping[str, EmbeddingTable]) -> None:
+def initialize_tables(
+    model: DistributedModelParallel, tables: Mapping[str, EmbeddingTable], starts: Mapping[str, VectorTable]
+) -> None:
     """Initialise every shard by its place in the table, so that any sharding starts from the same tables.
 
     Args:
         model: sharded.
         tables: name -> table, of all tables.
+        starts: name -> vectors that some rows of a table start with.
     """
     for name, value in model.state_dict().items():
         table = table_of(name)
         if table is None:
             continue
-        if isinstance(value, ShardedTensor):
-            for shard in value.local_shards():
-                tables[table].initialize(shard.tensor, *shard.metadata.shard_offsets)
-        else:
-            tables[table].initialize(value)
+        for part, offsets in parts_of(value):
+            tables[table].initialize(part, *offsets)
+            if table in starts:
+                _start_with(part, offsets, starts[table])
+
+
+@torch.no_grad()
+def _start_with(part_VD: Tensor, offsets: Sequence[int], start: VectorTable) -> None:
+    """Give a table's part the vectors of those of its rows that have one; the pad stays."""
+    rows = slice(offsets[0], offsets[0] + part_VD.shape[0])
+    is_known, vectors = start.is_known_V[rows], start.vectors_VW[rows, offsets[1] : offsets[1] + part_VD.shape[1]]
+    places = torch.from_numpy(is_known.nonzero()[0]).to(part_VD.device)
+    part_VD[places, : vectors.shape[1]] = torch.from_numpy(vectors[is_known]).to(part_VD)
 
 
 def replicated_tensors(model: DistributedModelParallel) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ Shapes: V rows of a table, F fields.
 """
 
 import re
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor
 from features.fingerprint import departures
 from features.learnt import Learnt
 from features.schema import VOCABULARY_KINDS, DenseFeature, FeatureSchema, SparseFeature
-from training.config import ModelConfig
+from training.config import ModelConfig, VectorsConfig
 from training.model.ctr_model import CTRModel
 from training.model.embedding import table_of, without_collection
 from training.model.field_axes import field_major
@@ -32,6 +32,9 @@ _PROBE = "probe__"
 _HISTORY_ENCODER = re.compile(r"(?:^|\.)histories\.encoders\.([^.]+)__[a-z]+\.")
 """Encoder of a sequence in a stream."""
 
+_VECTORS = re.compile(r"(?:^|\.)vectors\.(?:projections|missing)\.(.+)__(?:easy|hard|shared)(?:\.|$)")
+"""Weights of fixed vectors in a stream."""
+
 Places = tuple[Tensor, Tensor]
 """Places along an axis of the old weights, and of the new ones that take their numbers."""
 
@@ -43,10 +46,12 @@ class Knowledge:
     Attributes:
         schema: its features.
         learnt: its vocabularies, boundaries and moments.
+        vectors: its fixed vectors; None: those of the config of both models.
     """
 
     schema: FeatureSchema
     learnt: Learnt
+    vectors: Mapping[str, VectorsConfig] | None = None
 
     @property
     def fields(self) -> list[str]:
@@ -83,9 +88,40 @@ class Transplant:
         """Features and sequences that mean the same in both models."""
         before = _by_name(self.before.schema)
         kept = [name for name, feature in _by_name(self.now.schema).items() if self._is_same(before.get(name), feature)]
+        parts_before, parts = self._vector_parts(self.before, kept), self._vector_parts(self.now, kept)
         return kept + [
-            s.name for s in self.now.schema.sequence if s in self.before.schema.sequence and {*s.parts} <= {*kept}
+            s.name
+            for s in self.now.schema.sequence
+            if s in self.before.schema.sequence
+            and {*s.parts} <= {*kept}
+            and parts[s.name] == parts_before[s.name] is not None
         ]
+
+    @property
+    def kept_vectors(self) -> list[str]:
+        """Fixed vectors that mean the same in both models: of a feature that does, from the same kind of file."""
+        return self._same_vectors(self.kept)
+
+    def _same_vectors(self, kept: Collection[str]) -> list[str]:
+        before, now = (self._vectors_of(knowledge) for knowledge in (self.before, self.now))
+        return [
+            name
+            for name, own in now.items()
+            if own.feature in kept and name in before and vectors_meaning(before[name]) == vectors_meaning(own)
+        ]
+
+    def _vector_parts(self, knowledge: Knowledge, kept: Collection[str]) -> dict[str, list[str] | None]:
+        """Map each sequence to the fixed vectors of its events; None: some are not the same in both models."""
+        same, found = self._same_vectors(kept), {}
+        for sequence in knowledge.schema.sequence:
+            own = [n for n, v in self._vectors_of(knowledge).items() if v.in_sequences and v.feature in sequence.parts]
+            found[sequence.name] = own if {*own} <= {*same} else None
+        return found
+
+    def _vectors_of(self, knowledge: Knowledge) -> dict[str, VectorsConfig]:
+        """Fixed vectors of a model, of features that it has."""
+        vectors = self.config.vectors if knowledge.vectors is None else knowledge.vectors
+        return {name: own for name, own in vectors.items() if own.feature in knowledge.schema.sparse_names}
 
     def describe(self) -> str:
         """Say in a sentence which features are kept, added, dropped and changed."""
@@ -112,13 +148,15 @@ class Transplant:
         Raises:
             CheckpointError: a weight has another shape for another reason than the features.
         """
-        axes, kept = self._dense_axes(), {*self.kept}
+        axes, kept, same_vectors = self._dense_axes(), {*self.kept}, self.kept_vectors
         old_names = {without_collection(name): name for name in saved}
         for name, value in state.items():
             old_name = old_names.get(without_collection(name))
             if old_name is None or not parts_of(value):
                 continue
             if (encoder := _HISTORY_ENCODER.search(name)) and encoder[1] not in kept:
+                continue
+            if (vectors := _VECTORS.search(name)) and vectors[1] not in same_vectors:
                 continue
             before, now = tuple(saved[old_name]), tuple(value.size())
             table, weight = table_of(name), name.removeprefix("model.")
@@ -185,15 +223,19 @@ class Transplant:
         return self._axes
 
     def _net(self, knowledge: Knowledge) -> CTRModel:
-        return CTRModel(knowledge.schema, knowledge.num_embeddings(), self.config, device="meta")
+        names = {sequence.name for sequence in knowledge.schema.sequence}
+        encoders = {name: encoder for name, encoder in self.config.sequences.items() if name in names}
+        config = replace(self.config, vectors=self._vectors_of(knowledge), sequences=encoders)
+        return CTRModel(knowledge.schema, knowledge.num_embeddings(), config, device="meta")
 
     def _axis(self, models: tuple[CTRModel, CTRModel, CTRModel], name: str, axis: int) -> "_Axis":
         old, model, probe = models
-        kept, sides = {*self.kept}, enumerate((self.before, self.now))
+        kept, same_vectors, sides = {*self.kept}, self.kept_vectors, enumerate((self.before, self.now))
         block, _, parameter = name.partition(".")
         is_of_dense = block == "embedding"  # the vectors of dense features
         fields = [
             [f if f in kept else (f, side) for f in ([d.name for d in k.schema.dense] if is_of_dense else k.fields)]
+            + ([] if is_of_dense else [("vectors", n, 0 if n in same_vectors else side) for n in net.vectors.names])
             + ([] if is_of_dense else [(of, n, 0 if of in kept else side) for of, n in net.histories.fields])
             for (side, k), net in zip(sides, (old, model), strict=True)
         ]
@@ -298,6 +340,11 @@ def _meaning(feature: SparseFeature | DenseFeature) -> Any:
     if kind in VOCABULARY_KINDS:
         tree["encoding"] = kind
     return type(feature).__name__, tree
+
+
+def vectors_meaning(vectors: VectorsConfig) -> tuple[Any, ...]:
+    """Describe what a projection of fixed vectors depends on; a file that has grown is of the same meaning."""
+    return vectors.feature, vectors.dimension, vectors.normalise, vectors.in_sequences
 
 
 def _encoding_kind(feature: SparseFeature | DenseFeature) -> str | None:

@@ -38,6 +38,7 @@ from training.data.opened_dataset import Dataset
 from training.data.reader import Reader
 from training.fit.run import Run, build_model
 from training.fit.scoring import score
+from training.fit.vectors import kept_vectors
 from training.judge.calibration import Calibration
 from training.judge.scores import Scores
 from training.model.ctr_model import CTRModel
@@ -94,7 +95,7 @@ def load_best(run: Run, dataset: Dataset | None = None) -> Best:
         dataset = dataset.seen_by(run.learnt(dataset.manifest.schema))
     best = checkpoint.best(run.checkpoints_of(config))
     checkpoint.check_size(best, build_model(dataset, config, torch.device("meta")))
-    model = build_model(dataset, config, torch.device("cpu"))
+    model = build_model(dataset, config, torch.device("cpu"), kept_vectors(run, config.model))
     checkpoint.restore_model(best, model)
     calibration = _calibration(run, config, best.step).after(run.correction())
     return Best(model.eval(), dataset, config, calibration, best.step)

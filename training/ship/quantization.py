@@ -75,8 +75,9 @@ def to_tensors(model: CTRModel, tables: TablePrecision) -> dict[str, Tensor]:
     """Make the tensors that an artifact stores of a model: its ``state_dict``, with quantised tables.
 
     A table T is ``T.weight``, (V, D) float16 or uint8 without its padding, and with uint8 ``T.scale_offset``, (V, 2).
+    Fixed vectors are float16 in both.
     """
-    tensors = dict(model.state_dict())
+    tensors = dict(model.state_dict()) | _vector_tensors(model, tables)
     for table in model.tables if tables != "float32" else ():
         weight, scale_offset = _names(table)
         weight_VD = tensors[weight][:, : table.width]
@@ -85,6 +86,12 @@ def to_tensors(model: CTRModel, tables: TablePrecision) -> dict[str, Tensor]:
         else:
             tensors[weight] = weight_VD.half()
     return tensors
+
+
+def _vector_tensors(model: CTRModel, tables: TablePrecision) -> dict[str, Tensor]:
+    """Make the tensors of a model's fixed vectors, which its ``state_dict`` leaves out."""
+    found = model.vectors.tables.items()
+    return {f"vectors.{n}": t.half() if tables != "float32" and t.is_floating_point() else t for n, t in found}
 
 
 def _names(table: EmbeddingTable) -> tuple[str, str]:
@@ -118,7 +125,8 @@ def check_layout(outline: CTRModel, tensors: Mapping[str, Tensor], tables: Table
     Raises:
         QuantizationError: names a tensor that is missing, too many, or of another shape or type.
     """
-    expected = {name: (tuple(t.shape), t.dtype) for name, t in outline.state_dict().items()}
+    whole = outline.state_dict() | _vector_tensors(outline, tables)
+    expected = {name: (tuple(t.shape), t.dtype) for name, t in whole.items()}
     for table in outline.tables if tables != "float32" else ():
         (weight, scale_offset), dtype = _names(table), stored_type(table, tables)
         expected[weight] = (table.num_embeddings, table.width), dtype
@@ -141,16 +149,20 @@ def quantize(model: CTRModel, tables: TablePrecision) -> CTRModel:
     if tables == "float32":
         return model
     made = _make_collections(model, to_tensors(model, tables), tables)
-    kept = {id(model.embedding.get_submodule(path)): collection for path, collection in made.items()}
+    kept: dict[int, Any] = {id(model.embedding.get_submodule(path)): of for path, of in made.items()}
+    halves = _vector_tensors(model, tables)
+    kept |= {id(table): halves[f"vectors.{name}"] for name, table in model.vectors.tables.items()}
     return copy.deepcopy(model, kept)  # pyright: ignore[reportArgumentType]
 
 
 def restore_artifact(model: CTRModel, tensors: Mapping[str, Tensor], tables: TablePrecision) -> None:
     """Give a model an artifact's tensors, which ``check_layout`` passed; its own tables may be on the meta device."""
+    model.vectors.set_tables({name.removeprefix("vectors."): t for name, t in tensors.items()})
+    own = {name: t for name, t in tensors.items() if name.removeprefix("vectors.") not in model.vectors.tables}
     if tables == "float32":
-        model.load_state_dict(tensors)
+        model.load_state_dict(own)
         return
-    model.load_state_dict({name: t for name, t in tensors.items() if table_of(name) is None}, strict=False)
+    model.load_state_dict({name: t for name, t in own.items() if table_of(name) is None}, strict=False)
     for path, collection in _make_collections(model, tensors, tables).items():
         model.embedding.set_submodule(path, collection)
 

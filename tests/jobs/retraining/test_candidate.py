@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from features.disk.dataset import DatasetManifest
@@ -17,6 +18,8 @@ from jobs.retraining.candidate import Candidate
 from jobs.retraining.retrain_folder import RUN_TAG, RetrainFolder
 from jobs.retraining.todo import Todo
 from tests.stand_ins.tiny_dataset import TINY_FEATURES, write_tiny_dataset
+from training.config import VectorsConfig
+from training.fit.vectors import settle_vectors
 
 DAYS = ("20240101", "20240102", "20240103")
 
@@ -105,3 +108,23 @@ def test_the_registry_gets_the_optimizer_that_the_run_had(place: RetrainFolder) 
     [version] = registry.list("ctr")
     params = registry.logged(version)[1]
     assert (params["training.kind"], params["training.learning_rate"]) == ("dense", "0.003")
+
+
+def test_a_run_that_other_vectors_began_is_begun_anew(place: RetrainFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It could not go on: a run is refused another file of vectors."""
+    started: list[tuple[str, ...]] = []
+    monkeypatch.setattr("jobs.retraining.candidate.run_module", lambda *command: started.append(command))
+    path = place.root / "vectors.npz"
+    np.savez(path, id=["mobile"], vector=[[1.0, 2.0]])
+    vectors = {"text": VectorsConfig(path=str(path), feature="device")}
+    training = place.config.training
+    training = replace(training, from_data=(), model=replace(training.model, vectors=vectors))
+    place = replace(place, config=replace(place.config, training=training))
+    candidate = Candidate(place, Todo((), DAYS[1:2], DAYS[2], False), DAYS[2], None)
+    settled = replace(training, model=settle_vectors(training.model))
+    RunFolder(candidate.run).write("config.json", replace(place.config, training=settled).to_dict())
+    candidate.train()
+    assert "--resume" in started[-1] and candidate.run.exists()
+    np.savez(path, id=["mobile", "tablet"], vector=[[1.0, 2.0], [3.0, 4.0]])
+    candidate.train()
+    assert "--resume" not in started[-1] and not candidate.run.exists()

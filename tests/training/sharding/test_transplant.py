@@ -358,3 +358,15 @@ def test_labels_pair_up() -> None:
     cin = CTRModel(OLD.schema, OLD.num_embeddings(), MODELS["cin 0"]).hard_encoder
     labels = cin.axis_labels("layers.1.weight", 1, 15, OLD.fields)
     assert labels == list(itertools.product(range(3), OLD.fields))
+
+
+def test_an_encoder_of_a_sequence_that_the_old_model_lacks() -> None:
+    config = ModelConfig(embedding_dim=4, easy=MLP, hard=MLP, sequences={"clicks": DINHistory((3,))})
+    later = with_sequence(shuffled(), "clicks")
+    old, new = model_of(OLD, replace(config, sequences={}), 1), model_of(later, config, 2)
+    untouched = {f"model.{n}" for n in new.state_dict() if n.startswith("histories.")}
+    assert (
+        untouched
+        and take_over(old, new, Transplant(OLD, later, config))
+        == {f"model.{name}" for name in new.state_dict()} - untouched
+    )
