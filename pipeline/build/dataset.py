@@ -45,7 +45,14 @@ from pipeline.build.encode_rows import (
     read_keys,
 )
 from pipeline.build.exchange import key_borders, read_block
-from pipeline.build.histories import HistoryTask, HistoryWork, describe_history, make_histories, write_state
+from pipeline.build.histories import (
+    HistoryWork,
+    describe_history,
+    history_tasks,
+    make_histories,
+    task_names,
+    write_state,
+)
 from pipeline.build.learn import count_known, fit_learnt, rounded
 from pipeline.build.measure import Sums, add_up, dense_statistics, sparse_statistics, splits_of
 from pipeline.build.oddities import Signs, tell_oddities
@@ -96,8 +103,6 @@ EXCHANGE_NAME = "exchange"
 """Folder of the exchange inside a version, gone before the commit."""
 LEARNT_FOLDER, REJECTED_FOLDER = "learnt", "rejected"
 """Folders inside a version: what was learnt, and the lines that are no rows."""
-_ROWS_A_TASK = 1_000_000
-"""Rows whose histories one task makes, about."""
 _KEYS_A_TASK = 5_000_000
 """Keys that one task compares, about."""
 
@@ -304,10 +309,10 @@ class _Build:
         base = self._base_histories()
         times = [base.newest] if base else []
         newest = max([*times, *(result.newest for result in results if result.newest is not None)], default=0)
-        work = HistoryWork(finish, newest, str(base.path) if base else None)
+        came_before = str(base.path) if base else None
+        work = HistoryWork(finish.folder, self.schema, finish.blocks, came_before, newest, finish)
         num_rows = sum(sum(result.sums.rows.values()) for result in results) + (base.num_events if base else 0)
-        ranges = hash_ranges(num_rows // _ROWS_A_TASK + 1, 1 << 64)
-        tasks = [HistoryTask(number, *users) for number in sequences for users in ranges]
+        tasks = history_tasks(self.schema, num_rows)
         counts = self._tasks(partial(make_histories, work), tasks, "histories")
         described = {}
         with write_histories(self.version / USER_HISTORIES_NAME, self.schema, newest) as writer:
@@ -316,9 +321,8 @@ class _Build:
                 write_state(writer, self.exchange, sequence, own)
                 of_sequence = [count for task, count in zip(tasks, counts, strict=True) if task.number == number]
                 described[sequence.name] = describe_history(sequence, of_sequence)
-        names = {number: tuple(task.name for task in tasks if task.number == number) for number in sequences}
         path = f"{self.version.name}/{USER_HISTORIES_NAME}"
-        return dataclasses.replace(finish, histories=names), Histories(path, described)
+        return dataclasses.replace(finish, histories=task_names(tasks)), Histories(path, described)
 
     def _base_histories(self) -> UserHistories | None:
         """Open the events that the base has left."""

@@ -12,7 +12,7 @@ import pytest
 from features.disk.user_histories import fetch_histories
 from features.disk.window import join
 from features.history import BurstFilter, DwellFilter, History, UserEvent, UserHistory
-from pipeline.build import dataset as dataset_build
+from pipeline.build import histories
 
 LENGTH = 4
 COLUMNS = ("row", "user", "time", "item", "cate", "click", "event", "dwell")
@@ -101,7 +101,7 @@ RULES = {
 
 @pytest.mark.parametrize("rule", RULES)
 def test_rows_have_what_a_store_gives(rule: str, build, read_split, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(dataset_build, "_ROWS_A_TASK", 150)
+    monkeypatch.setattr(histories, "_ROWS_A_TASK", 150)
     history, same, is_event = RULES[rule]
     rows = make_log(1, 600)
     log = write_log(tmp_path / "log.csv", rows)
