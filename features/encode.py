@@ -674,6 +674,11 @@ class BlockTexts:
     def texts(self, feature: SparseFeature, rows: NDArray[np.intp]) -> list[str | None]:
         """Return the values of a feature in some rows; None where a value is missing."""
         rows = self._rows[rows]
+        if feature.name in self._prepared.listed or feature.name not in {
+            *self._prepared.coded,
+            *self._prepared.numbers,
+        }:
+            return []  # numbers of a history, or one that was made of other rows, whose values are not here
         if feature.name not in self._prepared.coded:
             values = self._prepared.numbers[feature.name][rows].tolist()
             return [None if math.isnan(value) else f"{value:g}" for value in values]

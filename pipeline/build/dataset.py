@@ -6,7 +6,7 @@ Spark hands out the work, and tries it again where an executor dies. What a task
 
 import dataclasses
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -170,6 +170,7 @@ class _Build:
         self.plan, self.version = plan, version
         self.exchange = version / EXCHANGE_NAME
         self.warnings = plan.notes()
+        self.unknown: dict[str, Counter[str]] = defaultdict(Counter)
 
     def run(self) -> tuple[DatasetManifest, list[str]]:
         """Take all steps; return the manifest, and warnings for a person."""
@@ -331,14 +332,16 @@ class _Build:
         return fetch_histories(DatasetManifest.load(self.pipeline.base), self.pipeline.base, self.exchange)
 
     def _write(self, work: FinishWork, total: Sums) -> dict[str, tuple[DataFile, ...]]:
+        """Write the files; ``self.unknown`` has the events out of their vocabulary by split and column."""
         tasks = []
         for split in splits_of(total):
             rows = total.rows[split]
             borders = key_borders(self.exchange, work.blocks, split, rows, num_files(rows, self.pipeline.write))
             tasks += [FileTask(split, number, *keys) for number, keys in enumerate(pairwise(borders))]
         files: dict[str, list[DataFile]] = {split: [] for split in splits_of(total)}
-        for split, file in self._tasks(partial(write_file, work), tasks, "write"):
+        for split, file, unknown in self._tasks(partial(write_file, work), tasks, "write"):
             files[split].append(file)
+            self.unknown[split].update(unknown)
         for split, rows in total.rows.items():
             found = sum(file.num_rows for file in files[split])
             if found != rows:
@@ -361,7 +364,8 @@ class _Build:
             sparse = {n: dataclasses.replace(s, max_id=largest[n]) for n, s in statistics[name].items()}
             rate = rounded(total.labels[name] / total.rows[name])
             truncated = {s.name: total.truncated.get((name, s.name), 0) for s in self.schema.sequence}
-            sequences = sequence_statistics(chunks, total.rows[name], self.schema, largest, truncated)
+            unknown = self.unknown[name]
+            sequences = sequence_statistics(chunks, total.rows[name], self.schema, largest, truncated, unknown)
             splits[name] = Split(of_split, rate, sparse, dense_statistics(total, self.schema, name), sequences)
         reasons = sum((result.reasons for result in results), Counter())
         num_rejected, num_duplicates = sum(reasons.values()), sum(result.num_duplicates for result in results)
