@@ -11,7 +11,7 @@ Shapes: E events, n rows, V places of events in all rows together.
 import re
 from bisect import insort
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +71,9 @@ class History:
     """Raw column; rows of one value are of one user, a row without a value has no history and is no event."""
     where: str = LABELLED
     """Rule that says which rows are events, as a label's: ``"event == 2"``; ``"label"``: rows with label 1."""
+    splits: tuple[Literal["train", "valid", "test"], ...] = ("train", "valid", "test")
+    """Splits whose rows are events: ``["train"]`` where rows were drawn into splits at random, so that no training row
+    sees what validation is asked for."""
     lag: str = "1s"
     """Time from an event until a row may see it, at least a second: what a label waits for, and how late logs are."""
     dwell: DwellFilter | None = None
@@ -81,6 +84,8 @@ class History:
     def __post_init__(self) -> None:
         if not self.of or not self.where:
             raise ValueError("history.of and history.where need a column and a rule")
+        if not self.splits or len(set(self.splits)) < len(self.splits):
+            raise ValueError(f"history.splits names splits, each once; got {list(self.splits)}")
         try:
             lag = duration_seconds(self.lag)
         except ValueError as error:

@@ -121,6 +121,20 @@ class GatedCrossNetEncoder:
 
 
 @dataclass(frozen=True, config=STRICT)
+class QNNEncoder:
+    """QIN's quadratic network (arXiv 2504.17699): layers that multiply their input by linear maps of itself."""
+
+    num_layers: Layers = 4
+    num_maps: Positive = 4
+    """Linear maps a layer, which are added up: more of them change the start and the noise of dropout, not what the
+    layer can learn. A trained layer has the cost of one."""
+    dropout: Rate = 0.1
+    """Dropout rate of the maps' results."""
+    batch_norm: bool = True
+    kind: Literal["qnn"] = "qnn"
+
+
+@dataclass(frozen=True, config=STRICT)
 class CINEncoder:
     """xDeepFM's compressed interaction network."""
 
@@ -189,6 +203,7 @@ DeepEncoder = (
     MLPEncoder
     | CrossNetEncoder
     | GatedCrossNetEncoder
+    | QNNEncoder
     | CINEncoder
     | AutoIntEncoder
     | FGCNNEncoder

@@ -197,7 +197,7 @@ class _Build:
         self.warnings += enforce_limits(statistics["train"], self.pipeline.quality)
         self._tell_oddities(tasks, results, total, statistics)
         work = self._number(blocks, learnt)
-        work, histories = self._histories(work, results)
+        work, histories = self._histories(work, total)
         files = self._write(work, total)
         if num_rejected:
             write_rejected(self.exchange, self.version / REJECTED_FOLDER, tasks, results)
@@ -302,17 +302,16 @@ class _Build:
             self._tasks(partial(number_codes, work), blocks, "look up")
         return work
 
-    def _histories(self, finish: FinishWork, results: Sequence[PortionResult]) -> tuple[FinishWork, Histories | None]:
+    def _histories(self, finish: FinishWork, total: Sums) -> tuple[FinishWork, Histories | None]:
         """Make the histories of the schema, and write the events that the next build needs."""
         sequences = built_sequences(self.schema)
         if not sequences:
             return finish, None
         base = self._base_histories()
-        times = [base.newest] if base else []
-        newest = max([*times, *(result.newest for result in results if result.newest is not None)], default=0)
+        newest = max([base.newest if base else 0, *(span.newest for span in total.times.values())])
         came_before = str(base.path) if base else None
         work = HistoryWork(finish.folder, self.schema, finish.blocks, came_before, newest, finish)
-        num_rows = sum(sum(result.sums.rows.values()) for result in results) + (base.num_events if base else 0)
+        num_rows = sum(total.rows.values()) + (base.num_events if base else 0)
         tasks = history_tasks(self.schema, num_rows)
         counts = self._tasks(partial(make_histories, work), tasks, "histories")
         described = {}

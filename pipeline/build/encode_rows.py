@@ -32,7 +32,7 @@ from pipeline.build.cardinality import ValueSketch
 from pipeline.build.counts import Codes, number_counts, token_counts
 from pipeline.build.duplicates import key_table
 from pipeline.build.exchange import KEY, SPLIT, keys_of_rows, row_numbers, sort_rows, split_row_numbers, write_block
-from pipeline.build.measure import Sums, add_up
+from pipeline.build.measure import Span, Sums, add_up
 from pipeline.build.moments import Moments
 from pipeline.build.oddities import Signs
 from pipeline.build.sources import SourceFile, log_reader
@@ -102,7 +102,6 @@ class PortionResult:
         absent: columns that the file lacks, or keys that no line of a block has.
         matched: path of a lookup's table -> rows whose key it has.
         signs: signs of something odd.
-        newest: time of its newest good row; None: it has none, or rows have no time.
     """
 
     end: PortionEnd
@@ -117,7 +116,6 @@ class PortionResult:
     absent: tuple[str, ...] = ()
     matched: Counter[str] = field(default_factory=Counter)
     signs: Signs = field(default_factory=Signs)
-    newest: int | None = None
 
 
 @dataclass
@@ -242,21 +240,12 @@ def encode_portion(work: EncodeWork, task: PortionTask) -> PortionResult:
                 block = _Block(work, task, raw, prepared)
                 result.num_tokens += block.write(folder, name)
                 result.blocks.append(name)
-                result.newest = _newest(result.newest, prepared)
                 sums.append(block.measure())
                 result.signs.look_at(work.schema, raw, block.groups, prepared.own.get("timestamp"))
     result.rejected = rejected.name
     result.absent = tuple(sorted(absent or ()))
     result.sums = add_up(sums)
     return result
-
-
-def _newest(before: int | None, prepared: Prepared) -> int | None:
-    times = prepared.own.get("timestamp")
-    if times is None:
-        return before
-    newest = int(times.max())
-    return newest if before is None else max(before, newest)
 
 
 def _splits(
@@ -382,6 +371,8 @@ class _Block:
             in_sample = np.ones(part.num_rows, bool) if sampled is None else sampled[own]
             sums.rows[split] = part.num_rows
             sums.labels[split] = float(part.own["label"].sum(dtype=np.float64))
+            if (times := part.own.get("timestamp")) is not None:
+                sums.times[split] = Span(int(times.min()), int(times.max()))
             for feature in self._schema.sparse:
                 self._measure_sparse(sums, split, feature, part, in_sample)
             for sequence in self._schema.sequence:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,22 @@ from pipeline.build.learn import rounded
 from pipeline.build.moments import Moments
 
 
+class Span(NamedTuple):
+    """The times of some rows; ``a | b`` holds both.
+
+    Attributes:
+        oldest: least Unix seconds.
+        newest: largest Unix seconds.
+    """
+
+    oldest: int
+    newest: int
+
+    def __or__(self, other: "Span") -> "Span":
+        """Return the span that holds both."""
+        return Span(min(self.oldest, other.oldest), max(self.newest, other.newest))
+
+
 @dataclass
 class Sums:
     """Sums over the good rows of some blocks; every dict is by split, or by (split, feature).
@@ -21,6 +38,7 @@ class Sums:
     Attributes:
         rows: number of rows.
         labels: sum of the labels.
+        times: times of the rows, where they have one.
         dense: moments of a dense feature's present numbers.
         transformed: dense feature -> moments of its transformed training values, for standardised ones.
         sketches: sketch of a hashed or bucketed feature's values.
@@ -30,6 +48,7 @@ class Sums:
 
     rows: dict[str, int] = field(default_factory=dict)
     labels: dict[str, float] = field(default_factory=dict)
+    times: dict[str, Span] = field(default_factory=dict)
     dense: dict[tuple[str, str], Moments] = field(default_factory=dict)
     transformed: dict[str, Moments] = field(default_factory=dict)
     sketches: dict[tuple[str, str], ValueSketch] = field(default_factory=dict)
@@ -46,6 +65,8 @@ def add_up(parts: Iterable[Sums]) -> Sums:
             into = getattr(total, name)
             for key, value in getattr(part, name).items():
                 into[key] = into[key] + value if key in into else value
+        for split, span in part.times.items():
+            total.times[split] = span | total.times.get(split, span)
         for key, sketch in part.sketches.items():
             sketches.setdefault(key, []).append(sketch)
     total.sketches = {key: ValueSketch.join(found) for key, found in sketches.items()}

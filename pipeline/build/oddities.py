@@ -106,6 +106,7 @@ def tell_oddities(
     told += tell_times(schema, signs, rows)
     told += _lost_events(schema, num_left_out)
     told += _outliers(schema, total, limits)
+    told += _histories(schema, total)
     num_read = rows + num_left_out
     for path, count in matched.items():
         if count < limits.min_lookup_share * num_read:
@@ -204,6 +205,23 @@ def tell_times(schema: FeatureSchema, signs: Signs, rows: int) -> list[str]:
     elif unit == "unix_ms" and signs.early > rows / 2:
         cure = "these look like seconds: set features.timestamp.format = 'unix'"
     return [f"{' and '.join(told)}: {cure}"]
+
+
+def _histories(schema: FeatureSchema, total: Sums) -> list[str]:
+    """Tell of histories in which training rows see rows of a split that lies among them in time."""
+    if "train" not in total.times:
+        return []
+    told, newest = [], total.times["train"].newest
+    for sequence in schema.sequence:
+        history = sequence.history
+        for split in history.splits if history is not None else ():
+            if split != "train" and split in total.times and total.times[split].oldest < newest:
+                told.append(
+                    f"sequence {sequence.name!r}: rows of {split!r} lie among training rows in time and are events of "
+                    'their histories, so it is trained on what judges it: set history.splits = ["train"], or split by '
+                    "time"
+                )
+    return told
 
 
 def _outliers(schema: FeatureSchema, total: Sums, limits: OddityLimits) -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from features.disk.dataset import SPLITS
 from features.encode import Prepared, rule_holds
 from features.history import Integers, Seen, user_hashes
 from features.ragged import Ragged
@@ -73,6 +74,7 @@ def write_users(
         is_short = np.zeros(len(raw), bool)
         if history.dwell is not None:
             is_short = history.is_short(numbers(raw.columns[history.dwell.column], schema.values)[0])
+        is_event &= np.isin(encoded[SPLIT].to_numpy(), [SPLITS.index(split) for split in history.splits])
         parts = {part: encoded[part] for part in sequence.parts}
         table = {**own, EVENT_ROW: pa.array(rows.view(np.int64)), IS_DROPPED: pa.array(is_short), **parts}
         _write_sorted(folder, f"events-{number}-{name}", table, is_known & is_event & ~for_nothing)

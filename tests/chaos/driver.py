@@ -14,7 +14,7 @@ import psutil
 from tests.chaos.data import expect
 from tests.chaos.ledger import LEDGER, PAUSE, rows_of, steps_done
 from tests.chaos.outcome import Outcome, Unexpected
-from tests.stand_ins.tiny_dataset import TINY_FEATURES, write_tiny_dataset
+from tests.stand_ins.tiny_dataset import TINY_SEQUENCES, tiny_sequences, write_tiny_dataset
 
 ROOT = Path(__file__).parents[2]
 TRAIN_ROWS, EPOCHS, EPOCH_STEPS, SAVE_STEPS = 1_600, 2, 50, 20
@@ -40,6 +40,8 @@ sharding.features = {{ user = "row_wise" }}
 embedding_dim = 8
 easy = {{ kind = "mlp", hidden_units = [8], dropout = 0.0 }}
 hard = {{ kind = "mlp", hidden_units = [16, 8], dropout = 0.0 }}
+sequences.clicks = {{ kind = "din", hidden_units = [8] }}
+sequences.views = {{ kind = "sdim", num_hashes = 8, bits = 2, short = {{ kind = "transformer", length = 4 }} }}
 """
 """No dropout: its masks are a rank's own, and so others at another world size.
 
@@ -223,6 +225,7 @@ def _config(folder: Path, seed: int) -> Path:
     shared = folder.parents[1] / "datasets"
     dataset, path = shared / f"seed={seed}", shared / f"seed={seed}.toml"
     if not path.exists():
-        write_tiny_dataset(dataset, ((400,),) * 4, ((512,),), (), seed=seed, number_rows=True)
-        path.write_text(TINY_FEATURES + CONFIG.format(dataset=dataset, seed=seed), encoding="utf-8")
+        schema = tiny_sequences()
+        write_tiny_dataset(dataset, ((400,),) * 4, ((512,),), (), seed=seed, number_rows=True, schema=schema)
+        path.write_text(TINY_SEQUENCES + CONFIG.format(dataset=dataset, seed=seed), encoding="utf-8")
     return path

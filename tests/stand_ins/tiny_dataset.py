@@ -62,6 +62,24 @@ names = ["row", "price"]
 """
 """The tiny dataset's schema, as a config file has it."""
 
+TINY_SEQUENCES = (
+    TINY_FEATURES.replace("[features]\n", '[features]\ntimestamp = { column = "time" }\n')
+    + """
+[[features.sequence]]
+name = "clicks"
+parts = ["device", "user"]
+max_length = 4
+gaps = [60, 3600]
+newest = "last"
+[[features.sequence]]
+name = "views"
+parts = ["user"]
+max_length = 20
+newest = "first"
+"""
+)
+"""``tiny_sequences()``, as a config file has it."""
+
 
 @dataclass(frozen=True)
 class TinyDataset:

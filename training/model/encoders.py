@@ -25,6 +25,7 @@ from training.config import (
     LinearEncoder,
     MLPEncoder,
     NoEncoder,
+    QNNEncoder,
 )
 from training.model.embedding import ModelError
 from training.model.field_axes import FieldAxes
@@ -152,6 +153,46 @@ class GatedCrossNetwork(Encoder):
         for cross, gate in zip(self.crosses, self.gates, strict=True):
             x = x_0 * cross(x) * torch.sigmoid(gate(x)) + x
         return x
+
+
+class QuadraticNetwork(Encoder):
+    """x' = PReLU(BN(x * sum_r (W_r x + b_r))) + x, layer on layer: QIN's quadratic network (arXiv 2504.17699).
+
+    Dropout is of each map's result and of PReLU's. Without it a layer's maps are one, (sum_r W_r) x + sum_r b_r, and
+    are applied as that.
+    """
+
+    def __init__(self, config: QNNEncoder, num_fields: int, dim: int) -> None:
+        super().__init__(config, num_fields, dim)
+        self.output_dim = k = num_fields * dim
+        layers = range(config.num_layers)
+        self.maps = nn.ModuleList(nn.Linear(k, config.num_maps * k) for _ in layers)
+        self.norms = nn.ModuleList(GlobalBatchNorm(k) if config.batch_norm else nn.Identity() for _ in layers)
+        self.activations = nn.ModuleList(nn.PReLU() for _ in layers)
+        self.dropout = config.dropout
+
+    def axis_labels(self, parameter: str, axis: int, size: int, fields: Sequence[Hashable]) -> list[Hashable]:
+        """Label the results of all maps: (map, field, place in it)."""
+        if not parameter.startswith("maps.") or axis:
+            return super().axis_labels(parameter, axis, size, fields)
+        width = self.output_dim // len(fields)
+        maps = range(size // (width * len(fields)))
+        return [(number, field, place) for number in maps for field in fields for place in range(width)]
+
+    def forward(self, x_BFD: Tensor, first_order_BF1: Tensor) -> Tensor:
+        """Encode to (B, H)."""
+        x_BK = x_BFD.flatten(1)
+        for maps, norm, activation in zip(self.maps, self.norms, self.activations, strict=True):
+            squares_BK = activation(norm(x_BK * self._add_maps(maps, x_BK)))
+            x_BK = F.dropout(squares_BK, self.dropout, self.training) + x_BK
+        return x_BK
+
+    def _add_maps(self, maps: nn.Module, x_BK: Tensor) -> Tensor:
+        by_map = 0, (-1, self.output_dim)
+        if self.training and self.dropout:
+            return F.dropout(maps(x_BK), self.dropout).unflatten(1, by_map[1]).sum(1)
+        weight, bias = (parameter.unflatten(*by_map).sum(0) for parameter in (maps.weight, maps.bias))
+        return F.linear(x_BK, weight, bias)
 
 
 class CompressedInteraction(Encoder):
@@ -308,6 +349,7 @@ ENCODERS: Mapping[str, type[Encoder]] = ChainMap(
         "mlp": MLP,
         "cross_net": CrossNetwork,
         "gated_cross_net": GatedCrossNetwork,
+        "qnn": QuadraticNetwork,
         "cin": CompressedInteraction,
         "autoint": AutoInt,
         "fgcnn": FGCNN,

@@ -149,6 +149,20 @@ def test_rejected_duplicate_and_left_out_rows_are_no_events(build, read_split, t
     assert check(found, histories_of_stores(kept, *RULES["rule"][1:])) > 100
 
 
+def test_random_splits_are_told_of_unless_events_are_of_training_rows(build, read_split, tmp_path: Path) -> None:
+    rows = make_log(4, 400)
+    log = write_log(tmp_path / "log.csv", rows)
+    pipeline = {"input": {"train": log}, "split": {"kind": "hash", "valid": 0.3}}
+    manifest, _ = build(features(), pipeline, "all")
+    assert any('set history.splits = ["train"]' in warning for warning in manifest.warnings)
+    manifest, folder = build(features(splits=["train"]), pipeline, "train")
+    assert not any("history.splits" in warning for warning in manifest.warnings)
+    of_train = {row["row"] for row in read_split(manifest, folder, "train").to_pylist()}
+    rule = RULES["label"]
+    events = histories_of_stores(rows, rule[1], lambda row: row["row"] in of_train and rule[2](row))
+    assert check(read_rows(manifest, folder, read_split), events) > 200
+
+
 def test_labels_of_the_future_change_no_history(build, read_split, tmp_path: Path) -> None:
     rows = make_log(3, 400)
     now = 1_500

@@ -28,6 +28,7 @@ from training.config import (
     MoEFusion,
     MoESelection,
     NoEncoder,
+    QNNEncoder,
     SeparateSelection,
     SharedSelection,
     SingleFusion,
@@ -40,7 +41,7 @@ from training.config import (
 from training.data.batch import Batch
 from training.model.ctr_model import CTRModel
 from training.model.embedding import ModelError
-from training.model.encoders import ENCODERS
+from training.model.encoders import ENCODERS, QuadraticNetwork
 from training.model.fusion import FUSIONS
 from training.model.hidden_layers import ReLUDropout
 from training.model.normalization import GlobalBatchNorm
@@ -117,6 +118,7 @@ BLOCKS: dict[str, dict[str, Any]] = {
         "mlp": MLPEncoder(hidden_units=(8, 6)),
         "cross_net": CrossNetEncoder(num_layers=2, low_rank=2),
         "gated_cross_net": GatedCrossNetEncoder(num_layers=2),
+        "qnn": QNNEncoder(num_layers=2),
         "cin": CINEncoder(layer_units=(4, 3), first_order=True),
         "autoint": AutoIntEncoder(num_layers=2, attention_dim=8),
         "fgcnn": FGCNNEncoder(channels=(2, 2), kernel_height=3, new_channels=1, hidden_units=(6,)),
@@ -150,10 +152,11 @@ def make_config(selection: str, easy: str, hard: str, fusion: str) -> ModelConfi
 
 
 def trained(model: CTRModel) -> list[tuple[str, nn.Parameter]]:
-    """Parameters that training sets: all but the biases before a batch norm."""
+    """Parameters that training sets: all but the biases before a batch norm, of which a qnn's products have none."""
     parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     idle = len(list(model.parameters())) - len(parameters)
-    assert idle == sum(isinstance(part, GlobalBatchNorm) for part in model.modules())
+    of_products = [norm for part in model.modules() if isinstance(part, QuadraticNetwork) for norm in part.norms]
+    assert idle == sum(isinstance(part, GlobalBatchNorm) for part in model.modules()) - len(of_products)
     return parameters
 
 

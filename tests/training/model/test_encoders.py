@@ -17,6 +17,7 @@ from training.config import (
     LinearEncoder,
     MLPEncoder,
     NoEncoder,
+    QNNEncoder,
 )
 from training.model.embedding import ModelError
 from training.model.encoders import (
@@ -28,6 +29,7 @@ from training.model.encoders import (
     FactorizationMachine,
     GatedCrossNetwork,
     Nothing,
+    QuadraticNetwork,
     pairwise_products,
 )
 
@@ -35,6 +37,7 @@ CONFIGS: dict[str, list[Any]] = {
     "mlp": [MLPEncoder(hidden_units=(7, 5)), MLPEncoder(hidden_units=(6,), dropout=0.0, batch_norm=False)],
     "cross_net": [CrossNetEncoder(num_layers=2), CrossNetEncoder(num_layers=2, low_rank=3)],
     "gated_cross_net": [GatedCrossNetEncoder(num_layers=2)],
+    "qnn": [QNNEncoder(num_layers=2, num_maps=3), QNNEncoder(num_layers=1, dropout=0.0, batch_norm=False)],
     "cin": [CINEncoder(layer_units=(5, 3)), CINEncoder(layer_units=(4,), first_order=True)],
     "autoint": [
         AutoIntEncoder(num_layers=2, attention_dim=6),
@@ -162,6 +165,39 @@ def gated_cross(num_layers: int, gate: Any) -> tuple[Encoder, Tensor, Tensor]:
 def test_gated_cross_network_constants(num_layers: int, gate: Any, expected: list[float]) -> None:
     encoder, *inputs = gated_cross(num_layers, gate)
     torch.testing.assert_close(encoder(*inputs)[0], torch.tensor(expected), atol=1e-6, rtol=0)
+
+
+def quadratic(dropout: float, batch_norm: bool = False) -> tuple[QuadraticNetwork, Tensor, Tensor]:
+    """QIN's worked example: one layer of two maps on x = (1, 2, -1)."""
+    encoder = QuadraticNetwork(QNNEncoder(num_layers=1, num_maps=2, dropout=dropout, batch_norm=batch_norm), 3, 1)
+    turn = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
+    (maps,) = encoder.maps
+    with torch.no_grad():
+        maps.weight.copy_(torch.cat([torch.eye(3), turn]))  # pyright: ignore
+        maps.bias.copy_(torch.tensor([0.1, 0.1, 0.1, 0.0, 0.0, 0.5]))  # pyright: ignore
+    return encoder, torch.tensor([[[1.0], [2.0], [-1.0]]]), torch.empty(1, 3, 0)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_quadratic_network_constants(dropout: float) -> None:
+    encoder, *inputs = quadratic(dropout)
+    torch.testing.assert_close(encoder.eval()(*inputs)[0], torch.tensor([4.1, 4.2, -1.15]), atol=1e-6, rtol=0)
+    # Without dropout training is the same; with it a map's result is 0 or twice itself: y = x * (1.1 or 0, ...).
+    outputs = {tuple(encoder.train()(*inputs)[0].tolist()) for _ in range(30)}
+    assert (len(outputs) > 10) == bool(dropout)
+
+
+def test_quadratic_network_has_the_published_size() -> None:
+    for num_maps, expected in ((4, 16_793_600), (3, 12_595_200)):
+        encoder = QuadraticNetwork(QNNEncoder(num_maps=num_maps), 8, 128)
+        assert sum(p.numel() for p in encoder.parameters()) == expected + 8_192 + 4
+
+
+def test_quadratic_network_labels_its_maps_field_by_field() -> None:
+    encoder = QuadraticNetwork(QNNEncoder(num_layers=1, num_maps=2), 2, 2)
+    labels = encoder.axis_labels("maps.0.weight", 0, 8, ["a", "b"])
+    assert labels == [(r, field, place) for r in (0, 1) for field in ("a", "b") for place in (0, 1)]
+    assert encoder.axis_labels("maps.0.weight", 1, 4, ["a", "b"]) == [(f, p) for f in ("a", "b") for p in (0, 1)]
 
 
 def test_cross_networks_have_the_published_sizes() -> None:
