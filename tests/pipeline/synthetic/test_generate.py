@@ -97,10 +97,10 @@ def test_moods_last_for_days_and_nothing_foretells_them(world: World):
 def test_latest_clicks_tell_the_mood(logs):
     """Users click more on what lies in the direction of their last clicks, beyond what the row tells."""
     clicks, probability, seconds = (joined(logs, name) for name in ("click", "click_probability", "timestamp"))
-    user, category = joined(logs, "user_id"), joined(logs, "category")
+    user, category = joined(logs, "user_id").tolist(), joined(logs, "category").tolist()
     latest: dict[str, str] = {}
     same = np.zeros(len(clicks), np.bool_)
-    for row in np.argsort(seconds, kind="stable"):
+    for row in np.argsort(seconds, kind="stable").tolist():
         same[row] = latest.get(user[row]) == category[row]
         if clicks[row]:
             latest[user[row]] = category[row]
