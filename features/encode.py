@@ -180,6 +180,7 @@ def prepare(
     lists: Mapping[str, pa.Array] | None = None,
     needed: Collection[str] | None = None,
     with_own: bool = False,
+    made: Collection[str] = (),
 ) -> Prepared:
     """Check rows and reduce each value to what its encoding looks at.
 
@@ -189,13 +190,14 @@ def prepare(
         lists: raw column -> (n,) lists of text, null where a row's value was none (``RawBlock.lists``).
         needed: features whose values are returned; all are checked. None: all.
         with_own: whether the row's own and carried columns are needed too, as in a build.
+        made: sequences whose histories are made of other rows: they have no raw columns, but a row needs a time.
 
     Raises:
         MissingColumnError: a column is missing; names it.
         ColumnError: a column has a type that its use has no reading for; names both.
         TimePatternError: the timestamp's format is no pattern that can be read.
     """
-    return _Preparation(schema, columns, lists or {}, needed, with_own).run()
+    return _Preparation(schema, columns, lists or {}, needed, with_own, made).run()
 
 
 class _Preparation:
@@ -208,9 +210,10 @@ class _Preparation:
         lists: Mapping[str, pa.Array],
         needed: Collection[str] | None,
         with_own: bool,
+        made: Collection[str],
     ) -> None:
         self.schema, self.columns, self.lists = schema, columns, lists
-        self.needed, self.with_own = needed, with_own
+        self.needed, self.with_own, self.made = needed, with_own, made
         self.num_rows = next((len(array) for array in columns.values()), 0)
         self.reasons: list[str] = []
         self.reason: NDArray[np.int32] | None = None
@@ -325,6 +328,9 @@ class _Preparation:
         """Read the sequences; a build makes histories by a rule itself, and finds none in the log."""
         found: dict[str, Hashed | Coded | Listed] = {}
         for sequence in self.schema.sequence:
+            if sequence.name in self.made:
+                self._row_times()
+                continue
             if self.with_own and sequence.history is not None:
                 continue
             times = self._row_times() if sequence.gaps else None
@@ -553,10 +559,17 @@ class Finisher:
             for name, ids in self.square_ids.items()
         }
 
-    def columns(self, prepared: Prepared) -> Columns:
-        """Encode prepared rows, all of them; ids of a bad row are of no meaning."""
-        columns: Columns = {}
+    def columns(self, prepared: Prepared, histories: Columns | None = None) -> Columns:
+        """Encode prepared rows, all of them; ids of a bad row are of no meaning.
+
+        Args:
+            prepared: the rows.
+            histories: columns of the sequences that were made of other rows.
+        """
+        columns: Columns = dict(histories or {})
         for feature in self.schema.id_features:
+            if feature.name in columns:
+                continue
             ids, lengths = self.ids(feature, prepared)
             columns |= feature.kind.to_columns(ids, lengths, feature)
         for dense in self.schema.dense:
@@ -661,6 +674,11 @@ class BlockTexts:
     def texts(self, feature: SparseFeature, rows: NDArray[np.intp]) -> list[str | None]:
         """Return the values of a feature in some rows; None where a value is missing."""
         rows = self._rows[rows]
+        if feature.name in self._prepared.listed or feature.name not in {
+            *self._prepared.coded,
+            *self._prepared.numbers,
+        }:
+            return []  # numbers of a history, or one that was made of other rows, whose values are not here
         if feature.name not in self._prepared.coded:
             values = self._prepared.numbers[feature.name][rows].tolist()
             return [None if math.isnan(value) else f"{value:g}" for value in values]

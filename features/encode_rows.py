@@ -90,13 +90,18 @@ class FeatureEncoder:
         raise AssertionError("rows that cannot be encoded together can be encoded alone")
 
     def encode_columns(
-        self, columns: Mapping[str, pa.Array], lists: Mapping[str, pa.Array] | None = None
+        self,
+        columns: Mapping[str, pa.Array],
+        lists: Mapping[str, pa.Array] | None = None,
+        histories: Columns | None = None,
     ) -> tuple[Columns, Prepared]:
         """Encode a block of rows.
 
         Args:
             columns: raw column -> (n,) values; columns that no feature uses are ignored.
             lists: raw column -> (n,) lists of text, null where a row's value was none.
+            histories: columns of the files, (n,) each, of sequences that were made of other rows; they have no raw
+                columns.
 
         Returns:
             The columns of all rows, and the checked rows: those that are bad (``Prepared.reason``) have ids and floats
@@ -105,8 +110,10 @@ class FeatureEncoder:
         Raises:
             MissingColumnError, ColumnError: as ``prepare``.
         """
-        prepared = prepare(self.schema, columns, lists)
-        return self._finisher.columns(prepared), prepared
+        histories = histories or {}
+        made = {sequence.name for sequence in self.schema.sequence if histories.keys() >= set(sequence.keys)}
+        prepared = prepare(self.schema, columns, lists, made=made)
+        return self._finisher.columns(prepared, histories), prepared
 
     def find_error(self, row: RawRow) -> str | None:
         """Find the reason why a raw row cannot be encoded; None if it can.

@@ -23,7 +23,7 @@ from features.kinds import ids_of
 from features.learnt import Learnt
 from features.odd_values import NULL_TOKENS
 from features.rows import Columns
-from features.schema import VOCABULARY_KINDS, FeatureSchema, SparseFeature
+from features.schema import VOCABULARY_KINDS, FeatureSchema, SequencePart, SparseFeature
 
 MIN_EXCESS = 0.05
 """Least share by which unknown or missing values must be above the expected share to be told of."""
@@ -45,14 +45,21 @@ ValueRates = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
 def value_rates(manifest: DatasetManifest) -> dict[str, dict[str, dict[str, float]]]:
-    """Read the shares of missing and unknown values of sparse features from a dataset's statistics."""
+    """Read the shares of missing and unknown values of sparse features and sequences from a dataset's statistics."""
     has_vocabulary = {f.name for f in manifest.schema.sparse if f.encoding.kind in VOCABULARY_KINDS}
 
     def rates_of(split: Split) -> dict[str, dict[str, float]]:
-        return {
+        rates = {
             name: {"missing": found.null_rate, **({"unknown": found.oov_rate} if name in has_vocabulary else {})}
             for name, found in split.sparse.items()
         }
+        for sequence in manifest.schema.sequence if split.sequences else ():
+            found = split.sequences[sequence.name]
+            for column in sequence.part_columns.values():
+                rates[column] = {"unknown": found.oov_rates[column]} if column in found.oov_rates else {}
+            # No events is one thing for all parts.
+            rates[sequence.keys[0]]["missing"] = found.empty_rate
+        return rates
 
     return {name: rates_of(split) for name, split in manifest.splits.items()}
 
@@ -70,9 +77,11 @@ class ValueTally:
 
     Attributes:
         rows: number of rows.
-        missing: feature -> rows without a value; without those that have none.
-        unknown: feature -> values outside the vocabulary; without those that have none.
-        tokens: multi-valued feature -> its values; a single-valued one has one in each row that is not missing.
+        missing: feature, or part of a sequence -> rows without a value; without those that have none.
+        unknown: feature, or part of a sequence -> values outside the vocabulary; without those that have none. Of a
+            sequence's events that lack a value it counts as unknown.
+        tokens: multi-valued feature, or part of a sequence -> its values; a single-valued one has one in each row that
+            is not missing.
         examples: feature -> one of its unknown values.
     """
 
@@ -102,6 +111,11 @@ class ValueTexts(Protocol):
         ...
 
 
+def counted_features(schema: FeatureSchema) -> tuple[SparseFeature, ...]:
+    """List what is counted: the sparse features, and the parts of sequences but for their gaps."""
+    return (*schema.sparse, *(part for part in schema.parts if part.part))
+
+
 class ValueCounter:
     """Counts missing and unknown values of encoded rows, for one schema and what was learnt with it."""
 
@@ -109,11 +123,11 @@ class ValueCounter:
         singles = [f for f in schema.sparse if not f.kind.takes_lists]
         self._coded = [f for f in singles if f.encoding.kind in VOCABULARY_KINDS]
         self._others = [f for f in singles if f.encoding.kind not in VOCABULARY_KINDS]
-        self._bags = [f for f in schema.sparse if f.kind.takes_lists]
+        self._bags = [f for f in counted_features(schema) if f.kind.takes_lists]
         self._unknown = np.array([learnt.oov_id(f.name) for f in self._coded], np.int32)[:, None]
-        self._bag_ids = {f.name: learnt.oov_id(f.name) for f in self._bags if f.encoding.kind in VOCABULARY_KINDS}
+        coded = [f for f in self._bags if f.encoding.kind in VOCABULARY_KINDS]
+        self._bag_ids = {f.name: learnt.oov_id(f.learnt_name) for f in coded}
         self._learnt = learnt
-        self._spelt = {f.name for f in schema.sparse if f.encoding.kind == "vocabulary"}
         self._examples: dict[str, ValueExample | None] = {}
 
     def count(self, columns: Columns, texts: ValueTexts, tally: ValueTally) -> None:
@@ -150,10 +164,11 @@ class ValueCounter:
             tally.missing[feature.name] += num_missing
         if feature.name in self._bag_ids:
             ids, _ = ids_of(columns, feature)
-            num_unknown = int(np.count_nonzero(ids == self._bag_ids[feature.name]))
+            is_unknown = ids == self._bag_ids[feature.name]
+            num_unknown = int(np.count_nonzero(is_unknown))
             if num_unknown:
                 tally.unknown[feature.name] += num_unknown
-                rows = np.flatnonzero((columns[feature.name] == self._bag_ids[feature.name]).any(axis=1))
+                rows = np.unique(np.repeat(np.arange(len(lengths)), lengths)[is_unknown])
                 self._give_example(feature, texts, rows, tally)
 
     def _give_example(
@@ -163,17 +178,17 @@ class ValueCounter:
         name = feature.name
         if name not in self._examples:
             # All values of these rows are unknown, but a multi-valued feature may have known ones beside them.
-            known = frozenset(self._learnt.vocabularies[name]) if feature.kind.takes_lists else frozenset()
+            known = frozenset(self._learnt.vocabularies[feature.learnt_name] if feature.kind.takes_lists else ())
             found = (text for text in texts.texts(feature, rows) if text is not None and text not in known)
             text = next(iter(found), None)
-            self._examples[name] = None if text is None else ValueExample(text, self._cause(name, text))
+            self._examples[name] = None if text is None else ValueExample(text, self._cause(feature, text))
         if (example := self._examples[name]) is not None:
             tally.examples.setdefault(name, example)
 
-    def _cause(self, name: str, example: str) -> str | None:
-        if name not in self._spelt:  # its tokens are not raw values
+    def _cause(self, feature: SparseFeature, example: str) -> str | None:
+        if feature.encoding.kind != "vocabulary":  # its tokens are not raw values
             return None
-        vocabulary = self._learnt.vocabularies[name]
+        vocabulary = self._learnt.vocabularies[feature.learnt_name]
         return _likely_cause(example, frozenset(vocabulary)) or (
             f"the vocabulary has values such as {_shown(vocabulary[0])}" if vocabulary else "the vocabulary is empty"
         )
@@ -244,9 +259,9 @@ class ValueReport:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Return, by feature, the shares of the scored rows and of each split of the dataset."""
+        """Return, by feature and part of a sequence, the shares of the scored rows and of each split of the dataset."""
         found = {}
-        for feature in self.schema.sparse:
+        for feature in counted_features(self.schema):
             name = feature.name
             found[name] = {
                 "values": self.num_values(feature),
@@ -259,20 +274,23 @@ class ValueReport:
     def warnings(self) -> dict[str, str]:
         """Describe each feature that has far more missing or unknown values than the dataset had, a sentence each."""
         found = {}
-        for feature in self.schema.sparse:
+        for feature in counted_features(self.schema):
             name = feature.name
             for what, share in self.shares(feature).items():
                 size = self.tally.rows if what == "missing" else self.num_values(feature)
                 rates = {split: of[name][what] for split, of in self.expected.items() if what in of.get(name, {})}
                 if rates and _is_far_above(share, max(rates.values()), size):
-                    found[f"{name}: {what}"] = self._sentence(name, what, share, rates)
+                    found[f"{name}: {what}"] = self._sentence(feature, what, share, rates)
         return found
 
-    def _sentence(self, name: str, what: str, share: float, rates: Mapping[str, float]) -> str:
+    def _sentence(self, feature: SparseFeature, what: str, share: float, rates: Mapping[str, float]) -> str:
+        name = feature.name
         first, *others = [f"{word} {rates[split]:.1%}" for split, word in _SPLIT_WORDS.items() if split in rates]
         had = first.replace(" ", " had ", 1) + (f" ({', '.join(others)})" if others else "")
         whose = "rows have no value" if what == "missing" else "values are not in its vocabulary"
         told = f"feature {name!r}: {share:.1%} of {whose}, where {had}"
+        if isinstance(feature, SequencePart) and what == "missing":
+            told = f"sequence {feature.sequence!r}: {share:.1%} of rows have no events, where {had}"
         example = self.tally.examples.get(name) if what == "unknown" else None
         if example is None:
             return told

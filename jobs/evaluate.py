@@ -22,6 +22,7 @@ def main() -> int:
 
     from training.data.opened_dataset import Dataset
     from training.fit.run import Run
+    from training.judge.by_length import metrics_by_length
     from training.judge.metrics import curves, evaluate, remarks
     from training.ship.export import load_best
 
@@ -29,11 +30,14 @@ def main() -> int:
     best = load_best(run, Dataset.open(arguments.dataset) if arguments.dataset else None)
     data = describe_data(run, best.dataset, arguments.split, is_named=bool(arguments.dataset))
     scores = best.score(arguments.split)
-    metrics = evaluate(scores)
-    run.write(evaluation_name(arguments.split), {"metrics": metrics, "curves": curves(scores), "data": data})
+    metrics, lengths = evaluate(scores), best.history_lengths(arguments.split)
+    by_length = {name: metrics_by_length(scores, of_rows) for name, of_rows in lengths.items()}
+    more = {"by_length": by_length} if by_length else {}
+    entry = {"metrics": metrics, "curves": curves(scores), "data": data, **more}
+    run.write(evaluation_name(arguments.split), entry)
     for words in (found := remarks(metrics)):
         print(f"warning: {words}", file=sys.stderr)
-    print(json.dumps({"split": arguments.split, **metrics, "remarks": found, "data": data}))
+    print(json.dumps({"split": arguments.split, **metrics, "remarks": found, "data": data, **more}))
     return 0
 
 

@@ -7,6 +7,7 @@ _EXAMPLE = (
     "python -m jobs.score --artifact runs/demo/artifact --input clicks.csv --output scores.csv\n"
     "  python -m jobs.score --artifact models:/ctr@champion --registry runs/registry --input clicks.csv "
     "--output scores.csv\n"
+    "  python -m jobs.score --artifact runs/a/artifact --history data/yesterday --input today.csv --output s.csv\n"
     "  python -m jobs.score --engine spark --artifact runs/demo/artifact --input logs --output scores\n"
     "  spark-submit --py-files dist/twinfocus.zip jobs/score.py --engine spark \\\n"
     "    --artifact /shared/artifact --input '/shared/logs/day=*/*.csv.gz' --output /shared/scores"
@@ -39,6 +40,12 @@ def main() -> int:
         metavar="PLACE",
         help="local: a CSV file, with .json beside it for the summary; spark: a folder with a CSV file for each raw "
         "file, and _scores.json",
+    )
+    parser.add_argument(
+        "--history",
+        metavar="DATASET",
+        help="dataset whose build left the events that came before, for a model whose histories the pipeline builds; "
+        "rows see earlier rows of the log too, where it has the label",
     )
     parser.add_argument("--engine", choices=("local", "spark"), default="local", help="local: this process alone")
     parser.add_argument("--verbose", action="store_true", help="show Spark's own log")

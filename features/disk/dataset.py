@@ -114,6 +114,8 @@ class SequenceStatistics:
     """Column of ids -> the largest one."""
     num_truncated: int = 0
     """Events dropped beyond max_length; 0 for a built history, which keeps no more."""
+    oov_rates: dict[str, float] = field(default_factory=dict)
+    """Column of ids with a vocabulary -> share of events out of it, or without a value; of earlier builds not known."""
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -207,7 +207,7 @@ class RunFiles:
         windows: history lines of training rows that were scored before they were trained on, in order.
         metrics: metrics at the end of training.
         plan: sharding of every table.
-        evaluations: split -> {"metrics", "curves"}.
+        evaluations: split -> {"metrics", "curves"}, with ``by_length`` where the dataset has sequences.
         best_step: step of the checkpoint that is served, as far as the history tells.
         attribution: result of ``jobs.attribute``.
         tables: result of ``jobs.compare_tables``.

@@ -200,12 +200,15 @@ def _join_dense(parts: Sequence[DenseStatistics], rows: Sequence[int]) -> DenseS
 
 
 def _join_sequences(parts: Sequence[SequenceStatistics], rows: Sequence[int]) -> SequenceStatistics:
-    """Join statistics of one sequence."""
+    """Join statistics of one sequence; a share of unknown events is known where all of them know it."""
+    known = [name for name in parts[0].oov_rates if all(name in part.oov_rates for part in parts)]
+    events = [part.mean_length * number for part, number in zip(parts, rows, strict=True)]
     return SequenceStatistics(
         mean_length=_mean([part.mean_length for part in parts], rows),
         empty_rate=_mean([part.empty_rate for part in parts], rows),
         max_ids={name: max(part.max_ids[name] for part in parts) for name in parts[0].max_ids},
         num_truncated=sum(part.num_truncated for part in parts),
+        oov_rates={name: _mean([part.oov_rates[name] for part in parts], events) for name in known},
     )
 
 

@@ -16,6 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from features.history import UserEvent, UserHistory
+from features.schema import FeatureSchema
+
 SECONDS_BETWEEN = 0.2
 PICKED_UP_SECONDS = 60.0
 """Seconds within which a promoted version must answer."""
@@ -104,6 +107,35 @@ def ask(address: str, rows: Sequence[Mapping[str, Any]], timeout: float = 30.0) 
     except (OSError, ValueError, KeyError) as failure:
         version, scores, error = None, (), f"{type(failure).__name__}: {failure}"
     return RequestOutcome(at, time.perf_counter() - started, error, version, scores)
+
+
+def with_histories(
+    rows: Sequence[Mapping[str, str]], log: Sequence[Mapping[str, str]], schema: FeatureSchema
+) -> list[dict[str, Any]]:
+    """Give raw rows their histories in the columns of the schema's sequences, as an online store of events does.
+
+    Args:
+        rows: rows to score.
+        log: earlier rows; those with label 1 are events.
+        schema: features of the model, with histories of labelled rows and times in Unix seconds.
+    """
+    time, found = schema.timestamp, [dict[str, Any](row) for row in rows]
+    assert time is not None
+    features = {feature.name: feature for feature in schema.sparse}
+    for sequence in schema.sequence:
+        assert sequence.history is not None
+        stores: dict[str, UserHistory] = {}
+        for number, row in enumerate(log):
+            if row[schema.label_rule.column] == "1":
+                store = stores.setdefault(row[sequence.history.of], UserHistory(sequence.history))
+                store.add(UserEvent(int(row[time.column]), number, row))
+        raw = {column: features[part].columns[0] for part, column in sequence.raw_part_columns.items()}
+        raw |= {sequence.time_column: time.column} if sequence.gaps else {}
+        for row in found:
+            store = stores.get(row[sequence.history.of], UserHistory(sequence.history))
+            events = store.at(int(row[time.column]), sequence.max_length)
+            row |= {column: [event.value[name] for event in events] for column, name in raw.items()}
+    return found
 
 
 def find_wrong(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.csv
 import pyarrow.parquet
 
 from features.disk.dataset import BUILD_NAME, DatasetManifest
@@ -76,6 +77,7 @@ class Demo:
         scores = str(self.folder / "scores.csv")
         raw = str(sorted(self.logs.glob("*.csv*"))[-1])
         _step("score", [*python, "jobs.score", "--artifact", artifact, "--input", raw, "--output", scores])
+        _step("a user's history", [*python, "jobs.history", "--dataset", str(self.dataset), "--user", _user_of(raw)])
         metrics = self._metrics(tests, config)
         (self.folder / METRICS_NAME).write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
         _step("report", [*python, "jobs.report", "--run", str(self.folder)])
@@ -146,6 +148,11 @@ def _clear(folder: Path) -> None:
     if folder.exists() and not (folder / CONFIG_NAME).exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} exists and is not a demo run: choose another --run")
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _user_of(raw: str) -> str:
+    """Name the user of a log's last row."""
+    return str(pyarrow.csv.read_csv(raw).column("user_id")[-1])
 
 
 def _read_split(dataset: Path, split: str, columns: list[str]) -> Any:

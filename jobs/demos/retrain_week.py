@@ -9,7 +9,6 @@ promotion ``jobs.serve`` serves the champion and a client sends it requests all 
 import contextlib
 import csv
 import gzip
-import itertools
 import json
 import random
 import shutil
@@ -31,7 +30,7 @@ from jobs.cli.child_process import ending_with_us
 from jobs.cli.config import load_config
 from jobs.cli.config_arguments import hand_on
 from jobs.cli.text_table import text_table
-from jobs.demos.demo_client import PICKED_UP_SECONDS, DemoClient, find_wrong
+from jobs.demos.demo_client import PICKED_UP_SECONDS, DemoClient, find_wrong, with_histories
 from jobs.registry.registry import Registry
 from training.judge.metrics import METRICS
 from training.ship.predict import Predictor
@@ -132,6 +131,7 @@ class RetrainDemo:
         return [
             *compare_days(summary),
             *self._built_wrong(),
+            *self._histories_wrong(client),
             *self._served_wrong(client),
             *self._shown_wrong(summary),
         ]
@@ -221,11 +221,32 @@ class RetrainDemo:
                 server.terminate()
                 server.wait()
 
-    def _asked_rows(self) -> list[dict[str, str]]:
-        """Read the first raw rows of the first day."""
-        path = min((self.folder / "logs" / f"day={FIRST_DAY}").glob("*.csv.gz"))
-        with gzip.open(path, "rt", newline="") as log:
-            return list(itertools.islice(csv.DictReader(log), NUM_ASKED_ROWS))
+    def _asked_rows(self) -> list[dict[str, Any]]:
+        """Read the first raw rows of the second day whose users clicked on the first, and give them their histories."""
+        log = self._raw_rows(FIRST_DAY)
+        clicked = {row["user_id"] for row in log if row["click"] == "1"}
+        rows = [row for row in self._raw_rows(PLAY[0].date) if row["user_id"] in clicked][:NUM_ASKED_ROWS]
+        return with_histories(rows, log, load_config(list(CONFIGS)).features)
+
+    def _raw_rows(self, date: str) -> list[dict[str, str]]:
+        rows: list[dict[str, str]] = []
+        for path in sorted((self.folder / "logs" / f"day={date}").glob("*.csv.gz")):
+            with gzip.open(path, "rt", newline="") as log:
+                rows += csv.DictReader(log)
+        return rows
+
+    def _histories_wrong(self, client: DemoClient | None) -> list[str]:
+        """Hold the histories that the client sends against those that the first day's build left for later rows."""
+        dataset, wrong = RetrainFiles(self.root).partition(FIRST_DAY.replace("-", "")), []
+        for number, row in enumerate([] if client is None else client.rows):
+            user, clicks = row["user_id"], len(row["clicks__time"])
+            asked = ["--dataset", str(dataset), "--user", user, "--time", row["timestamp"]]
+            shown = self._call("history", f"row-{number}", *asked)
+            if f"clicks: {clicks} events of user_id {user!r}" not in shown:
+                wrong.append(f"{user} was sent with {clicks} clicks, other than {dataset} has of him")
+            elif not number:
+                print(shown[shown.index("clicks:") :].rstrip(), flush=True)
+        return wrong
 
     def _served_wrong(self, client: DemoClient | None) -> list[str]:
         """Check the client's answers by the registry's promotions and the champions' artifacts; list what is wrong."""

@@ -46,6 +46,7 @@ def render_report(run: RunFiles) -> str:
         run=run.path,
         numbers=_numbers(run),
         results=_results(run),
+        by_length=_by_length(run),
         notes=[*_remarks(run), *_other_rows(run)],
         platt=run.metrics.get("platt"),
         training_figures=_training_figures(run),
@@ -57,7 +58,7 @@ def render_report(run: RunFiles) -> str:
         gate_day=gate_day,
         found_gate=None if run.gate is None else gate_section(run.gate.verdict, run.gate.metrics),
         found_checks=checks_section(run.data_checks) if run.data_checks else None,
-        dataset=None if run.manifest is None else _dataset(run.manifest, run.plan),
+        dataset=None if run.manifest is None else _dataset(run.manifest, run.plan, _encoders(run)),
         dataset_note=run.notes.get("dataset"),
         sharding=_sharding(run),
         has_ended="seconds" in run.metrics,
@@ -116,6 +117,31 @@ def _results(run: RunFiles) -> Table | None:
         return None
     columns = ("rows", *metric_names(entry["metrics"] for entry in run.evaluations.values()))
     return Table(("", *columns), ([title, *with_metrics(values, *columns)] for title, values in rows))
+
+
+def _by_length(run: RunFiles) -> Table | None:
+    """Tabulate the metrics by length of history, split by split."""
+    rows = [
+        (f"{sequence}, {name}", group)
+        for name, entry in run.evaluations.items()
+        for sequence, groups in entry.get("by_length", {}).items()
+        for group in groups
+    ]
+    if not rows:
+        return None
+    columns = ("rows", *metric_names(group for _, group in rows))
+    columns = tuple(name for name in columns if name != "events")
+    values = ([title, group["events"], *with_metrics(group, *columns)] for title, group in rows)
+    return Table(("history", "events", *columns), values)
+
+
+def _encoders(run: RunFiles) -> dict[str, str]:
+    """Map each sequence whose encoder the config names to its kind, with that of its short one."""
+    configs = run.config.get("training", {}).get("model", {}).get("sequences", {})
+    return {
+        name: " and ".join([str(config.get("kind")), *([str(short["kind"])] if (short := config.get("short")) else [])])
+        for name, config in configs.items()
+    }
 
 
 def _remarks(run: RunFiles) -> list[str]:
@@ -221,7 +247,9 @@ def _part_table(found: Mapping[str, Any]) -> Table:
     return Table(("part", *columns, "variance share"), rows)
 
 
-def _dataset(manifest: DatasetManifest, plan: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _dataset(
+    manifest: DatasetManifest, plan: Sequence[Mapping[str, Any]], encoders: Mapping[str, str]
+) -> dict[str, Any]:
     in_order = {name: manifest.splits[name] for name in SPLITS if name in manifest.splits}
     splits = Table(
         ("split", "rows", "files", "row groups", "MB", "label rate"),
@@ -250,6 +278,7 @@ def _dataset(manifest: DatasetManifest, plan: Sequence[Mapping[str, Any]]) -> di
         "splits": splits,
         "sparse": _sparse_table(manifest, plan),
         "dense": _dense_table(manifest),
+        "sequences": _sequence_table(manifest, encoders),
     }
 
 
@@ -291,6 +320,21 @@ def _dense_table(manifest: DatasetManifest) -> Table | None:
         values = [percent(s.null_rate), s.mean, s.standard_deviation, s.minimum, s.maximum] if s else [None] * 5
         rows.append([feature.name, feature.source, feature.steps, *values])
     return Table(("dense feature", "from", "steps", "missing", "mean", "deviation", "minimum", "maximum"), rows)
+
+
+def _sequence_table(manifest: DatasetManifest, encoders: Mapping[str, str]) -> Table | None:
+    """Tabulate the histories of each split."""
+    rows = []
+    for sequence in manifest.schema.sequence:
+        rule = sequence.history
+        source = "the log" if rule is None else f"rows of {rule.of} ({rule.where}), {rule.delay} s before"
+        for name in (name for name in SPLITS if name in manifest.splits):
+            s = manifest.splits[name].sequences[sequence.name]
+            unknown = ", ".join(f"{column} {percent(rate)}" for column, rate in s.oov_rates.items())
+            own = [s.mean_length, sequence.max_length, percent(s.empty_rate), s.num_truncated, unknown]
+            rows.append([sequence.name, source, encoders.get(sequence.name, "mean"), name, *own])
+    header = ("sequence", "from", "encoder", "split", "mean length", "most", "without", "dropped", "OOV")
+    return Table(header, rows) if rows else None
 
 
 def _sharding(run: RunFiles) -> dict[str, Any] | None:

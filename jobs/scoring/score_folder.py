@@ -8,21 +8,30 @@ import os
 import shutil
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from features.disk.atomic import new_folder, write_json
 from features.disk.place import locate
 from features.disk.relative_path import check_relative
 from features.log_files import STORE, LogFile, local_copy, size_of
-from features.read.portions import PORTION_BYTES, check_file, count_lines, plan_portions
+from features.read.portions import PORTION_BYTES, PortionEnd, check_file, count_lines, plan_portions
 from features.read.streams import PACKED_SUFFIXES
 from jobs.cli.conventions import local
 from jobs.registry.found_artifact import REGISTRY, FoundArtifact, find_artifact
+from jobs.scoring.log_histories import (
+    FoundEvents,
+    check_history,
+    find_events,
+    has_built_histories,
+    make_log_histories,
+    optional_columns,
+    scoring_reader,
+)
 from jobs.scoring.score_rows import (
     LineCounts,
     Part,
@@ -34,7 +43,9 @@ from jobs.scoring.score_rows import (
     header_of,
     load_predictor,
     score_portion,
+    without_retry,
 )
+from pipeline.build.histories import HistoryCounts, HistoryTask, HistoryWork, make_histories
 from pipeline.tasks import run_tasks
 
 if TYPE_CHECKING:
@@ -42,6 +53,16 @@ if TYPE_CHECKING:
 
     from training.ship.predict import Predictor
 
+
+class _Answered(Protocol):
+    @property
+    def end(self) -> PortionEnd: ...
+
+
+_Answer = TypeVar("_Answer", bound=_Answered)
+
+_EXCHANGE = "histories"
+"""Folder of the histories' exchange inside a job's folder, gone with it."""
 SCORES_SUMMARY_NAME = "_scores.json"
 """File of counts, which marks a folder of scores; the underscore makes readers of partitioned folders skip it."""
 _COPY_BYTES = 1 << 20
@@ -61,9 +82,13 @@ class ScoreJob:
     output: Path
     notes: tuple[str, ...] = ()
     """Notes on files that are left out or named twice."""
+    base: str | None = None
+    """Dataset with the events that came before the logs' own."""
 
 
-def plan_job(artifact: str, inputs: Sequence[str], output: str, registry: str = REGISTRY) -> ScoreJob:
+def plan_job(
+    artifact: str, inputs: Sequence[str], output: str, registry: str = REGISTRY, base: str | None = None
+) -> ScoreJob:
     """Check the artifact, replay its golden rows, and list the files.
 
     Args:
@@ -71,15 +96,18 @@ def plan_job(artifact: str, inputs: Sequence[str], output: str, registry: str = 
         inputs: files, folders or globs.
         output: folder; an older folder of scores is replaced.
         registry: folder or address of the registry, for a version.
+        base: dataset whose build left the events that came before; for a model whose histories are built.
 
     Raises:
         ArtifactError: the artifact cannot be used, or does not say what its logs look like.
         LogError: an input is missing.
         ScoreError: output and input lie within each other, two files would have one name, or the output is no folder of
             scores.
+        DatasetError: there is a base, and the model has no built histories.
     """
     found = find_artifact(artifact, registry)
     predictor = load_predictor(found.place, found.sha256)
+    check_history(predictor, base)
     folder = local(output).resolve()
     refuse_foreign(folder)
     inputs = [str(locate(given)) if given.startswith("file://") else given for given in inputs]
@@ -87,7 +115,8 @@ def plan_job(artifact: str, inputs: Sequence[str], output: str, registry: str = 
     files = [file.path for file in logs["input"].files]
     _check_apart(folder, inputs, files)
     outputs = name_outputs(inputs, files, predictor.log_reader.log_format.kind)
-    return ScoreJob(found, predictor, logs["input"].files, declared, outputs, folder, tuple(logs["input"].notes()))
+    notes = tuple(logs["input"].notes())
+    return ScoreJob(found, predictor, logs["input"].files, declared, outputs, folder, notes, base)
 
 
 def refuse_foreign(output: Path) -> None:
@@ -164,7 +193,10 @@ def score_folder(spark: "SparkSession", job: ScoreJob, portion_bytes: int = PORT
     """
     with new_folder(job.output, refuse_foreign) as (new, scratch):
         tasks = _plan_tasks(spark, job, scratch, portion_bytes)
-        parts, counts = _score_portions(spark, job, tasks, scratch)
+        work = Work(job.artifact.place, job.artifact.sha256, str(scratch))
+        if has_built_histories(job.predictor):
+            work, tasks = _make_histories(spark, job, work, tasks)
+        parts, counts = _score_portions(spark, job, work, tasks)
         header = header_of(job.predictor.log_reader.log_format)
         files = [
             {"input": file, "output": name, **_lay(parts[file], header, scratch, new / name)}
@@ -180,19 +212,20 @@ def score_folder(spark: "SparkSession", job: ScoreJob, portion_bytes: int = PORT
 
 def _plan_tasks(spark: "SparkSession", job: ScoreJob, scratch: Path, portion_bytes: int) -> list[ScoreTask]:
     """Cut the files into portions, a task each, with the number of lines before it."""
-    reader, tasks = job.predictor.log_reader, []
+    reader, tasks = scoring_reader(job.predictor), []
     stored = [log for log in job.logs if log.real.startswith(STORE)]
     copies = dict(zip(stored, run_tasks(spark, partial(_fetch, scratch), stored, job.output), strict=True))
-    for log in job.logs:
+    for number, log in enumerate(job.logs):
         copy = copies.get(log, log)
         size = size_of(copy.real)
         if not size:
             continue
         tables = reader.find_tables(log.real)
-        wanted = reader.wanted_of_file(tables, job.declared.get(log.real, frozenset()))
+        declared = job.declared.get(log.real, frozenset())
+        wanted = reader.wanted_of_file(tables, declared)
         check_file(copy.real, reader.log_format, wanted, copy.partition)
         for portion in plan_portions(copy.real, size, reader.log_format, portion_bytes):
-            tasks.append(ScoreTask(copy, portion, wanted, tables))
+            tasks.append(ScoreTask(copy, portion, wanted, tables, number=number, declared=declared))
     num_portions = Counter(task.file.path for task in tasks)
     cut = [task.portion for task in tasks if num_portions[task.file.path] > 1]
     found = run_tasks(spark, partial(count_lines, log_format=reader.log_format), cut, job.output)
@@ -209,52 +242,107 @@ def _fetch(scratch: Path, log: LogFile) -> LogFile:
     return replace(log, real=str(local_copy(log.real, folder)))
 
 
+def _make_histories(
+    spark: "SparkSession", job: ScoreJob, work: Work, tasks: list[ScoreTask]
+) -> tuple[Work, list[ScoreTask]]:
+    """Make the histories of the logs' rows; returns what the tasks that score need for them."""
+    exchange = Path(work.folder) / _EXCHANGE
+    exchange.mkdir()
+    found = _read_all(spark, partial(find_in_portion, work), tasks, job.output, "histories")
+
+    def make(histories: HistoryWork, of_users: Sequence[HistoryTask]) -> list[HistoryCounts]:
+        return run_tasks(spark, partial(make_histories, histories), of_users, job.output, "histories")
+
+    made, tasks = make_log_histories(job.predictor, tasks, found, make, exchange, job.base)
+    return replace(work, histories=made), tasks
+
+
+def find_in_portion(work: Work, task: ScoreTask) -> FoundEvents | str:
+    """Look for users and events of one portion in an executor; idempotent, each attempt writes blocks of its own.
+
+    Returns:
+        What was found; or an error of this or another task that a retry cannot cure.
+    """
+    return without_retry(_find_in_portion, work, task)
+
+
+def _find_in_portion(work: Work, task: ScoreTask, folder: Path) -> FoundEvents:
+    return find_events(load_predictor(work.artifact, work.digest), folder / _EXCHANGE, task)
+
+
+def _read_all(
+    spark: "SparkSession",
+    act: Callable[[ScoreTask], _Answer | str],
+    tasks: list[ScoreTask],
+    output: Path,
+    title: str,
+    forget: Callable[[_Answer], None] = lambda _: None,
+) -> list[_Answer]:
+    """Read every portion on the executors, and once more those that began inside a row of the one before.
+
+    Args:
+        spark: a session.
+        act: reads one portion; an error that a retry cannot cure is a text.
+        tasks: all tasks in order; one that began too early is replaced in this list.
+        output: where the tasks write.
+        title: title of the progress bar.
+        forget: drops the answer of a task that is replaced.
+
+    Raises:
+        ScoreError: a task failed.
+    """
+
+    def run(todo: Sequence[ScoreTask]) -> list[_Answer]:
+        answers: list[_Answer] = []
+        for answer in run_tasks(spark, act, todo, output, title):
+            if isinstance(answer, str):
+                raise ScoreError(answer)
+            answers.append(answer)
+        return answers
+
+    found = run(tasks)
+    # What the bytes alone said about a portion's beginning holds as long as no row has ends of lines in quotes.
+    while wrong := _misjudged(tasks, [answer.end for answer in found]):
+        for place, task in wrong.items():
+            tasks[place] = task
+            forget(found[place])
+        for place, answer in zip(wrong, run(list(wrong.values())), strict=True):
+            found[place] = answer
+    return found
+
+
 def _score_portions(
-    spark: "SparkSession", job: ScoreJob, tasks: list[ScoreTask], folder: Path
+    spark: "SparkSession", job: ScoreJob, work: Work, tasks: list[ScoreTask]
 ) -> tuple[dict[str, list[Part]], LineCounts]:
     """Score portions on the executors.
 
     Returns:
-        Raw file -> its parts in order, whose files are in ``folder``; and the counts of all lines.
+        Raw file -> its parts in order, whose files are in the job's folder; and the counts of all lines.
     """
-    work = Work(job.artifact.place, job.artifact.sha256, str(folder))
-
-    def score(todo: Sequence[ScoreTask]) -> list[Part]:
-        parts = []
-        for answer in run_tasks(spark, partial(score_portion, work), todo, folder, "score"):
-            if isinstance(answer, str):
-                raise ScoreError(answer)
-            parts.append(answer)
-        return parts
-
-    found = score(tasks)
-    # What the bytes alone said about a portion's beginning holds as long as no row has ends of lines in quotes.
-    while wrong := _misjudged(tasks, found):
-        for place, task in wrong.items():
-            tasks[place] = task
-            (folder / found[place].name).unlink()
-        for place, part in zip(wrong, score(list(wrong.values())), strict=True):
-            found[place] = part
+    folder = Path(work.folder)
+    found = _read_all(
+        spark, partial(score_portion, work), tasks, folder, "score", lambda part: (folder / part.name).unlink()
+    )
     parts: dict[str, list[Part]] = defaultdict(list)
     counts = LineCounts()
     for task, part in zip(tasks, found, strict=True):
         parts[task.file.path].append(part)
         counts.add(part.num_rows, part.num_errors, part.absent, part.values)
         counts.lists.add(part.end.lists)
-    counts.check(job.predictor.log_reader.log_format)
+    counts.check(optional_columns(job.predictor))
     return parts, counts
 
 
-def _misjudged(tasks: Sequence[ScoreTask], parts: Sequence[Part]) -> dict[int, ScoreTask]:
+def _misjudged(tasks: Sequence[ScoreTask], ends: Sequence[PortionEnd]) -> dict[int, ScoreTask]:
     """Find the tasks that began inside a row of the one before, or whose lines were numbered from another one."""
     wrong, before = {}, 0
-    for place, (task, part) in enumerate(zip(tasks, parts, strict=True)):
-        begin = part.end.begin
+    for place, (task, end) in enumerate(zip(tasks, ends, strict=True)):
+        begin = end.begin
         if place and tasks[place - 1].file == task.file:
-            begin, before = parts[place - 1].end.end, before + parts[place - 1].end.num_lines
+            begin, before = ends[place - 1].end, before + ends[place - 1].num_lines
         else:
             before = 0
-        if (begin, before) != (part.end.begin, task.before):
+        if (begin, before) != (end.begin, task.before):
             wrong[place] = replace(task, portion=replace(task.portion, start=begin), before=before)
     return wrong
 

@@ -8,11 +8,11 @@ import sys
 import tempfile
 import uuid
 from bisect import bisect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from features.disk.artifact import ArtifactError, digest_of_artifact
 from features.disk.atomic import is_full, write_text
@@ -21,11 +21,16 @@ from features.log_format import Candidates, LogError, LogFormat
 from features.raw_block import RawBlock, Wanted
 from features.read.candidates import ListCounts
 from features.read.portions import Portion, PortionEnd
+from features.rows import Columns
+from features.schema import FeatureSchema
 from features.unknown_values import ValueReport, ValueTally, name_unknown
 from features.values import loose_texts
+from pipeline.build.log_events import histories_of_block
 
 if TYPE_CHECKING:
     from training.ship.predict import Predictor
+
+_Answer = TypeVar("_Answer")
 
 HEADER = b"file,line,probability,error\r\n"
 """Header line of a file of scores."""
@@ -68,37 +73,62 @@ class LineCounts:
         if absent is not None:
             self.absent = frozenset(absent) if self.absent is None else self.absent & frozenset(absent)
 
-    def check(self, log_format: LogFormat) -> None:
-        """Check that the logs have every column.
+    def check(self, optional: Collection[str]) -> None:
+        """Check that the logs have every column but those that they may lack.
 
         Raises:
-            LogError: no line has one of them, and the format does not call it optional.
+            LogError: no line has one of them.
         """
-        lacking = sorted((self.absent or frozenset()) - set(log_format.optional))
+        lacking = sorted((self.absent or frozenset()) - set(optional))
         if lacking and self.rows > self.errors:  # else no line may be an object, and each has its own error
             raise LogError(f"no line of the logs has {', '.join(map(repr, lacking))}, which the model needs")
 
 
+@dataclass(frozen=True)
+class MadeHistories:
+    """Histories that were made of the logs to score (``jobs.scoring.log_histories``).
+
+    Attributes:
+        folder: folder of the exchange.
+        names: place of a sequence in the schema -> names of the ranges of its users.
+    """
+
+    folder: str
+    names: Mapping[int, tuple[str, ...]]
+
+    def of_block(self, task: "ScoreTask", schema: FeatureSchema, block: RawBlock) -> Columns | None:
+        """Collect the histories of a block's rows; None: the rows have their own."""
+        if not task.made:
+            return None
+        names = {number: self.names[number] for number in task.made}
+        return histories_of_block(Path(self.folder), names, schema, block, task.number)
+
+
 def write_scores(
-    file: IO[str], name: str, predictor: "Predictor", blocks: Iterable[RawBlock], before: int
+    file: IO[str],
+    task: "ScoreTask",
+    predictor: "Predictor",
+    blocks: Iterable[RawBlock],
+    histories: MadeHistories | None = None,
 ) -> LineCounts:
     """Write one CSV line for every line of a raw file, in its order.
 
     Args:
         file: text file, opened without newline translation.
-        name: name of the raw file in each line.
+        task: which rows of which raw file they are.
         predictor: the model.
         blocks: blocks of raw rows, as ``Predictor.log_reader`` reads them.
-        before: number of lines in the raw file before those that the blocks' numbers count from.
+        histories: histories that were made of the logs; None: rows have their own.
 
     Raises:
         LogError: the raw file lacks a column, or its rest cannot be read.
     """
-    counts = LineCounts()
-    beginning = _csv_line(name, "")[:-2]
+    counts, before = LineCounts(), task.before
+    beginning = _csv_line(task.file.path, "")[:-2]
     lists = predictor.log_reader.log_format.candidates
     for block in blocks:
-        scores, faults = predictor.predict_block(block, counts.values)
+        made = histories.of_block(task, predictor.schema, block) if histories else None
+        scores, faults = predictor.predict_block(block, counts.values, made)
         places = (block.numbers + before).tolist()
         named = None if lists is None else _name_candidates(block, lists)
         if named is None:
@@ -113,7 +143,7 @@ def write_scores(
             place = bisect(places, line.number + before)
             places.insert(place, line.number + before)
             more = [] if lists is None else ["", "", ""]
-            lines.insert(place, _csv_line(name, line.number + before, *more, "", line.reason))
+            lines.insert(place, _csv_line(task.file.path, line.number + before, *more, "", line.reason))
         file.writelines(lines)
         counts.add(len(lines), len(faults) + len(block.rejected), block.absent)
     return counts
@@ -181,6 +211,8 @@ class Work:
     """Digest of the artifact (``digest_of_artifact``) when the driver checked it."""
     folder: str
     """Folder of the parts, which all executors and the driver can access."""
+    histories: MadeHistories | None = None
+    """Histories that were made of the logs."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +225,9 @@ class ScoreTask:
         wanted: columns to read of its file.
         tables: tables of the lookups of its file.
         before: number of lines before the portion in its file.
+        number: place of the file among all files.
+        declared: columns of its file's Delta table.
+        made: places of the sequences in the schema whose histories were made for its rows.
     """
 
     file: LogFile
@@ -200,6 +235,9 @@ class ScoreTask:
     wanted: Wanted
     tables: tuple[str, ...]
     before: int = 0
+    number: int = 0
+    declared: frozenset[str] = frozenset()
+    made: tuple[int, ...] = ()
 
 
 class Part(NamedTuple):
@@ -242,13 +280,22 @@ def score_portion(work: Work, task: ScoreTask) -> Part | str:
     Returns:
         The part; or an error of this or another task that a retry cannot cure.
     """
+    return without_retry(_score_portion, work, task)
+
+
+def without_retry(act: Callable[[Work, ScoreTask, Path], _Answer], work: Work, task: ScoreTask) -> _Answer | str:
+    """Do what a task does in an executor, in its job's folder.
+
+    Returns:
+        The answer; or an error of this or another task that a retry cannot cure.
+    """
     folder = Path(work.folder)
     if not folder.is_dir():
         return f"{folder} is not there for an executor: give an --output on storage that all of them see"
     if (folder / FAILED).exists():
         return (folder / FAILED).read_text(encoding="utf-8")
     try:
-        return _score_portion(work, task, folder)
+        return act(work, task, folder)
     except ValueError as error:
         failure = str(error) or repr(error)
     except OSError as error:
@@ -270,7 +317,7 @@ def _score_portion(work: Work, task: ScoreTask, folder: Path) -> Part:
         task.portion, task.wanted, task.tables, task.file.partition, name=task.file.absolute
     )
     with path.open("w", encoding="utf-8", newline="") as file:
-        counts = write_scores(file, task.file.path, predictor, reading, task.before)
+        counts = write_scores(file, task, predictor, reading, work.histories)
         file.flush()
         os.fsync(file.fileno())
     part = read_back(path, reading.end, counts.absent, counts.values)

@@ -16,7 +16,7 @@ def score_with_spark(arguments: Namespace) -> int:
     Args:
         arguments: arguments of ``jobs.score``.
     """
-    job = plan_job(arguments.artifact, arguments.input, arguments.output, arguments.registry)
+    job = plan_job(arguments.artifact, arguments.input, arguments.output, arguments.registry, arguments.history)
     for note in job.notes:
         print(f"warning: {note}", file=sys.stderr)
     spark = start_tasks(arguments.verbose)

@@ -6,7 +6,7 @@ Spark hands out the work, and tries it again where an executor dies. What a task
 
 import dataclasses
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -46,7 +46,14 @@ from pipeline.build.encode_rows import (
     read_keys,
 )
 from pipeline.build.exchange import key_borders, read_block
-from pipeline.build.histories import HistoryTask, HistoryWork, describe_history, make_histories, write_state
+from pipeline.build.histories import (
+    HistoryWork,
+    describe_history,
+    history_tasks,
+    make_histories,
+    task_names,
+    write_state,
+)
 from pipeline.build.learn import count_known, fit_learnt, rounded
 from pipeline.build.measure import Sums, add_up, dense_statistics, sparse_statistics, splits_of
 from pipeline.build.oddities import Signs, tell_oddities
@@ -97,8 +104,6 @@ EXCHANGE_NAME = "exchange"
 """Folder of the exchange inside a version, gone before the commit."""
 LEARNT_FOLDER, REJECTED_FOLDER = "learnt", "rejected"
 """Folders inside a version: what was learnt, and the lines that are no rows."""
-_ROWS_A_TASK = 1_000_000
-"""Rows whose histories one task makes, about."""
 _KEYS_A_TASK = 5_000_000
 """Keys that one task compares, about."""
 
@@ -166,6 +171,7 @@ class _Build:
         self.plan, self.version = plan, version
         self.exchange = version / EXCHANGE_NAME
         self.warnings = plan.notes()
+        self.unknown: dict[str, Counter[str]] = defaultdict(Counter)
 
     def run(self) -> tuple[DatasetManifest, list[str]]:
         """Take all steps; return the manifest, and warnings for a person."""
@@ -304,10 +310,10 @@ class _Build:
             return finish, None
         base = self._base_histories()
         newest = max([base.newest if base else 0, *(span.newest for span in total.times.values())])
-        work = HistoryWork(finish, newest, str(base.path) if base else None)
+        came_before = str(base.path) if base else None
+        work = HistoryWork(finish.folder, self.schema, finish.blocks, came_before, newest, finish)
         num_rows = sum(total.rows.values()) + (base.num_events if base else 0)
-        ranges = hash_ranges(num_rows // _ROWS_A_TASK + 1, 1 << 64)
-        tasks = [HistoryTask(number, *users) for number in sequences for users in ranges]
+        tasks = history_tasks(self.schema, num_rows)
         counts = self._tasks(partial(make_histories, work), tasks, "histories")
         described = {}
         with write_histories(self.version / USER_HISTORIES_NAME, self.schema, newest) as writer:
@@ -316,9 +322,8 @@ class _Build:
                 write_state(writer, self.exchange, sequence, own)
                 of_sequence = [count for task, count in zip(tasks, counts, strict=True) if task.number == number]
                 described[sequence.name] = describe_history(sequence, of_sequence)
-        names = {number: tuple(task.name for task in tasks if task.number == number) for number in sequences}
         path = f"{self.version.name}/{USER_HISTORIES_NAME}"
-        return dataclasses.replace(finish, histories=names), Histories(path, described)
+        return dataclasses.replace(finish, histories=task_names(tasks)), Histories(path, described)
 
     def _base_histories(self) -> UserHistories | None:
         """Open the events that the base has left."""
@@ -327,14 +332,16 @@ class _Build:
         return fetch_histories(DatasetManifest.load(self.pipeline.base), self.pipeline.base, self.exchange)
 
     def _write(self, work: FinishWork, total: Sums) -> dict[str, tuple[DataFile, ...]]:
+        """Write the files; ``self.unknown`` has the events out of their vocabulary by split and column."""
         tasks = []
         for split in splits_of(total):
             rows = total.rows[split]
             borders = key_borders(self.exchange, work.blocks, split, rows, num_files(rows, self.pipeline.write))
             tasks += [FileTask(split, number, *keys) for number, keys in enumerate(pairwise(borders))]
         files: dict[str, list[DataFile]] = {split: [] for split in splits_of(total)}
-        for split, file in self._tasks(partial(write_file, work), tasks, "write"):
+        for split, file, unknown in self._tasks(partial(write_file, work), tasks, "write"):
             files[split].append(file)
+            self.unknown[split].update(unknown)
         for split, rows in total.rows.items():
             found = sum(file.num_rows for file in files[split])
             if found != rows:
@@ -357,7 +364,8 @@ class _Build:
             sparse = {n: dataclasses.replace(s, max_id=largest[n]) for n, s in statistics[name].items()}
             rate = rounded(total.labels[name] / total.rows[name])
             truncated = {s.name: total.truncated.get((name, s.name), 0) for s in self.schema.sequence}
-            sequences = sequence_statistics(chunks, total.rows[name], self.schema, largest, truncated)
+            unknown = self.unknown[name]
+            sequences = sequence_statistics(chunks, total.rows[name], self.schema, largest, truncated, unknown)
             splits[name] = Split(of_split, rate, sparse, dense_statistics(total, self.schema, name), sequences)
         reasons = sum((result.reasons for result in results), Counter())
         num_rejected, num_duplicates = sum(reasons.values()), sum(result.num_duplicates for result in results)

@@ -1,7 +1,7 @@
 """Make built histories: the tasks that bring users' events together, and the state that the next build goes on with."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,9 +12,18 @@ from numpy.typing import NDArray
 from features.disk.dataset import BuiltHistory
 from features.disk.user_histories import HistoriesWriter, UserHistories
 from features.history import History, in_bursts, seen_events, sort_events
-from features.schema import SequenceFeature
+from features.schema import FeatureSchema, SequenceFeature
 from pipeline.build.exchange import read_block, write_block
-from pipeline.build.user_events import EVENT_ROW, EVENT_SECONDS, IS_DROPPED, USER, users_between, write_seen
+from pipeline.build.portions import hash_ranges
+from pipeline.build.user_events import (
+    EVENT_ROW,
+    EVENT_SECONDS,
+    IS_DROPPED,
+    USER,
+    built_sequences,
+    users_between,
+    write_seen,
+)
 from pipeline.build.write_rows import FinishWork, with_ids
 
 
@@ -23,14 +32,22 @@ class HistoryWork:
     """Arguments of all tasks that make histories.
 
     Attributes:
-        finish: arguments of the tasks that write.
-        newest: time of the newest row, of the bases too.
-        base: ``history.parquet`` of the base; None: no events come before the build's own.
+        folder: folder of the exchange.
+        schema: the features.
+        blocks: names of all blocks.
+        base: ``history.parquet`` of the base; None: no events come before the log's own.
+        newest: time of the newest row, of the bases too; None: no later build goes on with the events.
+        finish: arguments of the tasks that turn codes into ids; None: blocks hold ids.
+        later: part -> number of ids that are known, and the id that stands for those of the base that are not.
     """
 
-    finish: FinishWork
-    newest: int
+    folder: str
+    schema: FeatureSchema
+    blocks: tuple[str, ...]
     base: str | None = None
+    newest: int | None = None
+    finish: FinishWork | None = None
+    later: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 class HistoryTask(NamedTuple):
@@ -52,6 +69,22 @@ class HistoryTask(NamedTuple):
         return f"{self.number}-{self.first}"
 
 
+_ROWS_A_TASK = 1_000_000
+"""Rows whose histories one task makes, about."""
+
+
+def history_tasks(schema: FeatureSchema, num_rows: int) -> list[HistoryTask]:
+    """Cut the users of every built sequence into ranges, a task each, of a log of about so many rows."""
+    ranges = hash_ranges(num_rows // _ROWS_A_TASK + 1, 1 << 64)
+    return [HistoryTask(number, *users) for number in built_sequences(schema) for users in ranges]
+
+
+def task_names(tasks: Sequence[HistoryTask]) -> dict[int, tuple[str, ...]]:
+    """List the names of the tasks' tables by the place of their sequence in the schema."""
+    numbers = dict.fromkeys(task.number for task in tasks)
+    return {number: tuple(task.name for task in tasks if task.number == number) for number in numbers}
+
+
 class HistoryCounts(NamedTuple):
     """Counts of some users' histories, which add up.
 
@@ -71,14 +104,14 @@ class HistoryCounts(NamedTuple):
 def make_histories(work: HistoryWork, task: HistoryTask) -> HistoryCounts:
     """Bring the events of some users together, in order, and find those that each of their rows sees.
 
-    Three tables go to the exchange: ``past`` has the events, ``seen`` points into it, ``state`` has the events that a
-    later build needs.
+    Tables go to the exchange: ``past`` has the events, ``seen`` points into it, ``state`` has the events that a later
+    build needs, if there is one.
 
     Raises:
         DatasetError: the base's events cannot be read.
     """
-    folder, schema = Path(work.finish.folder), work.finish.schema
-    sequence = schema.sequence[task.number]
+    folder = Path(work.folder)
+    sequence = work.schema.sequence[task.number]
     history = sequence.history
     assert history is not None
     events = _events(work, task, sequence)
@@ -87,14 +120,15 @@ def make_histories(work: HistoryWork, task: HistoryTask) -> HistoryCounts:
     kept = np.flatnonzero(~is_dropped)
     past = events.take(pa.array(kept)).select([EVENT_SECONDS, *sequence.parts]).combine_chunks()
     write_block(folder, f"past-{task.name}", past)
-    blocks = [read_block(folder, f"users-{task.number}-{name}") for name in work.finish.blocks]
+    blocks = [read_block(folder, f"users-{task.number}-{name}") for name in work.blocks]
     rows = pa.concat_tables([users_between(block, task.first, task.end) for block in blocks])
     own = rows[USER].to_numpy(), rows[EVENT_SECONDS].to_numpy()
     seen = seen_events((users[kept], times[kept]), own, history.delay, sequence.max_length)
     write_seen(folder, task.name, rows, seen)
-    keep = needed_later(users, times, is_dropped, history, sequence.max_length, work.newest)
-    state = events.set_column(events.column_names.index(IS_DROPPED), IS_DROPPED, pa.array(is_dropped))
-    write_block(folder, f"state-{task.name}", state.take(pa.array(keep)).combine_chunks())
+    if work.newest is not None:
+        keep = needed_later(users, times, is_dropped, history, sequence.max_length, work.newest)
+        state = events.set_column(events.column_names.index(IS_DROPPED), IS_DROPPED, pa.array(is_dropped))
+        write_block(folder, f"state-{task.name}", state.take(pa.array(keep)).combine_chunks())
     is_own = events[EVENT_ROW].to_numpy() >= 0
     return HistoryCounts(
         int(is_own.sum()),
@@ -111,19 +145,29 @@ def _events(work: HistoryWork, task: HistoryTask, sequence: SequenceFeature) -> 
     columns = [USER, EVENT_SECONDS, EVENT_ROW, IS_DROPPED, *sequence.parts]
     parts = []
     if work.base is not None:
-        found = UserHistories(Path(work.base), work.finish.schema).read(sequence.name, task.first, task.end)
+        found = UserHistories(Path(work.base), work.schema).read(sequence.name, task.first, task.end)
         own = {USER: found["user"], EVENT_SECONDS: found["time"], IS_DROPPED: found["is_dropped"]}
         own[EVENT_ROW] = pa.array(np.arange(-len(found), 0))
-        own |= {part: found[column] for part, column in sequence.part_columns.items()}
+        own |= {part: _known_ids(work, part, found[column]) for part, column in sequence.part_columns.items()}
         parts.append(pa.table(own).select(columns))
-    for name in work.finish.blocks:
-        block = read_block(Path(work.finish.folder), f"events-{task.number}-{name}")
-        parts.append(with_ids(work.finish, name, users_between(block, task.first, task.end)).select(columns))
+    for name in work.blocks:
+        block = read_block(Path(work.folder), f"events-{task.number}-{name}")
+        found = users_between(block, task.first, task.end)
+        parts.append((found if work.finish is None else with_ids(work.finish, name, found)).select(columns))
     events = pa.concat_tables(parts).combine_chunks()
     order = sort_events(events[USER].to_numpy(), events[EVENT_SECONDS].to_numpy(), events[EVENT_ROW].to_numpy())
     if work.base is not None:
         order = order[~_read_again(*(events[name].to_numpy()[order] for name in (USER, EVENT_SECONDS, EVENT_ROW)))]
     return events.take(pa.array(order)).combine_chunks()
+
+
+def _known_ids(work: HistoryWork, part: str, ids: pa.ChunkedArray) -> pa.Array:
+    """Give one id to those of the base that a model does not know."""
+    found = ids.to_numpy()
+    if part in work.later:
+        num_known, unknown = work.later[part]
+        found = np.where(found < num_known, found, np.int32(unknown))
+    return pa.array(found, pa.int32())
 
 
 def _read_again(users: NDArray[np.uint64], times: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -104,6 +104,7 @@ def tell_oddities(
     told += _groups(config, signs, rows, limits)
     told += _features(statistics["train"], limits)
     told += tell_times(schema, signs, rows)
+    told += _lost_events(schema, num_left_out)
     told += _outliers(schema, total, limits)
     told += _histories(schema, total)
     num_read = rows + num_left_out
@@ -116,6 +117,18 @@ def tell_oddities(
         more = f" and {len(rejected_files) - 3} more" if len(rejected_files) > 3 else ""
         told.append(f"no line is a row in {', '.join(rejected_files[:3])}{more}: see the rejected lines")
     return told + _unsplit(unsplit, limits)
+
+
+def _lost_events(schema: FeatureSchema, num_left_out: int) -> list[str]:
+    """Tell of built histories whose events may be among the negatives that sampling left out."""
+    lacking = [f"{one.name} ({one.history.where})" for one in schema.sequence if one.history and one.history_rule]
+    if not num_left_out or not lacking:
+        return []
+    return [
+        f"pipeline.sample left {num_left_out:,} negatives out, which are no events: the histories {', '.join(lacking)} "
+        "lack those of them that the rule calls events; keep all rows (pipeline.sample.negatives = 1), or take "
+        'where = "label", whose events sampling keeps'
+    ]
 
 
 def _unsplit(unsplit: Mapping[str, int], limits: OddityLimits) -> list[str]:

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,6 +245,7 @@ def sequence_statistics(
     schema: FeatureSchema,
     largest: dict[str, int],
     truncated: dict[str, int],
+    unknown: Mapping[str, int],
 ) -> dict[str, SequenceStatistics]:
     """Describe the sequences of a split.
 
@@ -254,6 +255,7 @@ def sequence_statistics(
         schema: the features.
         largest: result of ``max_ids``.
         truncated: sequence -> events beyond ``max_length``.
+        unknown: column of ids with a vocabulary -> events out of it.
     """
     events = dict.fromkeys((part.name for part in schema.parts), 0)
     empty = dict(events)
@@ -268,6 +270,7 @@ def sequence_statistics(
             rounded(empty[sequence.keys[0]] / rows),
             {key: largest[key] for key in sequence.keys},
             truncated.get(sequence.name, 0),
+            {key: rounded(unknown[key] / max(events[key], 1)) for key in sequence.keys if key in unknown},
         )
         for sequence in schema.sequence
     }

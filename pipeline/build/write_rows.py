@@ -155,11 +155,11 @@ def number_codes(work: FinishWork, block: str) -> None:
 # --------------------------------------------------------------------------------------------------------------- write
 
 
-def write_file(work: FinishWork, task: FileTask) -> tuple[str, DataFile]:
+def write_file(work: FinishWork, task: FileTask) -> tuple[str, DataFile, dict[str, int]]:
     """Write one file of a split: its rows from all blocks, in the order of their keys.
 
     Returns:
-        The split, and the file's description.
+        The split, the file's description, and column of a sequence with a vocabulary -> its ids that are out of it.
     """
     folder, version = Path(work.folder), Path(work.version)
     parts = []
@@ -174,7 +174,18 @@ def write_file(work: FinishWork, task: FileTask) -> tuple[str, DataFile]:
     path = version / task.split / f"part-{task.number:05d}.parquet"
     path.parent.mkdir(exist_ok=True)
     groups = write_table(finished, path, work.config)
-    return task.split, describe_file(path, version, groups)
+    return task.split, describe_file(path, version, groups), _count_unknown(work, finished)
+
+
+def _count_unknown(work: FinishWork, rows: pa.Table) -> dict[str, int]:
+    """Count the events out of their vocabulary, by column."""
+    found = {}
+    for part in work.schema.parts:
+        if part.encoding.kind in VOCABULARY_KINDS:
+            _, known = _vocabulary(work.folder, part.learnt_name)
+            ids = Ragged.of_arrow(rows[part.name].combine_chunks()).flat
+            found[part.name] = int(np.count_nonzero(ids == known[-1]))
+    return found
 
 
 def _with_histories(work: FinishWork, split: str, rows: pa.Table, keys: NDArray[np.uint64]) -> pa.Table:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from features.hashing import mixed
+
 FloatArray = NDArray[np.float64]
 Ints = NDArray[np.int64]
 RawColumns = dict[str, NDArray[Any]]
@@ -43,6 +45,9 @@ GOLDEN_RATIO = 0.6180339887498949
 """Golden ratio: the fractional parts of its multiples are spread evenly."""
 NUM_POSITIONS, NUM_DAYPARTS, NUM_AGE_GROUPS = 6, 4, 5
 AGE_LIMITS = (25, 35, 45, 60)
+MOOD_SECONDS = 3 * SECONDS_PER_DAY
+"""Length of a mood: what a user is after for a while, which nothing of him tells but his latest clicks."""
+MOOD_STRENGTH = 1.5
 
 
 class World:
@@ -59,6 +64,7 @@ class World:
         self._draw_places(rng)
         self._draw_effects(rng)
         self.renewals = 0.0
+        self.mood_seed = seed
         self.bias = 0.0
         self.bias = self._bias_for(click_rate, np.random.default_rng([seed, 1]))
 
@@ -164,7 +170,7 @@ class World:
         profile, place, creative = row["profile"], row["place_category"], row["creative"]
         return (
             self.bias
-            + (self._tastes(row) * self.category_appeal[row["category"]]).sum(axis=1)
+            + ((self._tastes(row) + self.moods(row)) * self.category_appeal[row["category"]]).sum(axis=1)
             + self.device_creative[row["device"], creative]
             + self.daypart_place[row["hour"] // 6, place]
             + self.category_effect[row["category"]]
@@ -198,6 +204,17 @@ class World:
         age_group = np.searchsorted(AGE_LIMITS, row["age"], side="right")
         tastes += self.age_taste[age_group] * has_age + self.gender_taste[row["gender"]] * has_gender
         return tastes + self.place_taste[row["place_category"]]
+
+    def moods(self, row: dict[str, Ints]) -> FloatArray:
+        """Compute the users' moods, (n, 2): arrows beside their tastes, a function of user and time alone.
+
+        Each user's mood changes at times of his own, to one that no earlier mood foretells.
+        """
+        users = row["user"].astype(np.uint64)
+        begun = row["timestamp"] / MOOD_SECONDS + _fractions(users, self.mood_seed)
+        numbers = (users << np.uint64(20)) + np.floor(begun).astype(np.uint64)
+        angles = 2 * np.pi * _fractions(numbers, self.mood_seed + 1)
+        return MOOD_STRENGTH * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
     def to_columns(self, row: dict[str, Ints], rng: np.random.Generator) -> RawColumns:
         """Convert drawn impressions to the log's columns, with labels drawn."""
@@ -252,6 +269,11 @@ def _cdf(shares: FloatArray) -> FloatArray:
     cdf = np.cumsum(shares)
     cdf[-1] = 1.0
     return cdf
+
+
+def _fractions(numbers: NDArray[np.uint64], seed: int) -> FloatArray:
+    """Numbers from 0 to 1, by hash: spread evenly, and the same for the same ones."""
+    return mixed(numbers, seed) / 2.0**64
 
 
 def _arrows(rng: np.random.Generator, n: int) -> FloatArray:

@@ -16,7 +16,9 @@ from features.schema import (
     FeatureSchema,
     HashEncoding,
     LogSquaredEncoding,
+    SequenceFeature,
     SparseFeature,
+    Timestamp,
     VocabularyEncoding,
 )
 from features.unknown_values import ValueCounter, ValueReport, ValueTally, name_unknown
@@ -186,3 +188,46 @@ def test_an_artifact_that_does_not_say_gets_shares_without_a_comparison() -> Non
     assert name_unknown(found.to_json()) == "unknown values: item 90.0%"
     assert name_unknown(report(0.1, 900).to_json()) == "unknown values: item 90.0% (training 10.0%)"
     assert name_unknown(report(0.1, 0).to_json()) == ""
+
+
+VISITS = SequenceFeature("visits", ("item", "user"), 3, newest="first")
+WITH_HISTORY = replace(SCHEMA, sequence=(VISITS,))
+
+
+def test_values_of_histories_are_counted() -> None:
+    """Alike in rows and in blocks, those that are kept; of what was made of other rows there is no example."""
+    draw, given = random.Random(0), rows(400)
+    for row in given:
+        items = draw.choices(["7", "8", "z"], k=draw.randrange(6))
+        row |= {"visits__item": " ".join(items) or None, "visits__user": " ".join("u" for _ in items) or None}
+    kept = [str(row["visits__item"] or "").split()[:3] for row in given]
+    unknown = sum(item == "z" for items in kept for item in items)
+    encoder, counter = FeatureEncoder(WITH_HISTORY, LEARNT), ValueCounter(WITH_HISTORY, LEARNT)
+    columns = {name: pa.array([str(row[name] or "") or None for row in given]) for name in given[0]}
+    encoded, prepared = encoder.encode_columns(columns)
+    made = {name: encoded[name] for name in VISITS.keys}
+    tallies = [ValueTally(), ValueTally(), ValueTally()]
+    counter.count(encoder.encode(given), MappingTexts(given, WITH_HISTORY), tallies[0])
+    counter.count(encoded, BlockTexts(prepared, np.arange(400)), tallies[1])
+    timed = replace(WITH_HISTORY, timestamp=Timestamp("time"))
+    rest = {name: values for name, values in columns.items() if not name.startswith("visits")}
+    again, alone = FeatureEncoder(timed, LEARNT).encode_columns({**rest, "time": pa.array([1] * 400)}, None, made)
+    ValueCounter(WITH_HISTORY, LEARNT).count(again, BlockTexts(alone, np.arange(400)), tallies[2])
+    for tally in tallies:
+        for name in VISITS.keys:
+            assert (tally.tokens[name], tally.missing[name]) == (sum(map(len, kept)), sum(not items for items in kept))
+        assert tally.unknown["visits__item"] == unknown > 100 and not tally.unknown["visits__user"]
+    assert [tally.examples.get("visits__item") for tally in tallies] == [
+        ("z", "the vocabulary has values such as '7'")
+    ] * 2 + [None]
+
+
+def test_rows_that_lack_their_history_are_told() -> None:
+    tally = ValueTally(1_000, Counter({"visits__item": 900, "visits__user": 900}), Counter({"visits__item": 5}))
+    tally.tokens.update({"visits__item": 100, "visits__user": 100})
+    rates = {"train": {"visits__item": {"missing": 0.25, "unknown": 0.05}, "visits__user": {}}}
+    report = ValueReport(tally, rates, WITH_HISTORY)
+    assert report.warnings() == {
+        "visits__item: missing": "sequence 'visits': 90.0% of rows have no events, where training had 25.0%"
+    }
+    assert report.to_json()["visits__item"]["unknown"] == 0.05

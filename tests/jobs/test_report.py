@@ -208,6 +208,16 @@ def test_a_complete_run(tmp_path: Path):
     assert "1,000,000 rows read, 3 rejected" in page.text
 
 
+def test_metrics_by_length_of_history(tmp_path: Path):
+    run = tmp_path / "run"
+    evaluations = make_run(run, tmp_path / "dataset")
+    group = {**evaluations["test"]["metrics"], "events": "5-9", "rows": 4_321, "auc": 0.654321}
+    entry = {**evaluations["test"], "by_length": {"clicks": [group]}}
+    (run / "evaluation" / "test.json").write_text(json.dumps(entry))
+    page = Page(render_report(read_run(run)))
+    assert page.row("clicks, test")[1:4] == ["5-9", "4,321", "0.654321"]
+
+
 def make_candidate(run: Path, folder: Path) -> None:
     """Give a run what a retraining leaves in its candidate's: checks of its partitions, and the gate's verdict."""
     made, profiles, days = (

@@ -12,7 +12,7 @@ from threading import Thread
 import pytest
 
 from jobs.cli.config import load_config
-from jobs.demos.demo_client import DemoClient, RequestOutcome, ask, find_wrong
+from jobs.demos.demo_client import DemoClient, RequestOutcome, ask, find_wrong, with_histories
 from jobs.demos.retrain_week import PLAY, RetrainDemo, break_log, compare_days, cut_log, halve_log
 from pipeline.synthetic.generate import LogSpec, generate_chunks, write_chunk
 
@@ -89,6 +89,19 @@ def test_a_champion_that_is_served_throughout() -> None:
 def test_a_champion_that_is_not(answers: list[RequestOutcome], word: str) -> None:
     with pytest.raises(AssertionError, match=word):
         assert find_wrong(answers, PROMOTED, EXPECTED) == []
+
+
+def test_a_row_is_sent_with_what_its_user_clicked_an_hour_before() -> None:
+    schema = load_config(["jobs/configs/demo.toml"]).features
+    log = [
+        {"user_id": user, "timestamp": str(time), "click": click, "category": f"c{time}", "ad_id": f"a{time}"}
+        for user, time, click in (("u", 50, "1"), ("u", 20, "1"), ("u", 30, "0"), ("v", 40, "1"), ("u", 100, "1"))
+    ]
+    rows = [{"user_id": user, "timestamp": str(3600 + time)} for user, time in (("u", 99), ("u", 100), ("w", 100))]
+    first, second, third = with_histories(rows, log, schema)
+    lists = {"clicks__category": ["c50", "c20"], "clicks__ad_id": ["a50", "a20"], "clicks__time": ["50", "20"]}
+    assert first == {**rows[0], **lists}
+    assert second["clicks__time"] == ["100", "50", "20"] and third["clicks__time"] == []
 
 
 class _Server(BaseHTTPRequestHandler):

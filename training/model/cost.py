@@ -18,8 +18,8 @@ class Net:
 
     Attributes:
         flops: products and sums of a row, forward and backward. A matrix multiplies each row once, and twice on the way
-            back; where it multiplies each field (AutoInt) that is too few. A table's projection multiplies the vector
-            of each of the table's features.
+            back; where it multiplies each field (AutoInt) that is too few. One of a history's encoder multiplies each
+            event, by the mean length. A table's projection multiplies the vector of each of the table's features.
         field_numbers, hidden_numbers: numbers of the fields' vectors, before and after their projection, and of the
             hidden layers, for a row.
         parameters: number of replicated parameters: all that is no table.
@@ -37,7 +37,16 @@ class Net:
         """Measure a model, whose tables may be on the meta device."""
         replicated = {name: p for name, p in model.named_parameters() if table_of(name) is None}
         embedding, linears = model.embedding, [m for m in model.modules() if isinstance(m, nn.Linear)]
-        matrices = [p.numel() for name, p in replicated.items() if p.ndim == 2 and not name.startswith(f"{EMBEDDING}.")]
+        times = {
+            id(p): model.mean_events[key.rpartition("__")[0]]
+            for key, encoder in model.histories.encoders.items()
+            for p in encoder.parameters()
+        }
+        matrices = [
+            p.numel() * times.get(id(p), 1.0)
+            for name, p in replicated.items()
+            if p.ndim == 2 and not name.startswith(f"{EMBEDDING}.")
+        ]
         projected = [t for t in embedding.tables if t.name in embedding.projections for _ in t.features]
         dense = {stream: len(vectors) for stream, vectors in embedding.dense_vectors.items()}
         numbers = [

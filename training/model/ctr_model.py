@@ -68,6 +68,7 @@ class CTRModel(nn.Module):
             for sequence in schema.sequence
             for key in sequence.keys
         }
+        self.mean_events = {sequence.name: self.mean_lengths[sequence.keys[0]] for sequence in schema.sequence}
         device = torch.device(device or "cpu")
         widths = stream_widths(config)
         gaps = gaps_read(schema, config)

@@ -188,10 +188,10 @@ class QuadraticNetwork(Encoder):
         return x_BK
 
     def _add_maps(self, maps: nn.Module, x_BK: Tensor) -> Tensor:
-        by_map = 0, (-1, self.output_dim)
+        by_map = (-1, self.output_dim)
         if self.training and self.dropout:
-            return F.dropout(maps(x_BK), self.dropout).unflatten(1, by_map[1]).sum(1)
-        weight, bias = (parameter.unflatten(*by_map).sum(0) for parameter in (maps.weight, maps.bias))
+            return F.dropout(maps(x_BK), self.dropout).unflatten(1, by_map).sum(1)
+        weight, bias = (parameter.unflatten(0, by_map).sum(0) for parameter in maps.parameters())
         return F.linear(x_BK, weight, bias)
 
 

@@ -71,6 +71,22 @@ class Best(NamedTuple):
         reader = Reader(self.dataset, split, replace(self.config, sampled_negatives="weights"))
         return score(self.model, reader, torch.device("cpu")).calibrated(self.calibration)
 
+    def history_lengths(self, split: str) -> dict[str, NDArray[np.int64]]:
+        """Count the events of each row of a split, (n,) in file order, by sequence.
+
+        Raises:
+            DatasetError, ReaderError: as ``score``.
+        """
+        sequences = self.dataset.manifest.schema.sequence
+        if not sequences:
+            return {}
+        found: dict[str, list[NDArray[np.int64]]] = {sequence.name: [] for sequence in sequences}
+        for batch in Reader(self.dataset, split, self.config).batches(epoch=0):
+            for sequence in sequences:
+                lengths = batch.sparse_features[sequence.keys[0]].lengths()[: batch.num_rows]
+                found[sequence.name].append(lengths.numpy().astype(np.int64))
+        return {name: np.concatenate(parts) for name, parts in found.items()}
+
     def with_tables(self, tables: TablePrecision) -> "Best":
         """Quantise the tables as they would be served in that precision; itself with float32."""
         return self if tables == "float32" else self._replace(model=quantize(self.model, tables))

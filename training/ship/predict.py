@@ -45,7 +45,7 @@ class Predictor:
         self, model: CTRModel, schema: FeatureSchema, learnt: Learnt, config: dict[str, Any], calibration: Calibration
     ) -> None:
         self.model = model.eval()
-        self.schema = schema
+        self.schema, self.learnt = schema, learnt
         self.config = config
         self.calibration = calibration
         self._encoder = FeatureEncoder(schema, learnt)
@@ -115,13 +115,14 @@ class Predictor:
         return np.concatenate(scores)
 
     def predict_block(
-        self, block: RawBlock, tally: ValueTally | None = None
+        self, block: RawBlock, tally: ValueTally | None = None, histories: Columns | None = None
     ) -> tuple[NDArray[np.float64], Mapping[int, str]]:
         """Predict calibrated click probabilities of a block of raw rows.
 
         Args:
             block: (n,) rows with the columns of ``log_reader.wanted``.
             tally: missing and unknown values are counted here; None: they are not counted.
+            histories: columns of sequences that were made of other rows, as files have them; None: rows have their own.
 
         Returns:
             (n,) probabilities, NaN for a malformed row; and malformed row -> why it is.
@@ -129,7 +130,7 @@ class Predictor:
         Raises:
             ColumnError: a column has a type that no feature of it can be made of.
         """
-        columns, prepared = self._encoder.encode_columns(block.columns, block.lists)
+        columns, prepared = self._encoder.encode_columns(block.columns, block.lists, histories)
         good = np.flatnonzero(prepared.is_good)
         scores = np.full(len(block), np.nan)
         for start in range(0, len(good), BATCH_SIZE):

@@ -12,7 +12,7 @@ import pytest
 from features.disk.user_histories import fetch_histories
 from features.disk.window import join
 from features.history import BurstFilter, DwellFilter, History, UserEvent, UserHistory
-from pipeline.build import dataset as dataset_build
+from pipeline.build import histories
 
 LENGTH = 4
 COLUMNS = ("row", "user", "time", "item", "cate", "click", "event", "dwell")
@@ -101,7 +101,7 @@ RULES = {
 
 @pytest.mark.parametrize("rule", RULES)
 def test_rows_have_what_a_store_gives(rule: str, build, read_split, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(dataset_build, "_ROWS_A_TASK", 150)
+    monkeypatch.setattr(histories, "_ROWS_A_TASK", 150)
     history, same, is_event = RULES[rule]
     rows = make_log(1, 600)
     log = write_log(tmp_path / "log.csv", rows)
@@ -120,6 +120,11 @@ def test_rows_have_what_a_store_gives(rule: str, build, read_split, tmp_path: Pa
     assert described.num_events == sum(has_values(row) and is_event(row) for row in rows)
     assert (described.num_dropped > 20) == (rule == "filters")
     assert described.delay == same.delay
+    for split, of_split in manifest.splits.items():
+        items = [i for row in read_split(manifest, folder, split).to_pylist() for i in row["clicks__item"]]
+        unknown = manifest.load_learnt(folder).oov_id("item")
+        rates = of_split.sequences["clicks"].oov_rates
+        assert rates == {"clicks__item": pytest.approx(items.count(unknown) / len(items), abs=1e-6)}
 
 
 def test_rejected_duplicate_and_left_out_rows_are_no_events(build, read_split, tmp_path: Path) -> None:
@@ -139,6 +144,7 @@ def test_rejected_duplicate_and_left_out_rows_are_no_events(build, read_split, t
     found = read_rows(manifest, folder, read_split)
     assert manifest.num_duplicates == 40 and manifest.rejected.num_rows == 20
     assert manifest.sampled is not None and len(found) == 300 - manifest.sampled.num_left_out < 280
+    assert [words for words in manifest.warnings if "are no events: the histories clicks (event == buy) lack" in words]
     kept = [row for row in rows if row["row"] in found]
     assert check(found, histories_of_stores(kept, *RULES["rule"][1:])) > 100
 

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 
 from features.log_format import LogFormat
 from pipeline.synthetic.generate import COLUMNS, LogSpec, file_name, generate_chunks, write_chunk
 from pipeline.synthetic.world import (
     AGE_LIMITS,
     FIRST_TIMESTAMP,
+    MOOD_SECONDS,
+    MOOD_STRENGTH,
     NUM_ADS,
     NUM_USERS,
     SECONDS_PER_DAY,
@@ -52,6 +55,8 @@ def naive_logit(world: World, row: dict[str, int]) -> float:
             taste[axis] += world.age_taste[sum(row["age"] >= limit for limit in AGE_LIMITS)][axis]
         if has_gender:
             taste[axis] += world.gender_taste[row["gender"]][axis]
+    for axis, mood in enumerate(naive_mood(world, row["user"], row["timestamp"])):
+        taste[axis] += mood
     appeal = world.category_appeal[category]
     logit = world.bias + taste[0] * appeal[0] + taste[1] * appeal[1]
     logit += world.device_creative[row["device"]][row["creative"]]
@@ -64,6 +69,42 @@ def naive_logit(world: World, row: dict[str, int]) -> float:
     logit += -0.20 * row["position"] - 0.20 * math.log(1 + row["impressions"])
     logit += 0.15 * math.log(1 + world.profile_past_clicks[profile]) + (0.1 if row["weekday"] >= 5 else 0.0)
     return logit + 0.20 * math.sin(2 * math.pi * (row["hour"] - 14) / 24)
+
+
+def naive_mood(world: World, user: int, timestamp: int) -> tuple[float, float]:
+    """A user's mood at a time, by one hash for when it began and one for what it is."""
+    phase = xxhash.xxh64_intdigest(user.to_bytes(8, "little"), seed=world.mood_seed) / 2**64
+    number = (user << 20) + math.floor(timestamp / MOOD_SECONDS + phase)
+    angle = 2 * math.pi * xxhash.xxh64_intdigest(number.to_bytes(8, "little"), seed=world.mood_seed + 1) / 2**64
+    return MOOD_STRENGTH * math.cos(angle), MOOD_STRENGTH * math.sin(angle)
+
+
+def test_moods_last_for_days_and_nothing_foretells_them(world: World):
+    """What a history is for: no id of the user tells the mood, his latest clicks do."""
+    users, times = np.meshgrid(np.arange(2_000), FIRST_TIMESTAMP + np.arange(0, 10 * SECONDS_PER_DAY, 3600))
+    moods = world.moods({"user": users.ravel(), "timestamp": times.ravel()}).reshape(*users.shape, 2)
+    np.testing.assert_allclose(np.linalg.norm(moods, axis=2), MOOD_STRENGTH)
+    changes = (moods[1:] != moods[:-1]).any(axis=2)
+    expected = len(changes) * 3600 / MOOD_SECONDS
+    assert abs(changes.sum(axis=0) - expected).max() <= 1  # at the same distance for everybody
+    assert changes.mean(axis=1).max() < 0.05  # but never for many at once
+    for earlier in (moods[0], moods[0, ::-1]):  # neither the mood before, nor that of another user
+        later = moods[MOOD_SECONDS // 3600]
+        assert abs((earlier * later).sum(axis=1).mean()) < 4 * MOOD_STRENGTH**2 / math.sqrt(2 * len(later))
+    assert np.abs(moods.mean(axis=1)).max() < 4 * MOOD_STRENGTH / math.sqrt(2 * 2_000)
+
+
+def test_latest_clicks_tell_the_mood(logs):
+    """Users click more on what lies in the direction of their last clicks, beyond what the row tells."""
+    clicks, probability, seconds = (joined(logs, name) for name in ("click", "click_probability", "timestamp"))
+    user, category = joined(logs, "user_id").tolist(), joined(logs, "category").tolist()
+    latest: dict[str, str] = {}
+    same = np.zeros(len(clicks), np.bool_)
+    for row in np.argsort(seconds, kind="stable").tolist():
+        same[row] = latest.get(user[row]) == category[row]
+        if clicks[row]:
+            latest[user[row]] = category[row]
+    assert probability[same].mean() > 1.15 * probability[~same].mean()
 
 
 def test_probability_is_the_sum_of_its_terms(world: World):

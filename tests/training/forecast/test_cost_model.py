@@ -8,8 +8,18 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from features.rows import Columns
-from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFeature
-from training.config import MLPEncoder, ModelConfig, ShardingConfig, ShardingKind, SharedSelection, TrainingConfig
+from features.schema import DenseFeature, FeatureSchema, HashEncoding, SequenceFeature, SparseFeature
+from training.config import (
+    DINHistory,
+    HistoryConfig,
+    MeanHistory,
+    MLPEncoder,
+    ModelConfig,
+    ShardingConfig,
+    ShardingKind,
+    SharedSelection,
+    TrainingConfig,
+)
 from training.data.batch import to_batch
 from training.forecast.cost_model import Kind, Machine, Shard, Traffic, predict
 from training.forecast.dry_run import plan_tables
@@ -41,6 +51,22 @@ def test_products_of_a_network():
     assert net.field_numbers == 8
     assert net.hidden_numbers == 3 + 1 + 5 + 7 + 1
     assert net.num_norms == 3
+
+
+def test_a_history_costs_its_events():
+    clicks = SequenceFeature("clicks", ("user",), 20, newest="first")
+    schema = FeatureSchema("label", (SparseFeature("user", HashEncoding(50)),), sequence=(clicks,))
+
+    def net(config: HistoryConfig, mean_length: float) -> Net:
+        model = ModelConfig(embedding_dim=4, easy=MLPEncoder((3,)), hard=MLPEncoder((5,)), sequences={"clicks": config})
+        rows, lengths = {"user": 50, "clicks__user": 50}, {"clicks__user": mean_length}
+        return Net.of(CTRModel(schema, rows, model, mean_lengths=lengths, device="meta"))
+
+    easy, hard = 2, 4  # widths of a field in the two streams
+    matrices = sum(4 * width * 8 + 8 for width in (easy, hard))
+    din = DINHistory(hidden_units=(8,))
+    assert net(din, 10.0).flops - net(din, 2.0).flops == 6 * (10 - 2) * matrices
+    assert net(din, 2.0).flops - net(MeanHistory(), 2.0).flops == 6 * 2 * matrices
 
 
 # Two features share a table narrower than the model, one has a wider table, and one a table as wide as the model.
