@@ -71,6 +71,10 @@ class SingleValued:
         """Return the pooling of a row's embeddings to one vector."""
         return "sum"
 
+    def tell_missing(self, feature: "SparseFeature", share: str) -> str:
+        """Say which share of the rows has no value."""
+        return f"feature {feature.name!r}: {share} of rows have no value"
+
     def lengths(self, columns: Arrays, feature: "SparseFeature") -> NDArray[Any]:
         """Count the ids of each row, (n,)."""
         return np.ones(len(columns[feature.name]), np.int64)
@@ -148,6 +152,11 @@ class EventIds(SingleValued):
     def columns(self, feature: "SparseFeature") -> tuple[Column, ...]:
         """Columns in the Parquet files: lists of any length."""
         return (Column(feature.name, np.int32, bound=TABLE, is_ragged=True),)
+
+    def tell_missing(self, feature: "SparseFeature", share: str) -> str:
+        """Say which share of the rows has no event."""
+        sequence, _, _ = feature.name.rpartition("__")
+        return f"sequence {sequence!r}: {share} of rows have no events"
 
     def lengths(self, columns: Arrays, feature: "SparseFeature") -> NDArray[Any]:
         """Count the ids of each row, (n,)."""

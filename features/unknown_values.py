@@ -23,7 +23,7 @@ from features.kinds import ids_of
 from features.learnt import Learnt
 from features.odd_values import NULL_TOKENS
 from features.rows import Columns
-from features.schema import VOCABULARY_KINDS, FeatureSchema, SequencePart, SparseFeature
+from features.schema import VOCABULARY_KINDS, FeatureSchema, SparseFeature
 
 MIN_EXCESS = 0.05
 """Least share by which unknown or missing values must be above the expected share to be told of."""
@@ -287,10 +287,11 @@ class ValueReport:
         name = feature.name
         first, *others = [f"{word} {rates[split]:.1%}" for split, word in _SPLIT_WORDS.items() if split in rates]
         had = first.replace(" ", " had ", 1) + (f" ({', '.join(others)})" if others else "")
-        whose = "rows have no value" if what == "missing" else "values are not in its vocabulary"
-        told = f"feature {name!r}: {share:.1%} of {whose}, where {had}"
-        if isinstance(feature, SequencePart) and what == "missing":
-            told = f"sequence {feature.sequence!r}: {share:.1%} of rows have no events, where {had}"
+        if what == "missing":
+            told = feature.kind.tell_missing(feature, f"{share:.1%}")
+        else:
+            told = f"feature {name!r}: {share:.1%} of values are not in its vocabulary"
+        told = f"{told}, where {had}"
         example = self.tally.examples.get(name) if what == "unknown" else None
         if example is None:
             return told

@@ -11,13 +11,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from features.arrow import pc
-from features.disk.vector_file import VectorFile, VectorFileError
+from features.disk.vector_file import VectorFile
 from features.encode import Finisher, prepare
 from features.hashing import MISSING_ID
 from features.learnt import Learnt
 from features.schema import VOCABULARY_KINDS, FeatureSchema, SparseFeature
 from features.values import ColumnError, as_mask, loose_texts
 from features.values import texts as canonical_texts
+from features.vector_source import VectorFileError, find_vector_feature
 
 MAX_FLOAT16 = 65504.0
 
@@ -70,18 +71,6 @@ class VectorTable:
     def summary(self) -> dict[str, Any]:
         """Describe the table as a run's metrics hold it."""
         return {"sha256": self.sha256, "dimension": self.vectors_VW.shape[1], **asdict(self.counts)}
-
-
-def find_vector_feature(schema: FeatureSchema, name: str) -> SparseFeature:
-    """Find the feature that vectors are of.
-
-    Raises:
-        VectorFileError: it is not single-valued, sparse and of one column.
-    """
-    feature = next((f for f in schema.sparse if f.name == name), None)
-    if feature is None or feature.kind.takes_lists or len(feature.columns) > 1:
-        raise VectorFileError(f"{name!r} has vectors, but is no sparse feature of one value and one column")
-    return feature
 
 
 def make_vector_table(

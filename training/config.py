@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from features.disk.vector_file import VectorSource
 from features.schema import STRICT
+from features.vector_source import VectorSource
 from training.plugins import (
     ENCODER_KINDS,
     FUSION_KINDS,

@@ -46,7 +46,7 @@ SHIPPED = {
     "avazu": "999262d49560",
     "bench": "e01a6a1a05d8",
     "criteo": "aa44e53176ed",
-    "demo": "b7d081ef1f8b",
+    "demo": "efcfcc56e2ea",
     "frappe": "4a62cf603716",
     "movielens_1m": "65bc8e985411",
 }

@@ -9,11 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from features.disk.vector_file import VectorFileError, VectorSource, read_vectors
+from features.disk.vector_file import read_vectors
 from features.disk.vector_tables import load_vector_table, save_vector_table
 from features.encode_rows import FeatureEncoder
 from features.learnt import Learnt
 from features.schema import BoundariesEncoding, FeatureSchema, HashEncoding, SparseFeature, Values, VocabularyEncoding
+from features.vector_source import VectorFileError, VectorSource
 from features.vector_table import VectorTable, make_vector_table
 from tests.stand_ins.object_store import Bucket
 

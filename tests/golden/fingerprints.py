@@ -23,6 +23,7 @@ BASES = (
 LAYERS = {
     "movielens_1m/all_columns": ("movielens_1m",),
     "movielens_1m/tuned": ("movielens_1m",),
+    "sequences/amazon_beauty/qin": ("sequences/amazon_beauty",),
     "retrain/avazu": ("avazu",),
     "retrain/demo": ("demo",),
     "retrain/movielens_1m": ("movielens_1m",),

@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from features.disk.run_folder import RunError, RunFolder
-from features.disk.vector_file import VectorFileError, VectorSource, read_vectors
+from features.disk.vector_file import read_vectors
 from features.disk.vector_tables import load_vector_table, save_vector_table, vector_table_path
+from features.vector_source import VectorFileError, VectorSource
 from features.vector_table import VectorTable, make_vector_table
 from training.config import ModelConfig, VectorsConfig
 from training.data.opened_dataset import Dataset

@@ -4,13 +4,12 @@ Shapes: B rows, F fields, D width of a field, H width of an encoder's output.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from features.schema import FeatureSchema
-from features.vector_table import VectorTable
 from training.config import MeanHistory, ModelConfig, StreamGatesSelection
 from training.data.batch import Batch
 from training.model.embedding import (
@@ -26,6 +25,9 @@ from training.model.frozen_vectors import FrozenVectors
 from training.model.fusion import FUSIONS, TwinLogits
 from training.model.histories import HISTORY_ENCODERS, HistoryEncoders
 from training.model.selection import SELECTIONS
+
+if TYPE_CHECKING:  # it needs pyarrow
+    from features.vector_table import VectorTable
 
 EMBEDDING = "embedding"
 """Name of the submodule whose parameters are embeddings; all others are the dense net."""
@@ -59,7 +61,7 @@ class CTRModel(nn.Module):
         pad_tables: bool = False,
         device: torch.device | str | None = None,
         mean_lengths: Mapping[str, float] | None = None,
-        vectors: Mapping[str, VectorTable] | None = None,
+        vectors: Mapping[str, "VectorTable"] | None = None,
     ) -> None:
         super().__init__()
         self.base_logit = config.base_logit

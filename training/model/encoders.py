@@ -169,15 +169,14 @@ class QuadraticNetwork(Encoder):
         self.maps = nn.ModuleList(nn.Linear(k, config.num_maps * k) for _ in layers)
         self.norms = nn.ModuleList(GlobalBatchNorm(k) if config.batch_norm else nn.Identity() for _ in layers)
         self.activations = nn.ModuleList(nn.PReLU() for _ in layers)
-        self.dropout = config.dropout
+        self.num_maps, self.dropout = config.num_maps, config.dropout
 
     def axis_labels(self, parameter: str, axis: int, size: int, fields: Sequence[Hashable]) -> list[Hashable]:
         """Label the results of all maps: (map, field, place in it)."""
         if not parameter.startswith("maps.") or axis:
             return super().axis_labels(parameter, axis, size, fields)
-        width = self.output_dim // len(fields)
-        maps = range(size // (width * len(fields)))
-        return [(number, field, place) for number in maps for field in fields for place in range(width)]
+        width = size // (self.num_maps * len(fields))
+        return [(r, field, place) for r in range(self.num_maps) for field in fields for place in range(width)]
 
     def forward(self, x_BFD: Tensor, first_order_BF1: Tensor) -> Tensor:
         """Encode to (B, H)."""

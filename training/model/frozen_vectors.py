@@ -7,7 +7,7 @@ Shapes: B rows, N events of all rows, W numbers of a fixed vector, V rows of a t
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,12 @@ from torch.nn import functional as F
 from torchrec import KeyedJaggedTensor
 
 from features.schema import FeatureSchema
-from features.vector_table import VectorTable, find_vector_feature
+from features.vector_source import find_vector_feature
 from training.config import VectorsConfig
 from training.model.embedding import EventStreams, EventVectors, ModelError, StreamName, Streams, stable_seed
+
+if TYPE_CHECKING:  # it needs pyarrow
+    from features.vector_table import VectorTable
 
 
 class FrozenVectors(nn.Module):
@@ -49,7 +52,7 @@ class FrozenVectors(nn.Module):
         num_embeddings: Mapping[str, int],
         widths: Mapping[StreamName, int],
         *,
-        tables: Mapping[str, VectorTable] | None = None,
+        tables: Mapping[str, "VectorTable"] | None = None,
         seed: int = 0,
         device: torch.device | None = None,
     ) -> None:
@@ -140,7 +143,7 @@ def _table_tensors(
     name: str,
     config: VectorsConfig,
     shape: tuple[int, int],
-    tables: Mapping[str, VectorTable] | None,
+    tables: Mapping[str, "VectorTable"] | None,
     device: torch.device | None,
 ) -> dict[str, Tensor]:
     dtype = torch.float16 if config.precision == "float16" else torch.float32

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -18,7 +18,6 @@ from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.comm import get_local_size
 from torchrec.optim.keyed import CombinedOptimizer
 
-from features.vector_table import VectorTable
 from training.config import DenseOptimizer, FusedOptimizer, TrainingConfig
 from training.model.ctr_model import CTRModel
 from training.model.embedding import table_of
@@ -33,6 +32,9 @@ from training.sharding.table_planner import (
 )
 from training.sharding.tables import initialize_tables, placements_of, replicated_tensors, trained_parameters
 from training.sharding.weight_average import WeightAverage
+
+if TYPE_CHECKING:  # it needs pyarrow
+    from features.vector_table import VectorTable
 
 # TorchRec trips a deprecation notice of torch.fx at every first forward; nobody can act on it.
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
@@ -113,7 +115,7 @@ def parallelize(
     model: CTRModel,
     config: TrainingConfig,
     device: torch.device,
-    starts: Mapping[str, VectorTable] | None = None,
+    starts: Mapping[str, "VectorTable"] | None = None,
 ) -> ParallelModel:
     """Shard ``model``'s tables over the process group and build its optimizers.
 

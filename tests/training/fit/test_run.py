@@ -190,7 +190,7 @@ BLOCKS = {
     for kind, hard in {
         "cross_net": CrossNetEncoder(2),
         "gated_cross_net": GatedCrossNetEncoder(2),
-        "qnn": QNNEncoder(2),
+        "qnn": QNNEncoder(2, dropout=0.0),
         "cin": CINEncoder((4, 3), first_order=True),
         "autoint": AutoIntEncoder(2, attention_dim=8, scale=True, layer_norm=True),
         "fgcnn": FGCNNEncoder((2, 2), kernel_height=3, hidden_units=(8,)),

@@ -12,8 +12,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from features.disk.run_folder import RunError
-from features.disk.vector_file import VectorFileError
 from features.disk.vector_tables import vector_table_path
+from features.vector_source import VectorFileError
 from jobs.cli.config import parse_config
 from jobs.cli.errors import ConfigError
 from jobs.forecasts.sharding_plan import as_trained
