@@ -5,7 +5,7 @@ shards of a table, optimizers that run inside a kernel's backward, and the modul
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,12 @@ from torchrec.distributed.types import EmbeddingModuleShardingPlan
 from torchrec.optim.keyed import KeyedOptimizer
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from features.vector_table import VectorTable
 from training.data.batch import Batch
 from training.model.ctr_model import CTRModel
 from training.model.embedding import EmbeddingTable, FieldEmbedding, table_of
+
+if TYPE_CHECKING:  # it needs pyarrow
+    from features.vector_table import VectorTable
 
 
 class LookUp(nn.Module):
@@ -102,7 +104,7 @@ def trained_parameters(model: DistributedModelParallel) -> dict[str, nn.Paramete
 
 
 def initialize_tables(
-    model: DistributedModelParallel, tables: Mapping[str, EmbeddingTable], starts: Mapping[str, VectorTable]
+    model: DistributedModelParallel, tables: Mapping[str, EmbeddingTable], starts: Mapping[str, "VectorTable"]
 ) -> None:
     """Initialise every shard by its place in the table, so that any sharding starts from the same tables.
 
@@ -122,7 +124,7 @@ def initialize_tables(
 
 
 @torch.no_grad()
-def _start_with(part_VD: Tensor, offsets: Sequence[int], start: VectorTable) -> None:
+def _start_with(part_VD: Tensor, offsets: Sequence[int], start: "VectorTable") -> None:
     """Give a table's part the vectors of those of its rows that have one; the pad stays."""
     rows = slice(offsets[0], offsets[0] + part_VD.shape[0])
     is_known, vectors = start.is_known_V[rows], start.vectors_VW[rows, offsets[1] : offsets[1] + part_VD.shape[1]]
