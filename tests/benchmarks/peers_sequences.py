@@ -15,7 +15,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from features.disk.atomic import write_json
 from tests.benchmarks.peers import environment
+from tests.benchmarks.train_here import train_here
 
 CONFIG = "jobs/configs/sequences/amazon_beauty.toml"
 SEQUENCE, LENGTH, BATCH_SIZE = "hist", 50, 1_024
@@ -86,33 +86,14 @@ def take_turn(dataset: Path) -> dict[str, float]:
 
 def train(dataset: Path, model: tuple[str, ...]) -> dict[str, Any]:
     """Train in this process, as a Ray Train worker of one does; the rate of an epoch, with its checkpoint."""
-    from jobs.launch.worker import set_up_worker
+    from jobs.cli.config import load_config
 
-    set_up_worker(1, 1)
     overrides = [f"training.model.{setting}" for setting in model]
     overrides += [f'training.dataset="{dataset}"', f"training.global_batch_size={BATCH_SIZE}"]
     overrides += ['training.optimizer={ kind = "fused" }', "training.evaluation.sample_rows=1_000"]
-    (rows, one), (more_rows, two) = (_train_epochs(number, overrides) for number in (1, 2))
+    configs = [load_config([CONFIG], [*overrides, f"training.max_epochs={number}"]) for number in (1, 2)]
+    (rows, one), (more_rows, two) = map(train_here, configs)
     return {"rows_per_cpu_second": (more_rows - rows) / (two - one)}
-
-
-def _train_epochs(number: int, overrides: list[str]) -> tuple[int, float]:
-    import torch.distributed as dist
-
-    from jobs.cli.config import load_config
-    from jobs.launch.run_guard import prepare_run, with_places
-    from training.fit.run import Run, train_rank
-
-    config = with_places(load_config([CONFIG], [*overrides, f"training.max_epochs={number}"]))
-    with tempfile.TemporaryDirectory() as folder:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
-        run = Run(Path(folder) / "run")
-        prepare_run(run.path, config, resume=False)
-        started = time.process_time()
-        found = train_rank(run, run.config(), lambda event: None, config.features)
-        cpu = time.process_time() - started
-        dist.destroy_process_group()
-    return found["train"]["rows"], cpu
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +24,7 @@ from tqdm import tqdm
 
 from features.disk.atomic import write_json
 from tests.benchmarks.build_histories import run_here
+from tests.benchmarks.train_here import train_here
 
 BATCH_SIZE, NUM_FEATURES, NUM_VALUES = 4_096, 20, 100_000
 WITHOUT = "without"
@@ -113,14 +113,8 @@ def build(log: Path, folder: Path, name: str, length: int) -> Path:
 
 def train(dataset: Path, encoder: str, length: int, epochs: int) -> float:
     """Train in this process, as a Ray Train worker of one does; CPU seconds."""
-    import torch.distributed as dist
-
     from jobs.cli.config import parse_config
-    from jobs.launch.run_guard import prepare_run, with_places
-    from jobs.launch.worker import set_up_worker
-    from training.fit.run import Run, train_rank
 
-    set_up_worker(1, 1)
     tree = json.loads(dataset.with_suffix(".json").read_text())
     tree["training"] |= {"global_batch_size": BATCH_SIZE, "max_epochs": epochs, "optimizer": {"kind": "fused"}}
     if encoder != WITHOUT:
@@ -129,16 +123,7 @@ def train(dataset: Path, encoder: str, length: int, epochs: int) -> float:
         if hidden:
             config["hidden_units"] = [int(units) for units in hidden[0].split("-")]
         tree["training"]["model"] = {"sequences": {"a": config, "b": config}}
-    config = with_places(parse_config(tree))
-    with tempfile.TemporaryDirectory() as folder:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
-        run = Run(Path(folder) / "run")
-        prepare_run(run.path, config, resume=False)
-        started = time.process_time()
-        train_rank(run, run.config(), lambda event: None, config.features)
-        cpu = time.process_time() - started
-        dist.destroy_process_group()
-    return cpu
+    return train_here(parse_config(tree))[1]
 
 
 if __name__ == "__main__":
