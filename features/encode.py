@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from features.arrow import pc
 from features.hashing import MISSING_ID, SPARK_SEED, Hashes, hash_array, hashed_ids, salt_seed
 from features.learnt import Learnt
+from features.ragged import Ragged
+from features.raw_block import Repeats
 from features.rows import Columns, MissingColumnError
 from features.schema import BUCKET_KINDS, DenseFeature, FeatureSchema, HashEncoding, Label, SparseFeature, Values
 from features.sequences import EventValues, read_events
@@ -67,18 +69,21 @@ class Coded:
     """Values of a feature with a vocabulary of texts.
 
     Attributes:
-        texts: (n,) or (V,) strings, null where the value is missing.
+        texts: (n,) or (V,) strings, or a dictionary of them, null where the value is missing.
         lengths: (n,) how many of the V texts each row has; None for a single-valued feature.
         dropped: (n,) how many values a row lost to max_length; None for a single-valued feature.
     """
 
-    texts: pa.StringArray
+    texts: pa.StringArray | pa.DictionaryArray
     lengths: NDArray[np.int64] | None = None
     dropped: NDArray[np.int64] | None = None
 
     @cached_property
     def _encoded(self) -> pa.DictionaryArray:
-        return self.texts.dictionary_encode()
+        if not pa.types.is_dictionary(self.texts.type):
+            return self.texts.dictionary_encode()
+        codes = self.texts.indices.dictionary_encode()  # a filter leaves texts in a dictionary that no value has
+        return pa.DictionaryArray.from_arrays(codes.indices, self.texts.dictionary.take(codes.dictionary))
 
     @cached_property
     def codes(self) -> NDArray[np.int32]:
@@ -94,7 +99,9 @@ class Coded:
     @cached_property
     def hashes(self) -> Hashes:
         """Hashes of the texts for a ``TokenTable``, (n,) or (V,)."""
-        return hash_tokens(self.texts)
+        if not pa.types.is_dictionary(self.texts.type):
+            return hash_tokens(self.texts)
+        return hash_tokens(pa.concat_arrays([self.tokens, pa.nulls(1, pa.string())]))[self.codes]  # -1: the null
 
 
 @dataclass(frozen=True)
@@ -181,6 +188,7 @@ def prepare(
     needed: Collection[str] | None = None,
     with_own: bool = False,
     made: Collection[str] = (),
+    repeats: Repeats | None = None,
 ) -> Prepared:
     """Check rows and reduce each value to what its encoding looks at.
 
@@ -191,13 +199,14 @@ def prepare(
         needed: features whose values are returned; all are checked. None: all.
         with_own: whether the row's own and carried columns are needed too, as in a build.
         made: sequences whose histories are made of other rows: they have no raw columns, but a row needs a time.
+        repeats: columns that rows share with those beside them (``RawBlock.repeats``).
 
     Raises:
         MissingColumnError: a column is missing; names it.
         ColumnError: a column has a type that its use has no reading for; names both.
         TimePatternError: the timestamp's format is no pattern that can be read.
     """
-    return _Preparation(schema, columns, lists or {}, needed, with_own, made).run()
+    return _Preparation(schema, columns, lists or {}, needed, with_own, made, repeats).run()
 
 
 class _Preparation:
@@ -211,9 +220,10 @@ class _Preparation:
         needed: Collection[str] | None,
         with_own: bool,
         made: Collection[str],
+        repeats: Repeats | None,
     ) -> None:
         self.schema, self.columns, self.lists = schema, columns, lists
-        self.needed, self.with_own, self.made = needed, with_own, made
+        self.needed, self.with_own, self.made, self.repeats = needed, with_own, made, repeats
         self.num_rows = next((len(array) for array in columns.values()), 0)
         self.reasons: list[str] = []
         self.reason: NDArray[np.int32] | None = None
@@ -334,7 +344,7 @@ class _Preparation:
             if self.with_own and sequence.history is not None:
                 continue
             times = self._row_times() if sequence.gaps else None
-            events = read_events(self.schema, sequence, self.column, self.lists, times)
+            events = read_events(self.schema, sequence, self.column, self.lists, times, self.repeats)
             for mask, reason in events.faults:
                 self.reject(mask, reason)
             found |= prepare_events(self.schema, events)
@@ -430,18 +440,29 @@ def rule_holds(rule: Label, column: pa.Array, settings: Values) -> Mask:
 def prepare_events(schema: FeatureSchema, events: EventValues) -> dict[str, Hashed | Coded | Listed]:
     """Reduce the events of a sequence to what the encodings of its parts look at, by part."""
     found: dict[str, Hashed | Coded | Listed] = {}
+    repeated, lengths, dropped = lambda values: values, events.lengths, events.dropped
+    if events.places is not None:
+        places, lengths = _places_of_events(events.lengths, events.places), lengths[events.places]
+        repeated, dropped = lambda values: values[places], dropped[events.places]
     for part in schema.parts:
         values = events.values.get(part.name)
         if values is None:
             continue
         if isinstance(values, np.ndarray):
-            found[part.name] = Listed(values, events.lengths, events.dropped)
+            found[part.name] = Listed(repeated(values), lengths, dropped)
         elif isinstance(part.encoding, HashEncoding):
             hashes, is_missing = hash_array(values, salt_seed(part.salt)), as_mask(values.is_null())
-            found[part.name] = Hashed(hashes, is_missing, events.lengths, events.dropped)
+            found[part.name] = Hashed(repeated(hashes), repeated(is_missing), lengths, dropped)
+        elif events.places is None:
+            found[part.name] = Coded(values, lengths, dropped)
         else:
-            found[part.name] = Coded(values, events.lengths, events.dropped)
+            found[part.name] = Coded(values.dictionary_encode().take(pa.array(places)), lengths, dropped)
     return found
+
+
+def _places_of_events(lengths: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the places of the events of some histories, (V,), of which (m,) ``lengths`` are known."""
+    return Ragged.of(np.arange(lengths.sum()), lengths).take(places).values
 
 
 def by_type(

@@ -31,6 +31,7 @@ from features.encode import (
 from features.hashing import MISSING_ID, hashed_ids, salt_seed
 from features.learnt import Learnt
 from features.ragged import concatenate
+from features.raw_block import Repeats
 from features.rows import Columns, MissingColumnError, RawRow, RowError
 from features.schema import TEXT_KINDS, FeatureSchema, HashEncoding, SparseFeature
 from features.sequences import read_events
@@ -94,6 +95,7 @@ class FeatureEncoder:
         columns: Mapping[str, pa.Array],
         lists: Mapping[str, pa.Array] | None = None,
         histories: Columns | None = None,
+        repeats: Repeats | None = None,
     ) -> tuple[Columns, Prepared]:
         """Encode a block of rows.
 
@@ -102,6 +104,7 @@ class FeatureEncoder:
             lists: raw column -> (n,) lists of text, null where a row's value was none.
             histories: columns of the files, (n,) each, of sequences that were made of other rows; they have no raw
                 columns.
+            repeats: columns that rows share with those beside them (``RawBlock.repeats``).
 
         Returns:
             The columns of all rows, and the checked rows: those that are bad (``Prepared.reason``) have ids and floats
@@ -112,7 +115,7 @@ class FeatureEncoder:
         """
         histories = histories or {}
         made = {sequence.name for sequence in self.schema.sequence if histories.keys() >= set(sequence.keys)}
-        prepared = prepare(self.schema, columns, lists, made=made)
+        prepared = prepare(self.schema, columns, lists, made=made, repeats=repeats)
         return self._finisher.columns(prepared, histories), prepared
 
     def find_error(self, row: RawRow) -> str | None:

@@ -1,6 +1,7 @@
 """RawBlock: rows of a raw log as Arrow columns, read but not yet encoded; what every reader of logs returns."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -66,6 +67,20 @@ class Slices:
         return Slices(self.data, self.starts[rows], self.lengths[rows])
 
 
+class Repeats(NamedTuple):
+    """Columns whose value stands in several rows side by side, so that it need be read only once.
+
+    Attributes:
+        columns: their names.
+        firsts: (m,) the first of the rows that share their values.
+        places: (n,) place in ``firsts`` of each row.
+    """
+
+    columns: frozenset[str]
+    firsts: NDArray[np.int64]
+    places: NDArray[np.int64]
+
+
 @dataclass(frozen=True)
 class RawBlock:
     """Consecutive good lines of one file as columns, and the lines in between that are no rows.
@@ -82,6 +97,7 @@ class RawBlock:
         lists: raw column -> (n,) Arrow array list<string>, null where the value was no array (JSON lines alone; then
             ``columns`` has the text of the other rows).
         absent: columns of ``Wanted.optional`` that this file lacks.
+        of_lines: columns that are one value in all rows of a line, where several rows are made of one.
     """
 
     columns: dict[str, pa.Array]
@@ -91,9 +107,18 @@ class RawBlock:
     rejected: list[RejectedLine] = field(default_factory=list)
     lists: dict[str, pa.Array] = field(default_factory=dict)
     absent: tuple[str, ...] = ()
+    of_lines: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.numbers)
+
+    @cached_property
+    def repeats(self) -> Repeats | None:
+        """Values that several rows share; None: each row is a line of its own."""
+        if not self.of_lines:
+            return None
+        is_first = np.diff(self.numbers, prepend=-1) != 0
+        return Repeats(self.of_lines, np.flatnonzero(is_first), np.cumsum(is_first) - 1)
 
     def reject(self, row: int, reason: str) -> RejectedLine:
         """Describe one row as a rejected line."""
@@ -111,4 +136,5 @@ class RawBlock:
             rejected=joined,
             lists={name: values.filter(mask) for name, values in self.lists.items()},
             absent=self.absent,
+            of_lines=self.of_lines,
         )

@@ -4,13 +4,14 @@ One event has a value of every part, at the same place of each list. Shapes: n r
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from features.raw_block import Repeats
 from features.schema import TEXT_KINDS, FeatureSchema, SequenceFeature, SequencePart
 from features.values import ColumnError, Mask, RawLists, as_mask, list_items, numbers, seconds, text_fault, texts
 
@@ -19,18 +20,23 @@ from features.values import ColumnError, Mask, RawLists, as_mask, list_items, nu
 class EventValues:
     """Events of one sequence, row by row and newest first.
 
+    Where rows repeat their history, n and V are those of the histories that were read, and ``places`` says which of
+    them each row has.
+
     Attributes:
         values: name of a part -> (V,) its values: texts, null where missing, or float64 numbers, NaN where missing; of
             gaps the seconds between an event and its row.
         lengths: (n,) how many of the V events each row has.
         dropped: (n,) how many more a row had than the sequence keeps.
-        faults: rows that are bad, (n,) each, with the reason; their events are of no meaning.
+        faults: rows that are bad, (rows,) each, with the reason; their events are of no meaning.
+        places: (rows,) the history of each row; None: each row has its own.
     """
 
     values: dict[str, pa.StringArray | NDArray[np.float64]]
     lengths: NDArray[np.int64]
     dropped: NDArray[np.int64]
     faults: list[tuple[Mask, str]]
+    places: NDArray[np.int64] | None = None
 
 
 def read_events(
@@ -39,6 +45,7 @@ def read_events(
     column: Callable[[str], pa.Array],
     lists: Mapping[str, pa.Array],
     row_times: NDArray[np.int64] | None,
+    repeats: Repeats | None = None,
 ) -> EventValues:
     """Read the events of one sequence.
 
@@ -50,14 +57,27 @@ def read_events(
         column: returns a raw column by name: (n,) texts to split, or lists.
         lists: raw column -> (n,) lists of text, null where a row's value was none (``RawBlock.lists``).
         row_times: (n,) the rows' times in Unix seconds; needed with gaps.
+        repeats: columns that rows share with those beside them: a history that is among them is read once.
 
     Raises:
         MissingColumnError: a column is missing; names it.
         ColumnError: a column has a type that its use has no reading for; names both.
     """
     parts = [part for part in schema.parts if part.sequence == sequence.name]
-    reading = _Reading(schema, sequence, parts, column, lists)
-    return reading.run(row_times)
+    if repeats is None or not _is_repeated(parts, repeats, row_times):
+        return _Reading(schema, sequence, parts, column, lists).run(row_times)
+    firsts, places = pa.array(repeats.firsts), repeats.places
+    lists = {name: lists[name].take(firsts) for part in parts for name in part.columns if name in lists}
+    times = None if row_times is None else row_times[repeats.firsts]
+    events = _Reading(schema, sequence, parts, lambda name: column(name).take(firsts), lists).run(times)
+    return replace(events, faults=[(mask[places], reason) for mask, reason in events.faults], places=places)
+
+
+def _is_repeated(parts: list[SequencePart], repeats: Repeats, row_times: NDArray[np.int64] | None) -> bool:
+    """Tell whether rows that share their columns share the events too, whose gaps depend on the row's time."""
+    if not all(repeats.columns.issuperset(part.columns) for part in parts):
+        return False
+    return row_times is None or bool((row_times[repeats.firsts][repeats.places] == row_times).all())
 
 
 class _Reading:

@@ -280,6 +280,7 @@ class CandidateReader:
             rejected=rejected,
             lists={name: values.take(taken) for name, values in block.lists.items() if name not in gone},
             absent=tuple(name for name in block.absent if name != lists.list_id),
+            of_lines=frozenset(columns) - {lists.position, lists.name, lists.label},
         )
 
 

@@ -46,7 +46,8 @@ class LookupTable:
         columns = block.columns | {name: self.columns[name].take(places) for name in names}
         lists = {name: values for name, values in block.lists.items() if name not in names}
         lists |= {name: values.take(places) for name, values in self.lists.items() if name in names}
-        return replace(block, columns=columns, lists=lists), len(places) - places.null_count
+        joined = replace(block, columns=columns, lists=lists, of_lines=block.of_lines - {*names})
+        return joined, len(places) - places.null_count
 
 
 def load_lookup(path: str, lookup: Lookup, lists: frozenset[str] = frozenset()) -> LookupTable:

@@ -152,7 +152,7 @@ def _blocks(
     file, has_lists = source.file, work.config.input.format.candidates is not None
     reading = work.reader.read(task.portion, source.wanted, source.lookups, file.partition, matched, name=file.absolute)
     for raw in reading:
-        prepared = prepare(work.schema, raw.columns, raw.lists, with_own=True)
+        prepared = prepare(work.schema, raw.columns, raw.lists, with_own=True, repeats=raw.repeats)
         if work.config.input.times is not None:
             raw, prepared = _in_times(work.schema, raw, prepared, work.config.input.times)
         if prepared.reason is not None and (prepared.reason >= 0).any():

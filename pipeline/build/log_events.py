@@ -78,7 +78,8 @@ def write_log_users(
     time, label, features = schema.timestamp, schema.label_rule, part_features(schema)
     assert time is not None
     made = [sequence.name for sequence in built_sequences(schema).values()]
-    prepared = prepare(schema, raw.columns, raw.lists, {feature.name for feature in features}, made=made)
+    needed = {feature.name for feature in features}
+    prepared = prepare(schema, raw.columns, raw.lists, needed, made=made, repeats=raw.repeats)
     moments, _ = seconds(raw.columns[time.column], time.format, schema.values)
     clicked = np.zeros(len(raw), np.bool_)
     if label.column in raw.columns:

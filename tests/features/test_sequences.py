@@ -17,6 +17,7 @@ from features.encode_rows import FEW_ROWS, FeatureEncoder
 from features.history import History
 from features.learnt import Learnt
 from features.ragged import Ragged
+from features.raw_block import RawBlock, Slices
 from features.rows import MissingColumnError, RowError
 from features.schema import (
     BoundariesEncoding,
@@ -29,6 +30,7 @@ from features.schema import (
     Values,
     VocabularyEncoding,
 )
+from features.sequences import read_events
 from features.values import ColumnError
 
 SPARSE = (
@@ -155,6 +157,57 @@ def test_what_was_cut_is_counted() -> None:
     assert prepared.coded["clicks__item"].dropped.tolist() == [2, 0]
     assert prepared.listed["clicks__gap"].dropped.tolist() == [2, 0]
     assert prepared.listed["buys__price"].dropped.tolist() == [0, 0]
+
+
+PAGES = st.lists(
+    st.tuples(
+        st.builds(row, EVENTS, BOUGHT)
+        | st.sampled_from([row([("p", "a", -5)]), row([("p", "a", 9)]) | {"bought": ["p", "q"]}]),
+        st.lists(st.sampled_from([0, 0, 0, 90]), min_size=1, max_size=3),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(PAGES, st.integers(0, 2))
+def test_rows_that_share_a_history_have_what_each_would_read(
+    pages: list[tuple[dict[str, Any], list[int]]], at: int
+) -> None:
+    rows = [page | {"t": page["t"] + later} for page, delays in pages for later in delays]
+    numbers = np.repeat(np.arange(len(pages)), [len(delays) for _, delays in pages])
+    columns = typed(rows)
+    lines = Slices(np.empty(0, np.uint8), numbers, numbers)
+    block = RawBlock(columns, numbers, numbers, lines, of_lines=frozenset(columns) - {"item", "cate", "t"})
+    alone, shared = prepare(SCHEMA, columns), prepare(SCHEMA, columns, repeats=block.repeats)
+    assert (alone.reasons, alone.is_good.tolist()) == (shared.reasons, shared.is_good.tolist())
+    for keep in (np.ones(len(rows), np.bool_), np.arange(len(rows)) % 3 == at):
+        first, second = alone.take(keep), shared.take(keep)
+        expected, found = finish(SCHEMA, LEARNT, first), finish(SCHEMA, LEARNT, second)
+        for name in (*CLICKS.keys, *BUYS.keys):
+            assert found[name].tolist() == expected[name].tolist(), name
+        for name, part in first.coded.items():
+            other = second.coded[name]
+            assert (other.tokens.to_pylist(), other.codes.tolist()) == (part.tokens.to_pylist(), part.codes.tolist())
+            if part.lengths is not None:
+                assert np.array_equal(other.lengths, part.lengths) and np.array_equal(other.dropped, part.dropped)
+
+
+def test_a_history_that_rows_share_is_read_once() -> None:
+    columns = typed([FINE] * 3) | {"t": pa.array([NOW, NOW, NOW + 1], pa.timestamp("s"))}
+    numbers, names = np.array([1, 1, 2]), frozenset(columns)
+    repeats = RawBlock(
+        columns, numbers, numbers, Slices(np.empty(0, np.uint8), numbers, numbers), of_lines=names
+    ).repeats
+    assert repeats is not None
+    times = np.array([NOW, NOW, NOW + 1])
+    events = read_events(SCHEMA, CLICKS, columns.__getitem__, {}, times, repeats)
+    assert events.lengths.tolist() == [2, 2] and events.places is not None and events.places.tolist() == [0, 0, 1]
+    apart = np.array([NOW, NOW + 1, NOW + 1])  # a table gave each candidate a time of its own: gaps differ
+    assert read_events(SCHEMA, CLICKS, columns.__getitem__, {}, apart, repeats).places is None
+    joined = repeats._replace(columns=names - {"bought"})  # a table gave each candidate a history of its own
+    assert read_events(SCHEMA, CLICKS, columns.__getitem__, {}, times, joined).places is None
 
 
 FINE = row([("p", "a", 70), ("q", "b", 10)], [(1, 1)])

@@ -130,7 +130,7 @@ class Predictor:
         Raises:
             ColumnError: a column has a type that no feature of it can be made of.
         """
-        columns, prepared = self._encoder.encode_columns(block.columns, block.lists, histories)
+        columns, prepared = self._encoder.encode_columns(block.columns, block.lists, histories, block.repeats)
         good = np.flatnonzero(prepared.is_good)
         scores = np.full(len(block), np.nan)
         for start in range(0, len(good), BATCH_SIZE):

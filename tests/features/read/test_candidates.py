@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -288,6 +289,20 @@ def test_a_table_is_joined_to_candidates(tmp_path: Path) -> None:
     lookup = Lookup("news.tsv", "item", LogFormat("tsv"))
     blocks, _ = read(path, LogFormat("tsv", candidates=SUFFIXED), ("cate", "clicked"), lookups=(lookup,))
     assert [row["cate"] for row in rows_of(blocks)] == ["sport", "music", None]
+
+
+def test_columns_of_the_line_are_told_from_those_of_candidates(tmp_path: Path) -> None:
+    """What one line repeats is read once: neither what is made of a list nor what a table gives its candidates."""
+    (tmp_path / "news.tsv").write_text("item\tcate\na\tsport\nb\tmusic\n")
+    path = tmp_path / "log.tsv"
+    path.write_text("user\thistory\tcate\tseen\nu1\tx\tc\ta-0 b-1\nu2\ty\tc\ta-0\n")
+    lookup = Lookup("news.tsv", "item", LogFormat("tsv"))
+    [block], _ = read(path, LogFormat("tsv", candidates=SUFFIXED), (*ROWS, "cate"), lookups=(lookup,))
+    assert block.of_lines == {"user", "history", "page"}
+    repeats = block.repeats
+    assert repeats is not None and (repeats.firsts.tolist(), repeats.places.tolist()) == ([0, 2], [0, 0, 1])
+    fewer = block.take(np.array([False, True, True])).repeats
+    assert fewer is not None and fewer.firsts.tolist() == [0, 1]
 
 
 def test_a_list_is_rejected_whole_where_one_key_is_no_category(tmp_path: Path) -> None:

@@ -83,6 +83,20 @@ def test_each_candidate_is_a_row_of_its_line(build, read_split, tmp_path):
     assert (manifest.lists.num_lists, manifest.lists.num_candidates) == (len(lines), len(rows))
 
 
+def test_arrays_of_json_make_the_rows_of_text(build, read_split, tmp_path):
+    lines = a_log(tmp_path / "log.tsv")
+    with (tmp_path / "log.jsonl").open("w") as file:
+        for number, line in enumerate(lines):
+            seen, history = line["seen"].split(), line["history"].split()
+            file.write(json.dumps({**line, "line": number, "seen": seen, "history": history or None}) + "\n")
+    tables = []
+    for name, kind in (("log.tsv", "tsv"), ("log.jsonl", "jsonl")):
+        given = {"train": str(tmp_path / name), "format": {"kind": kind, "candidates": LISTS}}
+        manifest, dataset = build(FEATURES, {"input": given}, kind)
+        tables.append(rows_of(read_split(manifest, dataset)))
+    assert tables[0] == tables[1] and len(tables[0]) == manifest.lists.num_candidates
+
+
 def test_a_list_does_not_see_its_own_clicks(build, read_split, tmp_path):
     """Candidates of one page have one time: a built history of any of them ends before the page."""
     lines = a_log(tmp_path / "log.tsv")
