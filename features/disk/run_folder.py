@@ -205,6 +205,7 @@ class RunFiles:
         progress: history lines of training steps, in order.
         checks: history lines of evaluations, in order.
         windows: history lines of training rows that were scored before they were trained on, in order.
+        pretrained: feature -> vectors that its tables started with.
         metrics: metrics at the end of training.
         plan: sharding of every table.
         evaluations: split -> {"metrics", "curves"}, with ``by_length`` where the dataset has sequences.
@@ -224,6 +225,7 @@ class RunFiles:
     progress: list[dict[str, Any]] = field(default_factory=list)
     checks: list[dict[str, Any]] = field(default_factory=list)
     windows: list[dict[str, Any]] = field(default_factory=list)
+    pretrained: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     plan: list[dict[str, Any]] = field(default_factory=list)
     evaluations: Mapping[str, Any] = field(default_factory=dict)
@@ -262,6 +264,7 @@ class RunFiles:
             progress=[e for e in history if e.get("event") == "progress"],
             checks=[e for e in history if e.get("event") == "evaluation"],
             windows=[e for e in history if e.get("event") == "window"],
+            pretrained=next((e["features"] for e in reversed(history) if e.get("event") == "pretrained"), {}),
             metrics=_read(path / METRICS_NAME, {}),
             plan=_read(path / PLAN_NAME, []),
             evaluations={name: _read(path / evaluation_name(name), {}) for name in splits},

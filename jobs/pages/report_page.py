@@ -23,6 +23,7 @@ MAX_WARNINGS = 10
 
 def render_report(run: RunFiles) -> str:
     """Make the whole page."""
+    vectors = _vectors(run)
     sections = {
         "results": "Results",
         "training": "Training",
@@ -33,6 +34,7 @@ def render_report(run: RunFiles) -> str:
         **({"gate": "Gate"} if run.gate is not None else {}),
         **({"checks": "Data checks"} if run.data_checks else {}),
         "dataset": "Dataset",
+        **({"vectors": "Vectors of values"} if vectors is not None else {}),
         "sharding": "Sharding plan",
         "speed": "Time and throughput",
         "config": "Resolved config",
@@ -60,6 +62,7 @@ def render_report(run: RunFiles) -> str:
         found_checks=checks_section(run.data_checks) if run.data_checks else None,
         dataset=None if run.manifest is None else _dataset(run.manifest, run.plan, _encoders(run)),
         dataset_note=run.notes.get("dataset"),
+        vectors=vectors,
         sharding=_sharding(run),
         has_ended="seconds" in run.metrics,
         speed_figures=_speed_figures(run),
@@ -335,6 +338,30 @@ def _sequence_table(manifest: DatasetManifest, encoders: Mapping[str, str]) -> T
             rows.append([sequence.name, source, encoders.get(sequence.name, "mean"), name, *own])
     header = ("sequence", "from", "encoder", "split", "mean length", "most", "without", "dropped", "OOV")
     return Table(header, rows) if rows else None
+
+
+def _vectors(run: RunFiles) -> Table | None:
+    """Tabulate the files of vectors: those that stay fixed, and those that tables start with."""
+    model = run.config.get("training", {}).get("model", {})
+    rows = []
+    for name, source in model.get("vectors", {}).items():
+        rows.append(
+            [name, source.get("feature"), "fixed", *_file_of_vectors(source, run.metrics.get("vectors", {}).get(name))]
+        )
+    for feature, source in model.get("pretrained", {}).items():
+        found = run.pretrained.get(feature, {})
+        use = f"first rows of {', '.join(found['tables'])}" if found else "first rows"
+        rows.append([feature, feature, use, *_file_of_vectors(source, found)])
+    header = ("vectors", "feature", "use", "file", "sha256", "numbers", "ids with a vector", "ids", "share")
+    return Table(header, rows) if rows else None
+
+
+def _file_of_vectors(source: Mapping[str, Any], found: Mapping[str, Any] | None) -> list[Any]:
+    """List a file, its digest and width, and how many ids of the vocabulary have a vector, as far as they are known."""
+    covered, rows = (found.get("covered"), found.get("rows")) if found else (None, None)
+    share = percent(covered / rows) if covered is not None and rows else None
+    digest = source.get("sha256")
+    return [source.get("path"), digest and digest[:12], source.get("dimension"), covered, rows, share]
 
 
 def _sharding(run: RunFiles) -> dict[str, Any] | None:

@@ -218,6 +218,29 @@ def test_metrics_by_length_of_history(tmp_path: Path):
     assert page.row("clicks, test")[1:4] == ["5-9", "4,321", "0.654321"]
 
 
+def test_files_of_vectors(tmp_path: Path):
+    run = tmp_path / "run"
+    make_run(run, tmp_path / "dataset")
+    assert "Vectors of values" not in render_report(read_run(run))
+    source = {"path": "data/texts.npz", "sha256": "ab" * 32, "dimension": 768}
+    model = {"vectors": {"text": {**source, "feature": "item"}}, "pretrained": {"user_id": {**source, "dimension": 16}}}
+    (run / "config.json").write_text(json.dumps({"training": {"model": model}}))
+    page = Page(render_report(read_run(run)))
+    known = ["data/texts.npz", "abababababab"]
+    assert page.row("text", "item") == ["text", "item", "fixed", *known, "768", *["\N{EN DASH}"] * 3]
+    assert page.row("user_id", "user_id", "first rows")[5:] == ["16", *["\N{EN DASH}"] * 3]
+    metrics = json.loads((run / "metrics.json").read_text())
+    counts = {"covered": 1_230, "rows": 2_000}
+    (run / "metrics.json").write_text(json.dumps({**metrics, "vectors": {"text": counts}}))
+    started = {"user_id": {"tables": ["user_id__easy", "user_id__hard"], "covered": 0, "rows": 998}}
+    with (run / "history.jsonl").open("a") as file:
+        file.write(json.dumps({"event": "pretrained", "epoch": 0, "step": 0, "features": started}) + "\n")
+    page = Page(render_report(read_run(run)))
+    assert page.row("text", "item")[5:] == ["768", "1,230", "2,000", "61.50 %"]
+    own = page.row("user_id", "user_id", "first rows of user_id__easy, user_id__hard")
+    assert own[5:] == ["16", "0", "998", "0.00 %"]
+
+
 def make_candidate(run: Path, folder: Path) -> None:
     """Give a run what a retraining leaves in its candidate's: checks of its partitions, and the gate's verdict."""
     made, profiles, days = (

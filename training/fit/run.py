@@ -36,7 +36,7 @@ from training.fit.loop import Event, Progress, Training, make_step, train
 from training.fit.position import check_position
 from training.fit.roofline import measure_limits, shares_of_limits
 from training.fit.scoring import check_sample, score_all
-from training.fit.vectors import keep_vectors, read_starts, settle_vectors
+from training.fit.vectors import describe_starts, keep_vectors, read_starts, settle_vectors
 from training.from_data import Chosen, choose, with_chosen, with_values_of
 from training.judge.calibration import Calibration, CalibrationError, fit_platt, fit_where_it_helps
 from training.judge.metrics import curves, evaluate
@@ -131,12 +131,6 @@ def find_warm_start(config: TrainingConfig, dataset: Dataset) -> checkpoint.Chec
             "pipeline.sample of that run's dataset, or begin without a warm start"
         )
     known = before.config()
-    if not config.warm_start_other_features and not _same_vectors(known.model.vectors, config.model.vectors):
-        raise RunError(
-            f"training.warm_start: {before.path} was trained with other training.model.vectors (features, dimensions, "
-            "normalise or in_sequences); training.warm_start_other_features = true begins with what it knows beside "
-            "them"
-        )
     if known.model.base_logit != config.model.base_logit:
         raise RunError(
             f"training.model.base_logit is {config.model.base_logit:g} and {before.path} was trained with "
@@ -176,15 +170,17 @@ def settle_training(
 
 
 def find_transplant(config: TrainingConfig, dataset: Dataset) -> Transplant | None:
-    """Say what a new run takes over from a run with other features or vocabularies.
+    """Say what a new run takes over from a run with other fixed vectors, or with other features or vocabularies.
+
+    The latter is for a config that allows them (``find_warm_start``).
 
     Returns:
-        None where the config names no run, does not allow that, or all that the run knows is the same.
+        None where the config names no run, or all that the run knows is the same.
 
     Raises:
         RunError, LearntError: the run is absent or damaged.
     """
-    if config.warm_start is None or not config.warm_start_other_features:
+    if config.warm_start is None:
         return None
     before, now = Run(Path(config.warm_start)), dataset.manifest.schema
     schema, vectors = before.schema(), before.config().model.vectors
@@ -263,6 +259,9 @@ def train_rank(
         run.rewind(progress.step)
         if warning is not None:
             run.append({"event": "warning", "epoch": progress.epoch, "step": progress.step, "message": warning})
+        if starts:
+            found = describe_starts(config.model, model.tables, starts)
+            run.append({"event": "pretrained", "epoch": progress.epoch, "step": progress.step, "features": found})
         run.write(PLAN_NAME, parallel.plan)
     step = make_step(training)
     startup = time.perf_counter() - started

@@ -148,6 +148,17 @@ def read_starts(config: ModelConfig, dataset: Dataset, tables: tuple[EmbeddingTa
     return found
 
 
+def describe_starts(
+    config: ModelConfig, tables: tuple[EmbeddingTable, ...], starts: Mapping[str, VectorTable]
+) -> dict[str, dict[str, Any]]:
+    """Describe the vectors that tables start with, feature by feature, as a run's history holds them."""
+    found = {}
+    for feature in config.pretrained:
+        names = [table.name for table in tables if feature in table.features and table.name in starts]
+        found[feature] = {"tables": names, **starts[names[0]].summary()}
+    return found
+
+
 def _make(
     key: str, source: VectorSource, dataset: Dataset, feature: str, normalise: bool, precision: str
 ) -> VectorTable:

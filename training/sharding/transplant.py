@@ -124,7 +124,7 @@ class Transplant:
         return {name: own for name, own in vectors.items() if own.feature in knowledge.schema.sparse_names}
 
     def describe(self) -> str:
-        """Say in a sentence which features are kept, added, dropped and changed."""
+        """Say which features, sequences and fixed vectors are added, dropped and changed, and what begins anew."""
         before, now, kept = self.before.names, self.now.names, self.kept
         parts = {
             "added": [name for name in now if name not in before],
@@ -132,8 +132,32 @@ class Transplant:
             "changed": [name for name in now if name in before and name not in kept],
         }
         said = [f"{word} {', '.join(names)}" for word, names in parts.items() if names]
-        what = "; ".join(said) if said else "the same features, with other vocabularies"
-        return f"begins with what another model knows of {len(kept)} of {len(now)} features: {what}"
+        if gone := [name for name in self._vectors_of(self.before) if name not in self._vectors_of(self.now)]:
+            said.append(f"dropped vectors {', '.join(gone)}")
+        if not said:
+            is_grown = self.now.learnt.extends(self.before.learnt)
+            said = ["the same features" if is_grown else "the same features, with other vocabularies"]
+        what, anew = "; ".join(said), self._anew()
+        ending = f"; begins anew: {', '.join(anew)}" if anew else ""
+        return f"begins with what another model knows of {len(kept)} of {len(now)} features: {what}{ending}"
+
+    def _anew(self) -> list[str]:
+        """Name the encoders of sequences and the vectors that both models have, and that take nothing over."""
+        kept, same, found = {*self.kept}, self.kept_vectors, []
+        sequences = {s.name: s for s in self.before.schema.sequence}
+        for sequence in self.now.schema.sequence:
+            old = sequences.get(sequence.name)
+            if old is not None and sequence.name not in kept:
+                own, theirs = (f"of {', '.join(s.parts)}" for s in (sequence, old))
+                was = f", before {theirs}" if theirs != own else ""
+                found.append(f"encoders of sequence {sequence.name} ({own}{was})")
+        before, now = (self._vectors_of(knowledge) for knowledge in (self.before, self.now))
+        for name, vectors in now.items():
+            if name not in same:
+                own, theirs = f"{vectors.dimension} numbers", before.get(name)
+                was = "none" if theirs is None else f"{theirs.dimension} of {theirs.feature}"
+                found.append(f"matrices of vectors {name} ({own} of {vectors.feature}, before {was})")
+        return found
 
     def targets(self, saved: Mapping[str, Any], state: Mapping[str, Any]) -> Iterator[tuple[str, str, "Taken"]]:
         """List the tensors of a new model's state that take something over.

@@ -36,11 +36,12 @@ from training.config import (
 )
 from training.data.batch import to_batch
 from training.data.opened_dataset import Dataset
-from training.fit.run import Run, build_model, find_warm_start, train_rank
+from training.fit.run import Run, build_model, find_transplant, find_warm_start, train_rank
 from training.fit.vectors import keep_vectors, kept_vectors, read_starts, settle_vectors
 from training.sharding import checkpoint
 from training.sharding.parallelize import parallelize
 from training.sharding.table_planner import make_reservation
+from training.sharding.tables import parts_of
 from training.ship.export import export, load_best
 from training.ship.predict import Predictor
 from training.ship.quantization import quantize
@@ -289,15 +290,10 @@ def test_a_warm_start_with_vectors_that_the_other_run_lacks(
 ) -> None:
     before = finish(tmp_path / "before", make_config(dataset.path, {"image": vectors["image"]}, max_epochs=1))
     warm = make_config(dataset.path, vectors, warm_start=str(before.path), max_epochs=1)
-    with pytest.raises(RunError, match=r"other training\.model\.vectors .*warm_start_other_features = true"):
-        train_rank(Run(tmp_path / "refused"), warm)
-    warm = replace(warm, warm_start_other_features=True)
     run = Run(tmp_path / "warm")
     tree = {**before.read("config.json"), "training": warm}
     run.path.mkdir()
     prepare_run(run.path, parse_config(tree), resume=False)
-
-    from training.fit.run import find_transplant
 
     opened = Dataset.open(dataset.path)
     transplant = find_transplant(warm, opened)
@@ -319,6 +315,61 @@ def test_a_warm_start_with_vectors_that_the_other_run_lacks(
     assert not any(torch.equal(ours[:, 6], theirs[:, was]) for was in range(10))
     train_rank(run, warm)
     assert run.is_finished
+    said = "begins anew: encoders of sequence visits (of user, device), matrices of vectors text (5 numbers of user, be"
+    assert transplant.describe().count(said) == 1 and run.history.read_text().count(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"width": 7},
+            "begins anew: encoders of sequence visits (of user, device), matrices of vectors text (7 numbers",
+        ),
+        ({"feature": "device", "in_sequences": False}, "vectors text (5 numbers of device, before 5 of user)"),
+        ({"normalise": False}, "vectors text (5 numbers of user, before 5 of user)"),
+        ({"is_gone": True}, "knows of 7 of 8 features: changed visits; dropped vectors text; begins anew: enco"),
+    ],
+)
+def test_a_warm_start_with_other_vectors_takes_over_all_else(
+    dataset: TinyDataset,
+    vectors: dict[str, VectorsConfig],
+    tmp_path: Path,
+    one_rank: None,
+    caplog: pytest.LogCaptureFixture,
+    change: dict[str, Any],
+    said: str,
+) -> None:
+    """As a retraining does whose file of vectors is a wider one on this day."""
+    before = finish(tmp_path / "before", make_config(dataset.path, vectors, max_epochs=1))
+    values = ["mobile", "car"] if "feature" in change else USERS
+    path = write_vectors(tmp_path / "later.parquet", values, change.pop("width", 5))
+    later = {**vectors, "text": replace(vectors["text"], path=str(path))}
+    if change.pop("is_gone", False):
+        del later["text"]
+    else:
+        later["text"] = replace(later["text"], **change)
+    asked = replace(make_sequence_config(dataset.path), model=make_config(dataset.path, vectors).model)
+    asked = replace(asked, model=replace(asked.model, vectors=later), warm_start=str(before.path), max_epochs=1)
+    run = Run(tmp_path / "warm")
+    run.path.mkdir()
+    with caplog.at_level("INFO"):
+        warm = prepare_run(run.path, parse_config({**before.read("config.json"), "training": asked}), resume=False)
+    assert said in caplog.text
+    opened = Dataset.open(dataset.path)
+    transplant = find_transplant(warm.training, opened)
+    assert transplant is not None and transplant.kept_vectors == ["image"]
+    model = build_model(opened, warm.training, CPU, keep_vectors(run, warm.training.model, opened))
+    parallel = parallelize(model, warm.training, CPU)
+    checkpoint.begin_with_others(checkpoint.best(before.checkpoints), parallel, transplant)
+    old, new = load_best(before).model.state_dict(), model.state_dict()
+    taken = [name for name, value in old.items() if name in new and value.shape == new[name].size()]
+    names = [name for name in taken if "vectors.image" in name or "user__hard.weight" in name or "devices__" in name]
+    assert len(names) >= 3 and all(
+        torch.equal(old[name], parts_of(new[name])[0][0].view_as(old[name])) for name in names
+    )
+    train_rank(run, warm.training)
+    assert run.is_finished and said in run.history.read_text()
 
 
 def test_a_plan_counts_them(dataset: TinyDataset, vectors: dict[str, VectorsConfig], tmp_path: Path) -> None:
@@ -412,8 +463,12 @@ def test_rows_are_trained_from_there_and_a_resumed_run_needs_no_file(
     plain = replace(config, model=replace(config.model, pretrained={}))
     train_rank(Run(tmp_path / "plain"), replace(plain, max_epochs=1))
     assert losses(run) != losses(Run(tmp_path / "plain"))
+    [event] = [e for e in run.events() if e["event"] == "pretrained"]
+    assert event["features"]["user"]["tables"] == ["user__easy", "user__hard"]
+    assert (event["features"]["age"]["tables"], event["features"]["age"]["covered"]) == (["age__hard"], 2)
     path.unlink()
     train_rank(run, config)
+    assert event in run.events(), "the report tells of them after a resumed run too"
     with pytest.raises(VectorFileError, match=r"training\.model\.pretrained\.user: .*users8\.parquet is missing"):
         train_rank(Run(tmp_path / "other"), config)
 

@@ -184,6 +184,20 @@ def test_a_sequence_that_is_kept_is_taken_over() -> None:
     torch.testing.assert_close(new(ours).fused, old(theirs).fused, rtol=1e-4, atol=1e-6)
 
 
+def test_a_sequence_of_other_parts_begins_anew_and_that_is_said() -> None:
+    config = ModelConfig(embedding_dim=4, easy=MLP, hard=MLP, sequences={"clicks": DINHistory((3,))})
+    before = with_sequence(OLD, "clicks", "buys")
+    clicks, buys = before.schema.sequence
+    now = Knowledge(replace(before.schema, sequence=(replace(clicks, parts=("b",)), buys)), OLD.learnt)
+    transplant = Transplant(before, now, config)
+    assert transplant.describe() == (
+        "begins with what another model knows of 6 of 7 features: changed clicks; begins anew: encoders of sequence "
+        "clicks (of b, before of a)"
+    )
+    taken = take_over(model_of(before, config, 1), model_of(now, config, 2), transplant)
+    assert not [name for name in taken if "histories.encoders.clicks" in name]
+
+
 def _without(ids: KeyedJaggedTensor, empty: str) -> KeyedJaggedTensor:
     """The same ids, but none of one key."""
     parts = {key: ids[key] for key in ids.keys()}  # noqa: SIM118
