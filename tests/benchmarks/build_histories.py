@@ -2,12 +2,14 @@
 
     python -m tests.benchmarks.build_histories --rows 5000000 --repeats 3
 
-The log has a user with a tenth of the rows, the others 25 each, three clicks in ten rows, and 20 columns of values. All
-tasks run in this process, one after the other, and what counts are its CPU seconds: Spark hands out the same tasks.
+The log has a user with a tenth of the rows (``--share``), the others 25 each, three clicks in ten rows, and 20 columns.
+All tasks run in this process, one after the other, and what counts are its CPU seconds and its largest memory: Spark
+hands out the same tasks.
 """
 
 import argparse
 import json
+import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -31,13 +33,14 @@ def main() -> None:
     """Print CPU seconds of both builds and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=5_000_000)
+    parser.add_argument("--share", type=float, default=0.1, help="share of the rows that one user has; default: 0.1")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("runs/bench/histories"))
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    log = arguments.folder / f"log-{arguments.rows}.csv"
+    log = arguments.folder / f"log-{arguments.rows}-{arguments.share}.csv"
     if not log.exists():
-        write_log(log, arguments.rows)
+        write_log(log, arguments.rows, arguments.share)
     dataset.run_tasks = run_here
     seconds: dict[str, list[float]] = {"without": [], "with": []}
     for _ in range(arguments.repeats):
@@ -51,7 +54,9 @@ def main() -> None:
     assert histories is not None
     mean_length = histories.sequences["clicks"].num_seen / arguments.rows
     ratio = medians["with"] / medians["without"]
-    print(json.dumps({"rows": arguments.rows, "seconds": medians, "ratio": ratio, "mean_length": mean_length}))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    shown = {"rows": arguments.rows, "share": arguments.share, "seconds": medians, "ratio": ratio}
+    print(json.dumps({**shown, "mean_length": mean_length, "peak_mib": peak}))
 
 
 def run_here(
@@ -61,10 +66,10 @@ def run_here(
     return [act(item) for item in items]
 
 
-def write_log(path: Path, num_rows: int) -> None:
-    """Write the log, rows in the order of time."""
+def write_log(path: Path, num_rows: int, share: float = 0.1) -> None:
+    """Write the log, rows in the order of time; one user has a share of them."""
     rng = np.random.default_rng(0)
-    users = np.where(rng.random(num_rows) < 0.1, 0, rng.integers(1, num_rows // 25 + 2, num_rows))
+    users = np.where(rng.random(num_rows) < share, 0, rng.integers(1, num_rows // 25 + 2, num_rows))
     items = (rng.pareto(1.0, num_rows) * 100).astype(np.int64) % 1_000_000
     columns: dict[str, Any] = {
         "user": users,

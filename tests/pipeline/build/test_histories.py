@@ -3,16 +3,26 @@
 import random
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
+import pyarrow.csv
 import pytest
 
+from features.disk.dataset import DatasetManifest
+from features.disk.object_store import ObjectPath
+from features.disk.place import locate
 from features.disk.user_histories import fetch_histories
 from features.disk.window import join
 from features.history import BurstFilter, DwellFilter, History, UserEvent, UserHistory
-from pipeline.build import histories
+from jobs.cli.config import parse_config
+from jobs.launch.dataset_build import run_build
+from pipeline.build import dataset, histories
+from tests.benchmarks import build_histories
+from tests.benchmarks.build_histories import run_here
 
 LENGTH = 4
 COLUMNS = ("row", "user", "time", "item", "cate", "click", "event", "dwell")
@@ -204,6 +214,49 @@ def test_days_one_by_one_are_the_full_build(rule: str, build, read_split, tmp_pa
     assert joined.histories.sequences["clicks"].num_seen == sum(len(events) for events in expected.values())
     if rule == "label":
         check_program(folder, rows, found)
+
+
+def test_a_second_day_goes_on_with_a_base_in_an_object_store(build, bucket, read_split, tmp_path: Path) -> None:
+    rows: list[dict[str, str]] = []
+    found: dict[str, dict[str, Any]] = {}
+    base = {}
+    for day in range(2):
+        new = make_log(30 + day, 150, first=150 * day, seconds=300)
+        rows += new
+        pipeline = {"input": {"train": write_log(tmp_path / f"{day}.csv", new)}, **base}
+        manifest, folder = build(features(), pipeline, f"day{day}")
+        found |= read_rows(manifest, folder, read_split)
+        place = locate(f"{bucket.url}/day{day}")
+        assert isinstance(place, ObjectPath)
+        place.upload(folder)
+        base = {"base": str(place)}
+    expected = histories_of_stores(rows, *RULES["label"][1:])
+    assert check(found, expected) > 200
+    assert any(int(event.value) < 150 for row in range(150, 300) for event in expected[str(row)])
+    stored = fetch_histories(manifest, place, tmp_path).read("clicks")
+    assert stored.equals(fetch_histories(manifest, folder, tmp_path).read("clicks"))
+
+
+def test_a_user_with_most_of_the_rows_costs_what_many_do(tmp_path: Path, monkeypatch) -> None:
+    """A list a row of all that came before would take hundreds of times as long as users of 25 rows each."""
+    monkeypatch.setattr(dataset, "run_tasks", run_here)
+    seconds = []
+    for share in (0.0, 0.9):
+        log, output = tmp_path / f"{share}.csv", tmp_path / f"dataset-{share}"
+        build_histories.write_log(log, 60_000, share)
+        config = parse_config(build_histories.tree_of(log, output, with_history=True))
+        started = time.process_time()
+        run_build(cast(Any, None), config)
+        seconds.append(time.process_time() - started)
+        raw = pyarrow.csv.read_csv(log).to_pandas()
+        num_seen = 0
+        for _, own in raw.groupby("user"):
+            clicks = own["time"][own["click"] == 1].to_numpy()
+            before = np.searchsorted(clicks, own["time"].to_numpy() - 1800, side="right")
+            num_seen += int(np.minimum(before, build_histories.LENGTH).sum())
+        histories_ = DatasetManifest.load(output).histories
+        assert histories_ is not None and histories_.sequences["clicks"].num_seen == num_seen > 0
+    assert seconds[1] < 5 * seconds[0], seconds
 
 
 def check_program(folder: Path, rows: list[dict[str, str]], found: dict[str, dict[str, Any]]) -> None:
