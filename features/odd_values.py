@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from features.arrow import pc
-from features.schema import FeatureSchema, SparseFeature
-from features.values import PRINTED_LIST, texts, tokens
+from features.schema import FeatureSchema, SequencePart, SparseFeature
+from features.values import PRINTED_LIST, list_items, texts, tokens
 
 NULL_TOKENS = ("\\N", "NULL", "null", "None", "NA", "N/A", "nan", "NaN", "#N/A", "-")
 """Texts that other programs write for a missing value."""
@@ -40,16 +40,20 @@ def count_odd_values(
     """
     counts: OddCounts = Counter()
     seen: set[tuple[str, str | None]] = set()
-    for feature in schema.sparse:
+    for feature in schema.logged:
         if feature.encoding.kind not in ("hash", "vocabulary"):
             continue
         for name in feature.columns:
-            array = columns.get(name)
-            if array is None or not _is_text(array.type) or (name, feature.separator) in seen:
+            array, separator = columns.get(name), _separator(feature)
+            if array is None or not _is_text(array.type) or (name, separator) in seen:
                 continue
-            seen.add((name, feature.separator))
+            seen.add((name, separator))
             _count(counts, name, _values(schema, feature, name, array, (lists or {}).get(name), counts))
     return +counts
+
+
+def _separator(feature: SparseFeature) -> str | None:
+    return feature.split_at if isinstance(feature, SequencePart) else feature.separator
 
 
 def _is_text(type_: pa.DataType) -> bool:
@@ -64,10 +68,10 @@ def _values(
     lists: pa.Array | None,
     counts: OddCounts,
 ) -> pa.StringArray:
-    """Return a column's values as encoding has them; of a multi-valued feature its tokens, printed lists left out."""
+    """Return a column's values as encoding has them; of a feature of lists their items, printed lists left out."""
     found, _ = texts(array, schema.values)
     if schema.values.list_literals and feature.kind.takes_lists:
-        return tokens(array, lists, feature, schema.values).texts
+        return _items(schema, feature, array, lists)
     is_printed = pc.fill_null(pc.match_substring_regex(found, PRINTED_LIST), False)
     printed = pc.sum(is_printed).as_py() or 0
     counts[name, "list" if feature.kind.takes_lists else "list in one value", ""] += printed
@@ -76,7 +80,14 @@ def _values(
         return found
     others = found.filter(pc.invert(is_printed))
     parts = None if lists is None else lists.filter(pc.invert(is_printed))
-    return tokens(others, parts, feature, schema.values).texts
+    return _items(schema, feature, others, parts)
+
+
+def _items(schema: FeatureSchema, feature: SparseFeature, array: pa.Array, lists: pa.Array | None) -> pa.StringArray:
+    """Return the items of lists: values of a multi-valued feature, or of the events of a sequence."""
+    if not isinstance(feature, SequencePart):
+        return tokens(array, lists, feature, schema.values).texts
+    return texts(list_items(array, lists, feature.split_at, schema.values).items, schema.values)[0]
 
 
 def _count(counts: OddCounts, name: str, found: pa.StringArray) -> None:

@@ -491,17 +491,21 @@ _MISSING_ITEMS = ("", "None", "null", "nan", "NaN")
 
 
 def _split_printed(found: pa.StringArray) -> pa.ListArray:
-    """Split texts like ``[3, 7]``, ``['a', 'b']`` and NumPy's ``[3 7]`` into their items; null stays null."""
+    """Split texts like ``[3, 7]``, ``['a', 'b']`` and NumPy's ``[3 7]`` into their items; null stays null.
+
+    Missing items, such as ``None`` and ``nan``, are null and keep their place: a history has several such lists.
+    """
     inner = pc.utf8_trim(pc.replace_substring_regex(found, r"(?s)^\s*\[(.*)\]\s*$", r"\1"), " \t\r\n")
     distinct = inner.dictionary_encode()
     items = [_printed_items(text) for text in distinct.dictionary.to_pylist()]
     return pa.array(items, pa.list_(pa.string())).take(distinct.indices)
 
 
-def _printed_items(inner: str) -> list[str]:
+def _printed_items(inner: str) -> list[str | None]:
     if "," not in inner and "'" not in inner and '"' not in inner:
-        return [item for item in inner.split() if item not in _MISSING_ITEMS]
-    items, at = [], 0
+        return [None if item in _MISSING_ITEMS else item for item in inner.split()]
+    items: list[str | None] = []
+    at = 0
     if "," not in inner:  # NumPy's quoted texts stand side by side
         inner = re.sub(r"""(?<=['"])\s+(?=['"])""", ",", inner)
     while at < len(inner) and (match := _ITEM.match(inner, at)):
@@ -509,8 +513,8 @@ def _printed_items(inner: str) -> list[str]:
         single, double, bare = match.groups()
         if bare is None:
             items.append(re.sub(r"\\(.)", r"\1", single if double is None else double, flags=re.DOTALL))
-        elif bare not in _MISSING_ITEMS:
-            items.append(bare)
+        else:
+            items.append(None if bare in _MISSING_ITEMS else bare)
     return items
 
 

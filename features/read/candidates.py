@@ -41,6 +41,7 @@ class ListCounts:
         num_rejected: lines with a list that is no row's, each a rejected line.
         num_candidates: rows that were made.
         num_unseen: clicks on what is not in its list, which no row says.
+        num_cut: lists of which labels were cut off that nobody had asked for, as of a log that is scored.
     """
 
     num_lists: int = 0
@@ -48,6 +49,7 @@ class ListCounts:
     num_rejected: int = 0
     num_candidates: int = 0
     num_unseen: int = 0
+    num_cut: int = 0
 
     def add(self, other: "ListCounts | None") -> None:
         """Add the counts of other lines."""
@@ -113,6 +115,7 @@ class _Found(NamedTuple):
         lengths: (n,) number of candidates of each line.
         reason: (n,) index of the line's fault in ``reasons``, -1 for none.
         reasons: why lists are rejected.
+        is_cut: (n,) lists of which labels were cut off that are not asked for; None: there are none.
     """
 
     items: pa.Array
@@ -120,6 +123,7 @@ class _Found(NamedTuple):
     lengths: NDArray[np.int64]
     reason: NDArray[np.int32]
     reasons: list[str]
+    is_cut: NDArray[np.bool_] | None = None
 
 
 class CandidateReader:
@@ -162,6 +166,8 @@ class CandidateReader:
         self.counts.num_rejected += int(is_bad.sum())
         self.counts.num_empty += int((~is_bad & (found.lengths == 0)).sum())
         self.counts.num_candidates += int(found.lengths[is_good].sum())
+        if found.is_cut is not None:
+            self.counts.num_cut += int((found.is_cut & is_good).sum())
         bits = 0 if self._is_text else _POSITION_BITS
         rejected = [line._replace(offset=line.offset << bits) for line in block.rejected]
         for row in np.flatnonzero(is_bad).tolist():
@@ -224,7 +230,9 @@ class CandidateReader:
         is_empty = as_mask(pc.equal(values, ""))
         if is_empty.any():
             _reject(found, _any_of(lines, is_empty, size), f"column {column!r}: {_NO_VALUE}")
-        return found._replace(items=values, labels=labels if self._has_labels else None)
+        if self._has_labels:
+            return found._replace(items=values, labels=labels)
+        return found._replace(items=values, is_cut=has)
 
     def _labels_of(self, found: _Found, clicks: RawLists) -> pa.Array:
         """Label the candidates that are among their line's clicks with 1, and count the clicks on others."""

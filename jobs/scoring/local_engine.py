@@ -29,12 +29,13 @@ from jobs.scoring.score_rows import (
     LineCounts,
     MadeHistories,
     ScoreTask,
+    describe_histories,
     describe_lists,
     describe_scoring,
     describe_values,
     exceeds_limit,
     header_of,
-    print_values,
+    print_remarks,
     write_scores,
 )
 from pipeline.build.histories import HistoryCounts, HistoryTask, HistoryWork, make_histories
@@ -78,10 +79,11 @@ def score_here(arguments: Namespace) -> int:
             counts.lists.add(blocks.end.lists)
         counts.check(optional_columns(predictor))
     summary = {"rows": counts.rows, "errors": counts.errors, "output": str(output), "artifact": artifact.named}
-    summary |= describe_lists(counts.lists) | describe_values(predictor.report_values(counts.values))
+    summary |= describe_lists(counts.lists) | describe_histories(tasks, predictor)
+    summary |= describe_values(predictor.report_values(counts.values))
     output.with_name(output.name + ".json").write_text(json.dumps(summary) + "\n", encoding="utf-8")
     print(describe_scoring(counts.rows, counts.errors, output))
-    print_values(summary)
+    print_remarks(summary)
     return EXIT_DATA if exceeds_limit(counts.rows, counts.errors, predictor) else 0
 
 

@@ -38,6 +38,7 @@ from jobs.scoring.score_rows import (
     ScoreError,
     ScoreTask,
     Work,
+    describe_histories,
     describe_lists,
     describe_values,
     header_of,
@@ -205,7 +206,8 @@ def score_folder(spark: "SparkSession", job: ScoreJob, portion_bytes: int = PORT
         rows, errors = (sum(file[key] for file in files) for key in ("rows", "errors"))
         summary = {"rows": rows, "scored": rows - errors, "errors": errors, "output": str(job.output)}
         summary |= {"artifact": job.artifact.named, "files": files}
-        summary |= describe_lists(counts.lists) | describe_values(job.predictor.report_values(counts.values))
+        summary |= describe_lists(counts.lists) | describe_histories(tasks, job.predictor)
+        summary |= describe_values(job.predictor.report_values(counts.values))
         write_json(new / SCORES_SUMMARY_NAME, summary)
     return summary
 

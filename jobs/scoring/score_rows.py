@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from features.disk.artifact import ArtifactError, digest_of_artifact
 from features.disk.atomic import is_full, write_text
+from features.disk.dataset import SPLITS
 from features.log_files import LogFile
 from features.log_format import Candidates, LogError, LogFormat
 from features.raw_block import RawBlock, Wanted
@@ -177,17 +178,45 @@ def describe_scoring(num_rows: int, num_errors: int, output: Path) -> str:
     return f"scored {num_rows - num_errors:,} of {num_rows:,} rows to {output}; {num_errors:,} malformed"
 
 
+def describe_histories(tasks: Iterable["ScoreTask"], predictor: "Predictor") -> dict[str, Any]:
+    """Make the part of a summary that tells of built histories of the log; empty where all rows came with theirs.
+
+    Args:
+        tasks: what was scored.
+        predictor: the model.
+    """
+    schema, pipeline = predictor.schema, predictor.config["pipeline"]
+    made = [schema.sequence[place] for place in sorted({place for task in tasks for place in task.made})]
+    narrowed = [one.name for one in made if one.history is not None and set(one.history.splits) != {*SPLITS}]
+    unused = [f"history.splits of {name}" for name in narrowed] + (
+        ["pipeline.dedupe"] if pipeline.get("dedupe") else []
+    )
+    if not made:
+        return {}
+    names = ", ".join(one.name for one in made)
+    but = f"; {' and '.join(unused)} leave{'' if len(unused) > 1 else 's'} none of the log's rows out" if unused else ""
+    return {"histories": f"histories made of the log's rows: {names}{but}"}
+
+
 def describe_values(report: ValueReport) -> dict[str, Any]:
     """Make the part of a summary that tells of missing and unknown values."""
     return {"values": report.to_json(), "warnings": list(report.warnings().values())}
 
 
-def print_values(summary: Mapping[str, Any]) -> None:
-    """Print which features have unknown values, and on stderr a warning for each that has far more than it had.
+def print_remarks(summary: Mapping[str, Any]) -> None:
+    """Print what the scores rest on, and on stderr a warning for each feature with far more unknown values than it had.
 
     Args:
-        summary: with what ``describe_values`` made.
+        summary: with what ``describe_lists``, ``describe_histories`` and ``describe_values`` made.
     """
+    lists = summary.get("lists", {})
+    if lists.get("num_cut"):
+        print(
+            f"labels were cut off the candidates of {lists['num_cut']:,} of {lists['num_lists']:,} lists: if the log "
+            "has no labels and its ids end so, give each id a label, such as N17-1-0"
+        )
+    if "histories" in summary:
+        print(summary["histories"])
     if unknown := name_unknown(summary["values"]):
         print(unknown)
     for warning in summary["warnings"]:

@@ -5,7 +5,7 @@ from argparse import Namespace
 
 from jobs.cli.conventions import EXIT_DATA
 from jobs.scoring.score_folder import plan_job, score_folder
-from jobs.scoring.score_rows import describe_scoring, exceeds_limit, print_values
+from jobs.scoring.score_rows import describe_scoring, exceeds_limit, print_remarks
 from pipeline.session import stop_spark
 from pipeline.tasks import start_tasks
 
@@ -25,5 +25,5 @@ def score_with_spark(arguments: Namespace) -> int:
     finally:
         stop_spark(spark)
     print(describe_scoring(summary["rows"], summary["errors"], job.output), f"in {len(job.files):,} files")
-    print_values(summary)
+    print_remarks(summary)
     return EXIT_DATA if exceeds_limit(summary["rows"], summary["errors"], job.predictor) else 0

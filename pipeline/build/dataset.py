@@ -389,7 +389,9 @@ class _Build:
             input_files=self.plan.input_files(),
             sampled=Sampled(rate, num_left_out) if rate < 1 else None,
             histories=histories,
-            lists=None if lists is None else Lists(**vars(lists)),
+            lists=None
+            if lists is None
+            else Lists(**{f.name: getattr(lists, f.name) for f in dataclasses.fields(Lists)}),
         )
 
     def _account(self, manifest: DatasetManifest) -> None:

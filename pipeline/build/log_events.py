@@ -67,6 +67,8 @@ def write_log_users(
 ) -> None:
     """Write the tables of users and events of one block of a log; malformed rows are in none.
 
+    Rows of a log that is scored are in no split, so they are events whatever ``history.splits`` says.
+
     Args:
         folder: folder of the exchange.
         name: name of the block.
@@ -90,7 +92,16 @@ def write_log_users(
     rows = row_numbers(file_number, raw.offsets)
     encoded = {feature.name: finisher.ids(feature, prepared)[0] for feature in features}
     keys = {KEY: rows, SPLIT: np.zeros(len(raw), np.uint8)}
-    write_users(folder, name, schema, raw, prepared, pa.table({**keys, **encoded}), rows)
+    write_users(folder, name, _without_splits(schema), raw, prepared, pa.table({**keys, **encoded}), rows)
+
+
+def _without_splits(schema: FeatureSchema) -> FeatureSchema:
+    """Let rows of all splits be events."""
+    sequences = [
+        one if one.history is None else replace(one, history=replace(one.history, splits=SPLITS))
+        for one in schema.sequence
+    ]
+    return replace(schema, sequence=tuple(sequences))
 
 
 def histories_of_block(

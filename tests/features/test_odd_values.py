@@ -1,13 +1,21 @@
 """Odd values: what is counted, what is told, and that the told setting cures it."""
 
 import tomllib
+from typing import Any
 
 import pyarrow as pa
 import pytest
 from pydantic import TypeAdapter
 
 from features.odd_values import NULL_TOKENS, count_odd_values, tell_odd_values
-from features.schema import FeatureSchema, HashEncoding, SparseFeature, Values, VocabularyEncoding
+from features.schema import (
+    FeatureSchema,
+    HashEncoding,
+    SequenceFeature,
+    SparseFeature,
+    Values,
+    VocabularyEncoding,
+)
 from features.values import texts, tokens
 
 
@@ -106,3 +114,22 @@ def test_many_columns_are_one_sentence():
     wide = FeatureSchema("y", tuple(SparseFeature(f"c{i}", HashEncoding(9)) for i in range(8)))
     [message] = told({f"c{i}": column("NULL", "a") for i in range(8)}, wide)
     assert "3 columns more" in message and len(message) < 500
+
+
+def test_items_of_histories_are_looked_at_as_values_of_their_features_are() -> None:
+    """A list that lacks a value is one of floats to pandas: its 3.0 is no 3 of the row."""
+    user, _, _ = schema().sparse
+    clicks = SequenceFeature("clicks", ("user",), 5, columns={"user": "seen"}, separator=";", newest="last")
+
+    def told_of(array: pa.Array, lists: pa.Array | None = None, **values: Any) -> list[str]:
+        of_clicks = FeatureSchema("y", (user,), sequence=(clicks,), values=Values(**values))
+        return told({"seen": array}, of_clicks, None if lists is None else {"seen": lists})
+
+    assert told_of(column("3;4", "a b", "", None, "[")) == []
+    assert "'seen': 50.0% of values are whole numbers with a point" in told_of(column("3.0;4", "5;6.0"))[0]
+    assert "'seen': 50.0% of values" in told_of(column(None, "4;5.0"), pa.array([["3.0", None, "7"], None]))[0]
+    assert "'seen': 50.0% of values have spaces" in told_of(column("3; 4"))[0]
+    assert "'NULL' is 50.0% of 'seen'" in told_of(column("3;NULL"))[0]
+    assert "'seen': 100.0% of values are printed lists" in told_of(column("[3, 4]"))[0]
+    cured = {"null_tokens": ("NULL",), "strip": True, "whole_floats": True, "list_literals": True}
+    assert told_of(column("3.0;4", " 5;NULL", "[3, 4]"), **cured) == []

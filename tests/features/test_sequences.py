@@ -1,6 +1,7 @@
 """Raw histories -> ids: each event has the ids that its part's feature gives the same values, newest first."""
 
 import datetime
+import json
 from bisect import bisect_right
 from dataclasses import replace
 from functools import cache
@@ -264,6 +265,25 @@ def test_settings_of_values_apply_to_each_item() -> None:
     assert item == [2, LEARNT.oov_id("item")] and cate[0] == cate[1]
     gone = FINE | {"bought": "NA", "clicks__cate": None, "clicks__time": ""}
     assert FeatureEncoder(schema, LEARNT).encode([gone])["clicks__item"].tolist() == [[]]
+
+
+def test_what_a_printed_list_lacks_keeps_its_place() -> None:
+    schema = replace(SCHEMA, values=Values(list_literals=True))
+    encoder = FeatureEncoder(schema, LEARNT)
+    lists = {"bought": [None, "p", "q"], "clicks__cate": ["a", None, "b"], "clicks__time": [NOW - 70, NOW - 9, None]}
+    expected = encoder.encode([FINE | lists])
+    assert expected["clicks__item"].tolist() == [[2, 1, LEARNT.oov_id("item")]]
+    times = f"[{NOW - 70}. {NOW - 9}. nan]"
+    for printed in (
+        {name: str(values) for name, values in lists.items()},
+        {name: json.dumps(values) for name, values in lists.items()},
+        {"bought": "[, p, q]", "clicks__cate": "[a, , b]", "clicks__time": times},
+        {**lists, "clicks__time": times},
+    ):
+        for count in (1, FEW_ROWS + 1):
+            found = encoder.encode([FINE | printed] * count)
+            for name in CLICKS.keys:
+                assert found[name].tolist() == expected[name].tolist() * count, (name, printed)
 
 
 def test_a_built_history_is_read_from_rows_and_not_from_a_log() -> None:

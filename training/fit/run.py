@@ -259,10 +259,10 @@ def train_rank(
         run.rewind(progress.step)
         if warning is not None:
             run.append({"event": "warning", "epoch": progress.epoch, "step": progress.step, "message": warning})
+        run.write(PLAN_NAME, parallel.plan)
         if starts:
             found = describe_starts(config.model, model.tables, starts)
             run.append({"event": "pretrained", "epoch": progress.epoch, "step": progress.step, "features": found})
-        run.write(PLAN_NAME, parallel.plan)
     step = make_step(training)
     startup = time.perf_counter() - started
 

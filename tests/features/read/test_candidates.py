@@ -270,6 +270,17 @@ def test_lists_to_score_need_no_labels(tmp_path: Path) -> None:
     assert counts.num_rejected == 1
 
 
+def test_labels_that_nobody_asked_for_are_counted(tmp_path: Path) -> None:
+    """An id that ends like a label loses its end: nothing in a text tells the two apart, and a label behind it does."""
+    path = tmp_path / "log.tsv"
+    path.write_text("seen\nN-17 N-4\nN-17-0 N-4-0\nNx Ny\nN-1 Nx\n")
+    blocks, counts = read(path, LogFormat("tsv", candidates=SUFFIXED), ("item",))
+    assert [row["item"] for row in rows_of(blocks)] == ["N", "N", "N-17", "N-4", "Nx", "Ny"]
+    assert (counts.num_cut, counts.num_lists, counts.num_rejected) == (2, 3, 1)
+    _, counts = read(path, LogFormat("tsv", candidates=SUFFIXED), ("item", "clicked"))
+    assert counts.num_cut == 0
+
+
 def test_a_log_to_score_needs_no_clicks(tmp_path: Path) -> None:
     path = tmp_path / "log.parquet"
     pq.write_table(pa.table({"seen": pa.array([[3, 4], [5]], pa.list_(pa.int32()))}), path)

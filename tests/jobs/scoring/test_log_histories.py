@@ -1,9 +1,12 @@
 """Raw logs scored by a model whose histories are built: a row sees what a store of its user's events gives."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch.distributed as dist
 from pydantic import TypeAdapter
@@ -12,11 +15,14 @@ from features.disk.dataset import DatasetError, DatasetManifest
 from features.disk.trained_on import TrainedOn
 from features.history import History, UserEvent, UserHistory
 from features.log_format import LogError
+from features.raw_block import RawBlock, Slices
 from jobs import score
 from jobs.cli.config import Config, parse_config
 from jobs.launch.dataset_build import run_build
 from jobs.scoring.score_folder import plan_job, score_folder
 from pipeline.build import histories
+from pipeline.build.exchange import read_block
+from pipeline.build.log_events import part_finisher, write_log_users
 from tests.pipeline.build.test_histories import LENGTH, features, has_values, make_log, write_log
 from training.config import DINHistory, MLPEncoder, ModelConfig, TrainingConfig
 from training.data.opened_dataset import Dataset
@@ -45,7 +51,8 @@ def days(spark, tmp_path_factory: pytest.TempPathFactory) -> Days:
         dataset = folder / f"dataset-{day}"
         pipeline: Row = {"output": str(dataset), "input": {"train": write_log(folder / f"{day}.csv", rows[day])}}
         pipeline |= {"base": str(datasets[-1])} if datasets else {}
-        given = {"features": features(), "pipeline": pipeline, "training": {"dataset": str(dataset)}}
+        pipeline |= {"dedupe": ["row"]}  # no row is twice
+        given = {"features": features(splits=["train"]), "pipeline": pipeline, "training": {"dataset": str(dataset)}}
         configs.append(parse_config(given))
         run_build(spark, configs[-1])
         datasets.append(dataset)
@@ -132,6 +139,33 @@ def test_rows_see_what_came_before_and_earlier_rows_of_the_log(
     assert known != pytest.approx(unlabelled, abs=1e-3)
 
 
+def test_what_a_build_leaves_out_is_an_event_of_a_log_and_that_is_said(days: Days, run_here, tmp_path: Path) -> None:
+    rows = days.rows[0]
+    log, output = write_log(tmp_path / "log.csv", [*rows[:100], *rows[:100]]), tmp_path / "scores.csv"
+    code, said, _ = run_here(score.main, "--artifact", days.artifact, "--input", log, "--output", output)
+    assert code == 0 and read_scores(output) == pytest.approx(expected(days, [], [*rows[:100], *rows[:100]]), abs=1e-6)
+    told = (
+        "histories made of the log's rows: clicks; history.splits of clicks and pipeline.dedupe leave none of the log's"
+    )
+    assert told in said and told in (tmp_path / "scores.csv.json").read_text()
+
+
+def test_rows_of_a_log_are_events_of_a_history_of_another_split(days: Days, tmp_path: Path) -> None:
+    predictor = Predictor.load(days.artifact)
+    schema, rows = predictor.schema, days.rows[0]
+    columns = {name: pa.array([row[name] or None for row in rows]) for name in rows[0]}
+    places = np.arange(len(rows))
+    block = RawBlock(columns, places, places, Slices(np.empty(0, np.uint8), places, places))
+    found = []
+    for splits in (("train",), ("valid",)):
+        [clicks] = schema.sequence
+        assert clicks.history is not None
+        own = replace(schema, sequence=(replace(clicks, history=replace(clicks.history, splits=splits)),))
+        write_log_users(tmp_path, splits[0], own, part_finisher(own, predictor.learnt), block, 0)
+        found.append(read_block(tmp_path, f"events-0-{splits[0]}"))
+    assert found[0].equals(found[1]) and len(found[0]) > 50
+
+
 def test_files_of_a_log_see_each_other_and_malformed_rows_are_no_events(days: Days, run_here, tmp_path: Path) -> None:
     rows = days.rows[0]
     bad = [{**row, "time": "soon", "click": "1"} for row in rows[:5]]
@@ -188,7 +222,7 @@ def test_histories_of_other_ids_are_refused(days: Days, spark, tmp_path: Path) -
     log = write_log(tmp_path / "log.csv", days.rows[1][:50])
     output = str(tmp_path / "other")
     given = {
-        "features": features(),
+        "features": features(splits=["train"]),
         "pipeline": {"output": output, "input": {"train": log}},
         "training": {"dataset": output},
     }

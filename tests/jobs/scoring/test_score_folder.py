@@ -405,7 +405,12 @@ _SEEN = [
 
 
 def test_lists_are_scored_as_their_candidates_are(
-    artifact: Path, artifact_for, score_there, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    artifact: Path,
+    artifact_for,
+    score_there,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Both engines name each candidate's list and place, and no candidate is lost; labels are not needed."""
     logs, plain = tmp_path / "logs", tmp_path / "plain.csv"
@@ -433,6 +438,10 @@ def test_lists_are_scored_as_their_candidates_are(
     assert [found["probability"] for found in good] == scores
     [bad] = [found for found in local if found["error"]]
     assert (bad["line"], bad["position"]) == ("6", "") and "others none" in bad["error"]
+    assert (
+        "labels were cut off the candidates of 202 of 203 lists: if the log has no labels and"
+        in capsys.readouterr().out
+    )
     summary = score_there(other, [str(logs)], tmp_path / "there", portion_bytes=700)
     there = read(tmp_path / "there" / "log.csv")
     others = ("line", "position", "list", "candidate", "error")
@@ -442,6 +451,7 @@ def test_lists_are_scored_as_their_candidates_are(
     for one, two in zip(there, local, strict=True):
         assert float(one["probability"] or 0) == pytest.approx(float(two["probability"] or 0), rel=1e-5)
     counts = {"num_lists": 203, "num_empty": 1, "num_rejected": 1, "num_candidates": len(expected), "num_unseen": 0}
+    counts["num_cut"] = 202  # all but "mobile tablet"
     assert summary["lists"] == counts
     assert json.loads((tmp_path / "local.csv.json").read_text())["lists"] == counts
     assert (summary["rows"], summary["errors"]) == (len(expected) + 1, 1)
