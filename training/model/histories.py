@@ -9,14 +9,14 @@ gap vector, E = K + G width of an event, H hidden width, L events of the longest
 from collections import ChainMap
 from collections.abc import Callable, Collection, Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.config import ASTAHistory, DINHistory, HistoryConfig, MeanHistory, SDIMHistory, TransformerHistory
-from training.model.embedding import EventVectors, ModelError, StreamName, stable_seed
+from training.model.embedding import HISTORY_STREAMS, EventVectors, ModelError, StreamName, stable_seed
 from training.model.jagged import rows_of, sum_by
 from training.model.normalization import GlobalBatchNorm, before_norm
 from training.plugins import HISTORY_KINDS
@@ -273,11 +273,18 @@ class SDIM(HistoryEncoder):
         values = events_NK[:, : self.dim].repeat_interleave(self.num_signatures, dim=0)
         return sum_by(keys_NS.flatten(), values, shape[0] * shape[1] * shape[2]).view(shape)
 
-    def from_table(self, target_BK: Tensor, table_BSVK: Tensor) -> Tensor:
-        """Compute u (B, K) from the rows' bucket tables."""
-        rows_B1 = torch.arange(len(target_BK), device=target_BK.device).unsqueeze(1)
+    def from_table(self, target_BK: Tensor, table_TSVK: Tensor, places_B: Tensor | None = None) -> Tensor:
+        """Compute u (B, K) from bucket tables.
+
+        Args:
+            target_BK: the rows' own vectors.
+            table_TSVK: tables of histories, each of any number of rows.
+            places_B: place of each row's table among them; None: a table a row, in their order.
+        """
+        if places_B is None:
+            places_B = torch.arange(len(target_BK), device=target_BK.device)
         signatures_S = torch.arange(self.num_signatures, device=target_BK.device)
-        return self._mean(table_BSVK[rows_B1, signatures_S, self.signatures(target_BK).long()])
+        return self._mean(table_TSVK[places_B.unsqueeze(1), signatures_S, self.signatures(target_BK).long()])
 
     def signatures(self, x_NK: Tensor) -> Tensor:
         """Compute the signatures of some vectors, (N, S), whole numbers below 2^bits.
@@ -392,6 +399,20 @@ class TransformerLayer(nn.Module):
         return x + self.dropout(self.contract(F.relu(self.expand(self.mlp_norm(x)))))
 
 
+class BucketTables(NamedTuple):
+    """BucketTables: what stands for one sequence's events in some of a batch's rows.
+
+    Attributes:
+        tables: stream -> (T, S, 2^bits, K), as ``SDIM.bucket_table`` makes them.
+        rows_R: numbers of the R rows, each once.
+        places_R: place of each one's table among the T.
+    """
+
+    tables: Mapping[StreamName, Tensor]
+    rows_R: Tensor
+    places_R: Tensor
+
+
 class HistoryEncoders(nn.Module):
     """HistoryEncoders: one encoder a stream and sequence; their results are more fields of each stream.
 
@@ -405,6 +426,7 @@ class HistoryEncoders(nn.Module):
     Attributes:
         fields: fields that each stream gains, as (sequence, number from 0): the parts of each sequence, twice for an
             ``sdim`` with a ``short``.
+        kinds: sequence -> kind of its encoder.
 
     Raises:
         ModelError: a config is of no sequence.
@@ -425,6 +447,7 @@ class HistoryEncoders(nn.Module):
             raise ModelError(
                 f"training.model.sequences names {unknown[0]!r}, which is no sequence of the schema ({known})"
             )
+        self.kinds = {name: configs.get(name, MeanHistory()).kind for name in parts}
         self.encoders = nn.ModuleDict()
         self.fields: list[tuple[str, int]] = []
         for stream, width in widths.items():
@@ -449,6 +472,48 @@ class HistoryEncoders(nn.Module):
             outputs = [self.encoders[f"{name}__{stream}"](*of) for name, of in vectors.items()]
             fields[stream] = torch.cat(outputs, dim=1).unflatten(1, (self.num_fields, -1))
         return fields
+
+    def hashed(self, sequence: str) -> dict[StreamName, SDIM]:
+        """Map each stream to a sequence's encoder, if that reads bucket tables; else empty."""
+        found = {
+            name.rpartition("__")[2]: of for name, of in self.encoders.items() if name.rpartition("__")[0] == sequence
+        }
+        return {stream: of for stream in HISTORY_STREAMS if isinstance(of := found.get(stream), SDIM)}
+
+    def bucket_tables(
+        self, histories: Mapping[StreamName, Mapping[str, EventVectors]]
+    ) -> dict[str, dict[StreamName, Tensor]]:
+        """Add up the events of each sequence that has bucket tables: sequence -> stream -> (B, S, 2^bits, K)."""
+        found: dict[str, dict[StreamName, Tensor]] = {}
+        for stream, vectors in histories.items():
+            for name, of in vectors.items():
+                if (encoder := self.hashed(name).get(stream)) is not None:
+                    found.setdefault(name, {})[stream] = encoder.bucket_table(of.events_NE, of.lengths_B)
+        return found
+
+    def with_tables(
+        self,
+        fields: Mapping[StreamName, Tensor],
+        histories: Mapping[StreamName, Mapping[str, EventVectors]],
+        tables: Mapping[str, BucketTables],
+    ) -> dict[StreamName, Tensor]:
+        """Put what bucket tables give in the place of what ``sdim`` makes of these rows' events; ``short``'s stays.
+
+        Args:
+            fields: what ``forward`` gives.
+            histories: what that was made of.
+            tables: sequence -> the tables of some rows.
+        """
+        found = {stream: fields_BFD.clone() for stream, fields_BFD in fields.items()}
+        for name, (of_streams, rows_R, places_R) in tables.items():
+            first = self.fields.index((name, 0))
+            for stream, encoder in self.hashed(name).items():
+                targets_RK = histories[stream][name].target_BK.index_select(0, rows_R)
+                of_tables_RK = encoder.from_table(targets_RK, of_streams[stream], places_R)
+                width = found[stream].shape[2]
+                last = first + encoder.dim // width
+                found[stream][rows_R, first:last] = of_tables_RK.unflatten(1, (-1, width)).to(found[stream].dtype)
+        return found
 
 
 HISTORY_ENCODERS: Mapping[str, type[HistoryEncoder]] = ChainMap(
