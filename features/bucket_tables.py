@@ -1,6 +1,6 @@
 """Bucket tables: a text in a row that stands for a long history, for sequences whose encoder is ``sdim``.
 
-A text is ``MODEL:PRECISION:DATA``: the id of the model that made it, the type of its numbers, and the base64 of these,
+A text is ``MODEL.PRECISION.DATA``: the id of the model that made it, the type of its numbers, and the base64 of these,
 little-endian: of one stream after the other, the events' sums by signature, by its value and by channel.
 
 Shapes: S signatures, V values of a signature, K width of an event.
@@ -96,7 +96,7 @@ class BucketColumn:
             stored = numbers.astype(np.dtype(precision).newbyteorder("<"))
         if not np.isfinite(stored).all():
             raise RowError(f"sequence {self.sequence!r}: a sum of its events is no finite {precision}: take float32")
-        return f"{model}:{precision}:{base64.b64encode(stored.tobytes()).decode()}"
+        return f"{model}.{precision}.{base64.b64encode(stored.tobytes()).decode()}"
 
     def read(self, text: Any, model: str) -> dict[str, NDArray[np.float32]]:
         """Read the text of one row's table: stream -> (S, V, K).
@@ -111,10 +111,10 @@ class BucketColumn:
             )
         if not isinstance(text, str):
             raise self.fault(f"a bucket table is a text, not {type(text).__name__}: {_CURE}")
-        maker, _, rest = text.partition(":")
-        precision, _, data = rest.partition(":")
+        maker, _, rest = text.partition(".")
+        precision, _, data = rest.partition(".")
         if precision not in BUCKET_PRECISIONS or not data:
-            raise self.fault(f"{text[:40]!r} is no MODEL:PRECISION:DATA of a bucket table: {_CURE}")
+            raise self.fault(f"{text[:40]!r} is no MODEL.PRECISION.DATA of a bucket table: {_CURE}")
         if maker != model:
             raise self.fault(f"the bucket table is of model {maker[:40]!r} and not of {model!r}: {_CURE}")
         try:

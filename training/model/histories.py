@@ -475,10 +475,12 @@ class HistoryEncoders(nn.Module):
 
     def hashed(self, sequence: str) -> dict[StreamName, SDIM]:
         """Map each stream to a sequence's encoder, if that reads bucket tables; else empty."""
-        found = {
-            name.rpartition("__")[2]: of for name, of in self.encoders.items() if name.rpartition("__")[0] == sequence
-        }
-        return {stream: of for stream in HISTORY_STREAMS if isinstance(of := found.get(stream), SDIM)}
+        found: dict[StreamName, SDIM] = {}
+        for stream in HISTORY_STREAMS:
+            name = f"{sequence}__{stream}"
+            if name in self.encoders and isinstance(encoder := self.encoders[name], SDIM):
+                found[stream] = encoder
+        return found
 
     def bucket_tables(
         self, histories: Mapping[StreamName, Mapping[str, EventVectors]]
@@ -504,7 +506,7 @@ class HistoryEncoders(nn.Module):
             histories: what that was made of.
             tables: sequence -> the tables of some rows.
         """
-        found = {stream: fields_BFD.clone() for stream, fields_BFD in fields.items()}
+        found: dict[StreamName, Tensor] = {stream: fields_BFD.clone() for stream, fields_BFD in fields.items()}
         for name, (of_streams, rows_R, places_R) in tables.items():
             first = self.fields.index((name, 0))
             for stream, encoder in self.hashed(name).items():
