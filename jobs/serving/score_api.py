@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from features.bucket_tables import BUCKET_PRECISIONS, BucketPrecision
+from features.bucket_tables import BUCKET_PRECISIONS, BucketColumn, BucketPrecision
 from jobs.cli.conventions import TOKEN
 from jobs.pages.score_api_page import render_score_api
 from jobs.registry.found_artifact import FoundArtifact
@@ -316,15 +316,18 @@ def _with_columns(document: dict[str, Any], wanted: RowSchema, limits: RequestLi
     value = {"anyOf": [*scalar, {"type": "array", "items": {"anyOf": scalar}, "maxItems": limits.value}]}
     replaced = {name for column in wanted.made for name in column.replaces}
     required = [name for name in wanted.required if name not in replaced]
-    table = {"anyOf": [{"type": "string"}, {"type": "null"}]}
-    tables = dict.fromkeys((column.name for column in wanted.made), table)
-    row = {"type": "object", "properties": {**dict.fromkeys(wanted.columns, value), **tables}, "required": required}
+    tables = {column.name: {"anyOf": [{"type": "string"}, {"type": "null"}]} for column in wanted.made}
+    ways = {"allOf": [_events_or_table(column, wanted) for column in wanted.made if column.replaces]}
+    ways = ways if ways["allOf"] else {}
+    properties = {**dict.fromkeys(wanted.columns, value), **tables}
+    row = {"type": "object", "properties": properties, "required": required, **ways}
     rows = {"type": "array", "items": row, "maxItems": limits.rows}
     body = _object({"rows": rows})
     # Which column is shared and which is not is the client's choice; each must be in exactly one of both.
     first, *others = wanted.columns
     shared = _object({first: value}, [name for name in (first,) if name in required])
-    candidate = _object({**dict.fromkeys(others, value), **tables}, [name for name in others if name in required])
+    needed = [name for name in others if name in required]
+    candidate = {**_object({**dict.fromkeys(others, value), **tables}, needed), **ways}
     candidates = {"type": "array", "items": candidate, "maxItems": limits.rows}
     parted = _object({"shared": shared, "candidates": candidates})
     paths = {path: dict(methods) for path, methods in document["paths"].items()}
@@ -346,6 +349,17 @@ def _with_columns(document: dict[str, Any], wanted: RowSchema, limits: RequestLi
     asked = {"requestBody": {"required": True, "content": content}, "parameters": [budget, precision]}
     paths["/v1/buckets"]["post"] = {**paths["/v1/buckets"]["post"], **asked}
     return {**document, "paths": paths}
+
+
+def _events_or_table(column: BucketColumn, wanted: RowSchema) -> dict[str, Any]:
+    """Make the schema of a row that has a sequence's events, or a bucket table in their place."""
+    events = [name for name in column.replaces if name in wanted.required]
+    return {
+        "anyOf": [
+            {"required": events},
+            {"required": [column.name], "properties": {column.name: {"type": "string"}}},
+        ]
+    }
 
 
 def _object(properties: dict[str, Any], required: Sequence[str] | None = None) -> dict[str, Any]:
