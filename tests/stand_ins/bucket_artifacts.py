@@ -1,7 +1,9 @@
 """Artifacts of small models with long histories, whose bucket tables may stand in place of events."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args
 
 import numpy as np
@@ -9,16 +11,16 @@ import torch.distributed as dist
 
 from features.schema import FeatureSchema, SequenceFeature, Timestamp
 from tests.stand_ins.tiny_dataset import tiny_schema, write_tiny_dataset
-from tests.training.fit.test_run import make_config
+from tests.training.fit.test_run import MODEL, make_config
 from tests.training.fit.test_vectors import write_vectors
 from tests.training.fit.test_warm_start import finish
-from training.config import DINHistory, HistoryConfig, SDIMHistory, TablePrecision, VectorsConfig
+from training.config import DINHistory, HistoryConfig, ModelConfig, SDIMHistory, TablePrecision, VectorsConfig
 from training.fit.vectors import settle_vectors
 from training.ship.export import export
 from training.ship.predict import Predictor
 
 SEQUENCES: dict[str, HistoryConfig] = {
-    "visits": SDIMHistory(num_hashes=8, bits=2, short=DINHistory(hidden_units=(4,), length=2)),
+    "visits": SDIMHistory(num_hashes=8, bits=2, length=30, short=DINHistory(hidden_units=(4,), length=2)),
     "devices": SDIMHistory(num_hashes=6),
     "liked": DINHistory(hidden_units=(4,)),
 }
@@ -76,7 +78,12 @@ def first_events(row: dict[str, Any], number: int) -> dict[str, Any]:
     return found
 
 
-def write_bucket_artifacts(folder: Path, longest: int = 40) -> Path:
+def write_bucket_artifacts(
+    folder: Path,
+    longest: int = 40,
+    model: ModelConfig = MODEL,
+    sequences: Mapping[str, HistoryConfig] = MappingProxyType(SEQUENCES),
+) -> Path:
     """Folder with the artifacts of one run in all precisions, and ``other``, of another run."""
     dataset = write_tiny_dataset(folder / "dataset", number_rows=True, schema=bucket_schema(longest))
     write_vectors(folder / "users.parquet", [f"u{n}" for n in range(20)], 5)
@@ -89,8 +96,7 @@ def write_bucket_artifacts(folder: Path, longest: int = 40) -> Path:
     try:
         for seed in (0, 1):
             config = make_config(dataset.path, seed=seed, max_epochs=1)
-            sequences = {**SEQUENCES, "visits": replace(SEQUENCES["visits"], length=3 * longest // 4)}
-            config = replace(config, model=replace(config.model, sequences=sequences, vectors={"text": text}))
+            config = replace(config, model=replace(model, sequences=dict(sequences), vectors={"text": text}))
             run = finish(folder / f"run-{seed}", replace(config, model=settle_vectors(config.model)))
             if seed:
                 export(run, folder / "other", str(log))
