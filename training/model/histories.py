@@ -21,6 +21,9 @@ from training.model.jagged import rows_of, sum_by
 from training.model.normalization import GlobalBatchNorm, before_norm
 from training.plugins import HISTORY_KINDS
 
+_HASHED_AT_ONCE = 1 << 13
+"""Vectors whose hash is made together: what lies between them and their signatures is far larger than both."""
+
 
 class HistoryEncoder(nn.Module):
     """HistoryEncoder: base class; built from (config, width K of the target, width G of a gap vector, seed).
@@ -251,7 +254,9 @@ class SDIM(HistoryEncoder):
         events_NK = events_NE[:, : self.dim]
         rows_N = rows_of(lengths_B, len(events_NE))
         collides_NS = self.signatures(events_NK) == self.signatures(target_BK).index_select(0, rows_N)
-        events_C, signatures_C = collides_NS.nonzero(as_tuple=True)
+        places_C = collides_NS.flatten().nonzero().squeeze(1)
+        events_C = places_C // self.num_signatures
+        signatures_C = places_C % self.num_signatures
         sums = sum_by(
             rows_N.index_select(0, events_C) * self.num_signatures + signatures_C,
             events_NK.index_select(0, events_C),
@@ -293,14 +298,17 @@ class SDIM(HistoryEncoder):
         products with R without rounding: a bit does not depend on how a machine multiplies matrices, or how many at
         once.
         """
-        top = 2.0 ** min(11, 16 - (self.dim - 1).bit_length())
         with torch.no_grad(), torch.autocast(x_NK.device.type, enabled=False):
-            x_NK = x_NK.float()
-            scale_N1 = top / x_NK.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
-            bits_NSb = ((x_NK * scale_N1).round_() @ self.R_MK.T >= 0).unflatten(1, (self.num_signatures, self.bits))
-            signatures_NS, *others = bits_NSb.to(torch.uint8 if self.bits <= 8 else torch.int32).unbind(2)
-            for bit_NS in others:
-                signatures_NS = torch.add(bit_NS, signatures_NS, alpha=2)
+            return torch.cat([self._signatures(block) for block in x_NK.split(_HASHED_AT_ONCE)])
+
+    def _signatures(self, x_NK: Tensor) -> Tensor:
+        top = 2.0 ** min(11, 16 - (self.dim - 1).bit_length())
+        x_NK = x_NK.float()
+        scale_N1 = top / x_NK.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
+        bits_NSb = ((x_NK * scale_N1).round_() @ self.R_MK.T >= 0).unflatten(1, (self.num_signatures, self.bits))
+        signatures_NS, *others = bits_NSb.to(torch.uint8 if self.bits <= 8 else torch.int32).unbind(2)
+        for bit_NS in others:
+            signatures_NS = torch.add(bit_NS, signatures_NS, alpha=2)
         return signatures_NS
 
     def _mean(self, sums_BSK: Tensor) -> Tensor:
