@@ -183,7 +183,9 @@ class Service:
         async def ask(served: Served) -> RequestTables:
             made = served.row_schema.made
             if not made:
-                raise RequestError(f"{served.artifact.title} has no sequence whose encoder is 'sdim'", 409)
+                raise RequestError(
+                    f"{served.artifact.title} has no sequence whose encoder is 'sdim': send the events", 409
+                )
             rows = request.rows_of(served.row_schema.of_histories)
             size, limit = len(rows) * sum(column.num_characters(precision) for column in made), request.limits.body
             if size > limit:
