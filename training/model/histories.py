@@ -257,11 +257,8 @@ class SDIM(HistoryEncoder):
         places_C = collides_NS.flatten().nonzero().squeeze(1)
         events_C = places_C // self.num_signatures
         signatures_C = places_C % self.num_signatures
-        sums = sum_by(
-            rows_N.index_select(0, events_C) * self.num_signatures + signatures_C,
-            events_NK.index_select(0, events_C),
-            len(target_BK) * self.num_signatures,
-        )
+        sums_C = rows_N.index_select(0, events_C) * self.num_signatures + signatures_C
+        sums = _AddToSums.apply(events_NK, events_C, sums_C, len(target_BK) * self.num_signatures)
         result_BK = self._mean(sums.view(len(target_BK), self.num_signatures, self.dim))
         if self.short is None:
             return result_BK
@@ -313,6 +310,25 @@ class SDIM(HistoryEncoder):
 
     def _mean(self, sums_BSK: Tensor) -> Tensor:
         return (F.normalize(sums_BSK, dim=2) if self.normalize else sums_BSK).mean(dim=1)
+
+
+class _AddToSums(torch.autograd.Function):
+    """Add event ``events_C[c]`` to sum ``sums_C[c]``, for each c in the order of the events; (num_sums, K).
+
+    An event is in several sums. Its gradient adds up theirs in one pass, where that of plain ``index_add`` and
+    ``index_select`` writes a row for each c first, and that is most of a long history's step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, events_NK: Tensor, events_C: Tensor, sums_C: Tensor, num_sums: int) -> Tensor:
+        ctx.save_for_backward(sums_C, torch.bincount(events_C, minlength=len(events_NK)))
+        return sum_by(sums_C, events_NK.index_select(0, events_C), num_sums)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        sums_C, num_sums_N = ctx.saved_tensors
+        first_N = num_sums_N.cumsum(0) - num_sums_N
+        return F.embedding_bag(sums_C, gradients[0], first_N, mode="sum"), None, None, None
 
 
 Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
