@@ -21,7 +21,7 @@ class EventValues:
 
     Attributes:
         values: name of a part -> (V,) its values: texts, null where missing, or float64 numbers, NaN where missing; of
-            gaps the seconds between an event and its row.
+            gaps the seconds between an event and its row, of dwell times seconds.
         lengths: (n,) how many of the V events each row has.
         dropped: (n,) how many more a row had than the sequence keeps.
         faults: rows that are bad, (n,) each, with the reason; their events are of no meaning.
@@ -125,6 +125,12 @@ class _Reading:
         """Convert a part's items to what its encoding looks at; returns the mask of missing ones too."""
         [name] = part.columns
         items, settings = self.raw[name].items, self.schema.values
+        if part.is_dwell:
+            stayed, bad = _named(name, numbers, items, settings)
+            bad = stayed < 0 if bad is None else bad | (stayed < 0)
+            fault = f"column {name!r} has a dwell time that is no number of seconds from 0 on"
+            self._reject_items(bad, rows, num_rows, fault)
+            return stayed, np.isnan(stayed)
         if not part.part:
             time = self.schema.timestamp
             assert time is not None

@@ -12,6 +12,7 @@ from torch import nn
 from features.schema import FeatureSchema
 from training.config import MeanHistory, ModelConfig, StreamGatesSelection
 from training.data.batch import Batch
+from training.model.dwell_weights import DwellWeights
 from training.model.embedding import (
     HISTORY_STREAMS,
     EmbeddingTable,
@@ -46,6 +47,7 @@ class CTRModel(nn.Module):
             made on CPU.
         mean_lengths: key of a sequence -> mean number of events a row, for plans; absent: the most there can be.
         vectors: name -> the fixed vectors of ``config.vectors``, by id; None: zeros, which somebody replaces.
+        dwell_cut_offs: sequence with dwell weights -> largest id of a dwell time that counts; absent: all do.
 
     Raises:
         ModelError: a block needs what the schema lacks.
@@ -62,6 +64,7 @@ class CTRModel(nn.Module):
         device: torch.device | str | None = None,
         mean_lengths: Mapping[str, float] | None = None,
         vectors: Mapping[str, "VectorTable"] | None = None,
+        dwell_cut_offs: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.base_logit = config.base_logit
@@ -99,6 +102,7 @@ class CTRModel(nn.Module):
                 gaps=gaps,
                 seed=seed,
             )
+            self.dwell_weights = DwellWeights(schema, dwell_cut_offs)
             num_fields = self.embedding.num_fields + len(self.vectors.names) + self.histories.num_fields
             self.selection = SELECTIONS[config.selection.kind](config.selection, num_fields, widths.get("shared", 0))
             self.easy_encoder = ENCODERS[config.easy.kind](config.easy, num_fields, config.easy_dim)
@@ -125,7 +129,7 @@ class CTRModel(nn.Module):
         streams, histories = self.embedding(batch.sparse_features, batch.dense_features, batch.num_rows)
         if self.vectors.names:
             streams, histories = self.vectors(batch.sparse_features, streams, histories)
-        for stream, fields_BFD in self.histories(histories).items():
+        for stream, fields_BFD in self.histories(histories, self.dwell_weights(batch.sparse_features)).items():
             streams[stream] = torch.cat([streams[stream], fields_BFD], dim=1)
         easy_BFD, hard_BFD = self.selection(streams)
         easy_BH = self.easy_encoder(easy_BFD, streams["first_order_easy"])
