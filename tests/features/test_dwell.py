@@ -66,7 +66,7 @@ def test_a_schema_says_what_weights_need() -> None:
     assert renamed.raw_lists == ("clicks__item", "stayed")
     with pytest.raises(ValueError, match="reads two things from one raw column: clicks__dwell"):
         SequenceFeature("clicks", ("item", "dwell"), 3, newest="last", dwell_weights=True)
-    with pytest.raises(ValueError, match="names used twice.*clicks__dwell"):
+    with pytest.raises(ValueError, match=r"names used twice.*clicks__dwell"):
         FeatureSchema(
             "y",
             (ITEM, SparseFeature("clicks__dwell", HashEncoding(3))),
