@@ -364,7 +364,7 @@ class SequenceFeature:
 
     @property
     def _extras(self) -> dict[str, str]:
-        """What is read beside the parts -> its raw column's default name, unless a part is called so."""
+        """Map what is read beside the parts to its raw column's default name, unless a part is called so."""
         read = {"time": bool(self.gaps), "dwell": self.dwell_weights}
         return {what: f"{self.name}__{what}" for what, is_read in read.items() if is_read and what not in self.parts}
 

@@ -87,9 +87,7 @@ def build(tree: dict[str, Any]) -> dict[str, Any]:
     return {} if manifest.histories is None else {n: vars(s) for n, s in manifest.histories.sequences.items()}
 
 
-def variants(
-    tree: dict[str, Any], of: str, where: str, part: str, folder: Path
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def variants(tree: dict[str, Any], of: str, where: str, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Config trees by name, with a history or none."""
     for name in (NOTHING, *VARIANTS):
         features = {**tree["features"], "sequence": []}
@@ -129,6 +127,7 @@ def retailrocket(data: Path, folder: Path) -> Iterator[tuple[str, list[dict[str,
 
 
 def time_to_next(times: list[int], time: int) -> int | None:
+    """Seconds until the next event of a user; None where that is none, or late."""
     place = bisect_right(times, time)
     is_known = place < len(times) and times[place] - time <= MOST_SECONDS
     return times[place] - time if is_known else None
