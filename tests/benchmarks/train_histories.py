@@ -25,6 +25,7 @@ from tqdm import tqdm
 from features.disk.atomic import write_json
 from tests.benchmarks.build_histories import run_here
 from tests.benchmarks.train_here import train_here
+from training.fit.allocator import HUGE_PAGES
 
 BATCH_SIZE, NUM_FEATURES, NUM_VALUES = 4_096, 20, 100_000
 WITHOUT = "without"
@@ -64,7 +65,7 @@ def main() -> None:
 def step_seconds(dataset: Path, encoder: str, arguments: argparse.Namespace) -> float:
     """Measure a step in a process of its own."""
     command = [sys.executable, "-m", "tests.benchmarks.train_histories", "--length", str(arguments.length)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    environment = {**os.environ, HUGE_PAGES: "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     command += ["--one", str(dataset), encoder]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     one, two = json.loads(done.stdout.splitlines()[-1])
