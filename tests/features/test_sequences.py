@@ -214,6 +214,14 @@ def test_dwell_times_go_beside_their_events(are_many: bool) -> None:
     ids = [0, int(dwell_ids(np.array([12.5]))[0])]
     assert found["clicks__dwell"].tolist() == [ids, ids, []] * repeats
     assert found["clicks__gap"].tolist() == [[1, 1], [1, 1], []] * repeats
+    columns = typed([{n: values for n, values in one.items() if n not in ("when", "stayed")}])
+    columns["when"] = pa.array([one["when"]])
+    for type_ in (pa.float32(), pa.float64(), pa.string()):
+        columns["stayed"] = pa.array([one["stayed"]]).cast(pa.list_(type_))
+        assert finish(schema, LEARNT, prepare(schema, columns))["clicks__dwell"].tolist() == [ids], type_
+    for none in (None, "", []):
+        unknown = FeatureEncoder(schema, LEARNT).encode([*rows, one | {"stayed": none}, text] * repeats)
+        assert unknown["clicks__dwell"].tolist() == [ids, ids, [], [0, 0], ids] * repeats
     for bad in ("long", -1, "-0.5"):
         worse = one | {"stayed": [3, bad, 99, None]}
         with pytest.raises(RowError, match="column 'stayed' has a dwell time that is no number of seconds from 0 on"):
