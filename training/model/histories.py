@@ -24,6 +24,9 @@ from training.model.jagged import rows_of, sum_by
 from training.model.normalization import GlobalBatchNorm, before_norm
 from training.plugins import HISTORY_KINDS
 
+_HASHED_AT_ONCE = 1 << 13
+"""Vectors whose hash is made together: what lies between them and their signatures is far larger than both."""
+
 
 class HistoryEncoder(nn.Module):
     """HistoryEncoder: base class; built from (config, width K of the target, width G of a gap vector, seed).
@@ -304,13 +307,12 @@ class SDIM(HistoryEncoder):
         events_NK = events_NE[:, : self.dim]
         rows_N = rows_of(lengths_B, len(events_NE))
         collides_NS = self.signatures(events_NK) == self.signatures(target_BK).index_select(0, rows_N)
-        events_C, signatures_C = collides_NS.nonzero(as_tuple=True)
+        places_C = collides_NS.flatten().nonzero().squeeze(1)
+        events_C = places_C // self.num_signatures
+        signatures_C = places_C % self.num_signatures
         events_NK = events_NK if weights_N1 is None else weights_N1 * events_NK
-        sums = sum_by(
-            rows_N.index_select(0, events_C) * self.num_signatures + signatures_C,
-            events_NK.index_select(0, events_C),
-            len(target_BK) * self.num_signatures,
-        )
+        sums_C = rows_N.index_select(0, events_C) * self.num_signatures + signatures_C
+        sums = _AddToSums.apply(events_NK, events_C, sums_C, len(target_BK) * self.num_signatures)
         result_BK = self._mean(sums.view(len(target_BK), self.num_signatures, self.dim))
         if self.short is None:
             return result_BK
@@ -345,18 +347,40 @@ class SDIM(HistoryEncoder):
         products with R without rounding: a bit does not depend on how a machine multiplies matrices, or how many at
         once.
         """
-        top = 2.0 ** min(11, 16 - (self.dim - 1).bit_length())
         with torch.no_grad(), torch.autocast(x_NK.device.type, enabled=False):
-            x_NK = x_NK.float()
-            scale_N1 = top / x_NK.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
-            bits_NSb = ((x_NK * scale_N1).round_() @ self.R_MK.T >= 0).unflatten(1, (self.num_signatures, self.bits))
-            signatures_NS, *others = bits_NSb.to(torch.uint8 if self.bits <= 8 else torch.int32).unbind(2)
-            for bit_NS in others:
-                signatures_NS = torch.add(bit_NS, signatures_NS, alpha=2)
+            return torch.cat([self._signatures(block) for block in x_NK.split(_HASHED_AT_ONCE)])
+
+    def _signatures(self, x_NK: Tensor) -> Tensor:
+        top = 2.0 ** min(11, 16 - (self.dim - 1).bit_length())
+        x_NK = x_NK.float()
+        scale_N1 = top / x_NK.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
+        bits_NSb = ((x_NK * scale_N1).round_() @ self.R_MK.T >= 0).unflatten(1, (self.num_signatures, self.bits))
+        signatures_NS, *others = bits_NSb.to(torch.uint8 if self.bits <= 8 else torch.int32).unbind(2)
+        for bit_NS in others:
+            signatures_NS = torch.add(bit_NS, signatures_NS, alpha=2)
         return signatures_NS
 
     def _mean(self, sums_BSK: Tensor) -> Tensor:
         return (F.normalize(sums_BSK, dim=2) if self.normalize else sums_BSK).mean(dim=1)
+
+
+class _AddToSums(torch.autograd.Function):
+    """Add event ``events_C[c]`` to sum ``sums_C[c]``, for each c in the order of the events; (num_sums, K).
+
+    An event is in several sums. Its gradient adds up theirs in one pass, where that of plain ``index_add`` and
+    ``index_select`` writes a row for each c first, and that is most of a long history's step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, events_NK: Tensor, events_C: Tensor, sums_C: Tensor, num_sums: int) -> Tensor:
+        ctx.save_for_backward(sums_C, torch.bincount(events_C, minlength=len(events_NK)))
+        return sum_by(sums_C, events_NK.index_select(0, events_C), num_sums)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        sums_C, num_sums_N = ctx.saved_tensors
+        first_N = num_sums_N.cumsum(0) - num_sums_N
+        return F.embedding_bag(sums_C, gradients[0], first_N, mode="sum"), None, None, None
 
 
 Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]

@@ -61,7 +61,8 @@ class SingleIds:
     def take_out(self, _kernel: nn.Module, _inputs: object, bags: Tensor) -> Tensor:
         """Lay the vectors of a kernel's output (B, F * D) in the order of the ids, (N, D)."""
         tables = bags.unflatten(1, (-1, self.width)).split(self.features_T, dim=1)
-        return torch.cat([of.transpose(0, 1).flatten(0, 1)[:n] for of, n in zip(tables, self.num_ids_T, strict=True)])
+        vectors = [of.transpose(0, 1).flatten(0, 1)[:n] for of, n in zip(tables, self.num_ids_T, strict=True)]
+        return torch.cat(vectors) if len(vectors) > 1 else vectors[0]
 
     def _ids_of_tables(self, lengths_F: list[int]) -> list[int]:
         lengths = iter(lengths_F)

@@ -140,3 +140,15 @@ def test_a_model_reads_weights_and_without_them_is_as_before(gaps: tuple[int, ..
     before, after = (m(make_batch(s, lists, dwell)).fused for m, s in zip(models, (plain, schema), strict=True))
     assert torch.equal(before[1:], after[1:]) and before[0] != after[0]
     assert "dwell_weights.clicks" in models[1].state_dict() and "dwell_weights.clicks" not in models[0].state_dict()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_in_bfloat16_nearly_the_same(case: Case) -> None:
+    encoder, (target, events, lengths) = make(case).eval(), make_inputs(LENGTHS)
+    weights = torch.rand(sum(LENGTHS), generator=torch.Generator().manual_seed(4)) + 0.2
+    expected = encoder(target, events, lengths, weights)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = encoder(target.bfloat16(), events.bfloat16(), lengths, weights)
+    assert found.dtype == torch.bfloat16 and torch.isfinite(found).all()
+    if case[0] != "sdim":  # whose hash may turn at a bit
+        assert (found - expected).abs().max() < 0.1 * expected.abs().max()
