@@ -82,6 +82,7 @@ def fill(row: dict[str, Any], num_events: int) -> dict[str, Any]:
         "visits__device": [devices[n % 3] for n in range(num_events)],
         "visits__time": [9_999 - n for n in range(num_events)],
         "devices__device": [devices[n % 2] for n in range(num_events)],
+        "devices__dwell": [n % 90 for n in range(num_events)],
         "devices__time": [1 + n for n in range(num_events)],
     }
 

@@ -18,7 +18,7 @@ from training.ship.predict import Predictor
 pytestmark = pytest.mark.slow
 
 SECONDS = 120.0
-LISTS = ("visits__user", "visits__device", "devices__device")
+LISTS = ("visits__user", "visits__device", "devices__device", "devices__dwell")
 
 
 @dataclass(frozen=True)

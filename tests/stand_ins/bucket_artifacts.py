@@ -25,7 +25,7 @@ SEQUENCES: dict[str, HistoryConfig] = {
     "liked": DINHistory(hidden_units=(4,)),
 }
 VISITS = ("visits__user", "visits__device", "visits__time")
-DEVICES = ("devices__device", "devices__time")
+DEVICES = ("devices__device", "devices__time", "devices__dwell")
 
 
 def bucket_schema(longest: int = 40) -> FeatureSchema:
@@ -34,7 +34,7 @@ def bucket_schema(longest: int = 40) -> FeatureSchema:
         tiny_schema(),
         sequence=(
             SequenceFeature("visits", ("user", "device"), longest, gaps=(60, 3600), newest="first"),
-            SequenceFeature("devices", ("device",), longest, gaps=(60, 600), newest="last"),
+            SequenceFeature("devices", ("device",), longest, gaps=(60, 600), newest="last", dwell_weights=True),
             SequenceFeature("liked", ("user",), 3, newest="first"),
         ),
         timestamp=Timestamp("time"),
@@ -62,6 +62,7 @@ def make_rows(num_rows: int, seed: int = 0, longest: int = 50) -> list[dict[str,
                 "visits__device": seen[:visits],
                 "visits__time": rng.integers(1, 10_000, visits).tolist(),
                 "devices__device": seen[visits:],
+                "devices__dwell": [None if n % 5 == 4 else n % 7 for n in range(devices)],
                 "devices__time": " ".join(map(str, rng.integers(1, 10_000, devices))),
                 "liked__user": users[:2],
             }

@@ -12,6 +12,7 @@ from torch import nn
 from features.schema import FeatureSchema
 from training.config import MeanHistory, ModelConfig, StreamGatesSelection
 from training.data.batch import Batch
+from training.model.dwell_weights import DwellWeights
 from training.model.embedding import (
     HISTORY_STREAMS,
     EmbeddingTable,
@@ -48,6 +49,7 @@ class CTRModel(nn.Module):
             made on CPU.
         mean_lengths: key of a sequence -> mean number of events a row, for plans; absent: the most there can be.
         vectors: name -> the fixed vectors of ``config.vectors``, by id; None: zeros, which somebody replaces.
+        dwell_cut_offs: sequence with dwell weights -> largest id of a dwell time that counts; absent: all do.
 
     Raises:
         ModelError: a block needs what the schema lacks.
@@ -64,6 +66,7 @@ class CTRModel(nn.Module):
         device: torch.device | str | None = None,
         mean_lengths: Mapping[str, float] | None = None,
         vectors: Mapping[str, "VectorTable"] | None = None,
+        dwell_cut_offs: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.base_logit = config.base_logit
@@ -101,6 +104,7 @@ class CTRModel(nn.Module):
                 gaps=gaps,
                 seed=seed,
             )
+            self.dwell_weights = DwellWeights(schema, dwell_cut_offs)
             num_fields = self.embedding.num_fields + len(self.vectors.names) + self.histories.num_fields
             self.selection = SELECTIONS[config.selection.kind](config.selection, num_fields, widths.get("shared", 0))
             self.easy_encoder = ENCODERS[config.easy.kind](config.easy, num_fields, config.easy_dim)
@@ -130,7 +134,7 @@ class CTRModel(nn.Module):
             tables: sequence -> bucket tables that stand for the events of some rows; None: all rows have their events.
         """
         streams, histories = self._look_up(batch)
-        fields = self.histories(histories)
+        fields = self.histories(histories, self.dwell_weights(batch.sparse_features))
         if tables:
             fields = self.histories.with_tables(fields, histories, tables)
         for stream, fields_BFD in fields.items():
@@ -145,7 +149,7 @@ class CTRModel(nn.Module):
     def bucket_tables(self, batch: Batch) -> dict[str, dict[StreamName, torch.Tensor]]:
         """Add up the events of each sequence whose encoder is ``sdim``: sequence -> stream -> (B, S, 2^bits, K)."""
         _, histories = self._look_up(batch)
-        return self.histories.bucket_tables(histories)
+        return self.histories.bucket_tables(histories, self.dwell_weights(batch.sparse_features))
 
     def _look_up(self, batch: Batch) -> tuple[Streams, EventStreams]:
         streams, histories = self.embedding(batch.sparse_features, batch.dense_features, batch.num_rows)

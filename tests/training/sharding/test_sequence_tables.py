@@ -121,11 +121,11 @@ LANES: dict[str, dict[str, Any]] = {
 
 
 def sequence_schema() -> FeatureSchema:
-    """The tiny schema with two sequences: of its users and devices, with gaps, and of devices alone."""
+    """The tiny schema with two sequences: of its users and devices, with gaps and weights, and of devices alone."""
     return replace(
         tiny_schema(),
         sequence=(
-            SequenceFeature("visits", ("user", "device"), 5, gaps=(60, 3600), newest="first"),
+            SequenceFeature("visits", ("user", "device"), 5, gaps=(60, 3600), newest="first", dwell_weights=True),
             SequenceFeature("devices", ("device",), 3, newest="last"),
         ),
         timestamp=Timestamp("time"),
@@ -188,12 +188,38 @@ def test_a_schema_whose_every_feature_is_a_part(lane: str, tmp_path: Path, one_r
 
 def test_an_artifact_scores_as_the_trained_model(dataset: TinyDataset, tmp_path: Path, one_rank: None) -> None:
     names = ("user", "genres", "device", "age", "row", "price", "time")
-    names += ("visits__user", "visits__device", "visits__time", "devices__device")
+    names += ("visits__user", "visits__device", "visits__time", "devices__device", "visits__dwell")
     values = [
-        ("u", "a|b", "mobile", "33", "0.1", "2.5", "10000", "v w u", "mobile tablet none", "9990 9000 1", "mobile"),
-        ("v", "", "tablet", "", "0.2", "", "10000", "", "", "", ""),
-        ("", "c|a|u|d", "watch", "60", "", "7", "20000", "w", "watch", "19999", "watch tablet mobile tablet"),
-        ("a", "a", "", "18", "0.4", "-1", "30000", "a b c d e f g", "a b c d e f g", "7 6 5 4 3 2 1", ""),
+        (
+            "u",
+            "a|b",
+            "mobile",
+            "33",
+            "0.1",
+            "2.5",
+            "10000",
+            "v w u",
+            "mobile tablet none",
+            "9990 9000 1",
+            "mobile",
+            "1 60 3e2",
+        ),
+        ("v", "", "tablet", "", "0.2", "", "10000", "", "", "", "", ""),
+        ("", "c|a|u|d", "watch", "60", "", "7", "20000", "w", "watch", "19999", "watch tablet mobile tablet", "7"),
+        (
+            "a",
+            "a",
+            "",
+            "18",
+            "0.4",
+            "-1",
+            "30000",
+            "a b c d e f g",
+            "a b c d e f g",
+            "7 6 5 4 3 2 1",
+            "",
+            "9 8 7 6 5 4 3000",
+        ),
     ]
     rows: list[dict[str, str | None]] = [
         dict(zip(names, (value or None for value in row), strict=True)) for row in values
@@ -212,7 +238,12 @@ def test_an_artifact_scores_as_the_trained_model(dataset: TinyDataset, tmp_path:
         assert (
             np.abs(scores[tables] - scores["float32"]).max() < {"float32": 1e-9, "float16": 1e-3, "int8": 1e-2}[tables]
         )
-    without = [{**row, "visits__user": None, "visits__device": None, "visits__time": None} for row in rows]
+    weighted = Predictor.load(tmp_path / "float32").predict(
+        [{**row, "visits__dwell": row["visits__time"]} for row in rows]
+    )
+    assert (weighted != scores["float32"]).tolist() == [True, False, False, True]
+    none = dict.fromkeys(("visits__user", "visits__device", "visits__time", "visits__dwell"))
+    without = [{**row, **none} for row in rows]
     changed = Predictor.load(tmp_path / "float32").predict(without)
     assert (changed != scores["float32"]).tolist() == [True, False, True, True]
 
