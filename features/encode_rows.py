@@ -303,7 +303,9 @@ def _spelling_of(schema: FeatureSchema) -> dict[str, Callable[[Any], str | None]
     found: dict[str, Callable[[Any], str | None]] = {}
     for part in schema.parts:
         [name] = part.columns
-        if not part.part:
+        if part.is_dwell:
+            found[name] = _spelled
+        elif not part.part:
             found[name] = _time_text
             if schema.timestamp is not None:
                 found[schema.timestamp.column] = _time_text

@@ -104,6 +104,15 @@ class History:
         lag = duration_seconds(self.lag) + (self.burst.seconds if self.burst else 0)
         return max(lag, self.dwell.min_seconds if self.dwell else 0)
 
+    def knows_dwell(self, ages: Integers, dwell: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Tell which dwell times a row knows, (V,): those that were over the lag ago; the others are yet to come.
+
+        Args:
+            ages: (V,) seconds between the event and the row.
+            dwell: (V,) dwell times in seconds; NaN is missing, and never known.
+        """
+        return ages >= dwell + duration_seconds(self.lag)
+
     @property
     def columns(self) -> tuple[str, ...]:
         """List the raw columns that a build reads for the history, beside that of ``where`` and the timestamp."""
@@ -149,9 +158,17 @@ class UserHistory:
         insort(self._events, event, key=lambda one: (one.time, one.row))
 
     def at(self, time: int, length: int) -> list[UserEvent]:
-        """Return the last ``length`` events that a row at ``time`` may see, newest first."""
+        """Return the last ``length`` events that a row at ``time`` may see, newest first.
+
+        A dwell time that is not over by then, and the lag with it, is not known.
+        """
         seen = [event for event in self._kept() if event.time + self._history.delay <= time]
-        return seen[::-1][:length]
+        return [self._as_known(event, time) for event in seen[::-1][:length]]
+
+    def _as_known(self, event: UserEvent, time: int) -> UserEvent:
+        if event.dwell is None or event.time + event.dwell + duration_seconds(self._history.lag) <= time:
+            return event
+        return event._replace(dwell=None)
 
     def _kept(self) -> Iterator[UserEvent]:
         for event in self._events:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import ConfigDict, Field, FiniteFloat
 from pydantic.dataclasses import dataclass
 
+from features.dwell import DWELL_BOUNDARIES
 from features.fingerprint import MODEL_CHOICE, departures, digest, fingerprint_version_1, is_model_choice
 from features.history import LABELLED, History
 from features.kinds import (
@@ -262,7 +263,10 @@ class DenseFeature:
 
 @dataclass(frozen=True, config=STRICT)
 class SequenceFeature:
-    """A row's history: events, newest first, each with an id of every part and, with gaps, a bucket of its age."""
+    """A row's history: events, newest first, each with an id of every part and, with gaps, a bucket of its age.
+
+    With ``dwell_weights`` an event has a bucket of its dwell time as well.
+    """
 
     name: str
     parts: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -274,7 +278,8 @@ class SequenceFeature:
     """Rising boundaries, in seconds, of the time between an event and its row; their buckets have a small table of
     their own. Empty: times are not used."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Part -> raw column of its values, one list a row; a part that is not named reads NAME__PART."""
+    """Part -> raw column of its values, one list a row; a part that is not named reads NAME__PART. ``time`` and
+    ``dwell`` stand for the events' times (gaps) and dwell times (dwell_weights)."""
     separator: str = " "
     """Separator that splits text into values; lists are taken as they are."""
     newest: Literal["first", "last"] | None = None
@@ -282,6 +287,9 @@ class SequenceFeature:
     ``first``."""
     history: History | None = None
     """Rule by which the build makes the history of earlier rows; None: the log has it."""
+    dwell_weights: bool = False
+    """Whether events count by how long their user stayed: the seconds are in the column NAME__dwell, or in that of a
+    built history's dwell filter."""
 
     def __post_init__(self) -> None:
         said = f"sequence {self.name!r}"
@@ -292,7 +300,7 @@ class SequenceFeature:
             raise ValueError(f"{said}: gaps must rise strictly, got {list(self.gaps)}")
         if not self.separator:
             raise ValueError(f"{said}: separator is empty; it splits text into values, as ' ' does")
-        if unknown := sorted(set(self.columns) - set(self.parts)):
+        if unknown := sorted(set(self.columns) - set(self.parts) - set(self._extras)):
             raise ValueError(f"{said}: columns names {_shown(unknown)}, which are none of its parts")
         raw = Counter(self.raw_lists)
         if twice := sorted(name for name, count in raw.items() if count > 1):
@@ -306,6 +314,11 @@ class SequenceFeature:
                 raise ValueError(f"{said}: history.where is a rule as labels have: {error}") from None
         if self.history is not None and self.newest == "last":
             raise ValueError(f'{said}: the newest event of a built history is first: leave newest = "last" out')
+        if self.dwell_weights and self.history is not None and self.history.dwell is None:
+            raise ValueError(
+                f"{said} has dwell_weights, but nothing says how long users stayed: name the raw column with "
+                "history.dwell = { column = ... }, with min_seconds = 0 to leave no event out"
+            )
         if self.history is not None and self.columns:
             raise ValueError(f"{said} is built from earlier rows (history): leave its columns out")
 
@@ -335,9 +348,14 @@ class SequenceFeature:
         return f"{self.name}__gap" if self.gaps else None
 
     @property
+    def dwell_column(self) -> str | None:
+        """Return the column of dwell times' buckets in the Parquet files and its key in a batch; None: no weights."""
+        return f"{self.name}__dwell" if self.dwell_weights else None
+
+    @property
     def keys(self) -> tuple[str, ...]:
-        """List the columns in the Parquet files, which are the keys in a batch: the parts, then the gaps' buckets."""
-        return (*self.part_columns.values(), *([self.gap_column] if self.gap_column else []))
+        """List the columns in the Parquet files, which are the keys in a batch: parts, then gaps, then dwell times."""
+        return (*self.part_columns.values(), *(name for name in (self.gap_column, self.dwell_column) if name))
 
     @property
     def raw_part_columns(self) -> dict[str, str]:
@@ -345,14 +363,26 @@ class SequenceFeature:
         return {part: self.columns.get(part, column) for part, column in self.part_columns.items()}
 
     @property
+    def _extras(self) -> dict[str, str]:
+        """Map what is read beside the parts to its raw column's default name, unless a part is called so."""
+        read = {"time": bool(self.gaps), "dwell": self.dwell_weights}
+        return {what: f"{self.name}__{what}" for what, is_read in read.items() if is_read and what not in self.parts}
+
+    @property
     def time_column(self) -> str:
         """Return the raw column of the events' times; only a sequence with gaps reads it."""
-        return f"{self.name}__time"
+        return self.columns.get("time", f"{self.name}__time") if "time" in self._extras else f"{self.name}__time"
+
+    @property
+    def raw_dwell_column(self) -> str:
+        """Return the raw column of the events' dwell times; only a sequence with ``dwell_weights`` reads it."""
+        return self.columns.get("dwell", f"{self.name}__dwell") if "dwell" in self._extras else f"{self.name}__dwell"
 
     @property
     def raw_lists(self) -> tuple[str, ...]:
         """List the raw columns of lists that the sequence is read from."""
-        return (*self.raw_part_columns.values(), *([self.time_column] if self.gaps else []))
+        others = [(self.time_column, bool(self.gaps)), (self.raw_dwell_column, self.dwell_weights)]
+        return (*self.raw_part_columns.values(), *(name for name, is_read in others if is_read))
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -360,13 +390,15 @@ class SequencePart(SparseFeature):
     """One column of a sequence as a feature of its own: any number of ids a row, newest first.
 
     A part has the encoding and the table of its sparse feature, and the state that was learnt for that; the buckets of
-    gaps are a part with boundaries and a table of its own.
+    gaps are a part with boundaries and a table of its own, those of dwell times one with boundaries and no table.
     """
 
     sequence: str = ""
     """Name of the sequence."""
     part: str = ""
-    """Sparse feature whose encoding it has; empty: the part holds the buckets of gaps."""
+    """Sparse feature whose encoding it has; empty: the part holds buckets of gaps or of dwell times."""
+    is_dwell: bool = False
+    """Flag: the part holds the buckets of dwell times, which weigh events and are looked up in no table."""
     split_at: str = " "
     """Separator of the sequence."""
 
@@ -392,7 +424,7 @@ class SequencePart(SparseFeature):
 
 
 def _parts_of(sequence: SequenceFeature, sparse: dict[str, SparseFeature]) -> tuple[SequencePart, ...]:
-    """Make a sequence's parts, gaps last.
+    """Make a sequence's parts, then those of gaps and of dwell times.
 
     Raises:
         ValueError: a part is no feature that a sequence can share.
@@ -438,6 +470,18 @@ def _parts_of(sequence: SequenceFeature, sparse: dict[str, SparseFeature]) -> tu
                 max_length=sequence.max_length,
                 sequence=sequence.name,
                 split_at=sequence.separator,
+            )
+        )
+    if sequence.dwell_column is not None:
+        found.append(
+            SequencePart(
+                sequence.dwell_column,
+                BoundariesEncoding(DWELL_BOUNDARIES),
+                (sequence.raw_dwell_column,),
+                max_length=sequence.max_length,
+                sequence=sequence.name,
+                split_at=sequence.separator,
+                is_dwell=True,
             )
         )
     return tuple(found)
@@ -592,7 +636,7 @@ class FeatureSchema:
 
     @cached_property
     def parts(self) -> tuple[SequencePart, ...]:
-        """List the parts of all sequences, gaps included, sequence by sequence."""
+        """List the parts of all sequences, gaps and dwell times included, sequence by sequence."""
         sparse = {f.name: f for f in self.sparse}
         return tuple(part for sequence in self.sequence for part in _parts_of(sequence, sparse))
 
@@ -704,7 +748,7 @@ def _meaning(schema: FeatureSchema) -> dict[str, Any]:
 def _meaning_of_sequence(sequence: SequenceFeature) -> dict[str, Any]:
     tree = departures(sequence)
     tree.pop("columns", None)
-    if renamed := {p: c for p, c in sequence.columns.items() if c != sequence.part_columns[p]}:
+    if renamed := {p: c for p, c in sequence.columns.items() if c != f"{sequence.name}__{p}"}:
         tree["columns"] = renamed
     if sequence.history is not None:
         tree.pop("newest", None)

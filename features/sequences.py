@@ -25,7 +25,7 @@ class EventValues:
 
     Attributes:
         values: name of a part -> (V,) its values: texts, null where missing, or float64 numbers, NaN where missing; of
-            gaps the seconds between an event and its row.
+            gaps the seconds between an event and its row, of dwell times seconds.
         lengths: (n,) how many of the V events each row has.
         dropped: (n,) how many more a row had than the sequence keeps.
         faults: rows that are bad, (rows,) each, with the reason; their events are of no meaning.
@@ -129,7 +129,13 @@ class _Reading:
         return EventValues(found, lengths, dropped, self.faults)
 
     def _common_lengths(self) -> NDArray[np.int64]:
-        """Check that all lists of a row have one length; where they have not, no list counts."""
+        """Check that all lists of a row have one length; where they have not, no list counts.
+
+        No dwell time at all says that none is known: a text of one that is missing is as empty.
+        """
+        if self.sequence.dwell_weights:
+            dwell, parts = self.sequence.raw_dwell_column, next(iter(self.raw.values()))
+            self.raw[dwell] = _with_nulls(self.raw[dwell], parts.lengths)
         first, *others = self.raw.values()
         differs = np.zeros(len(first.lengths), np.bool_)
         for other in others:
@@ -145,6 +151,12 @@ class _Reading:
         """Convert a part's items to what its encoding looks at; returns the mask of missing ones too."""
         [name] = part.columns
         items, settings = self.raw[name].items, self.schema.values
+        if part.is_dwell:
+            stayed, bad = _named(name, numbers, items, settings)
+            bad = stayed < 0 if bad is None else bad | (stayed < 0)
+            fault = f"column {name!r} has a dwell time that is no number of seconds from 0 on"
+            self._reject_items(bad, rows, num_rows, fault)
+            return stayed, np.isnan(stayed)
         if not part.part:
             time = self.schema.timestamp
             assert time is not None
@@ -189,6 +201,17 @@ def _taken(values: Any, places: NDArray[Any]) -> Any:
     if isinstance(values, np.ndarray):
         return values[places]
     return values.filter(pa.array(places)) if places.dtype == np.bool_ else values.take(pa.array(places))
+
+
+def _with_nulls(lists: RawLists, lengths: NDArray[np.int64]) -> RawLists:
+    """Fill the lists that are empty with nulls, as many as ``lengths`` says."""
+    is_empty = (lists.lengths == 0) & (lengths > 0)
+    if not is_empty.any():
+        return lists
+    filled = np.where(is_empty, lengths, lists.lengths)
+    is_null = np.repeat(is_empty, filled)
+    places = np.cumsum(~is_null) - 1
+    return RawLists(lists.items.take(pa.array(places, pa.int64(), mask=is_null)), filled, lists.bad)
 
 
 def _without_rows(lists: RawLists, rows: Mask) -> RawLists:

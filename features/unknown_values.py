@@ -130,13 +130,16 @@ class ValueCounter:
         self._learnt = learnt
         self._examples: dict[str, ValueExample | None] = {}
 
-    def count(self, columns: Columns, texts: ValueTexts, tally: ValueTally) -> None:
+    def count(
+        self, columns: Columns, texts: ValueTexts, tally: ValueTally, elsewhere: Mapping[str, int] | None = None
+    ) -> None:
         """Add the counts of a batch to a tally.
 
         Args:
             columns: encoded rows.
             texts: what they were encoded from.
             tally: what is added to.
+            elsewhere: part of a sequence -> rows without an event here that have some in a bucket table.
         """
         tally.rows += len(next(iter(columns.values())))
         if self._others:
@@ -154,12 +157,14 @@ class ValueCounter:
                     tally.unknown[feature.name] += len(rows) - num_missing
                     self._give_example(feature, texts, rows, tally)
         for feature in self._bags:
-            self._count_bag(feature, columns, texts, tally)
+            self._count_bag(feature, columns, texts, tally, (elsewhere or {}).get(feature.name, 0))
 
-    def _count_bag(self, feature: SparseFeature, columns: Columns, texts: ValueTexts, tally: ValueTally) -> None:
+    def _count_bag(
+        self, feature: SparseFeature, columns: Columns, texts: ValueTexts, tally: ValueTally, elsewhere: int
+    ) -> None:
         lengths = feature.kind.lengths(columns, feature)
         tally.tokens[feature.name] += int(lengths.sum())
-        num_missing = len(lengths) - int(np.count_nonzero(lengths))
+        num_missing = len(lengths) - int(np.count_nonzero(lengths)) - elsewhere
         if num_missing:
             tally.missing[feature.name] += num_missing
         if feature.name in self._bag_ids:

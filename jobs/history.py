@@ -3,12 +3,10 @@
 import sys
 from datetime import UTC, datetime
 
-import pyarrow as pa
-
 from features.disk.dataset import DatasetManifest
 from features.disk.place import temporary_folder
-from features.disk.user_histories import UserHistories, fetch_histories
-from features.history import UserEvent, UserHistory, user_hashes
+from features.disk.user_histories import fetch_histories
+from features.history import UserEvent
 from features.learnt import Learnt
 from features.schema import VOCABULARY_KINDS, FeatureSchema, SequenceFeature
 from jobs.cli.conventions import place, plain_parser, run_program
@@ -37,21 +35,11 @@ def main() -> int:
         for sequence in manifest.schema.sequence:
             if sequence.history is None:
                 continue
-            events = _events(state, sequence, arguments.user).at(arguments.time, sequence.max_length)
+            events = state.of_user(sequence, arguments.user).at(arguments.time, sequence.max_length)
             print(f"{sequence.name}: {len(events)} events of {sequence.history.of} {arguments.user!r}")
             if events:
                 print(text_table(_rows(events, sequence, manifest.schema, learnt)))
     return 0
-
-
-def _events(state: UserHistories, sequence: SequenceFeature, user: str) -> UserHistory:
-    """Fill a store with one user's events of a sequence; their values are ids, part by part."""
-    assert sequence.history is not None
-    store, hashed = UserHistory(sequence.history), int(user_hashes(pa.array([user]))[0])
-    for number, event in enumerate(state.read(sequence.name, hashed, hashed + 1).to_pylist()):
-        ids = [event[column] for column in sequence.part_columns.values()]
-        store.add(UserEvent(event["time"], number, ids, is_dropped=event["is_dropped"]))
-    return store
 
 
 def _rows(
@@ -64,12 +52,15 @@ def _rows(
         for part in sequence.parts
         if sparse[part].encoding.kind in VOCABULARY_KINDS
     }
-    rows = [("time (UTC)", *sequence.parts)]
+    stayed = ["dwell (s)"] if sequence.dwell_weights else []
+    rows = [("time (UTC)", *sequence.parts, *stayed)]
     for event in events:
         time = datetime.fromtimestamp(event.time, UTC).strftime("%Y-%m-%d %H:%M:%S")
         values = [
             names.get(part, {}).get(id_, f"id {id_}") for part, id_ in zip(sequence.parts, event.value, strict=True)
         ]
+        if sequence.dwell_weights:
+            values.append("not known" if event.dwell is None else f"{event.dwell:g}")
         rows.append((time, *values))
     return rows
 

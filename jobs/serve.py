@@ -28,7 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     limits = RequestLimits()
     parser = plain_parser(
         "jobs.serve",
-        "Serve a model over HTTP: POST /v1/score, GET /healthz, /metrics, /docs, /openapi.json. Where "
+        "Serve a model over HTTP: POST /v1/score and /v1/buckets, GET /healthz, /metrics, /docs, /openapi.json. Where "
         f"{TOKEN} is set, all but /healthz ask for it as a bearer token.",
         _EXAMPLE,
     )

@@ -665,7 +665,7 @@ ShardingKind = Literal["auto", "data_parallel", "table_wise", "row_wise", "colum
 
 @dataclass(frozen=True, config=STRICT)
 class ShardingConfig:
-    """Sharding of the tables; ``auto`` leaves the choice to TorchRec's planner."""
+    """Sharding of the tables; ``auto`` leaves the choice to TorchRec's planner. A single rank has every table whole."""
 
     default: ShardingKind = "auto"
     features: dict[str, ShardingKind] = field(default_factory=dict)

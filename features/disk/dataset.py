@@ -116,6 +116,9 @@ class SequenceStatistics:
     """Events dropped beyond max_length; 0 for a built history, which keeps no more."""
     oov_rates: dict[str, float] = field(default_factory=dict)
     """Column of ids with a vocabulary -> share of events out of it, or without a value; of earlier builds not known."""
+    dwell_counts: tuple[Count, ...] = ()
+    """Events by the id of their dwell time (``features.dwell``), from 0, which is one that is not known, to the largest
+    that there is; no key in the file without dwell weights."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -282,6 +285,9 @@ class DatasetManifest:
             if values[name] is None:
                 del values[name]
         for split in values["splits"].values():
+            for sequence in split["sequences"].values():
+                if not sequence["dwell_counts"]:
+                    del sequence["dwell_counts"]
             if not split["sequences"]:
                 del split["sequences"]
         atomic.write_json(dataset / MANIFEST_NAME, values, durable=True, sort_keys=True, ensure_ascii=False)

@@ -2,10 +2,12 @@
 
 ``history.parquet`` of a dataset has a row an event, sorted by sequence, user, time and place in the log: ``sequence``,
 ``user`` (hash of the raw value), ``time`` (Unix seconds), ``is_dropped`` (left out by a filter; kept while it may count
-for a burst) and an id for each part, NAME__PART, null in the events of other sequences. Of every user it holds the last
+for a burst), an id for each part, NAME__PART, and with dwell weights the dwell time in seconds, NAME__dwell, NaN where
+it is not known; null in the events of other sequences. Of every user it holds the last
 events that a row after the newest one surely sees, and all after that.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +21,8 @@ from features.disk.dataset import DatasetError, DatasetManifest, inside
 from features.disk.object_store import ObjectPath
 from features.disk.place import Place, locate
 from features.disk.versions import Format
-from features.schema import FeatureSchema
+from features.history import UserEvent, UserHistory, user_hashes
+from features.schema import FeatureSchema, SequenceFeature
 
 USER_HISTORIES_NAME = "history.parquet"
 USER_HISTORIES_FORMAT = Format("history", "update twinfocus here, or build the dataset again with this program")
@@ -28,8 +31,10 @@ _FIXED = {"sequence": pa.string(), "user": pa.uint64(), "time": pa.int64(), "is_
 
 
 def _parquet_schema(schema: FeatureSchema) -> pa.Schema:
-    parts = [name for one in schema.sequence if one.history is not None for name in one.part_columns.values()]
-    return pa.schema([*_FIXED.items(), *((name, pa.int32()) for name in parts)])
+    built = [one for one in schema.sequence if one.history is not None]
+    parts = [(name, pa.int32()) for one in built for name in one.part_columns.values()]
+    dwell = [(one.dwell_column, pa.float64()) for one in built if one.dwell_column is not None]
+    return pa.schema([*_FIXED.items(), *parts, *dwell])
 
 
 class HistoriesWriter:
@@ -43,7 +48,7 @@ class HistoriesWriter:
 
         Args:
             sequence: name of the sequence.
-            events: the columns beside the sequence's name: ``user``, ``time``, ``is_dropped``, NAME__PART.
+            events: the columns beside the sequence's name: ``user``, ``time``, ``is_dropped``, NAME__PART, NAME__dwell.
         """
         n = len(events["user"])
         columns = {"sequence": pa.repeat(pa.scalar(sequence), n), **events}
@@ -102,6 +107,21 @@ class UserHistories:
             return found.drop_columns(["sequence"])
         except (OSError, pa.ArrowException) as error:
             raise DatasetError(f"{self.path} cannot be read ({error}): build the dataset again") from error
+
+    def of_user(self, sequence: SequenceFeature, user: str) -> UserHistory:
+        """Fill a store with one user's events of a sequence that the build made; their values are ids, part by part.
+
+        Raises:
+            DatasetError: the file is damaged.
+        """
+        assert sequence.history is not None
+        store, hashed = UserHistory(sequence.history), int(user_hashes(pa.array([user]))[0])
+        for number, event in enumerate(self.read(sequence.name, hashed, hashed + 1).to_pylist()):
+            ids = [event[column] for column in sequence.part_columns.values()]
+            dwell = event[sequence.dwell_column] if sequence.dwell_column is not None else math.nan
+            known = None if math.isnan(dwell) else dwell
+            store.add(UserEvent(event["time"], number, ids, known, event["is_dropped"]))
+        return store
 
 
 def fetch_histories(manifest: DatasetManifest, dataset: Place | str, folder: Path) -> UserHistories:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from features.history import UserEvent, UserHistory
-from features.schema import FeatureSchema
+from features.schema import FeatureSchema, SequenceFeature
 
 SECONDS_BETWEEN = 0.2
 PICKED_UP_SECONDS = 60.0
@@ -128,14 +128,23 @@ def with_histories(
         for number, row in enumerate(log):
             if row[schema.label_rule.column] == "1":
                 store = stores.setdefault(row[sequence.history.of], UserHistory(sequence.history))
-                store.add(UserEvent(int(row[time.column]), number, row))
+                store.add(UserEvent(int(row[time.column]), number, row, _dwell_of(row, sequence)))
         raw = {column: features[part].columns[0] for part, column in sequence.raw_part_columns.items()}
         raw |= {sequence.time_column: time.column} if sequence.gaps else {}
         for row in found:
             store = stores.get(row[sequence.history.of], UserHistory(sequence.history))
             events = store.at(int(row[time.column]), sequence.max_length)
             row |= {column: [event.value[name] for event in events] for column, name in raw.items()}
+            if sequence.dwell_weights:
+                row[sequence.raw_dwell_column] = [event.dwell for event in events]
     return found
+
+
+def _dwell_of(row: Mapping[str, str], sequence: SequenceFeature) -> float | None:
+    """Return how long the user of an event stayed, where the history's rule reads it and the row says it."""
+    assert sequence.history is not None
+    dwell = sequence.history.dwell
+    return float(row[dwell.column]) if dwell is not None and row[dwell.column] else None
 
 
 def find_wrong(

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from features.disk.dataset import SPLITS, DatasetManifest
+from features.disk.dataset import SPLITS, DatasetManifest, SequenceStatistics
 from features.disk.run_folder import REPORT_NAME, RunFiles
+from features.dwell import DWELL_PERCENTILE, cut_off_of, dwell_seconds
 from jobs.pages import figures
 from jobs.pages.check_sections import Figures, checks_section, gate_section
 from jobs.pages.metric_values import with_metrics
@@ -327,7 +328,7 @@ def _dense_table(manifest: DatasetManifest) -> Table | None:
 
 def _sequence_table(manifest: DatasetManifest, encoders: Mapping[str, str]) -> Table | None:
     """Tabulate the histories of each split."""
-    rows = []
+    rows, has_weights = [], any(sequence.dwell_weights for sequence in manifest.schema.sequence)
     for sequence in manifest.schema.sequence:
         rule = sequence.history
         source = "the log" if rule is None else f"rows of {rule.of} ({rule.where}), {rule.delay} s before"
@@ -335,9 +336,20 @@ def _sequence_table(manifest: DatasetManifest, encoders: Mapping[str, str]) -> T
             s = manifest.splits[name].sequences[sequence.name]
             unknown = ", ".join(f"{column} {percent(rate)}" for column, rate in s.oov_rates.items())
             own = [s.mean_length, sequence.max_length, percent(s.empty_rate), s.num_truncated, unknown]
+            own += [_dwell_text(s)] if has_weights else []
             rows.append([sequence.name, source, encoders.get(sequence.name, "mean"), name, *own])
     header = ("sequence", "from", "encoder", "split", "mean length", "most", "without", "dropped", "OOV")
-    return Table(header, rows) if rows else None
+    return Table((*header, *(["dwell weights"] if has_weights else [])), rows) if rows else None
+
+
+def _dwell_text(statistics: SequenceStatistics) -> str:
+    """Say from which dwell time on events of a split weigh the same, and how many have none."""
+    counts = statistics.dwell_counts
+    cut_off = cut_off_of(counts)
+    if cut_off is None:
+        return "no known dwell time" if counts else ""
+    share = percent(counts[0] / sum(counts))
+    return f"{100 * DWELL_PERCENTILE:g} % up to {dwell_seconds(cut_off):,.0f} s, {share} not known"
 
 
 def _vectors(run: RunFiles) -> Table | None:

@@ -3,8 +3,8 @@
 import json
 import secrets
 import time
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Annotated, Any, cast
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
+from features.bucket_tables import BUCKET_PRECISIONS, BucketColumn, BucketPrecision
 from jobs.cli.conventions import TOKEN
 from jobs.pages.score_api_page import render_score_api
 from jobs.registry.found_artifact import FoundArtifact
@@ -26,7 +27,6 @@ from jobs.serving.score_request import (
     ScoreRequest,
     read_budget,
 )
-from jobs.serving.scorer import RequestScores
 from jobs.serving.service import BudgetError, Service
 
 DESCRIPTION = (
@@ -53,6 +53,16 @@ class Answer(BaseModel):
     errors: list[RowProblem]
 
 
+class TableAnswer(BaseModel):
+    """Bucket tables of a request's rows."""
+
+    model: str
+    version: int | None = Field(description="In the registry; null for an artifact without one")
+    sha256: str = Field(description="Of the artifact's artifact.json, which has those of its other files")
+    tables: list[dict[str, str] | None] = Field(description="Column -> text, to be sent in place of the events")
+    errors: list[RowProblem]
+
+
 class Problem(BaseModel):
     """Why there is no answer."""
 
@@ -74,6 +84,7 @@ class RowColumn(BaseModel):
     required: bool = Field(description="Whether a row must have it; null stands for a missing value")
     types: list[str] = Field(description="JSON types of a value")
     features: list[RowFeature]
+    in_place_of: list[str] | None = Field(None, description="Of a bucket table: columns that a row with it leaves out")
 
 
 class RowLabel(BaseModel):
@@ -152,9 +163,40 @@ def make_api(service: Service, limits: RequestLimits, token: str | None = None) 
         so many milliseconds says it in the header X-Time-Budget-Ms, and gets 504 when they are over.
         """
         started = time.perf_counter()
-        response = await _score(service, request, limits)
+
+        async def answer(parsed: ScoreRequest, deadline: float | None) -> Response:
+            artifact, found = await service.score(parsed, deadline)
+            service.metrics.rows.inc(len(found.scores))
+            service.metrics.row_errors.inc(len(found.errors))
+            return _encode(artifact, "scores", found.scores, found.errors)
+
+        response = await _answered(service, request, limits, answer)
         service.metrics.latency.observe(time.perf_counter() - started)
         service.metrics.requests.labels(str(response.status_code)).inc()
+        return response
+
+    @api.post(
+        "/v1/buckets",
+        response_model=TableAnswer,
+        responses={**refusals, **{code: {"model": Problem} for code in (409, 413, 422, 503, 504)}},
+        **guarded,
+    )
+    async def buckets(request: Request) -> Response:
+        """Make bucket tables of histories, of sequences whose encoder is sdim: a row to score has them in their place.
+
+        Rows have the columns of the histories, without times; others are ignored. A table belongs to the version that
+        made it: another version refuses it, row by row, and it has to be made again. Precision float16 takes half
+        the bytes and has three digits.
+        """
+
+        async def answer(parsed: ScoreRequest, deadline: float | None) -> Response:
+            precision = _read_precision(request.query_params.get("precision", BUCKET_PRECISIONS[0]))
+            artifact, found = await service.make_tables(parsed, precision, deadline)
+            service.metrics.table_rows.inc(len(found.tables) - len(found.errors))
+            return _encode(artifact, "tables", found.tables, found.errors)
+
+        response = await _answered(service, request, limits, answer)
+        service.metrics.table_requests.labels(str(response.status_code)).inc()
         return response
 
     @api.get("/v1/schema", response_model=RowDescription, responses=refusals, **guarded)
@@ -199,13 +241,19 @@ def make_api(service: Service, limits: RequestLimits, token: str | None = None) 
     return api
 
 
-async def _score(service: Service, request: Request, limits: RequestLimits) -> Response:
+async def _answered(
+    service: Service,
+    request: Request,
+    limits: RequestLimits,
+    answer: Callable[[ScoreRequest, float | None], Awaitable[Response]],
+) -> Response:
+    """Answer a request, or say why there is no answer; ``answer`` has the rows and the end of the time budget."""
     begun = time.time()
     budget = None
     try:
         budget = read_budget(request.headers.get(BUDGET_HEADER))
         parsed = ScoreRequest.parse(await _read(request, limits.body), limits)
-        artifact, scores = await service.score(parsed, None if budget is None else begun + budget)
+        return await answer(parsed, None if budget is None else begun + budget)
     except RequestError as error:
         return JSONResponse({"detail": str(error)}, error.status)
     except BudgetError:
@@ -216,9 +264,12 @@ async def _score(service: Service, request: Request, limits: RequestLimits) -> R
         return _unavailable(f"no replica has answered within {service.config.seconds:g} s")
     except (RayServeException, RayError) as error:
         return _unavailable(f"no replica can answer now: {type(error).__name__}")
-    service.metrics.rows.inc(len(scores.scores))
-    service.metrics.row_errors.inc(len(scores.errors))
-    return Response(_encode(artifact, scores), media_type="application/json")
+
+
+def _read_precision(text: str) -> BucketPrecision:
+    if text not in BUCKET_PRECISIONS:
+        raise RequestError(f"precision {text!r:.40} is none of {', '.join(BUCKET_PRECISIONS)}")
+    return cast(BucketPrecision, text)
 
 
 async def _read(request: Request, limit: int) -> bytes:
@@ -236,9 +287,10 @@ async def _read(request: Request, limit: int) -> bytes:
     return b"".join(chunks)
 
 
-def _encode(artifact: FoundArtifact, scores: RequestScores) -> bytes:
-    errors = [{"row": number, "error": error} for number, error in scores.errors.items()]
-    return json.dumps({**artifact.named, "scores": scores.scores, "errors": errors}).encode()
+def _encode(artifact: FoundArtifact, name: str, found: Sequence[Any], errors: Mapping[int, str]) -> Response:
+    problems = [{"row": number, "error": error} for number, error in errors.items()]
+    body = json.dumps({**artifact.named, name: found, "errors": problems}).encode()
+    return Response(body, media_type="application/json")
 
 
 def _health(service: Service) -> dict[str, Any]:
@@ -262,13 +314,20 @@ def _with_columns(document: dict[str, Any], wanted: RowSchema, limits: RequestLi
     number = {"type": "number", "minimum": -MAX_JSON_NUMBER, "maximum": MAX_JSON_NUMBER}
     scalar = [text, number, {"type": "boolean"}, {"type": "null"}]
     value = {"anyOf": [*scalar, {"type": "array", "items": {"anyOf": scalar}, "maxItems": limits.value}]}
-    row = {"type": "object", "properties": dict.fromkeys(wanted.columns, value), "required": list(wanted.required)}
+    replaced = {name for column in wanted.made for name in column.replaces}
+    required = [name for name in wanted.required if name not in replaced]
+    tables = {column.name: {"anyOf": [{"type": "string"}, {"type": "null"}]} for column in wanted.made}
+    ways = {"allOf": [_events_or_table(column, wanted) for column in wanted.made if column.replaces]}
+    ways = ways if ways["allOf"] else {}
+    properties = {**dict.fromkeys(wanted.columns, value), **tables}
+    row = {"type": "object", "properties": properties, "required": required, **ways}
     rows = {"type": "array", "items": row, "maxItems": limits.rows}
     body = _object({"rows": rows})
     # Which column is shared and which is not is the client's choice; each must be in exactly one of both.
     first, *others = wanted.columns
-    shared = _object({first: value}, [name for name in (first,) if name in wanted.required])
-    candidate = _object(dict.fromkeys(others, value), [name for name in others if name in wanted.required])
+    shared = _object({first: value}, [name for name in (first,) if name in required])
+    needed = [name for name in others if name in required]
+    candidate = {**_object({**dict.fromkeys(others, value), **tables}, needed), **ways}
     candidates = {"type": "array", "items": candidate, "maxItems": limits.rows}
     parted = _object({"shared": shared, "candidates": candidates})
     paths = {path: dict(methods) for path, methods in document["paths"].items()}
@@ -282,7 +341,25 @@ def _with_columns(document: dict[str, Any], wanted: RowSchema, limits: RequestLi
     }
     asked = {"requestBody": {"required": True, "content": content}, "parameters": [budget]}
     paths["/v1/score"]["post"] = {**paths["/v1/score"]["post"], **asked}
+    lists = wanted.of_histories.columns
+    history = {"type": "object", "properties": dict.fromkeys(lists, value), "required": list(lists)}
+    histories = {"type": "array", "items": history, "maxItems": limits.rows}
+    content = {"application/json": {"schema": {"anyOf": [_object({"rows": histories}), histories]}}}
+    precision = {"name": "precision", "in": "query", "required": False, "schema": {"enum": list(BUCKET_PRECISIONS)}}
+    asked = {"requestBody": {"required": True, "content": content}, "parameters": [budget, precision]}
+    paths["/v1/buckets"]["post"] = {**paths["/v1/buckets"]["post"], **asked}
     return {**document, "paths": paths}
+
+
+def _events_or_table(column: BucketColumn, wanted: RowSchema) -> dict[str, Any]:
+    """Make the schema of a row that has a sequence's events, or a bucket table in their place."""
+    events = [name for name in column.replaces if name in wanted.required]
+    return {
+        "anyOf": [
+            {"required": events},
+            {"required": [column.name], "properties": {column.name: {"type": "string"}}},
+        ]
+    }
 
 
 def _object(properties: dict[str, Any], required: Sequence[str] | None = None) -> dict[str, Any]:

@@ -101,23 +101,45 @@ class ScoreRequest:
         Raises:
             RequestError: a row lacks a column, or a value is beyond the limits.
         """
+        given = self._given(wanted)
         shared = {column: self.shared[column] for column in wanted.columns if column in self.shared}
         self._check(shared, "shared")
         own = [column for column in wanted.required if column not in shared]
         optional = [column for column in wanted.columns if column in wanted.optional and column not in shared]
         try:
-            rows = [{column: row[column] for column in own} for row in self.rows]
+            rows = [{column: row[column] for column in own} for row in given]
         except KeyError:
-            number, column = next((i, c) for i, row in enumerate(self.rows, 1) for c in own if c not in row)
+            number, column = next((i, c) for i, row in enumerate(given, 1) for c in own if c not in row)
             raise RequestError(
                 f"row {number} lacks column {column!r}{self._confused(column)}; null stands for a missing value"
             ) from None
         if optional:
-            for row, given in zip(rows, self.rows, strict=True):
-                row.update({column: given.get(column) for column in optional})
+            for row, whole in zip(rows, given, strict=True):
+                row.update({column: whole.get(column) for column in optional})
         for number, row in enumerate(rows, start=1):
             self._check(row, f"row {number}")
+        for name in (column.name for column in wanted.buckets if given is not self.rows):
+            for row, whole in zip(rows, given, strict=True):
+                row[name] = whole[name] if name in whole else self.shared.get(name)
         return [{**shared, **row} for row in rows] if shared else rows
+
+    def _given(self, wanted: RowSchema) -> Sequence[Mapping[str, Any]]:
+        """Give rows that have a bucket table empty columns of the events that it stands for; without one, ``rows``.
+
+        Tables are checked where they are read: one that cannot be used is its row's error, as old ones are after a
+        promotion, and their length is within that of the body.
+        """
+        if wanted.is_of_histories:
+            return self.rows
+        names = {column.name: column.replaces for column in wanted.buckets}
+        if not any(name in row for row in (self.shared, *self.rows) for name in names):
+            return self.rows
+        rows = []
+        for row in self.rows:
+            brought = [name for name in names if row.get(name, self.shared.get(name)) is not None]
+            absent = (column for name in brought for column in names[name] if column not in self.shared)
+            rows.append({**dict.fromkeys(absent), **row})
+        return rows
 
     def _confused(self, column: str) -> str:
         """Name a column of the request that may be the missing one, spelt otherwise."""

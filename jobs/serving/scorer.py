@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ray import serve
 
+from features.bucket_tables import BucketPrecision
 from features.rows import RawRow, RowError
 from features.unknown_values import ValueTally
 from jobs.launch.loopback import LOOPBACK
@@ -37,6 +38,15 @@ class RequestScores(NamedTuple):
     """Errors of malformed rows: number of the row, from 1 -> error."""
     values: ValueTally | None = None
     """Counts of missing and unknown values in all rows of the batch; None: another answer of the batch has them."""
+
+
+class RequestTables(NamedTuple):
+    """Bucket tables of one request's rows."""
+
+    tables: list[dict[str, str] | None]
+    """Column of a bucket table -> its text, in the order of the rows; None for a malformed row."""
+    errors: dict[int, str]
+    """Errors of malformed rows: number of the row, from 1 -> error."""
 
 
 def _keep_to_loopback() -> None:
@@ -78,7 +88,12 @@ class Scorer:
     async def row_schema(self) -> RowSchema:
         """Return what a row of a request must have."""
         predictor = self._predictor
-        return RowSchema.of(predictor.schema, predictor.config, predictor.value_rates)
+        buckets = tuple(predictor.buckets.columns.values())
+        return RowSchema.of(predictor.schema, predictor.config, predictor.value_rates, buckets)
+
+    async def bucket_tables(self, rows: Sequence[RawRow], precision: BucketPrecision) -> RequestTables:
+        """Make the bucket tables of the rows of a request."""
+        return make_bucket_tables(self._predictor, rows, precision)
 
     @serve.batch(
         max_batch_size=SCORER_BATCH_ROWS,
@@ -124,3 +139,22 @@ def _score_rows(
         return scores, {}
     found = iter(predictor.predict([row for place, row in enumerate(rows) if place not in errors], tally).tolist())
     return [None if place in errors else next(found) for place in range(len(rows))], errors
+
+
+def make_bucket_tables(
+    predictor: "Predictor", rows: Sequence[RawRow], precision: BucketPrecision = "float32"
+) -> RequestTables:
+    """Make bucket tables of raw histories; a malformed row has an error, and the others their tables."""
+    buckets = predictor.buckets
+    errors: dict[int, str] = {}
+    tables: list[dict[str, str] | None] = []
+    try:
+        return RequestTables([*buckets.make(rows, precision)], {})
+    except RowError:
+        for number, row in enumerate(rows, start=1):
+            try:
+                tables += buckets.make([row], precision)
+            except RowError as error:
+                errors[number] = str(error).removeprefix("row 1: ")
+                tables.append(None)
+    return RequestTables(tables, errors)

@@ -15,9 +15,9 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from ray import serve
 from ray.exceptions import RayActorError, RayError
@@ -25,14 +25,16 @@ from ray.serve._private.common import ReplicaState
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from features.bucket_tables import BucketPrecision
 from features.unknown_values import ValueReport, ValueTally
 from jobs.registry.found_artifact import FoundArtifact
 from jobs.serving.row_schema import RowSchema
-from jobs.serving.score_request import ScoreRequest
-from jobs.serving.scorer import SCORER_BATCH_ROWS, RequestScores, Scorer, ScoreWork
+from jobs.serving.score_request import RequestError, ScoreRequest
+from jobs.serving.scorer import SCORER_BATCH_ROWS, RequestScores, RequestTables, Scorer, ScoreWork
 from jobs.serving.service_metrics import ServiceMetrics
 
 _log = logging.getLogger(__name__)
+_Found = TypeVar("_Found")
 MAX_TRIES = 5
 """Upper bound on retries, so that a poisonous request cannot crash replicas in a loop."""
 RETRY_SECONDS = 60.0
@@ -148,35 +150,74 @@ class Service:
             RayServeException: the queue is full.
             RayActorError: the replica died in each of ``MAX_TRIES`` tries.
         """
+
+        async def ask(served: Served) -> RequestScores:
+            rows = request.rows_of(served.row_schema)
+            if not rows:
+                return RequestScores([], {})
+            scores = await served.handle.score.remote(ScoreWork(rows, deadline))
+            if scores is None:
+                raise BudgetError
+            if scores.values is not None:
+                served.values.add(scores.values)
+                self.metrics.add_values(scores.values)
+            return scores
+
+        return await self._in_time(ask, deadline)
+
+    async def make_tables(
+        self, request: ScoreRequest, precision: BucketPrecision, deadline: float | None = None
+    ) -> tuple[FoundArtifact, RequestTables]:
+        """Make the bucket tables of a request's histories; return them and the artifact that made them.
+
+        Args:
+            request: rows with histories.
+            precision: type of the tables' numbers.
+            deadline: as for ``score``.
+
+        Raises:
+            RequestError: a row lacks a column, the model has no bucket tables, or they are longer than a body may be.
+            BudgetError, TimeoutError, RayServeException, RayActorError: as ``score``.
+        """
+
+        async def ask(served: Served) -> RequestTables:
+            made = served.row_schema.made
+            if not made:
+                raise RequestError(
+                    f"{served.artifact.title} has no sequence whose encoder is 'sdim': send the events", 409
+                )
+            rows = request.rows_of(served.row_schema.of_histories)
+            size, limit = len(rows) * sum(column.num_characters(precision) for column in made), request.limits.body
+            if size > limit:
+                raise RequestError(f"the tables of {len(rows)} rows are {size} bytes, more than {limit}", 413)
+            if not rows:
+                return RequestTables([], {})
+            return await served.handle.bucket_tables.remote(rows, precision)
+
+        return await self._in_time(ask, deadline)
+
+    async def _in_time(
+        self, ask: Callable[[Served], Awaitable[_Found]], deadline: float | None
+    ) -> tuple[FoundArtifact, _Found]:
         left = math.inf if deadline is None else deadline - time.time()
         if left <= 0:
             raise BudgetError
         try:
             async with asyncio.timeout(min(left, self.config.seconds)):
-                return await self._try(request, deadline)
+                return await self._try(ask)
         except TimeoutError:
             if left < self.config.seconds:
                 raise BudgetError from None
             raise
 
-    async def _try(self, request: ScoreRequest, deadline: float | None) -> tuple[FoundArtifact, RequestScores]:
+    async def _try(self, ask: Callable[[Served], Awaitable[_Found]]) -> tuple[FoundArtifact, _Found]:
         for number in itertools.count(1):
             with self._taken() as served:
-                rows = request.rows_of(served.row_schema)
-                if not rows:
-                    return served.artifact, RequestScores([], {})
                 try:
-                    scores = await served.handle.score.remote(ScoreWork(rows, deadline))
+                    return served.artifact, await ask(served)
                 except RayActorError:
                     if number == MAX_TRIES:
                         raise
-                else:
-                    if scores is None:
-                        raise BudgetError
-                    if scores.values is not None:
-                        served.values.add(scores.values)
-                        self.metrics.add_values(scores.values)
-                    return served.artifact, scores
             self.metrics.retries.inc()
             await asyncio.sleep(0.05 * number)
         raise AssertionError

@@ -19,6 +19,10 @@ class ServiceMetrics:
         self.row_errors = self._counter("row_errors", "Rows that were malformed")
         self.retries = self._counter("retries", "Requests sent to another replica because theirs had died")
         self.refusals = self._counter("refused_versions", "Times that a version could not be loaded")
+        self.table_requests = self._counter(
+            "table_requests", "Requests for bucket tables, by their answer's status", "code"
+        )
+        self.table_rows = self._counter("table_rows", "Rows whose histories became bucket tables")
         self.over_budget = self._counter("over_budget", "Requests whose time budget was over before the answer")
         self._values = self._counter(
             "values",

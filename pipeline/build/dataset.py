@@ -9,7 +9,7 @@ import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -172,6 +172,7 @@ class _Build:
         self.exchange = version / EXCHANGE_NAME
         self.warnings = plan.notes()
         self.unknown: dict[str, Counter[str]] = defaultdict(Counter)
+        self.dwell: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
 
     def run(self) -> tuple[DatasetManifest, list[str]]:
         """Take all steps; return the manifest, and warnings for a person."""
@@ -332,16 +333,19 @@ class _Build:
         return fetch_histories(DatasetManifest.load(self.pipeline.base), self.pipeline.base, self.exchange)
 
     def _write(self, work: FinishWork, total: Sums) -> dict[str, tuple[DataFile, ...]]:
-        """Write the files; ``self.unknown`` has the events out of their vocabulary by split and column."""
+        """Write the files; ``self.unknown`` and ``self.dwell`` have counts of their events."""
         tasks = []
         for split in splits_of(total):
             rows = total.rows[split]
             borders = key_borders(self.exchange, work.blocks, split, rows, num_files(rows, self.pipeline.write))
             tasks += [FileTask(split, number, *keys) for number, keys in enumerate(pairwise(borders))]
         files: dict[str, list[DataFile]] = {split: [] for split in splits_of(total)}
-        for split, file, unknown in self._tasks(partial(write_file, work), tasks, "write"):
-            files[split].append(file)
-            self.unknown[split].update(unknown)
+        for one in self._tasks(partial(write_file, work), tasks, "write"):
+            files[one.split].append(one.file)
+            self.unknown[one.split].update(one.unknown)
+            for sequence, counts in one.dwell.items():
+                before = self.dwell[one.split].get(sequence, ())
+                self.dwell[one.split][sequence] = tuple(map(sum, zip_longest(before, counts, fillvalue=0)))
         for split, rows in total.rows.items():
             found = sum(file.num_rows for file in files[split])
             if found != rows:
@@ -365,7 +369,8 @@ class _Build:
             rate = rounded(total.labels[name] / total.rows[name])
             truncated = {s.name: total.truncated.get((name, s.name), 0) for s in self.schema.sequence}
             unknown = self.unknown[name]
-            sequences = sequence_statistics(chunks, total.rows[name], self.schema, largest, truncated, unknown)
+            own = largest, truncated, unknown, self.dwell[name]
+            sequences = sequence_statistics(chunks, total.rows[name], self.schema, *own)
             splits[name] = Split(of_split, rate, sparse, dense_statistics(total, self.schema, name), sequences)
         reasons = sum((result.reasons for result in results), Counter())
         num_rejected, num_duplicates = sum(reasons.values()), sum(result.num_duplicates for result in results)

@@ -16,11 +16,13 @@ from features.schema import FeatureSchema, SequenceFeature
 from pipeline.build.exchange import read_block, write_block
 from pipeline.build.portions import hash_ranges
 from pipeline.build.user_events import (
+    EVENT_DWELL,
     EVENT_ROW,
     EVENT_SECONDS,
     IS_DROPPED,
     USER,
     built_sequences,
+    held_columns,
     users_between,
     write_seen,
 )
@@ -118,7 +120,7 @@ def make_histories(work: HistoryWork, task: HistoryTask) -> HistoryCounts:
     users, times = events[USER].to_numpy(), events[EVENT_SECONDS].to_numpy()
     is_dropped = events[IS_DROPPED].to_numpy() | in_bursts(users, times, history.burst)
     kept = np.flatnonzero(~is_dropped)
-    past = events.take(pa.array(kept)).select([EVENT_SECONDS, *sequence.parts]).combine_chunks()
+    past = events.take(pa.array(kept)).select([EVENT_SECONDS, *held_columns(sequence)]).combine_chunks()
     write_block(folder, f"past-{task.name}", past)
     blocks = [read_block(folder, f"users-{task.number}-{name}") for name in work.blocks]
     rows = pa.concat_tables([users_between(block, task.first, task.end) for block in blocks])
@@ -142,13 +144,14 @@ def _events(work: HistoryWork, task: HistoryTask, sequence: SequenceFeature) -> 
     """Collect the events of a task's users, in order; those of the base have negative rows, so they come before others
     of their time.
     """
-    columns = [USER, EVENT_SECONDS, EVENT_ROW, IS_DROPPED, *sequence.parts]
+    columns = [USER, EVENT_SECONDS, EVENT_ROW, IS_DROPPED, *held_columns(sequence)]
     parts = []
     if work.base is not None:
         found = UserHistories(Path(work.base), work.schema).read(sequence.name, task.first, task.end)
         own = {USER: found["user"], EVENT_SECONDS: found["time"], IS_DROPPED: found["is_dropped"]}
         own[EVENT_ROW] = pa.array(np.arange(-len(found), 0))
         own |= {part: _known_ids(work, part, found[column]) for part, column in sequence.part_columns.items()}
+        own |= {EVENT_DWELL: found[sequence.dwell_column]} if sequence.dwell_column is not None else {}
         parts.append(pa.table(own).select(columns))
     for name in work.blocks:
         block = read_block(Path(work.folder), f"events-{task.number}-{name}")
@@ -227,5 +230,6 @@ def write_state(writer: HistoriesWriter, folder: Path, sequence: SequenceFeature
         state = read_block(folder, f"state-{task.name}")
         if len(state):
             parts = {column: state[part] for part, column in sequence.part_columns.items()}
+            parts |= {sequence.dwell_column: state[EVENT_DWELL]} if sequence.dwell_column is not None else {}
             own = {"user": state[USER], "time": state[EVENT_SECONDS], "is_dropped": state[IS_DROPPED]}
             writer.write(sequence.name, own | parts)

@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from features.disk.dataset import SPLITS
+from features.dwell import dwell_ids
 from features.encode import Prepared, rule_holds
 from features.history import Integers, Seen, user_hashes
 from features.ragged import Ragged
@@ -25,9 +26,16 @@ from pipeline.build.exchange import KEY, SPLIT, read_block, rows_between, sort_r
 
 USER, EVENT_SECONDS, EVENT_ROW, IS_DROPPED = "event:user", "event:seconds", "event:row", "event:dropped"
 """Columns of the tables beside the parts; the colon keeps them apart from feature names."""
+EVENT_DWELL = "event:dwell"
+"""Column of dwell times in seconds, NaN where one is not known; only tables of sequences with dwell weights have it."""
 _STOP, _COUNT = "seen:stop", "seen:count"
 _COPIED = 1 << 22
 """Events that are copied at a time into a file's histories."""
+
+
+def held_columns(sequence: SequenceFeature) -> list[str]:
+    """List the columns of the tables that histories hold of an event, beside its time."""
+    return [*sequence.parts, *([EVENT_DWELL] if sequence.dwell_weights else [])]
 
 
 def built_sequences(schema: FeatureSchema) -> dict[int, SequenceFeature]:
@@ -71,12 +79,14 @@ def write_users(
         else:
             is_event = rule_holds(rule, raw.columns[rule.column], schema.values)
         for_nothing = np.logical_and.reduce([_is_missing(prepared, part) for part in sequence.parts])
-        is_short = np.zeros(len(raw), bool)
+        is_short, held = np.zeros(len(raw), bool), {}
         if history.dwell is not None:
-            is_short = history.is_short(numbers(raw.columns[history.dwell.column], schema.values)[0])
+            dwell = numbers(raw.columns[history.dwell.column], schema.values)[0]
+            is_short = history.is_short(dwell)
+            held = {EVENT_DWELL: pa.array(dwell)} if sequence.dwell_weights else {}
         is_event &= np.isin(encoded[SPLIT].to_numpy(), [SPLITS.index(split) for split in history.splits])
         parts = {part: encoded[part] for part in sequence.parts}
-        table = {**own, EVENT_ROW: pa.array(rows.view(np.int64)), IS_DROPPED: pa.array(is_short), **parts}
+        table = {**own, EVENT_ROW: pa.array(rows.view(np.int64)), IS_DROPPED: pa.array(is_short), **parts, **held}
         _write_sorted(folder, f"events-{number}-{name}", table, is_known & is_event & ~for_nothing)
 
 
@@ -165,9 +175,16 @@ def histories_of(
             targets = np.arange(own[-1]) + np.repeat(offsets[:-1][rows_now] - own[:-1], seen.counts[few])
             for part, column in sequence.part_columns.items():
                 columns[column][targets] = events[part].to_numpy()[places]
+            if sequence.gap_column is None and sequence.dwell_column is None:
+                continue
+            ages = np.repeat(seconds[rows_now], seen.counts[few]) - events[EVENT_SECONDS].to_numpy()[places]
             if sequence.gap_column is not None:
-                ages = np.repeat(seconds[rows_now], seen.counts[few]) - events[EVENT_SECONDS].to_numpy()[places]
                 columns[sequence.gap_column][targets] = 1 + np.searchsorted(sequence.gaps, ages, side="right")
+            if sequence.dwell_column is not None:
+                assert sequence.history is not None
+                dwell = events[EVENT_DWELL].to_numpy()[places]
+                ids = np.where(sequence.history.knows_dwell(ages, dwell), dwell_ids(dwell), 0)
+                columns[sequence.dwell_column][targets] = ids
     return {column: Ragged(values, offsets) for column, values in columns.items()}
 
 

@@ -246,6 +246,7 @@ def sequence_statistics(
     largest: dict[str, int],
     truncated: dict[str, int],
     unknown: Mapping[str, int],
+    dwell: Mapping[str, tuple[int, ...]],
 ) -> dict[str, SequenceStatistics]:
     """Describe the sequences of a split.
 
@@ -256,6 +257,7 @@ def sequence_statistics(
         largest: result of ``max_ids``.
         truncated: sequence -> events beyond ``max_length``.
         unknown: column of ids with a vocabulary -> events out of it.
+        dwell: sequence with dwell weights -> events by the id of their dwell time.
     """
     events = dict.fromkeys((part.name for part in schema.parts), 0)
     empty = dict(events)
@@ -271,6 +273,7 @@ def sequence_statistics(
             {key: largest[key] for key in sequence.keys},
             truncated.get(sequence.name, 0),
             {key: rounded(unknown[key] / max(events[key], 1)) for key in sequence.keys if key in unknown},
+            dwell.get(sequence.name, ()),
         )
         for sequence in schema.sequence
     }

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -155,12 +156,24 @@ def number_codes(work: FinishWork, block: str) -> None:
 # --------------------------------------------------------------------------------------------------------------- write
 
 
-def write_file(work: FinishWork, task: FileTask) -> tuple[str, DataFile, dict[str, int]]:
-    """Write one file of a split: its rows from all blocks, in the order of their keys.
+class WrittenFile(NamedTuple):
+    """A file that was written, with counts that only its rows tell.
 
-    Returns:
-        The split, the file's description, and column of a sequence with a vocabulary -> its ids that are out of it.
+    Attributes:
+        split: its split.
+        file: its description.
+        unknown: column of a sequence with a vocabulary -> its ids that are out of it.
+        dwell: sequence with dwell weights -> its events by the id of their dwell time, from 0.
     """
+
+    split: str
+    file: DataFile
+    unknown: dict[str, int]
+    dwell: dict[str, tuple[int, ...]]
+
+
+def write_file(work: FinishWork, task: FileTask) -> WrittenFile:
+    """Write one file of a split: its rows from all blocks, in the order of their keys."""
     folder, version = Path(work.folder), Path(work.version)
     parts = []
     for name in work.blocks:
@@ -174,7 +187,8 @@ def write_file(work: FinishWork, task: FileTask) -> tuple[str, DataFile, dict[st
     path = version / task.split / f"part-{task.number:05d}.parquet"
     path.parent.mkdir(exist_ok=True)
     groups = write_table(finished, path, work.config)
-    return task.split, describe_file(path, version, groups), _count_unknown(work, finished)
+    file = describe_file(path, version, groups)
+    return WrittenFile(task.split, file, _count_unknown(work, finished), _count_dwell(work, finished))
 
 
 def _count_unknown(work: FinishWork, rows: pa.Table) -> dict[str, int]:
@@ -186,6 +200,13 @@ def _count_unknown(work: FinishWork, rows: pa.Table) -> dict[str, int]:
             ids = Ragged.of_arrow(rows[part.name].combine_chunks()).flat
             found[part.name] = int(np.count_nonzero(ids == known[-1]))
     return found
+
+
+def _count_dwell(work: FinishWork, rows: pa.Table) -> dict[str, tuple[int, ...]]:
+    """Count the events of each dwell time's id, by sequence."""
+    parts = [part for part in work.schema.parts if part.is_dwell]
+    flat = {part.sequence: Ragged.of_arrow(rows[part.name].combine_chunks()).flat for part in parts}
+    return {name: tuple(np.bincount(ids).tolist()) for name, ids in flat.items()}
 
 
 def _with_histories(work: FinishWork, split: str, rows: pa.Table, keys: NDArray[np.uint64]) -> pa.Table:

@@ -1,14 +1,25 @@
-"""train_here: train in the benchmark's own process, and measure it by the CPU it takes."""
+"""Train in the benchmark's own process, and measure it by the CPU it takes or by what it gives."""
 
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from jobs.cli.config import Config
 
 
 def train_here(config: Config) -> tuple[int, float]:
     """Train as a Ray Train worker of one does, with one thread; rows that were trained on, and CPU seconds."""
+    found, cpu = _train(config)
+    return found["train"]["rows"], cpu
+
+
+def evaluate_here(config: Config) -> dict[str, Any]:
+    """Train likewise; the run's final metrics."""
+    return _train(config)[0]
+
+
+def _train(config: Config) -> tuple[dict[str, Any], float]:
     import torch.distributed as dist
 
     from jobs.launch.run_guard import prepare_run, with_places
@@ -25,4 +36,4 @@ def train_here(config: Config) -> tuple[int, float]:
         found = train_rank(run, run.config(), lambda event: None, config.features)
         cpu = time.process_time() - started
         dist.destroy_process_group()
-    return found["train"]["rows"], cpu
+    return found, cpu

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from features.disk.atomic import write_json
 from tests.benchmarks.build_histories import run_here
 from tests.benchmarks.train_here import train_here
+from training.fit.allocator import HUGE_PAGES
 
 BATCH_SIZE, NUM_FEATURES, NUM_VALUES = 4_096, 20, 100_000
 WITHOUT = "without"
@@ -47,7 +48,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log.parquet"
         write_log(log, arguments.rows, arguments.length)
-        datasets = {name: build(log, Path(folder), name, arguments.length) for name in (WITHOUT, "with")}
+        datasets = {
+            name: build(log, Path(folder), name, arguments.length, sequences)
+            for name, sequences in ((WITHOUT, {}), ("with", {"a": "C0", "b": "C1"}))
+        }
         steps: dict[str, list[float]] = {}
         for _ in tqdm(range(arguments.turns), disable=None):
             for encoder in (WITHOUT, *arguments.encoders):
@@ -64,7 +68,7 @@ def main() -> None:
 def step_seconds(dataset: Path, encoder: str, arguments: argparse.Namespace) -> float:
     """Measure a step in a process of its own."""
     command = [sys.executable, "-m", "tests.benchmarks.train_histories", "--length", str(arguments.length)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    environment = {**os.environ, HUGE_PAGES: "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     command += ["--one", str(dataset), encoder]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     one, two = json.loads(done.stdout.splitlines()[-1])
@@ -81,31 +85,29 @@ def write_log(path: Path, num_rows: int, length: int) -> None:
     pq.write_table(pa.table(columns), path)
 
 
-def tree_of(log: Path, output: Path, name: str, length: int) -> dict[str, Any]:
-    features: dict[str, Any] = {
+def tree_of(log: Path, output: Path, length: int, sequences: dict[str, str]) -> dict[str, Any]:
+    columns = pq.read_schema(log)
+    names = [field.name for field in columns if field.name != "label" and not pa.types.is_list(field.type)]
+    features = {
         "label": "label",
-        "sparse": [
-            {"name": f"C{n}", "encoding": {"kind": "hash", "num_buckets": NUM_VALUES}} for n in range(NUM_FEATURES)
+        "sparse": [{"name": name, "encoding": {"kind": "hash", "num_buckets": NUM_VALUES}} for name in names],
+        "sequence": [
+            {"name": key, "parts": [part], "columns": {part: key}, "max_length": length, "newest": "first"}
+            for key, part in sequences.items()
         ],
     }
-    if name != WITHOUT:
-        parts = {"a": "C0", "b": "C1"}
-        features["sequence"] = [
-            {"name": key, "parts": [part], "columns": {part: key}, "max_length": length, "newest": "first"}
-            for key, part in parts.items()
-        ]
     pipeline = {"output": str(output), "input": {"train": str(log), "format": {"kind": "parquet"}}}
     return {"features": features, "pipeline": pipeline, "training": {"dataset": str(output), "from_data": []}}
 
 
-def build(log: Path, folder: Path, name: str, length: int) -> Path:
-    """Build a dataset in this process."""
+def build(log: Path, folder: Path, name: str, length: int, sequences: dict[str, str]) -> Path:
+    """Build a dataset in this process, with sequences of a part each: column of the log -> part."""
     from jobs.cli.config import parse_config
     from jobs.launch.dataset_build import run_build
     from pipeline.build import dataset
 
     dataset.run_tasks = run_here
-    tree = tree_of(log, folder / name, name, length)
+    tree = tree_of(log, folder / name, length, sequences)
     run_build(cast(Any, None), parse_config(tree))
     (folder / f"{name}.json").write_text(json.dumps(tree))
     return folder / name

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from tests.chaos.driver import EPOCH_STEPS, EPOCHS, SAVE_STEPS, TOLERANCE, Drive
 from tests.chaos.ledger import LEDGER, PAUSE, SLOW_SAVE, world_sizes
 from tests.chaos.outcome import Outcome
 from tests.stand_ins.running_cluster import running_cluster
-from tests.stand_ins.tiny_dataset import write_tiny_dataset
+from tests.stand_ins.tiny_dataset import tiny_sequences, write_tiny_dataset
 
 SLOW = {SLOW_SAVE: str(2 * SAVE_STEPS)}
 """Settings with which the second checkpoint, in the first epoch, takes its time."""
@@ -166,7 +167,7 @@ def change_schema(folder: Path, seed: int) -> Outcome:
     """A run does not go on on a dataset of another schema, and goes on on its own."""
     training = _unfinished(folder, seed)
     other, changed = folder / "other", folder / "other.toml"
-    write_tiny_dataset(other, seed=seed, weight=False)
+    write_tiny_dataset(other, seed=seed, schema=replace(tiny_sequences(), weight=None))
     config = training.config.read_text(encoding="utf-8")
     changed.write_text(config.replace('weight = "importance"', ""), encoding="utf-8")
     dataset = f"training.dataset={other}"

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from features.dwell import dwell_ids
 from features.encode import finish, prepare
 from features.encode_rows import FEW_ROWS, FeatureEncoder
 from features.history import History
@@ -246,6 +247,41 @@ def test_only_the_bad_rows_of_a_block_are_rejected() -> None:
 def test_a_missing_time_is_the_missing_bucket() -> None:
     one = FINE | {"clicks__time": [None, NOW]}
     assert FeatureEncoder(SCHEMA, LEARNT).encode([one])["clicks__gap"].tolist() == [[1, 0]]
+
+
+STAYED = replace(
+    CLICKS, columns={"item": "bought", "dwell": "stayed", "time": "when"}, max_length=2, dwell_weights=True
+)
+
+
+@pytest.mark.parametrize("are_many", [False, True])
+def test_dwell_times_go_beside_their_events(are_many: bool) -> None:
+    schema = replace(SCHEMA, sequence=(STAYED, BUYS))
+    assert STAYED.raw_lists == ("bought", "clicks__cate", "when", "stayed")
+    one = row([("p", "a", 70), ("q", "b", 10), (None, None, 9), ("r", "a", 5)])
+    one = {**one, "when": one.pop("clicks__time"), "stayed": [3, 12.5, 99, None]}
+    text = {**one, "bought": "p,q,,r", "clicks__cate": "a,b,,a", "stayed": "3,12.5,99,"}
+    text["when"] = ",".join(map(str, one["when"]))
+    rows = [one, text, one | {n: [] for n in STAYED.raw_lists}]
+    repeats = FEW_ROWS if are_many else 1
+    found = FeatureEncoder(schema, LEARNT).encode(rows * repeats)
+    ids = [0, int(dwell_ids(np.array([12.5]))[0])]
+    assert found["clicks__dwell"].tolist() == [ids, ids, []] * repeats
+    assert found["clicks__gap"].tolist() == [[1, 1], [1, 1], []] * repeats
+    columns = typed([{n: values for n, values in one.items() if n not in ("when", "stayed")}])
+    columns["when"] = pa.array([one["when"]])
+    for type_ in (pa.float32(), pa.float64(), pa.string()):
+        columns["stayed"] = pa.array([one["stayed"]]).cast(pa.list_(type_))
+        assert finish(schema, LEARNT, prepare(schema, columns))["clicks__dwell"].tolist() == [ids], type_
+    for none in (None, "", []):
+        unknown = FeatureEncoder(schema, LEARNT).encode([*rows, one | {"stayed": none}, text] * repeats)
+        assert unknown["clicks__dwell"].tolist() == [ids, ids, [], [0, 0], ids] * repeats
+    for bad in ("long", -1, "-0.5"):
+        worse = one | {"stayed": [3, bad, 99, None]}
+        with pytest.raises(RowError, match="column 'stayed' has a dwell time that is no number of seconds from 0 on"):
+            FeatureEncoder(schema, LEARNT).encode([*rows * repeats, worse])
+    with pytest.raises(RowError, match="'when', 'stayed' have lists of different lengths"):
+        FeatureEncoder(schema, LEARNT).encode([one | {"stayed": [3]}])
 
 
 def test_times_have_the_schemas_format() -> None:

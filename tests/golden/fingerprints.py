@@ -17,7 +17,7 @@ FROZEN = "tests/golden/v1/config.toml"
 
 BASES = (
     "avazu", "bench", "criteo", "demo", "frappe", "movielens_1m", "plans/criteo_1tb", "sequences/amazon_beauty",
-    "sequences/mind", "sequences/movielens_1m", "sequences/retailrocket",
+    "sequences/ebnerd", "sequences/mind", "sequences/movielens_1m", "sequences/retailrocket",
 )  # fmt: skip
 """Configs that load alone."""
 LAYERS = {

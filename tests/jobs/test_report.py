@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,26 @@ from typing import Any
 import numpy as np
 import pytest
 
-from features.disk.dataset import DataFile, DatasetManifest, DenseStatistics, FeatureStatistics, Rejected, Split
-from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFeature, VocabularyEncoding
+from features.disk.dataset import (
+    DataFile,
+    DatasetManifest,
+    DenseStatistics,
+    FeatureStatistics,
+    Rejected,
+    SequenceStatistics,
+    Split,
+)
+from features.dwell import NUM_DWELL_IDS, dwell_ids
+from features.schema import (
+    DenseFeature,
+    FeatureSchema,
+    HashEncoding,
+    SequenceFeature,
+    SparseFeature,
+    VocabularyEncoding,
+)
 from jobs.pages.report_files import read_run
-from jobs.pages.report_page import render_report
+from jobs.pages.report_page import _sequence_table, render_report
 from tests.browser import open_page
 from tests.stand_ins.retrained import BROKEN, FIRST, REFUSED, Retrained, add_partition, judge_day
 from training.judge.metrics import curves, evaluate
@@ -239,6 +256,23 @@ def test_files_of_vectors(tmp_path: Path):
     assert page.row("text", "item")[5:] == ["768", "1,230", "2,000", "61.50 %"]
     own = page.row("user_id", "user_id", "first rows of user_id__easy, user_id__hard")
     assert own[5:] == ["16", "0", "998", "0.00 %"]
+
+
+@pytest.mark.parametrize("is_weighted", [True, False])
+def test_dwell_weights_are_told_of_where_there_are_any(tmp_path: Path, is_weighted: bool):
+    counts = [0] * NUM_DWELL_IDS
+    for seconds, events in ((np.nan, 25), (30.0, 70), (60.0, 5)):
+        counts[int(dwell_ids(np.array([seconds]))[0])] += events
+    clicks = SequenceFeature("clicks", ("user_id",), 3, newest="first", dwell_weights=is_weighted)
+    own = SequenceStatistics(2.0, 0.0, {}, dwell_counts=tuple(counts) if is_weighted else ())
+    manifest = make_dataset(tmp_path / "dataset")
+    split = replace(manifest.splits["train"], sequences={"clicks": own})
+    manifest = replace(manifest, schema=replace(manifest.schema, sequence=(clicks,)), splits={"train": split})
+    table = _sequence_table(manifest, {})
+    assert table is not None
+    [row] = table.rows
+    assert (table.header[-1] == "dwell weights") == is_weighted and len(row) == len(table.header)
+    assert not is_weighted or re.fullmatch(r"95 % up to (59|60|61) s, 25.00 % not known", row[-1])
 
 
 def make_candidate(run: Path, folder: Path) -> None:

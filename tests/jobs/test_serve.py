@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from features.bucket_tables import BucketColumn
 from features.disk.artifact import ArtifactError, digest_of_artifact
 from features.schema import (
     DenseFeature,
@@ -135,6 +136,57 @@ def test_histories_are_columns_of_a_row() -> None:
         assert found[name]["types"] == [*found["size"]["types"], "array"]
     assert (found["time"]["types"], found["time"]["features"]) == (found["size"]["types"], [])
     assert found["clicks__time"]["features"] == [{"feature": "clicks__gap", "encoding": "boundaries", "separator": "|"}]
+
+
+def test_a_bucket_table_stands_for_the_columns_of_events() -> None:
+    clicks = SequenceFeature("clicks", ("item",), 5, gaps=(60,), newest="last")
+    likes, views = (SequenceFeature(name, ("item",), 5, newest="last") for name in ("likes", "views"))
+    schema = FeatureSchema(
+        "click",
+        (SparseFeature("item", VocabularyEncoding()),),
+        sequence=(clicks, likes, views),
+        timestamp=Timestamp("time"),
+    )
+    buckets = (
+        BucketColumn.of(clicks, "sdim", {"hard": (2, 4, 3)}),
+        BucketColumn.of(likes, "sdim", {"hard": (2, 4, 3)}, keeps_events=True),
+        BucketColumn.of(views, "mean", {}),
+    )
+    wanted = RowSchema.of(schema, {}, {}, buckets)
+    history = {"clicks__item": "a", "clicks__time": "1"}
+    others = {"item": "i", "time": 3, "likes__item": "b", "views__item": None}
+    nothing = {"clicks__buckets": None, "likes__buckets": None, "views__buckets": None}
+
+    def select(body: object) -> list[dict[str, object]]:
+        request = ScoreRequest.parse(json.dumps(body).encode(), RequestLimits(value=5))
+        return [dict(row) for row in request.rows_of(wanted)]
+
+    assert select([{**others, **history}]) == [{**others, **history}], "as without bucket tables"
+    empty = dict.fromkeys(history)
+    long = "x" * 100  # it is no value that the limit is for
+    rows = [{**others, **history, "clicks__buckets": None}, {**others, "clicks__buckets": long}]
+    assert select(rows) == [
+        {**others, **history, **nothing},
+        {**others, **empty, **nothing, "clicks__buckets": long},
+    ]
+    shared = {
+        "shared": {"clicks__buckets": long, "time": 3},
+        "candidates": [{k: v for k, v in others.items() if k != "time"}],
+    }
+    assert select(shared) == [{**others, **empty, **nothing, "clicks__buckets": long}]
+    assert select([{**others, **history, "clicks__buckets": "t"}]) == [
+        {**others, **history, **nothing, "clicks__buckets": "t"}
+    ]
+    for row, column in (
+        ({**others, "clicks__buckets": None}, "clicks__item"),
+        ({**others, "likes__buckets": "t"}, "clicks__item"),
+        ({"item": "i", "time": 3, "views__item": None, "clicks__buckets": "t", "likes__buckets": "t"}, "likes__item"),
+    ):
+        with pytest.raises(RequestError, match=f"row 1 lacks column '{column}'"):
+            select([row])
+    assert wanted.of_histories.columns == ("clicks__item", "likes__item")
+    request = ScoreRequest.parse(b'[{"clicks__item": "a", "likes__item": ["b"], "time": 1}]', LIMITS)
+    assert request.rows_of(wanted.of_histories) == [{"clicks__item": "a", "likes__item": ["b"]}]
 
 
 @pytest.mark.parametrize("text", ["", "soon", "0", "-5", "nan", "inf", "1e999"])

@@ -20,6 +20,7 @@ from features.disk.dataset import (
     SequenceStatistics,
     Split,
 )
+from features.dwell import NUM_DWELL_IDS
 from features.learnt import Learnt
 from features.ragged import Ragged
 from features.rows import Columns
@@ -222,7 +223,8 @@ def tiny_columns(schema: FeatureSchema, num_rows: int, rng: np.random.Generator,
         counts = rng.integers(0, sequence.max_length + 1, num_rows)
         for part in schema.parts:
             if part.sequence == sequence.name:
-                ids = rng.integers(1, highs[part.part], counts.sum()).astype(np.int32)
+                first, high = (0, NUM_DWELL_IDS) if part.is_dwell else (1, highs[part.part])
+                ids = rng.integers(first, high, counts.sum()).astype(np.int32)
                 columns[part.name] = Ragged.of(ids, counts)
     if schema.timestamp:
         columns["timestamp"] = np.arange(num_rows, dtype=np.int64) + 1_000_000
@@ -282,5 +284,9 @@ def statistics(
     for sequence in schema.sequence:
         lengths = columns[sequence.keys[0]].lengths
         largest = {key: int(columns[key].flat.max(initial=0)) for key in sequence.keys}
-        sequences[sequence.name] = SequenceStatistics(float(lengths.mean()), float((lengths == 0).mean()), largest)
+        dwell = columns[sequence.dwell_column].flat if sequence.dwell_column else []
+        counts = np.bincount(dwell).tolist() if len(dwell) else []
+        sequences[sequence.name] = SequenceStatistics(
+            float(lengths.mean()), float((lengths == 0).mean()), largest, dwell_counts=tuple(counts)
+        )
     return float(columns["label"].mean()), sparse, dense, sequences

@@ -6,6 +6,7 @@ from pathlib import Path
 from features.disk.dataset import DatasetError, DatasetManifest
 from features.disk.object_store import ObjectPath
 from features.disk.place import Place, locate
+from features.dwell import cut_off_of
 from features.learnt import Learnt
 from features.schema import FeatureSchema
 from training.data.file_cache import ShardCache
@@ -70,6 +71,13 @@ class Dataset:
         """Map each sequence's keys to its mean number of events a row of the training split."""
         found = self.manifest.split("train").sequences
         return {key: found[s.name].mean_length for s in self.manifest.schema.sequence for key in s.keys}
+
+    @property
+    def dwell_cut_offs(self) -> dict[str, int]:
+        """Map sequences with dwell weights to the largest id of a dwell time that counts, of the training split."""
+        found = self.manifest.split("train").sequences
+        cut_offs = {name: cut_off_of(statistics.dwell_counts) for name, statistics in found.items()}
+        return {name: cut_off for name, cut_off in cut_offs.items() if cut_off is not None}
 
     def num_embeddings(self) -> dict[str, int]:
         """Count the rows of the table that each feature, and each part of a sequence, is looked up in."""

@@ -50,8 +50,9 @@ class EmbeddingL2:
         sizes = {table.shared_name: table.num_embeddings for table in embedding.tables}
         starts = dict(zip(sizes, accumulate([0, *sizes.values()]), strict=False))
         self._starts = {name: starts[table.shared_name] for table in embedding.tables for name in table.keys}
+        self._num_rows = sum(sizes.values())
         self._mean_pooled = embedding.mean_pooled
-        self._inverse_counts = 1 / self._count(batches, sum(sizes.values())).float()
+        self._inverse_counts = 1 / self._count(batches, self._num_rows + 1).float()
         self._in_batch = torch.zeros_like(self._inverse_counts, dtype=torch.int32)
         self._streams: Streams = {}
         self._histories: EventStreams = {}
@@ -73,10 +74,14 @@ class EmbeddingL2:
         return counts
 
     def _rows(self, batch: Batch) -> Tensor:
-        """Return (V,) the place of each id of the batch when the features' ids are laid end to end."""
+        """Return (V,) the place of each id of the batch when the features' ids are laid end to end.
+
+        Ids of a key without a table, as of gaps that no encoder reads, have the place behind the last.
+        """
         ids = batch.sparse_features
-        starts = torch.tensor([self._starts[feature] for feature in ids.keys()])  # noqa: SIM118
-        return ids.values() + starts.repeat_interleave(torch.tensor(ids.length_per_key())).to(ids.device())
+        starts = torch.tensor([self._starts.get(feature, self._num_rows) for feature in ids.keys()])  # noqa: SIM118
+        starts = starts.repeat_interleave(torch.tensor(ids.length_per_key())).to(ids.device())
+        return torch.where(starts < self._num_rows, ids.values() + starts, self._num_rows)
 
     def loss(self, batch: Batch) -> Tensor:
         """Compute this rank's share of the term from the vectors of the last forward, which must be of ``batch``.

@@ -101,6 +101,7 @@ def build_model(
         device=device,
         mean_lengths=dataset.mean_lengths,
         vectors=vectors,
+        dwell_cut_offs=dataset.dwell_cut_offs,
     )
 
 

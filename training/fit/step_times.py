@@ -57,7 +57,7 @@ class StepTimes:
             lookup.register_forward_pre_hook(lambda *_: self.mark("exchange"))
             lookup.register_forward_hook(lambda *_: self.mark("lookup"))
         for kernel in kernels_of(model):
-            kernel.register_forward_hook(self._watch_update)
+            kernel.emb_module.register_forward_hook(self._watch_update)
 
     def start(self) -> None:
         """Begin a step: the time up to the first mark is its wait for a batch."""

@@ -12,18 +12,21 @@ from torch import nn
 from features.schema import FeatureSchema
 from training.config import MeanHistory, ModelConfig, StreamGatesSelection
 from training.data.batch import Batch
+from training.model.dwell_weights import DwellWeights
 from training.model.embedding import (
     HISTORY_STREAMS,
     EmbeddingTable,
+    EventStreams,
     FieldEmbedding,
     ModelError,
     StreamName,
+    Streams,
     stable_seed,
 )
 from training.model.encoders import ENCODERS, Nothing
 from training.model.frozen_vectors import FrozenVectors
 from training.model.fusion import FUSIONS, TwinLogits
-from training.model.histories import HISTORY_ENCODERS, HistoryEncoders
+from training.model.histories import HISTORY_ENCODERS, BucketTables, HistoryEncoders
 from training.model.selection import SELECTIONS
 
 if TYPE_CHECKING:  # it needs pyarrow
@@ -46,6 +49,7 @@ class CTRModel(nn.Module):
             made on CPU.
         mean_lengths: key of a sequence -> mean number of events a row, for plans; absent: the most there can be.
         vectors: name -> the fixed vectors of ``config.vectors``, by id; None: zeros, which somebody replaces.
+        dwell_cut_offs: sequence with dwell weights -> largest id of a dwell time that counts; absent: all do.
 
     Raises:
         ModelError: a block needs what the schema lacks.
@@ -62,6 +66,7 @@ class CTRModel(nn.Module):
         device: torch.device | str | None = None,
         mean_lengths: Mapping[str, float] | None = None,
         vectors: Mapping[str, "VectorTable"] | None = None,
+        dwell_cut_offs: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.base_logit = config.base_logit
@@ -99,6 +104,7 @@ class CTRModel(nn.Module):
                 gaps=gaps,
                 seed=seed,
             )
+            self.dwell_weights = DwellWeights(schema, dwell_cut_offs)
             num_fields = self.embedding.num_fields + len(self.vectors.names) + self.histories.num_fields
             self.selection = SELECTIONS[config.selection.kind](config.selection, num_fields, widths.get("shared", 0))
             self.easy_encoder = ENCODERS[config.easy.kind](config.easy, num_fields, config.easy_dim)
@@ -120,12 +126,18 @@ class CTRModel(nn.Module):
         if device.type != "meta":
             self.to(device)
 
-    def forward(self, batch: Batch) -> TwinLogits:
-        """Compute the logits of the batch's real rows, each (num_rows,)."""
-        streams, histories = self.embedding(batch.sparse_features, batch.dense_features, batch.num_rows)
-        if self.vectors.names:
-            streams, histories = self.vectors(batch.sparse_features, streams, histories)
-        for stream, fields_BFD in self.histories(histories).items():
+    def forward(self, batch: Batch, tables: Mapping[str, BucketTables] | None = None) -> TwinLogits:
+        """Compute the logits of the batch's real rows, each (num_rows,).
+
+        Args:
+            batch: the rows.
+            tables: sequence -> bucket tables that stand for the events of some rows; None: all rows have their events.
+        """
+        streams, histories = self._look_up(batch)
+        fields = self.histories(histories, self.dwell_weights(batch.sparse_features))
+        if tables:
+            fields = self.histories.with_tables(fields, histories, tables)
+        for stream, fields_BFD in fields.items():
             streams[stream] = torch.cat([streams[stream], fields_BFD], dim=1)
         easy_BFD, hard_BFD = self.selection(streams)
         easy_BH = self.easy_encoder(easy_BFD, streams["first_order_easy"])
@@ -133,6 +145,17 @@ class CTRModel(nn.Module):
         # A bfloat16 logit has three digits: ties among rows, and a coarse gradient. The fusion costs next to nothing.
         with torch.autocast(easy_BH.device.type, enabled=False):
             return self.fuse(_full_precision(easy_BH), _full_precision(hard_BH))
+
+    def bucket_tables(self, batch: Batch) -> dict[str, dict[StreamName, torch.Tensor]]:
+        """Add up the events of each sequence whose encoder is ``sdim``: sequence -> stream -> (B, S, 2^bits, K)."""
+        _, histories = self._look_up(batch)
+        return self.histories.bucket_tables(histories, self.dwell_weights(batch.sparse_features))
+
+    def _look_up(self, batch: Batch) -> tuple[Streams, EventStreams]:
+        streams, histories = self.embedding(batch.sparse_features, batch.dense_features, batch.num_rows)
+        if self.vectors.names:
+            streams, histories = self.vectors(batch.sparse_features, streams, histories)
+        return streams, histories
 
     def fuse(self, easy_BH: torch.Tensor, hard_BH: torch.Tensor) -> TwinLogits:
         """Fuse the encoders' outputs, and add the constant part to every logit."""

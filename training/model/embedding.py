@@ -367,7 +367,7 @@ class FieldEmbedding(nn.Module):
                 for jagged, table in zip(looked_up, history.tables.values(), strict=True)
             ]
             target_BK = fields_BFD[:, history.fields].flatten(1)
-            found[name] = EventVectors(target_BK, torch.cat(events, dim=1), looked_up[0].lengths()[:num_rows])
+            found[name] = EventVectors(target_BK, _side_by_side(events), looked_up[0].lengths()[:num_rows])
         return found
 
     def _order(
@@ -452,7 +452,12 @@ def _pool(run: "_Run", vectors: Mapping[str, _Events], num_rows: int) -> Tensor:
         _sum_up(jagged, num_rows) if name in run.jagged else jagged.values()
         for name, jagged in zip(run.keys, found, strict=True)
     ]
-    return torch.cat(parts, dim=1)
+    return _side_by_side(parts)
+
+
+def _side_by_side(parts: list[Tensor]) -> Tensor:
+    """Lay columns next to each other; a single part is not copied."""
+    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
 
 def _sum_up(vectors: JaggedTensor, num_rows: int) -> Tensor:

@@ -1,6 +1,8 @@
 """History encoders: a target's vector and the vectors of a row's events -> one vector of the target's width, or two.
 
 Events lie row by row, newest first, without padding; an encoder says whether it reads the time between event and row.
+An event may count more than another, by how long its user stayed (``training.model.dwell_weights``); weights of a row
+have the mean 1, so that equal ones change nothing.
 
 Shapes: B rows, N events of all rows, K width of the target and of what an event shares with it, G width of an event's
 gap vector, E = K + G width of an event, H hidden width, L events of the longest row.
@@ -9,17 +11,21 @@ gap vector, E = K + G width of an event, H hidden width, L events of the longest
 from collections import ChainMap
 from collections.abc import Callable, Collection, Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.config import ASTAHistory, DINHistory, HistoryConfig, MeanHistory, SDIMHistory, TransformerHistory
-from training.model.embedding import EventVectors, ModelError, StreamName, stable_seed
+from training.model.dwell_weights import mean_one
+from training.model.embedding import HISTORY_STREAMS, EventVectors, ModelError, StreamName, stable_seed
 from training.model.jagged import rows_of, sum_by
 from training.model.normalization import GlobalBatchNorm, before_norm
 from training.plugins import HISTORY_KINDS
+
+_HASHED_AT_ONCE = 1 << 13
+"""Vectors whose hash is made together: what lies between them and their signatures is far larger than both."""
 
 
 class HistoryEncoder(nn.Module):
@@ -43,15 +49,39 @@ class HistoryEncoder(nn.Module):
         """Tell whether an encoder of this config reads gap vectors; others need no table of them."""
         return False
 
-    def forward(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor) -> Tensor:
-        """Encode to (B, output_dim); gap vectors that the encoder does not read may stand there or not."""
+    def forward(
+        self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor, weights_N: Tensor | None = None
+    ) -> Tensor:
+        """Encode to (B, output_dim); gap vectors that the encoder does not read may stand there or not.
+
+        Args:
+            target_BK: the rows' own vectors.
+            events_NE: those of the events.
+            lengths_B: number of each row's events.
+            weights_N: how much each event counts, 0: not known, which is as much as its row's mean; None: all count
+                as much.
+        """
         if self.length is not None:
+            if weights_N is not None:
+                weights_N = newest_events(weights_N.unsqueeze(1), lengths_B, self.length)[0].squeeze(1)
             events_NE, lengths_B = newest_events(events_NE, lengths_B, self.length)
-        return self.encode(target_BK, events_NE[:, : self.dim + self.gap_dim], lengths_B).to(target_BK.dtype)
+        events_NE = events_NE[:, : self.dim + self.gap_dim]
+        if weights_N is None:
+            return self.encode(target_BK, events_NE, lengths_B).to(target_BK.dtype)
+        weights_N1 = mean_one(weights_N, lengths_B)
+        return self.encode_weighted(target_BK, events_NE, lengths_B, weights_N1).to(target_BK.dtype)
 
     def encode(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor) -> Tensor:
         """Encode the events that are read to (B, output_dim)."""
         raise NotImplementedError
+
+    def encode_weighted(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor, weights_N1: Tensor) -> Tensor:
+        """Encode events of unequal weights, whose mean is 1 in each row, to (B, output_dim).
+
+        Here the events' vectors are multiplied by them, which makes a weighted mean of a mean.
+        """
+        weighted_NK = weights_N1 * events_NE[:, : self.dim]
+        return self.encode(target_BK, torch.cat([weighted_NK, events_NE[:, self.dim :]], dim=1), lengths_B)
 
 
 def newest_events(events_NE: Tensor, lengths_B: Tensor, length: int) -> tuple[Tensor, Tensor]:
@@ -106,10 +136,21 @@ class DIN(HistoryEncoder):
 
     def encode(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor) -> Tensor:
         """Encode to (B, K)."""
+        return self._attend(target_BK, events_NE, lengths_B, None)
+
+    def encode_weighted(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor, weights_N1: Tensor) -> Tensor:
+        """Encode to (B, K), each a_j multiplied by the event's weight, before a softmax divides by their sum."""
+        return self._attend(target_BK, events_NE, lengths_B, weights_N1)
+
+    def _attend(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor, counts_N1: Tensor | None) -> Tensor:
         rows_N = rows_of(lengths_B, len(events_NE))
         weights_N1 = self.weigh(target_BK, events_NE, rows_N)
         if self.softmax:
-            weights_N1 = softmax_by(rows_N, weights_N1 * self.scale, len(lengths_B))
+            logits_N1 = weights_N1 * self.scale
+            logits_N1 = logits_N1 if counts_N1 is None else logits_N1 + counts_N1.log()
+            weights_N1 = softmax_by(rows_N, logits_N1, len(lengths_B))
+        elif counts_N1 is not None:
+            weights_N1 = weights_N1 * counts_N1
         return sum_by(rows_N, weights_N1 * events_NE[:, : self.dim], len(lengths_B))
 
     def weigh(self, target_BK: Tensor, events_NE: Tensor, rows_N: Tensor) -> Tensor:
@@ -202,9 +243,17 @@ class ASTA(HistoryEncoder):
 
     def encode(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor) -> Tensor:
         """Encode to (B, K)."""
+        return self._attend(target_BK, events_NE, lengths_B, None)
+
+    def encode_weighted(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor, weights_N1: Tensor) -> Tensor:
+        """Encode to (B, K), each a_j multiplied by the event's weight."""
+        return self._attend(target_BK, events_NE, lengths_B, weights_N1)
+
+    def _attend(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor, counts_N1: Tensor | None) -> Tensor:
         rows_N = rows_of(lengths_B, len(events_NE))
         query_BE = F.linear(self.query(target_BK), self.key.weight.T) * self.key.out_features**-0.5
         weights_N1 = F.relu((query_BE.index_select(0, rows_N) * events_NE).sum(dim=1, keepdim=True))
+        weights_N1 = weights_N1 if counts_N1 is None else weights_N1 * counts_N1
         sums_BE = sum_by(rows_N, weights_N1 * events_NE, len(lengths_B))
         if self.divides:
             sums_BE = sums_BE / lengths_B.clamp(min=1).sqrt().unsqueeze(1)
@@ -248,36 +297,55 @@ class SDIM(HistoryEncoder):
 
     def encode(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor) -> Tensor:
         """Encode to (B, K), with ``short`` to (B, K + its output_dim)."""
+        return self._add_up(target_BK, events_NE, lengths_B, None)
+
+    def encode_weighted(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor, weights_N1: Tensor) -> Tensor:
+        """Encode to (B, K) or (B, K + output_dim of ``short``); signatures are those of vectors without weights."""
+        return self._add_up(target_BK, events_NE, lengths_B, weights_N1)
+
+    def _add_up(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor, weights_N1: Tensor | None) -> Tensor:
         events_NK = events_NE[:, : self.dim]
         rows_N = rows_of(lengths_B, len(events_NE))
         collides_NS = self.signatures(events_NK) == self.signatures(target_BK).index_select(0, rows_N)
-        events_C, signatures_C = collides_NS.nonzero(as_tuple=True)
-        sums = sum_by(
-            rows_N.index_select(0, events_C) * self.num_signatures + signatures_C,
-            events_NK.index_select(0, events_C),
-            len(target_BK) * self.num_signatures,
-        )
+        places_C = collides_NS.flatten().nonzero().squeeze(1)
+        events_C = places_C // self.num_signatures
+        signatures_C = places_C % self.num_signatures
+        events_NK = events_NK if weights_N1 is None else weights_N1 * events_NK
+        sums_C = rows_N.index_select(0, events_C) * self.num_signatures + signatures_C
+        sums = _AddToSums.apply(events_NK, events_C, sums_C, len(target_BK) * self.num_signatures)
         result_BK = self._mean(sums.view(len(target_BK), self.num_signatures, self.dim))
         if self.short is None:
             return result_BK
-        return torch.cat([result_BK, self.short(target_BK, events_NE, lengths_B)], dim=1)
+        weights_N = None if weights_N1 is None else weights_N1.squeeze(1)
+        return torch.cat([result_BK, self.short(target_BK, events_NE, lengths_B, weights_N)], dim=1)
 
-    def bucket_table(self, events_NK: Tensor, lengths_B: Tensor) -> Tensor:
-        """Add up each row's events by signature and its value, (B, S, 2^bits, K)."""
+    def bucket_table(self, events_NK: Tensor, lengths_B: Tensor, weights_N: Tensor | None = None) -> Tensor:
+        """Add up each row's events by signature and its value, (B, S, 2^bits, K); weights as ``forward`` takes them."""
         if self.length is not None:
+            if weights_N is not None:
+                weights_N = newest_events(weights_N.unsqueeze(1), lengths_B, self.length)[0].squeeze(1)
             events_NK, lengths_B = newest_events(events_NK, lengths_B, self.length)
         shape = (len(lengths_B), self.num_signatures, 2**self.bits, self.dim)
         first_N1 = rows_of(lengths_B, len(events_NK)).unsqueeze(1) * self.num_signatures
         signatures_S = torch.arange(self.num_signatures, device=events_NK.device)
         keys_NS = (first_N1 + signatures_S) * shape[2] + self.signatures(events_NK[:, : self.dim])
-        values = events_NK[:, : self.dim].repeat_interleave(self.num_signatures, dim=0)
+        counted_NK = events_NK[:, : self.dim]
+        counted_NK = counted_NK if weights_N is None else mean_one(weights_N, lengths_B) * counted_NK
+        values = counted_NK.repeat_interleave(self.num_signatures, dim=0)
         return sum_by(keys_NS.flatten(), values, shape[0] * shape[1] * shape[2]).view(shape)
 
-    def from_table(self, target_BK: Tensor, table_BSVK: Tensor) -> Tensor:
-        """Compute u (B, K) from the rows' bucket tables."""
-        rows_B1 = torch.arange(len(target_BK), device=target_BK.device).unsqueeze(1)
+    def from_table(self, target_BK: Tensor, table_TSVK: Tensor, places_B: Tensor | None = None) -> Tensor:
+        """Compute u (B, K) from bucket tables.
+
+        Args:
+            target_BK: the rows' own vectors.
+            table_TSVK: tables of histories, each of any number of rows.
+            places_B: place of each row's table among them; None: a table a row, in their order.
+        """
+        if places_B is None:
+            places_B = torch.arange(len(target_BK), device=target_BK.device)
         signatures_S = torch.arange(self.num_signatures, device=target_BK.device)
-        return self._mean(table_BSVK[rows_B1, signatures_S, self.signatures(target_BK).long()])
+        return self._mean(table_TSVK[places_B.unsqueeze(1), signatures_S, self.signatures(target_BK).long()])
 
     def signatures(self, x_NK: Tensor) -> Tensor:
         """Compute the signatures of some vectors, (N, S), whole numbers below 2^bits.
@@ -286,30 +354,58 @@ class SDIM(HistoryEncoder):
         products with R without rounding: a bit does not depend on how a machine multiplies matrices, or how many at
         once.
         """
-        top = 2.0 ** min(11, 16 - (self.dim - 1).bit_length())
         with torch.no_grad(), torch.autocast(x_NK.device.type, enabled=False):
-            x_NK = x_NK.float()
-            scale_N1 = top / x_NK.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
-            bits_NSb = ((x_NK * scale_N1).round_() @ self.R_MK.T >= 0).unflatten(1, (self.num_signatures, self.bits))
-            signatures_NS, *others = bits_NSb.to(torch.uint8 if self.bits <= 8 else torch.int32).unbind(2)
-            for bit_NS in others:
-                signatures_NS = torch.add(bit_NS, signatures_NS, alpha=2)
+            return torch.cat([self._signatures(block) for block in x_NK.split(_HASHED_AT_ONCE)])
+
+    def _signatures(self, x_NK: Tensor) -> Tensor:
+        top = 2.0 ** min(11, 16 - (self.dim - 1).bit_length())
+        x_NK = x_NK.float()
+        scale_N1 = top / x_NK.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
+        bits_NSb = ((x_NK * scale_N1).round_() @ self.R_MK.T >= 0).unflatten(1, (self.num_signatures, self.bits))
+        signatures_NS, *others = bits_NSb.to(torch.uint8 if self.bits <= 8 else torch.int32).unbind(2)
+        for bit_NS in others:
+            signatures_NS = torch.add(bit_NS, signatures_NS, alpha=2)
         return signatures_NS
 
     def _mean(self, sums_BSK: Tensor) -> Tensor:
         return (F.normalize(sums_BSK, dim=2) if self.normalize else sums_BSK).mean(dim=1)
 
 
+class _AddToSums(torch.autograd.Function):
+    """Add event ``events_C[c]`` to sum ``sums_C[c]``, for each c in the order of the events; (num_sums, K).
+
+    An event is in several sums. Its gradient adds up theirs in one pass, where that of plain ``index_add`` and
+    ``index_select`` writes a row for each c first, and that is most of a long history's step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, events_NK: Tensor, events_C: Tensor, sums_C: Tensor, num_sums: int) -> Tensor:
+        ctx.save_for_backward(sums_C, torch.bincount(events_C, minlength=len(events_NK)))
+        return sum_by(sums_C, events_NK.index_select(0, events_C), num_sums)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        sums_C, num_sums_N = ctx.saved_tensors
+        first_N = num_sums_N.cumsum(0) - num_sums_N
+        return F.embedding_bag(sums_C, gradients[0], first_N, mode="sum"), None, None, None
+
+
 Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """Attention of heads: queries, the events' keys (N, H) and values (N, H), number of heads -> a result a query."""
 
 
-def attend_by_target(rows_N: Tensor) -> Attend:
-    """Attention of one query a row, (B, H), over the row's events; zeros for a row without events."""
+def attend_by_target(rows_N: Tensor, weights_N1: Tensor | None = None) -> Attend:
+    """Attention of one query a row, (B, H), over the row's events; zeros for a row without events.
+
+    Args:
+        rows_N: row of each event.
+        weights_N1: what each event's exponential is multiplied by; None: 1.
+    """
 
     def attend(q_BH: Tensor, k_NH: Tensor, v_NH: Tensor, num_heads: int) -> Tensor:
         products_NH = q_BH.index_select(0, rows_N) * k_NH
         scores_NC = products_NH.unflatten(1, (num_heads, -1)).sum(dim=2) * (q_BH.shape[1] // num_heads) ** -0.5
+        scores_NC = scores_NC if weights_N1 is None else scores_NC + weights_N1.log()
         weights_NC = softmax_by(rows_N, scores_NC, len(q_BH))
         weighted_NCD = weights_NC.unsqueeze(2) * v_NH.unflatten(1, (num_heads, -1))
         return sum_by(rows_N, weighted_NCD.flatten(1), len(q_BH))
@@ -317,20 +413,31 @@ def attend_by_target(rows_N: Tensor) -> Attend:
     return attend
 
 
-def attend_among_events(lengths_B: Tensor, num_events: int) -> Attend:
-    """Attention of each event, (N, H), over the events of its row; padded to the longest row."""
+def attend_among_events(lengths_B: Tensor, num_events: int, weights_N1: Tensor | None = None) -> Attend:
+    """Attention of each event, (N, H), over the events of its row; padded to the longest row.
+
+    Args:
+        lengths_B: number of each row's events.
+        num_events: N.
+        weights_N1: what each event's exponential is multiplied by; None: 1.
+    """
     longest = int(lengths_B.max()) if num_events else 1
     places_N = rows_of(lengths_B, num_events) * longest + positions(lengths_B, num_events)
     is_event_BL = torch.arange(longest, device=lengths_B.device) < lengths_B.unsqueeze(1)
     # A row without events has one place that counts, so that no softmax is over nothing.
     is_event_BL[:, :1] = True
+    mask = is_event_BL
+    if weights_N1 is not None:
+        logs = weights_N1.new_zeros(is_event_BL.numel()).index_copy(0, places_N, weights_N1.log().squeeze(1))
+        mask = logs.view_as(is_event_BL).masked_fill(~is_event_BL, -torch.inf)
 
     def attend(q_NH: Tensor, k_NH: Tensor, v_NH: Tensor, num_heads: int) -> Tensor:
         def spread(x_NH: Tensor) -> Tensor:
             padded = x_NH.new_zeros(is_event_BL.numel(), x_NH.shape[1]).index_copy(0, places_N, x_NH)
             return padded.view(*is_event_BL.shape, num_heads, x_NH.shape[1] // num_heads).transpose(1, 2)
 
-        attended = F.scaled_dot_product_attention(spread(q_NH), spread(k_NH), spread(v_NH), is_event_BL[:, None, None])
+        own_mask = mask if mask.dtype == torch.bool else mask.to(q_NH.dtype)
+        attended = F.scaled_dot_product_attention(spread(q_NH), spread(k_NH), spread(v_NH), own_mask[:, None, None])
         return attended.transpose(1, 2).flatten(2).flatten(0, 1).index_select(0, places_N)
 
     return attend
@@ -358,14 +465,22 @@ class EventTransformer(HistoryEncoder):
 
     def encode(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor) -> Tensor:
         """Encode to (B, K)."""
+        return self._attend(target_BK, events_NE, lengths_B, None)
+
+    def encode_weighted(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor, weights_N1: Tensor) -> Tensor:
+        """Encode to (B, K), the logarithm of an event's weight added to every score of it."""
+        return self._attend(target_BK, events_NE, lengths_B, weights_N1)
+
+    def _attend(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor, weights_N1: Tensor | None) -> Tensor:
         num_events = len(events_NE)
         x_NH = self.event(events_NE) + self.position.index_select(0, positions(lengths_B, num_events))
         *among_events, of_target = self.layers
         if among_events:
-            attend = attend_among_events(lengths_B, num_events)
+            attend = attend_among_events(lengths_B, num_events, weights_N1)
         for layer in among_events:
             x_NH = layer(x_NH, x_NH, attend)
-        x_BH = of_target(self.target(target_BK), x_NH, attend_by_target(rows_of(lengths_B, num_events)))
+        attend = attend_by_target(rows_of(lengths_B, num_events), weights_N1)
+        x_BH = of_target(self.target(target_BK), x_NH, attend)
         return torch.where(lengths_B.unsqueeze(1) > 0, self.output(x_BH), 0.0)
 
 
@@ -392,6 +507,20 @@ class TransformerLayer(nn.Module):
         return x + self.dropout(self.contract(F.relu(self.expand(self.mlp_norm(x)))))
 
 
+class BucketTables(NamedTuple):
+    """BucketTables: what stands for one sequence's events in some of a batch's rows.
+
+    Attributes:
+        tables: stream -> (T, S, 2^bits, K), as ``SDIM.bucket_table`` makes them.
+        rows_R: numbers of the R rows, each once.
+        places_R: place of each one's table among the T.
+    """
+
+    tables: Mapping[StreamName, Tensor]
+    rows_R: Tensor
+    places_R: Tensor
+
+
 class HistoryEncoders(nn.Module):
     """HistoryEncoders: one encoder a stream and sequence; their results are more fields of each stream.
 
@@ -405,6 +534,7 @@ class HistoryEncoders(nn.Module):
     Attributes:
         fields: fields that each stream gains, as (sequence, number from 0): the parts of each sequence, twice for an
             ``sdim`` with a ``short``.
+        kinds: sequence -> kind of its encoder.
 
     Raises:
         ModelError: a config is of no sequence.
@@ -425,6 +555,7 @@ class HistoryEncoders(nn.Module):
             raise ModelError(
                 f"training.model.sequences names {unknown[0]!r}, which is no sequence of the schema ({known})"
             )
+        self.kinds = {name: configs.get(name, MeanHistory()).kind for name in parts}
         self.encoders = nn.ModuleDict()
         self.fields: list[tuple[str, int]] = []
         for stream, width in widths.items():
@@ -442,13 +573,70 @@ class HistoryEncoders(nn.Module):
         """Return the number of fields that each stream gains."""
         return len(self.fields)
 
-    def forward(self, histories: Mapping[StreamName, Mapping[str, EventVectors]]) -> dict[StreamName, Tensor]:
-        """Encode each stream's sequences to more fields of it, (B, num_fields, D)."""
-        fields: dict[StreamName, Tensor] = {}
+    def forward(
+        self, histories: Mapping[StreamName, Mapping[str, EventVectors]], weights: Mapping[str, Tensor] | None = None
+    ) -> dict[StreamName, Tensor]:
+        """Encode each stream's sequences to more fields of it, (B, num_fields, D).
+
+        Args:
+            histories: stream -> sequence -> its vectors.
+            weights: sequence -> (N,) how much each event counts, for those whose events do not count all the same.
+        """
+        weights, fields = weights or {}, dict[StreamName, Tensor]()
         for stream, vectors in histories.items():
-            outputs = [self.encoders[f"{name}__{stream}"](*of) for name, of in vectors.items()]
+            outputs = [self.encoders[f"{name}__{stream}"](*of, weights.get(name)) for name, of in vectors.items()]
             fields[stream] = torch.cat(outputs, dim=1).unflatten(1, (self.num_fields, -1))
         return fields
+
+    def hashed(self, sequence: str) -> dict[StreamName, SDIM]:
+        """Map each stream to a sequence's encoder, if that reads bucket tables; else empty."""
+        found: dict[StreamName, SDIM] = {}
+        for stream in HISTORY_STREAMS:
+            name = f"{sequence}__{stream}"
+            if name in self.encoders and isinstance(encoder := self.encoders[name], SDIM):
+                found[stream] = encoder
+        return found
+
+    def bucket_tables(
+        self, histories: Mapping[StreamName, Mapping[str, EventVectors]], weights: Mapping[str, Tensor] | None = None
+    ) -> dict[str, dict[StreamName, Tensor]]:
+        """Add up the events of each sequence that has bucket tables: sequence -> stream -> (B, S, 2^bits, K).
+
+        Args:
+            histories: stream -> sequence -> its vectors.
+            weights: as ``forward`` takes them.
+        """
+        weights, found = weights or {}, dict[str, dict[StreamName, Tensor]]()
+        for stream, vectors in histories.items():
+            for name, of in vectors.items():
+                if (encoder := self.hashed(name).get(stream)) is not None:
+                    table_BSVK = encoder.bucket_table(of.events_NE, of.lengths_B, weights.get(name))
+                    found.setdefault(name, {})[stream] = table_BSVK
+        return found
+
+    def with_tables(
+        self,
+        fields: Mapping[StreamName, Tensor],
+        histories: Mapping[StreamName, Mapping[str, EventVectors]],
+        tables: Mapping[str, BucketTables],
+    ) -> dict[StreamName, Tensor]:
+        """Put what bucket tables give in the place of what ``sdim`` makes of these rows' events; ``short``'s stays.
+
+        Args:
+            fields: what ``forward`` gives.
+            histories: what that was made of.
+            tables: sequence -> the tables of some rows.
+        """
+        found: dict[StreamName, Tensor] = {stream: fields_BFD.clone() for stream, fields_BFD in fields.items()}
+        for name, (of_streams, rows_R, places_R) in tables.items():
+            first = self.fields.index((name, 0))
+            for stream, encoder in self.hashed(name).items():
+                targets_RK = histories[stream][name].target_BK.index_select(0, rows_R)
+                of_tables_RK = encoder.from_table(targets_RK, of_streams[stream], places_R)
+                width = found[stream].shape[2]
+                last = first + encoder.dim // width
+                found[stream][rows_R, first:last] = of_tables_RK.unflatten(1, (-1, width)).to(found[stream].dtype)
+        return found
 
 
 HISTORY_ENCODERS: Mapping[str, type[HistoryEncoder]] = ChainMap(

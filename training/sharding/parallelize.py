@@ -22,6 +22,7 @@ from training.config import DenseOptimizer, FusedOptimizer, TrainingConfig
 from training.model.ctr_model import CTRModel
 from training.model.embedding import table_of
 from training.sharding.optimizers import FUSED, PART_KEY, ModelParts
+from training.sharding.pooled_kernels import pool_single_ids
 from training.sharding.table_planner import (
     DATA_PARALLEL,
     Cluster,
@@ -138,6 +139,7 @@ def parallelize(
     if isinstance(lane, FusedOptimizer):
         parts.fuse(model, [name for name, place in placements.items() if place.sharding_type != DATA_PARALLEL])
     wrapped = DistributedModelParallel(model, device=device, plan=plan, sharders=own)  # pyright: ignore
+    pool_single_ids(wrapped)
 
     initialize_tables(wrapped, tables, starts or {})
     parameters = trained_parameters(wrapped)

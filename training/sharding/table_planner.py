@@ -261,7 +261,10 @@ def make_planner(
     """
     check_lane(config, cluster.device)
     cluster, sharding = cluster.capped(config.sharding), config.sharding
-    auto = (DATA_PARALLEL,) if isinstance(config.optimizer, DenseOptimizer) else MODEL_PARALLEL
+    if isinstance(config.optimizer, DenseOptimizer):
+        auto = (DATA_PARALLEL,)
+    else:  # a single rank has every table whole, but cut by rows, ids and vectors would be put into order twice a step
+        auto = MODEL_PARALLEL if cluster.world_size > 1 else (ShardingType.TABLE_WISE.value,)
     unknown = set(sharding.features) - {name for table in model.tables for name in table.keys}
     if unknown:
         raise ValueError(f"training.sharding.features names unknown features: {', '.join(sorted(unknown))}")

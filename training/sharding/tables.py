@@ -60,7 +60,7 @@ def lookups_of(model: nn.Module) -> Iterator[nn.Module]:
             yield from module._lookups
 
 
-def kernels_of(model: nn.Module) -> Iterator[nn.Module]:
+def kernels_of(model: nn.Module) -> Iterator[BaseBatchedEmbedding | BaseBatchedEmbeddingBag]:
     """List FBGEMM's kernels: the ``grad_fn`` of a kernel's output computes gradients of rows and updates them.
 
     They are part of the look-ups, which TorchRec keeps in a plain list: ``model.modules()`` has none of them.

@@ -29,8 +29,8 @@ from training.sharding.tables import parts_of
 _PROBE = "probe__"
 """Name of one more field, of a model that is built to see which weights grow with the fields."""
 
-_HISTORY_ENCODER = re.compile(r"(?:^|\.)histories\.encoders\.([^.]+)__[a-z]+\.")
-"""Encoder of a sequence in a stream."""
+_OF_SEQUENCE = re.compile(r"(?:^|\.)(?:histories\.encoders\.([^.]+)__[a-z]+\.|dwell_weights\.([^.]+)$)")
+"""Encoder of a sequence in a stream, or the weights of its events' dwell times."""
 
 _VECTORS = re.compile(r"(?:^|\.)vectors\.(?:projections|missing)\.(.+)__(?:easy|hard|shared)(?:\.|$)")
 """Weights of fixed vectors in a stream."""
@@ -178,7 +178,7 @@ class Transplant:
             old_name = old_names.get(without_collection(name))
             if old_name is None or not parts_of(value):
                 continue
-            if (encoder := _HISTORY_ENCODER.search(name)) and encoder[1] not in kept:
+            if (own := _OF_SEQUENCE.search(name)) and (own[1] or own[2]) not in kept:
                 continue
             if (vectors := _VECTORS.search(name)) and vectors[1] not in same_vectors:
                 continue

@@ -48,6 +48,8 @@ from training.ship.quantization import check_finite, quantize, to_tensors
 
 NUM_GOLDEN_ROWS = 64
 _GOLDEN_BYTES = 1 << 16
+_GOLDEN_DWELL = 5
+"""Seconds that the user of a golden row stayed at the newest of its events."""
 """Bytes of a raw log that are read at a time for golden rows."""
 
 
@@ -234,10 +236,13 @@ def _with_histories(row: dict[str, Any], num_events: int, schema: FeatureSchema)
         if sequence.history is None:
             continue
         assert schema.timestamp is not None
-        columns = {part.columns[0]: part.part for part in schema.parts if part.sequence == sequence.name}
-        raw = {f.name: f.columns[0] for f in schema.sparse} | {"": schema.timestamp.column}
+        raw = {f.name: row[f.columns[0]] for f in schema.sparse if f.name in sequence.parts}
+        values = {column: raw[part] for part, column in sequence.raw_part_columns.items()}
+        values |= {sequence.time_column: row[schema.timestamp.column]} if sequence.gaps else {}
         events = min(num_events, sequence.max_length)
-        found |= {name: [row[raw[part]]] * events for name, part in columns.items()}
+        found |= {name: [value] * events for name, value in values.items()}
+        if sequence.dwell_weights:
+            found[sequence.raw_dwell_column] = [_GOLDEN_DWELL * 4**event for event in range(events)]
     return found
 
 

@@ -1,5 +1,6 @@
 """Predictor: raw rows in, click probabilities out, equal to the trained model's."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -13,24 +14,27 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from features.bucket_tables import MODEL_ID_LENGTH
 from features.disk.artifact import GOLDEN_NAME, WEIGHTS_NAME, Artifact, ArtifactError, open_artifact
 from features.disk.place import Place
 from features.disk.run_folder import CALIBRATION_NAME, CONFIG_NAME, LEARNT_NAME
 from features.encode import BlockTexts
 from features.encode_rows import FeatureEncoder, MappingTexts
-from features.fingerprint import FINGERPRINT_FORMAT
+from features.fingerprint import FINGERPRINT_FORMAT, departures
 from features.learnt import Learnt
 from features.log_format import LogFormat, Lookup
 from features.raw_block import RawBlock
 from features.read.log_reader import LogReader, wanted_of_features
-from features.rows import Columns, RawRow
+from features.rows import Columns, RawRow, RowError
 from features.schema import FeatureSchema
 from features.unknown_values import ValueCounter, ValueRates, ValueReport, ValueTally
 from training.config import TablePrecision, TrainingConfig, read_saved_training
 from training.data.batch import to_batch
 from training.judge.calibration import Calibration, CalibrationError
 from training.model.ctr_model import CTRModel
+from training.model.histories import BucketTables
 from training.plugins import PluginError
+from training.ship.history_buckets import HistoryBuckets
 from training.ship.quantization import QuantizationError, check_layout, restore_artifact
 
 GOLDEN_TOLERANCE = 1e-6
@@ -39,16 +43,27 @@ BATCH_SIZE = 4096
 
 
 class Predictor:
-    """Scores raw rows with one model."""
+    """Scores raw rows with one model.
+
+    Attributes:
+        buckets: bucket tables of histories, of a sequence whose encoder is ``sdim``.
+    """
 
     def __init__(
-        self, model: CTRModel, schema: FeatureSchema, learnt: Learnt, config: dict[str, Any], calibration: Calibration
+        self,
+        model: CTRModel,
+        schema: FeatureSchema,
+        learnt: Learnt,
+        config: dict[str, Any],
+        calibration: Calibration,
+        model_id: str = "",
     ) -> None:
         self.model = model.eval()
         self.schema, self.learnt = schema, learnt
         self.config = config
         self.calibration = calibration
         self._encoder = FeatureEncoder(schema, learnt)
+        self.buckets = HistoryBuckets(self.model, schema, learnt, model_id)
         self.value_counter = ValueCounter(schema, learnt)
         self.value_rates: ValueRates = {}
         """Shares of missing and unknown values in the dataset that the model was trained on; empty: not known."""
@@ -87,7 +102,8 @@ class Predictor:
         ):
             raise ArtifactError(f"{folder} belongs to another feature schema: export the model again")
         model = _load_model(folder / WEIGHTS_NAME, schema, learnt, training, tables)
-        predictor = cls(model, schema, learnt, config, _read_calibration(artifact, training))
+        calibration, model_id = _read_calibration(artifact, training), _model_id(artifact, training)
+        predictor = cls(model, schema, learnt, config, calibration, model_id)
         predictor.value_rates = artifact.value_rates
         predictor._replay(folder / GOLDEN_NAME)
         return predictor
@@ -97,6 +113,7 @@ class Predictor:
 
         Args:
             rows: raw column -> value; columns that no feature uses are ignored, an unseen value is out-of-vocabulary.
+                A bucket table of ``buckets.make`` may stand in place of a history.
             tally: missing and unknown values are counted here; None: they are not counted.
 
         Returns:
@@ -107,11 +124,12 @@ class Predictor:
         """
         scores = [np.empty(0)]
         for start in range(0, len(rows), BATCH_SIZE):
-            part = rows[start : start + BATCH_SIZE]
-            columns = self._encoder.encode(part)
+            taken = self.buckets.take(rows[start : start + BATCH_SIZE])
+            columns = self._encoder.encode(taken.rows)
             if tally is not None:
-                self.value_counter.count(columns, MappingTexts(part, self.schema), tally)
-            scores.append(self._score(columns))
+                elsewhere = taken.num_elsewhere(columns, self.schema)
+                self.value_counter.count(columns, MappingTexts(taken.rows, self.schema), tally, elsewhere)
+            scores.append(self._score(columns, taken.tables))
         return np.concatenate(scores)
 
     def predict_block(
@@ -144,9 +162,9 @@ class Predictor:
         bad = np.flatnonzero(prepared.reason >= 0)
         return scores, {row: prepared.reasons[prepared.reason[row]] for row in bad.tolist()}
 
-    def _score(self, columns: Columns) -> NDArray[np.float64]:
+    def _score(self, columns: Columns, tables: Mapping[str, BucketTables] | None = None) -> NDArray[np.float64]:
         with torch.no_grad():
-            logits = self.model(to_batch(columns, self.schema)).fused
+            logits = self.model(to_batch(columns, self.schema), tables).fused
         return torch.sigmoid(self.calibration.apply(logits.double())).numpy()
 
     def report_values(self, tally: ValueTally) -> ValueReport:
@@ -175,6 +193,10 @@ class Predictor:
         Raises:
             MissingColumnError: a column is missing: an error of the log, not of one row.
         """
+        try:
+            [row] = self.buckets.take([row]).rows
+        except RowError as error:
+            return str(error).removeprefix("row 1: ")
         return self._encoder.find_error(row)
 
     def _replay(self, golden: Path) -> None:
@@ -212,6 +234,15 @@ def _load_model(
     except (SafetensorError, QuantizationError, RuntimeError) as error:
         raise ArtifactError(f"{weights} does not fit the artifact's config: {error}") from error
     return model
+
+
+def _model_id(artifact: Artifact, training: TrainingConfig) -> str:
+    """Make the id of all that a bucket table depends on; the calibration and an export's time are no part of it."""
+    description = artifact.description
+    fingerprints = [description.get("schema_fingerprint"), description.get("learnt_fingerprint")]
+    encoders = {name: [config.kind, departures(config)] for name, config in sorted(training.model.sequences.items())}
+    told = json.dumps([description["files"][WEIGHTS_NAME], *fingerprints, encoders])
+    return hashlib.sha256(told.encode()).hexdigest()[:MODEL_ID_LENGTH]
 
 
 def _read_calibration(artifact: Artifact, config: TrainingConfig) -> Calibration:

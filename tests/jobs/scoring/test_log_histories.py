@@ -10,10 +10,13 @@ import pyarrow as pa
 import pytest
 import torch.distributed as dist
 from pydantic import TypeAdapter
+from safetensors.torch import load_file
 
+from features.disk.artifact import WEIGHTS_NAME
 from features.disk.dataset import DatasetError, DatasetManifest
 from features.disk.trained_on import TrainedOn
-from features.history import History, UserEvent, UserHistory
+from features.dwell import dwell_seconds
+from features.history import DwellFilter, History, UserEvent, UserHistory
 from features.log_format import LogError
 from features.raw_block import RawBlock, Slices
 from jobs import score
@@ -44,7 +47,10 @@ class Days(NamedTuple):
 
 @pytest.fixture(scope="module")
 def days(spark, tmp_path_factory: pytest.TempPathFactory) -> Days:
-    folder = tmp_path_factory.mktemp("days")
+    return make_days(spark, tmp_path_factory.mktemp("days"))
+
+
+def make_days(spark, folder: Path, **history: Any) -> Days:
     rows: list[list[Row]] = [list(make_log(30 + day, 300, first=300 * day, seconds=600)) for day in range(3)]
     datasets, configs = [], []
     for day in range(2):
@@ -52,7 +58,11 @@ def days(spark, tmp_path_factory: pytest.TempPathFactory) -> Days:
         pipeline: Row = {"output": str(dataset), "input": {"train": write_log(folder / f"{day}.csv", rows[day])}}
         pipeline |= {"base": str(datasets[-1])} if datasets else {}
         pipeline |= {"dedupe": ["row"]}  # no row is twice
-        given = {"features": features(splits=["train"]), "pipeline": pipeline, "training": {"dataset": str(dataset)}}
+        given = {
+            "features": features(**{"splits": ["train"], **history}),
+            "pipeline": pipeline,
+            "training": {"dataset": str(dataset)},
+        }
         configs.append(parse_config(given))
         run_build(spark, configs[-1])
         datasets.append(dataset)
@@ -83,14 +93,18 @@ def train(folder: Path, dataset: Dataset, config: Config) -> Path:
     return folder / "artifact"
 
 
-def expected(days: Days, before: list[Row], scored: list[Row]) -> list[float]:
+def expected(days: Days, before: list[Row], scored: list[Row], history: History = HISTORY) -> list[float]:
     """Probabilities of rows that carry what a store gives; labels of ``scored`` count where they have any."""
     stores: dict[str, UserHistory] = {}
     for number, row in enumerate([*before, *scored]):
-        store = stores.setdefault(row["user"], UserHistory(HISTORY))
+        store = stores.setdefault(row["user"], UserHistory(history))
         if has_values(row) and row.get("click") == "1":
-            store.add(UserEvent(int(row["time"]), number, row))
-    rows = [with_history(row, stores[row["user"]].at(int(row["time"]), LENGTH)) for row in scored]
+            dwell = float(row["dwell"]) if history.dwell and row["dwell"] else None
+            store.add(UserEvent(int(row["time"]), number, row, dwell))
+    seen = [stores[row["user"]].at(int(row["time"]), LENGTH) for row in scored]
+    rows = [with_history(row, events) for row, events in zip(scored, seen, strict=True)]
+    for row, events in zip(rows, seen, strict=True):
+        row["clicks__dwell"] = [event.dwell for event in events]
     assert sum(len(row["clicks__item"]) for row in rows) > 50 or not before
     return Predictor.load(days.artifact).predict(rows).tolist()
 
@@ -164,6 +178,27 @@ def test_rows_of_a_log_are_events_of_a_history_of_another_split(days: Days, tmp_
         write_log_users(tmp_path, splits[0], own, part_finisher(own, predictor.learnt), block, 0)
         found.append(read_block(tmp_path, f"events-0-{splits[0]}"))
     assert found[0].equals(found[1]) and len(found[0]) > 50
+
+
+def test_dwell_times_weigh_the_events_of_a_log_that_is_scored(spark, run_here, tmp_path: Path) -> None:
+    days = make_days(spark, tmp_path, dwell={"column": "dwell", "min_seconds": 0}, dwell_weights=True)
+    first, second, _ = days.rows
+    log = write_log(tmp_path / "second.csv", second)
+    code, found, said = score_here(run_here, days, [log], tmp_path / "scores", "--history", days.datasets[0])
+    assert code == 0, said
+    history = History("user", lag="20s", dwell=DwellFilter("dwell", 0))
+    assert found == pytest.approx(expected(days, first, second, history), abs=1e-6)
+    job = plan_job(str(days.artifact), [log], str(tmp_path / "folder"), base=str(days.datasets[0]))
+    score_folder(spark, job, portion_bytes=4_000)
+    assert read_scores(tmp_path / "folder" / "second.csv") == pytest.approx(found, abs=1e-6)
+    unknown = [{**row, "dwell": ""} for row in second]
+    code, other, said = score_here(
+        run_here, days, [write_log(tmp_path / "u.csv", unknown)], tmp_path / "u", "--history", days.datasets[0]
+    )
+    assert code == 0 and other != pytest.approx(found, abs=1e-4), said
+    weights = load_file(days.artifact / WEIGHTS_NAME)["dwell_weights.clicks"]
+    cut_off = Dataset.open(days.datasets[0]).dwell_cut_offs["clicks"]
+    assert weights.max() == weights[cut_off] > weights[cut_off - 1] and 30 < dwell_seconds(cut_off) < 40
 
 
 def test_files_of_a_log_see_each_other_and_malformed_rows_are_no_events(days: Days, run_here, tmp_path: Path) -> None:

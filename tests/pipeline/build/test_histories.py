@@ -1,5 +1,6 @@
 """Built histories: each row has what an online store of its user's events gives, whatever tasks and splits are."""
 
+import math
 import random
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from features.disk.object_store import ObjectPath
 from features.disk.place import locate
 from features.disk.user_histories import fetch_histories
 from features.disk.window import join
+from features.dwell import dwell_ids
 from features.history import BurstFilter, DwellFilter, History, UserEvent, UserHistory
 from jobs.cli.config import parse_config
 from jobs.launch.dataset_build import run_build
@@ -39,7 +41,8 @@ FEATURES: dict[str, Any] = {
 
 
 def features(**history: Any) -> dict[str, Any]:
-    return {**FEATURES, "sequence": [{**CLICKS, "history": {"of": "user", "lag": "20s", **history}}]}
+    own = {"dwell_weights": history.pop("dwell_weights")} if "dwell_weights" in history else {}
+    return {**FEATURES, "sequence": [{**CLICKS, **own, "history": {"of": "user", "lag": "20s", **history}}]}
 
 
 def make_log(seed: int, num_rows: int, first: int = 0, seconds: int = 3_000) -> list[dict[str, str]]:
@@ -95,6 +98,9 @@ def check(found: dict[str, dict[str, Any]], expected: dict[str, list[UserEvent]]
         assert row["clicks__item"] == [found[event.value]["item"] for event in events], name
         assert row["clicks__cate"] == [found[event.value]["cate"] for event in events], name
         assert row["clicks__gap"] == [1 + sum(gap <= age for gap in (60, 3600)) for age in ages], name
+        if "clicks__dwell" in row:
+            known = [math.nan if event.dwell is None else event.dwell for event in events]
+            assert row["clicks__dwell"] == dwell_ids(np.array(known, np.float64)).tolist(), name
     return sum(len(expected[name]) for name in found)
 
 
@@ -105,6 +111,11 @@ RULES = {
         {"where": "event in buy, view", "dwell": {"column": "dwell"}, "burst": {"events": 3, "seconds": 20}},
         History("user", lag="20s", dwell=DwellFilter("dwell"), burst=BurstFilter(3, 20)),
         lambda row: row["event"] in ("buy", "view"),
+    ),
+    "weights": (
+        {"where": "event == buy", "dwell": {"column": "dwell", "min_seconds": 0}, "dwell_weights": True},
+        History("user", lag="20s", dwell=DwellFilter("dwell", 0)),
+        lambda row: row["event"] == "buy",
     ),
 }
 
@@ -133,6 +144,9 @@ def test_rows_have_what_a_store_gives(rule: str, build, read_split, tmp_path: Pa
     for split, of_split in manifest.splits.items():
         items = [i for row in read_split(manifest, folder, split).to_pylist() for i in row["clicks__item"]]
         unknown = manifest.load_learnt(folder).oov_id("item")
+        counted = of_split.sequences["clicks"].dwell_counts
+        ids = [i for row in read_split(manifest, folder, split).to_pylist() for i in row.get("clicks__dwell", [])]
+        assert counted == tuple(np.bincount(ids)) and (len(set(ids)) > 10) == (rule == "weights")
         rates = of_split.sequences["clicks"].oov_rates
         assert rates == {"clicks__item": pytest.approx(items.count(unknown) / len(items), abs=1e-6)}
 
@@ -188,7 +202,7 @@ def test_labels_of_the_future_change_no_history(build, read_split, tmp_path: Pat
     assert lists[0] != lists[1]
 
 
-@pytest.mark.parametrize("rule", ["label", "filters"])
+@pytest.mark.parametrize("rule", ["label", "filters", "weights"])
 def test_days_one_by_one_are_the_full_build(rule: str, build, read_split, tmp_path: Path) -> None:
     history, same, is_event = RULES[rule]
     rows: list[dict[str, str]] = []
@@ -209,11 +223,14 @@ def test_days_one_by_one_are_the_full_build(rule: str, build, read_split, tmp_pa
     assert state.newest == max(int(row["time"]) for row in rows)
     assert state.num_events < sum(has_values(row) and is_event(row) for row in rows)
     joined = join({"train": folders}, tmp_path / "window")
-    assert fetch_histories(joined, tmp_path / "window", tmp_path).read("clicks").equals(state.read("clicks"))
+    of_window = fetch_histories(joined, tmp_path / "window", tmp_path).read("clicks")
+    assert repr(of_window.to_pylist()) == repr(state.read("clicks").to_pylist())  # NaN has one text
     assert joined.histories is not None
+    ids = [i for row in found.values() for i in row.get("clicks__dwell", [])]
+    assert joined.splits["train"].sequences["clicks"].dwell_counts == tuple(np.bincount(ids))
     assert joined.histories.sequences["clicks"].num_seen == sum(len(events) for events in expected.values())
-    if rule == "label":
-        check_program(folder, rows, found)
+    if rule != "filters":
+        check_program(folder, rows, found, rule)
 
 
 def test_a_second_day_goes_on_with_a_base_in_an_object_store(build, bucket, read_split, tmp_path: Path) -> None:
@@ -259,11 +276,11 @@ def test_a_user_with_most_of_the_rows_costs_what_many_do(tmp_path: Path, monkeyp
     assert seconds[1] < 5 * seconds[0], seconds
 
 
-def check_program(folder: Path, rows: list[dict[str, str]], found: dict[str, dict[str, Any]]) -> None:
+def check_program(folder: Path, rows: list[dict[str, str]], found: dict[str, dict[str, Any]], rule: str) -> None:
     """``jobs.history`` shows what a row of the user at that time sees."""
     time = max(int(row["time"]) for row in rows) + 5
     asked = {**rows[0], "row": "asked", "user": "a", "time": str(time)}
-    events = histories_of_stores([*rows, asked], *RULES["label"][1:])["asked"]
+    events = histories_of_stores([*rows, asked], *RULES[rule][1:])["asked"]
     command = [sys.executable, "-m", "jobs.history", "--dataset", str(folder), "--user", "a", "--time", str(time)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert shown[0] == f"clicks: {len(events)} events of user 'a'" and len(events) == LENGTH
@@ -271,7 +288,8 @@ def check_program(folder: Path, rows: list[dict[str, str]], found: dict[str, dic
     for line, event in zip(shown[2:], events, strict=True):
         row = by_number[event.value]
         assert datetime.fromtimestamp(event.time, UTC).strftime("%H:%M:%S") in line
-        assert line.endswith(f"id {found[event.value]['cate']}")
+        stayed = {"label": "", "weights": "not known" if event.dwell is None else f"{event.dwell:g}"}[rule]
+        assert line.split(f"id {found[event.value]['cate']}")[1].strip() == stayed
         assert row["item"] in line or "id " in line.rsplit("id ", 1)[0]
 
 

@@ -29,6 +29,7 @@ FEATURES = {
             "parts": ["item", "cate"],
             "max_length": 3,
             "gaps": [60, 600],
+            "dwell_weights": True,
             "columns": {"item": "bought"},
             "newest": "last",
         },
@@ -37,7 +38,7 @@ FEATURES = {
     "timestamp": {"column": "t"},
     "carry": ["row"],
 }
-KEYS = ("clicks__item", "clicks__cate", "clicks__gap", "views__dwell")
+KEYS = ("clicks__item", "clicks__cate", "clicks__gap", "clicks__dwell", "views__dwell")
 
 
 def log_row(number: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -56,6 +57,7 @@ def log_row(number: int, rng: np.random.Generator) -> dict[str, Any]:
         "clicks__cate": " ".join(f"c{v}" for v in cates),
         "clicks__time": " ".join(str(1_000_000 + number - b) for b in before),
         "views__dwell": "|".join(str(v) for v in rng.integers(0, 30, views)),
+        "clicks__dwell": " ".join(str(v) if v < 500 else "" for v in rng.integers(0, 600, size)),
     }
 
 
@@ -89,7 +91,7 @@ def test_files_hold_what_the_encoder_makes_of_each_row(build, read_split, tmp_pa
         for name in KEYS:
             assert [row[name] for row in found] == expected[name].tolist(), name
         for row in found:
-            assert len({len(row[name]) for name in KEYS[:3]}) == 1
+            assert len({len(row[name]) for name in KEYS[:4]}) == 1
     # Newest first, cut on the side of the oldest.
     number = int(train[0]["row"])
     times = [int(t) for t in rows[number]["clicks__time"].split()][::-1][:3]
@@ -98,7 +100,14 @@ def test_files_hold_what_the_encoder_makes_of_each_row(build, read_split, tmp_pa
 
 
 def test_the_items_of_histories_are_learnt_with_the_feature(build, tmp_path, rows):
-    one = {**rows[0], "item": "lone", "bought": "seen seen", "clicks__cate": "a b", "clicks__time": "1 2"}
+    one = {
+        **rows[0],
+        "item": "lone",
+        "bought": "seen seen",
+        "clicks__cate": "a b",
+        "clicks__time": "1 2",
+        "clicks__dwell": "3 4",
+    }
     write_csv(tmp_path / "log.csv", [one, {**rows[1], "item": "once"}, *rows[2:]])
     manifest, dataset = build(FEATURES, config(tmp_path / "log.csv"))
     vocabulary = manifest.load_learnt(dataset).vocabularies["item"]
@@ -111,23 +120,26 @@ def test_the_manifest_describes_the_sequences(build, read_split, tmp_path, rows)
     assert DatasetManifest.load(dataset) == manifest
     for name, split in manifest.splits.items():
         found = read_split(manifest, dataset, name).to_pylist()
-        for sequence, keys, raw, bound in (("clicks", KEYS[:3], "bought", 3), ("views", KEYS[3:], "views__dwell", 2)):
+        for sequence, keys, raw, bound in (("clicks", KEYS[:4], "bought", 3), ("views", KEYS[4:], "views__dwell", 2)):
             lengths = [len(row[keys[0]]) for row in found]
             described = split.sequences[sequence]
             assert described.mean_length == pytest.approx(np.mean(lengths))
             assert described.empty_rate == pytest.approx(np.mean([n == 0 for n in lengths]))
             assert described.max_ids == {k: max(max(row[k], default=0) for row in found) for k in keys}
             raws = [rows[int(row["row"])][raw].replace("|", " ").split() for row in found]
+            ids = [i for row in found for i in row[f"{sequence}__dwell"]] if sequence == "clicks" else []
+            assert described.dwell_counts == tuple(np.bincount(ids) if ids else ())
             assert described.num_truncated == sum(max(len(r) - bound, 0) for r in raws)
 
 
 def test_rows_with_lists_of_different_lengths_are_rejected(build, tmp_path, rows):
     rows[7]["bought"] += " extra"
-    rows[9] |= {"bought": "i1", "clicks__cate": "c1", "clicks__time": str(1_000_010)}
+    rows[9] |= {"bought": "i1", "clicks__cate": "c1", "clicks__time": str(1_000_010), "clicks__dwell": "1"}
     write_csv(tmp_path / "log.csv", rows)
     manifest, _ = build(FEATURES, config(tmp_path / "log.csv", quality={"max_rejected_fraction": 0.5}))
+    columns = "'bought', 'clicks__cate', 'clicks__time', 'clicks__dwell'"
     assert manifest.rejected.reasons == {
-        "sequence 'clicks': columns 'bought', 'clicks__cate', 'clicks__time' have lists of different lengths": 1,
+        f"sequence 'clicks': columns {columns} have lists of different lengths": 1,
         "sequence 'clicks' has an event that is later than its row": 1,
     }
 
@@ -135,7 +147,8 @@ def test_rows_with_lists_of_different_lengths_are_rejected(build, tmp_path, rows
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_lists_are_taken_as_they_are(build, read_split, tmp_path, rows, kind):
     write_csv(tmp_path / "log.csv", rows)
-    separators = {"bought": " ", "clicks__cate": " ", "clicks__time": " ", "views__dwell": "|"}
+    spaced = dict.fromkeys(("bought", "clicks__cate", "clicks__time", "clicks__dwell"), " ")
+    separators = spaced | {"views__dwell": "|"}
     lists = [row | {n: row[n].split(s) if row[n] else [] for n, s in separators.items()} for row in rows]
     for row in lists:
         row |= {"clicks__time": [int(t) for t in row["clicks__time"]]}

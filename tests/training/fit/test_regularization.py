@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from features.schema import DenseFeature, FeatureSchema, HashEncoding, SparseFeature
+from features.ragged import Ragged
+from features.schema import DenseFeature, FeatureSchema, HashEncoding, SequenceFeature, SparseFeature, Timestamp
 from tests.ranks import on_two_ranks
 from training.config import FMEncoder, FusedOptimizer, MLPEncoder, ModelConfig, ReaderConfig, ShardingConfig
 from training.config import TrainingConfig as Config
@@ -68,6 +70,28 @@ def take_loss(embedding: FieldEmbedding, seen: list[Batch], batch: Batch, streng
         loss = l2.loss(looked_up)
     loss.backward()
     return float(loss.detach())
+
+
+def test_keys_that_are_looked_up_in_no_table_change_nothing(one_rank) -> None:
+    """Gaps that no encoder reads, and dwell times, are in the batch all the same."""
+    losses = []
+    for gaps, weighted in (((), False), ((60,), False), ((60, 900), True)):
+        clicks = SequenceFeature("clicks", ("user",), 5, gaps=gaps, newest="first", dwell_weights=weighted)
+        schema = replace(make_schema(), sequence=(clicks,), timestamp=Timestamp("t"))
+        lengths = np.array([2, 0, 3])
+        columns = {
+            "user": np.array([1, 2, 3], np.int32),
+            "tags": np.zeros((3, 3), np.int32),
+            "tags__length": np.zeros(3, np.int32),
+            "price": np.ones(3, np.float32),
+            "clicks__user": Ragged.of(np.array([4, 1, 1, 5, 2], np.int32), lengths),
+            "clicks__gap": Ragged.of(np.array([1, 2, 2, 1, 2], np.int32), lengths),
+            "clicks__dwell": Ragged.of(np.array([0, 255, 200, 7, 1], np.int32), lengths),
+        }
+        batch = to_batch(columns, schema, 4)
+        embedding = FieldEmbedding(schema, {"user": 6, "tags": 5}, {"easy": 4, "hard": 8}, init_std=1.0, seed=3)
+        losses.append(take_loss(embedding, [batch], batch, strength=0.7))
+    assert losses[0] == losses[1] == losses[2] > 0
 
 
 @pytest.mark.parametrize("occurrences", [1, 3])

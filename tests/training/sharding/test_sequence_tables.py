@@ -7,7 +7,10 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
+from torch import nn
 from torchrec import KeyedJaggedTensor
+from torchrec.distributed.batched_embedding_kernel import BaseBatchedEmbedding
 
 from features.schema import FeatureSchema, HashEncoding, SequenceFeature, SparseFeature, Timestamp
 from tests.ranks import on_two_ranks
@@ -27,6 +30,9 @@ from training.config import (
 from training.data.batch import to_batch
 from training.fit.run import Run, train_rank
 from training.model.embedding import FieldEmbedding
+from training.sharding import parallelize
+from training.sharding.pooled_kernels import SingleIds
+from training.sharding.tables import kernels_of
 from training.ship.export import export
 from training.ship.predict import Predictor
 from training.ship.quantization import quantize
@@ -115,11 +121,11 @@ LANES: dict[str, dict[str, Any]] = {
 
 
 def sequence_schema() -> FeatureSchema:
-    """The tiny schema with two sequences: of its users and devices, with gaps, and of devices alone."""
+    """The tiny schema with two sequences: of its users and devices, with gaps and weights, and of devices alone."""
     return replace(
         tiny_schema(),
         sequence=(
-            SequenceFeature("visits", ("user", "device"), 5, gaps=(60, 3600), newest="first"),
+            SequenceFeature("visits", ("user", "device"), 5, gaps=(60, 3600), newest="first", dwell_weights=True),
             SequenceFeature("devices", ("device",), 3, newest="last"),
         ),
         timestamp=Timestamp("time"),
@@ -182,12 +188,38 @@ def test_a_schema_whose_every_feature_is_a_part(lane: str, tmp_path: Path, one_r
 
 def test_an_artifact_scores_as_the_trained_model(dataset: TinyDataset, tmp_path: Path, one_rank: None) -> None:
     names = ("user", "genres", "device", "age", "row", "price", "time")
-    names += ("visits__user", "visits__device", "visits__time", "devices__device")
+    names += ("visits__user", "visits__device", "visits__time", "devices__device", "visits__dwell")
     values = [
-        ("u", "a|b", "mobile", "33", "0.1", "2.5", "10000", "v w u", "mobile tablet none", "9990 9000 1", "mobile"),
-        ("v", "", "tablet", "", "0.2", "", "10000", "", "", "", ""),
-        ("", "c|a|u|d", "watch", "60", "", "7", "20000", "w", "watch", "19999", "watch tablet mobile tablet"),
-        ("a", "a", "", "18", "0.4", "-1", "30000", "a b c d e f g", "a b c d e f g", "7 6 5 4 3 2 1", ""),
+        (
+            "u",
+            "a|b",
+            "mobile",
+            "33",
+            "0.1",
+            "2.5",
+            "10000",
+            "v w u",
+            "mobile tablet none",
+            "9990 9000 1",
+            "mobile",
+            "1 60 3e2",
+        ),
+        ("v", "", "tablet", "", "0.2", "", "10000", "", "", "", "", ""),
+        ("", "c|a|u|d", "watch", "60", "", "7", "20000", "w", "watch", "19999", "watch tablet mobile tablet", "7"),
+        (
+            "a",
+            "a",
+            "",
+            "18",
+            "0.4",
+            "-1",
+            "30000",
+            "a b c d e f g",
+            "a b c d e f g",
+            "7 6 5 4 3 2 1",
+            "",
+            "9 8 7 6 5 4 3000",
+        ),
     ]
     rows: list[dict[str, str | None]] = [
         dict(zip(names, (value or None for value in row), strict=True)) for row in values
@@ -206,6 +238,55 @@ def test_an_artifact_scores_as_the_trained_model(dataset: TinyDataset, tmp_path:
         assert (
             np.abs(scores[tables] - scores["float32"]).max() < {"float32": 1e-9, "float16": 1e-3, "int8": 1e-2}[tables]
         )
-    without = [{**row, "visits__user": None, "visits__device": None, "visits__time": None} for row in rows]
+    weighted = Predictor.load(tmp_path / "float32").predict(
+        [{**row, "visits__dwell": row["visits__time"]} for row in rows]
+    )
+    assert (weighted != scores["float32"]).tolist() == [True, False, False, True]
+    none = dict.fromkeys(("visits__user", "visits__device", "visits__time", "visits__dwell"))
+    without = [{**row, **none} for row in rows]
     changed = Predictor.load(tmp_path / "float32").predict(without)
     assert (changed != scores["float32"]).tolist() == [True, False, True, True]
+
+
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adagrad", "sgd"])
+def test_kernels_with_single_ids_in_bags_change_no_result(
+    tmp_path: Path, dataset: TinyDataset, one_rank: None, monkeypatch: pytest.MonkeyPatch, optimizer: Any
+) -> None:
+    """Un-pooled kernels of FBGEMM, which are slow on a CPU, give the same vectors and update rows alike."""
+    config = make_sequence_config(dataset.path, optimizer=FusedOptimizer(optimizer, embedding_learning_rate=0.05))
+    changed: list[nn.Module] = []
+    pool = parallelize.pool_single_ids
+    monkeypatch.setattr(parallelize, "pool_single_ids", changed.append)
+    train_rank(Run(tmp_path / "un-pooled"), config)
+    monkeypatch.setattr(parallelize, "pool_single_ids", lambda model: (changed.append(model), pool(model)))
+    train_rank(Run(tmp_path / "pooled"), config)
+    kernels = [
+        [k.emb_module.pooling_mode for k in kernels_of(model) if isinstance(k, BaseBatchedEmbedding)]
+        for model in changed
+    ]
+    assert {*kernels[0]} == {PoolingMode.NONE} and {*kernels[1]} == {PoolingMode.SUM} and kernels[1]
+    # But for rounding: row-wise Adagrad's mean of a gradient's squares is summed in another order.
+    np.testing.assert_allclose(losses(Run(tmp_path / "pooled")), losses(Run(tmp_path / "un-pooled")), rtol=1e-6)
+    expected, found = (final_model(Run(tmp_path / name), config).state_dict() for name in ("un-pooled", "pooled"))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_single_ids_are_shared_out_over_a_tables_features() -> None:
+    single_ids = SingleIds([0, 0, 1, 2], [2, 2, 2])
+    lengths = torch.tensor([1, 2, 3, 0, 0, 5, 0, 0])
+    ids = KeyedJaggedTensor(["a", "b", "c", "d"], torch.arange(11), lengths=lengths)
+    (in_bags,) = single_ids.put_into_bags(nn.Identity(), (ids,))
+    assert in_bags.stride() == 5 and in_bags.values().equal(ids.values())
+    assert in_bags.lengths().view(4, 5).tolist() == [[1] * 5, [1, 0, 0, 0, 0], [1] * 5, [0] * 5]
+    vectors = torch.arange(22.0).view(11, 2)
+    bags = torch.stack([vectors[:5], torch.cat([vectors[5:6], torch.zeros(4, 2)]), vectors[6:], torch.zeros(5, 2)], 1)
+    assert single_ids.take_out(nn.Identity(), (), bags.flatten(1)).equal(vectors)
+
+
+def test_no_ids_at_all_are_a_kernels_input_too() -> None:
+    single_ids = SingleIds([0, 0], [4])
+    ids = KeyedJaggedTensor(["a", "b"], torch.arange(0), lengths=torch.zeros(6, dtype=torch.long))
+    (in_bags,) = single_ids.put_into_bags(nn.Identity(), (ids,))
+    assert in_bags.stride() == 1
+    assert single_ids.take_out(nn.Identity(), (), torch.zeros(1, 8)).shape == (0, 4)

@@ -198,6 +198,21 @@ def test_a_sequence_of_other_parts_begins_anew_and_that_is_said() -> None:
     assert not [name for name in taken if "histories.encoders.clicks" in name]
 
 
+def test_a_cut_off_of_dwell_times_is_kept_with_its_sequence() -> None:
+    def knowledge(max_length: int) -> Knowledge:
+        clicks = SequenceFeature("clicks", ("a",), 3, newest="first", dwell_weights=True)
+        buys = SequenceFeature("buys", ("a",), max_length, newest="first", dwell_weights=True)
+        return Knowledge(replace(OLD.schema, sequence=(clicks, buys)), OLD.learnt)
+
+    config = ModelConfig(embedding_dim=4, easy=MLP, hard=MLP)
+    before, now = knowledge(3), knowledge(4)
+    old, new = model_of(before, config, 1), model_of(now, config, 2)
+    taken = take_over(old, new, Transplant(before, now, config))
+    assert {name for name in taken if "dwell" in name} == {"model.dwell_weights.clicks"}
+    theirs, ours = old.dwell_weights.state_dict(), new.dwell_weights.state_dict()
+    assert torch.equal(ours["clicks"], theirs["clicks"]) and not torch.equal(ours["buys"], theirs["buys"])
+
+
 def _without(ids: KeyedJaggedTensor, empty: str) -> KeyedJaggedTensor:
     """The same ids, but none of one key."""
     parts = {key: ids[key] for key in ids.keys()}  # noqa: SIM118

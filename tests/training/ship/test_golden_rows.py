@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from features.encode_rows import FeatureEncoder
-from features.history import History
+from features.history import DwellFilter, History
 from features.learnt import Learnt
 from features.raw_block import RawBlock, Slices
 from features.schema import FeatureSchema, HashEncoding, SequenceFeature, SparseFeature, Timestamp
@@ -42,7 +42,8 @@ def test_times_of_a_typed_log_are_numbers(time_format: str, zone: str | None) ->
 
 
 def test_a_built_history_is_made_of_the_row() -> None:
-    clicks = SequenceFeature("clicks", ("item",), 2, gaps=(60,), history=History("user"))
+    history = History("user", dwell=DwellFilter("stayed", 0))
+    clicks = SequenceFeature("clicks", ("item",), 2, gaps=(60,), history=history, dwell_weights=True)
     seen = SequenceFeature("seen", ("item",), 2, newest="first")
     sparse = (SparseFeature("item", HashEncoding(50), columns=("product",)),)
     schema = FeatureSchema("click", sparse, sequence=(clicks, seen), timestamp=Timestamp("time"))
@@ -51,4 +52,6 @@ def test_a_built_history_is_made_of_the_row() -> None:
     assert [len(one["clicks__item"]) for one in rows] == [0, 1, 2, 2] and row["clicks__item"] is None
     found = FeatureEncoder(schema, Learnt()).encode(rows)
     assert found["clicks__gap"].tolist() == [[], [1], [1, 1], [1, 1]]
+    stayed = found["clicks__dwell"].tolist()
+    assert stayed[1] == stayed[2][:1] and 0 < stayed[2][0] < stayed[2][1]
     assert found["clicks__item"].tolist()[1] == [found["item"][1]] and set(found["seen__item"].lengths) == {1}
