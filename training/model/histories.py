@@ -72,14 +72,18 @@ class HistoryEncoder(nn.Module):
         return self.encode_weighted(target_BK, events_NE, lengths_B, weights_N1).to(target_BK.dtype)
 
     def encode(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor) -> Tensor:
-        """Encode the events that are read to (B, output_dim)."""
-        raise NotImplementedError
+        """Encode the events that are read to (B, output_dim); an encoder has this or ``encode_weighted``."""
+        return self.encode_weighted(target_BK, events_NE, lengths_B, None)
 
-    def encode_weighted(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor, weights_N1: Tensor) -> Tensor:
-        """Encode events of unequal weights, whose mean is 1 in each row, to (B, output_dim).
+    def encode_weighted(
+        self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor, weights_N1: Tensor | None
+    ) -> Tensor:
+        """Encode events of unequal weights, whose mean is 1 in each row, to (B, output_dim); None: all are 1.
 
         Here the events' vectors are multiplied by them, which makes a weighted mean of a mean.
         """
+        if weights_N1 is None:
+            raise NotImplementedError(f"{type(self).__name__} has neither encode nor encode_weighted")
         weighted_NK = weights_N1 * events_NE[:, : self.dim]
         return self.encode(target_BK, torch.cat([weighted_NK, events_NE[:, self.dim :]], dim=1), lengths_B)
 
@@ -134,24 +138,19 @@ class DIN(HistoryEncoder):
         """Tell whether the encoder reads gap vectors."""
         return True
 
-    def encode(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor) -> Tensor:
-        """Encode to (B, K)."""
-        return self._attend(target_BK, events_NE, lengths_B, None)
-
-    def encode_weighted(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor, weights_N1: Tensor) -> Tensor:
+    def encode_weighted(
+        self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor, weights_N1: Tensor | None
+    ) -> Tensor:
         """Encode to (B, K), each a_j multiplied by the event's weight, before a softmax divides by their sum."""
-        return self._attend(target_BK, events_NE, lengths_B, weights_N1)
-
-    def _attend(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor, counts_N1: Tensor | None) -> Tensor:
         rows_N = rows_of(lengths_B, len(events_NE))
-        weights_N1 = self.weigh(target_BK, events_NE, rows_N)
+        a_N1 = self.weigh(target_BK, events_NE, rows_N)
         if self.softmax:
-            logits_N1 = weights_N1 * self.scale
-            logits_N1 = logits_N1 if counts_N1 is None else logits_N1 + counts_N1.log()
-            weights_N1 = softmax_by(rows_N, logits_N1, len(lengths_B))
-        elif counts_N1 is not None:
-            weights_N1 = weights_N1 * counts_N1
-        return sum_by(rows_N, weights_N1 * events_NE[:, : self.dim], len(lengths_B))
+            logits_N1 = a_N1 * self.scale
+            logits_N1 = logits_N1 if weights_N1 is None else logits_N1 + weights_N1.log()
+            a_N1 = softmax_by(rows_N, logits_N1, len(lengths_B))
+        elif weights_N1 is not None:
+            a_N1 = a_N1 * weights_N1
+        return sum_by(rows_N, a_N1 * events_NE[:, : self.dim], len(lengths_B))
 
     def weigh(self, target_BK: Tensor, events_NE: Tensor, rows_N: Tensor) -> Tensor:
         """Compute the MLP's result of each event with its row's target, (N, 1)."""
@@ -241,20 +240,15 @@ class ASTA(HistoryEncoder):
         """Tell whether the encoder reads gap vectors."""
         return True
 
-    def encode(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor) -> Tensor:
-        """Encode to (B, K)."""
-        return self._attend(target_BK, events_NE, lengths_B, None)
-
-    def encode_weighted(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor, weights_N1: Tensor) -> Tensor:
+    def encode_weighted(
+        self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor, weights_N1: Tensor | None
+    ) -> Tensor:
         """Encode to (B, K), each a_j multiplied by the event's weight."""
-        return self._attend(target_BK, events_NE, lengths_B, weights_N1)
-
-    def _attend(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor, counts_N1: Tensor | None) -> Tensor:
         rows_N = rows_of(lengths_B, len(events_NE))
         query_BE = F.linear(self.query(target_BK), self.key.weight.T) * self.key.out_features**-0.5
-        weights_N1 = F.relu((query_BE.index_select(0, rows_N) * events_NE).sum(dim=1, keepdim=True))
-        weights_N1 = weights_N1 if counts_N1 is None else weights_N1 * counts_N1
-        sums_BE = sum_by(rows_N, weights_N1 * events_NE, len(lengths_B))
+        a_N1 = F.relu((query_BE.index_select(0, rows_N) * events_NE).sum(dim=1, keepdim=True))
+        a_N1 = a_N1 if weights_N1 is None else a_N1 * weights_N1
+        sums_BE = sum_by(rows_N, a_N1 * events_NE, len(lengths_B))
         if self.divides:
             sums_BE = sums_BE / lengths_B.clamp(min=1).sqrt().unsqueeze(1)
         result_BK = self.output(self.value(sums_BE))
@@ -295,15 +289,10 @@ class SDIM(HistoryEncoder):
         """Tell whether ``short`` reads gap vectors; a hash must not change while a bucket table is kept."""
         return config.short is not None and HISTORY_ENCODERS[config.short.kind].reads_gaps(config.short)
 
-    def encode(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor) -> Tensor:
-        """Encode to (B, K), with ``short`` to (B, K + its output_dim)."""
-        return self._add_up(target_BK, events_NE, lengths_B, None)
-
-    def encode_weighted(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor, weights_N1: Tensor) -> Tensor:
+    def encode_weighted(
+        self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor, weights_N1: Tensor | None
+    ) -> Tensor:
         """Encode to (B, K) or (B, K + output_dim of ``short``); signatures are those of vectors without weights."""
-        return self._add_up(target_BK, events_NE, lengths_B, weights_N1)
-
-    def _add_up(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor, weights_N1: Tensor | None) -> Tensor:
         events_NK = events_NE[:, : self.dim]
         rows_N = rows_of(lengths_B, len(events_NE))
         collides_NS = self.signatures(events_NK) == self.signatures(target_BK).index_select(0, rows_N)
@@ -463,15 +452,10 @@ class EventTransformer(HistoryEncoder):
         """Tell whether the encoder reads gap vectors."""
         return True
 
-    def encode(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor) -> Tensor:
-        """Encode to (B, K)."""
-        return self._attend(target_BK, events_NE, lengths_B, None)
-
-    def encode_weighted(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor, weights_N1: Tensor) -> Tensor:
+    def encode_weighted(
+        self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor, weights_N1: Tensor | None
+    ) -> Tensor:
         """Encode to (B, K), the logarithm of an event's weight added to every score of it."""
-        return self._attend(target_BK, events_NE, lengths_B, weights_N1)
-
-    def _attend(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor, weights_N1: Tensor | None) -> Tensor:
         num_events = len(events_NE)
         x_NH = self.event(events_NE) + self.position.index_select(0, positions(lengths_B, num_events))
         *among_events, of_target = self.layers
