@@ -256,11 +256,22 @@ def seen_events(
     is_first = np.concatenate([[True], users[1:] != users[:-1]])
     codes, distinct = np.cumsum(is_first) - 1, users[is_first]
     starts = np.append(np.flatnonzero(is_first), len(users))
-    moments = np.unique(times)
+    moments, row_moments, span = _moments(times, row_times - delay, len(distinct))
     # One number a user and moment: a row's is behind those of the events that it sees, and of nothing else.
-    keys = codes * len(moments) + np.searchsorted(moments, times)
     row_codes = np.minimum(np.searchsorted(distinct, row_users), len(distinct) - 1)
-    bounds = row_codes * len(moments) + np.searchsorted(moments, row_times - delay, side="right")
-    stops = np.searchsorted(keys, bounds)
+    stops = np.searchsorted(codes * span + moments, row_codes * span + row_moments)
     counts = np.where(distinct[row_codes] == row_users, stops - starts[row_codes], 0)
     return Seen(stops, np.minimum(counts, length))
+
+
+def _moments(times: Integers, latest: Integers, num_users: int) -> tuple[Integers, Integers, int]:
+    """Number the moments of events, from 0, and for each row those up to its latest one.
+
+    Returns:
+        Numbers of the events' times, and of rows the least number that is too late; and a number above all of them.
+    """
+    first, span = int(times.min()), int(times.max()) - int(times.min()) + 2
+    if span * num_users < 2**62:
+        return times - first, np.clip(latest, first - 1, first + span - 2) - (first - 1), span
+    moments = np.unique(times)  # times so wide apart that a number for each user and second is too large
+    return np.searchsorted(moments, times), np.searchsorted(moments, latest, side="right"), len(moments) + 1

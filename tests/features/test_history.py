@@ -141,6 +141,20 @@ def test_a_store_takes_events_in_any_order() -> None:
         assert [event.value for event in store.at(10_000, 9)] == [7, 5, 0]
 
 
+def test_times_centuries_apart_are_as_exact_as_others() -> None:
+    """A number for each user and second would not fit into 64 bits then."""
+    for seed in range(60):
+        log = world(seed)
+        own = np.flatnonzero(log["is_event"])
+        own = own[sort_events(log["users"][own], log["times"][own], log["rows"][own])]
+        events, rows = (log["users"][own], log["times"][own]), (log["users"], log["times"])
+        near = seen_events(events, rows, 3, LENGTH)
+        for unit, start in ((2**50, 0), (2**50, -(2**60)), (1, -7)):
+            far = [(users, times * unit + start) for users, times in (events, rows)]
+            found = seen_events(far[0], far[1], 3 * unit, LENGTH)
+            assert found.stops.tolist() == near.stops.tolist() and found.counts.tolist() == near.counts.tolist()
+
+
 def test_one_user_with_all_events_is_exact() -> None:
     n = 300_000
     users, times = np.zeros(n, np.uint64), np.arange(n)
