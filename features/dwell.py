@@ -9,6 +9,7 @@ Shapes: V events of all rows.
 
 import math
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,11 @@ def weights_by_id(cut_off: int | None = None) -> list[float]:
     """
     last = NUM_DWELL_IDS - 1 if cut_off is None else cut_off
     return [0.0, *((min(id_, last) - 0.5) * _STEP for id_ in range(1, NUM_DWELL_IDS))]
+
+
+def add_counts(*counts: Sequence[int]) -> tuple[int, ...]:
+    """Add up counts of events by the id of their dwell time, each from id 0 as far as it goes."""
+    return tuple(map(sum, zip_longest(*counts, fillvalue=0)))
 
 
 def cut_off_of(counts: Sequence[int]) -> int | None:

@@ -10,7 +10,6 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import zip_longest
 from pathlib import Path
 
 from features.disk.atomic import adding_folder
@@ -31,6 +30,7 @@ from features.disk.dataset import (
     inside,
 )
 from features.disk.user_histories import USER_HISTORIES_NAME, UserHistories
+from features.dwell import add_counts
 from features.learnt import Learnt
 
 SOURCE_SPLIT = "train"
@@ -210,7 +210,7 @@ def _join_sequences(parts: Sequence[SequenceStatistics], rows: Sequence[int]) ->
         max_ids={name: max(part.max_ids[name] for part in parts) for name in parts[0].max_ids},
         num_truncated=sum(part.num_truncated for part in parts),
         oov_rates={name: _mean([part.oov_rates[name] for part in parts], events) for name in known},
-        dwell_counts=tuple(map(sum, zip_longest(*(part.dwell_counts for part in parts), fillvalue=0))),
+        dwell_counts=add_counts(*(part.dwell_counts for part in parts)),
     )
 
 

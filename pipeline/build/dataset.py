@@ -9,7 +9,7 @@ import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise, zip_longest
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +32,7 @@ from features.disk.dataset import (
 from features.disk.object_store import ObjectPath
 from features.disk.place import locate
 from features.disk.user_histories import USER_HISTORIES_NAME, UserHistories, fetch_histories, write_histories
+from features.dwell import add_counts
 from features.learnt import Learnt
 from features.log_files import STORE
 from features.schema import VOCABULARY_KINDS, FeatureSchema
@@ -345,7 +346,7 @@ class _Build:
             self.unknown[one.split].update(one.unknown)
             for sequence, counts in one.dwell.items():
                 before = self.dwell[one.split].get(sequence, ())
-                self.dwell[one.split][sequence] = tuple(map(sum, zip_longest(before, counts, fillvalue=0)))
+                self.dwell[one.split][sequence] = add_counts(before, counts)
         for split, rows in total.rows.items():
             found = sum(file.num_rows for file in files[split])
             if found != rows:

@@ -61,15 +61,21 @@ class HistoryEncoder(nn.Module):
             weights_N: how much each event counts, 0: not known, which is as much as its row's mean; None: all count
                 as much.
         """
+        events_NE, lengths_B, weights_N1 = self._read(events_NE, lengths_B, weights_N)
+        events_NE = events_NE[:, : self.dim + self.gap_dim]
+        if weights_N1 is None:
+            return self.encode(target_BK, events_NE, lengths_B).to(target_BK.dtype)
+        return self.encode_weighted(target_BK, events_NE, lengths_B, weights_N1).to(target_BK.dtype)
+
+    def _read(
+        self, events_NE: Tensor, lengths_B: Tensor, weights_N: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Cut each row to the events that are read: them, the rows' lengths, their weights with a mean of 1, (N, 1)."""
         if self.length is not None:
             if weights_N is not None:
                 weights_N = newest_events(weights_N.unsqueeze(1), lengths_B, self.length)[0].squeeze(1)
             events_NE, lengths_B = newest_events(events_NE, lengths_B, self.length)
-        events_NE = events_NE[:, : self.dim + self.gap_dim]
-        if weights_N is None:
-            return self.encode(target_BK, events_NE, lengths_B).to(target_BK.dtype)
-        weights_N1 = mean_one(weights_N, lengths_B)
-        return self.encode_weighted(target_BK, events_NE, lengths_B, weights_N1).to(target_BK.dtype)
+        return events_NE, lengths_B, None if weights_N is None else mean_one(weights_N, lengths_B)
 
     def encode(self, target_BK: Tensor, events_NE: Tensor, lengths_B: Tensor) -> Tensor:
         """Encode the events that are read to (B, output_dim); an encoder has this or ``encode_weighted``."""
@@ -310,16 +316,13 @@ class SDIM(HistoryEncoder):
 
     def bucket_table(self, events_NK: Tensor, lengths_B: Tensor, weights_N: Tensor | None = None) -> Tensor:
         """Add up each row's events by signature and its value, (B, S, 2^bits, K); weights as ``forward`` takes them."""
-        if self.length is not None:
-            if weights_N is not None:
-                weights_N = newest_events(weights_N.unsqueeze(1), lengths_B, self.length)[0].squeeze(1)
-            events_NK, lengths_B = newest_events(events_NK, lengths_B, self.length)
+        events_NK, lengths_B, weights_N1 = self._read(events_NK, lengths_B, weights_N)
         shape = (len(lengths_B), self.num_signatures, 2**self.bits, self.dim)
         first_N1 = rows_of(lengths_B, len(events_NK)).unsqueeze(1) * self.num_signatures
         signatures_S = torch.arange(self.num_signatures, device=events_NK.device)
         keys_NS = (first_N1 + signatures_S) * shape[2] + self.signatures(events_NK[:, : self.dim])
         counted_NK = events_NK[:, : self.dim]
-        counted_NK = counted_NK if weights_N is None else mean_one(weights_N, lengths_B) * counted_NK
+        counted_NK = counted_NK if weights_N1 is None else weights_N1 * counted_NK
         values = counted_NK.repeat_interleave(self.num_signatures, dim=0)
         return sum_by(keys_NS.flatten(), values, shape[0] * shape[1] * shape[2]).view(shape)
 
@@ -369,12 +372,14 @@ class _AddToSums(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, events_NK: Tensor, events_C: Tensor, sums_C: Tensor, num_sums: int) -> Tensor:
-        ctx.save_for_backward(sums_C, torch.bincount(events_C, minlength=len(events_NK)))
+        ctx.save_for_backward(events_C, sums_C)
+        ctx.num_events = len(events_NK)
         return sum_by(sums_C, events_NK.index_select(0, events_C), num_sums)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        sums_C, num_sums_N = ctx.saved_tensors
+        events_C, sums_C = ctx.saved_tensors
+        num_sums_N = torch.bincount(events_C, minlength=ctx.num_events)
         first_N = num_sums_N.cumsum(0) - num_sums_N
         return F.embedding_bag(sums_C, gradients[0], first_N, mode="sum"), None, None, None
 

@@ -50,13 +50,13 @@ class SingleIds:
         """Give the kernel the same ids in other bags."""
         ids = inputs[0]
         self.num_ids_T = self._ids_of_tables(ids.length_per_key())
-        self.num_bags = max(1, *(-(-n // f) for n, f in zip(self.num_ids_T, self.features_T, strict=True)))
+        num_bags = max(1, *(-(-n // f) for n, f in zip(self.num_ids_T, self.features_T, strict=True)))
         first, offsets = 0, []
         for num_ids, num_features in zip(self.num_ids_T, self.features_T, strict=True):
-            offsets.append(torch.arange(first, first + num_features * self.num_bags).clamp_(max=first + num_ids))
+            offsets.append(torch.arange(first, first + num_features * num_bags).clamp_(max=first + num_ids))
             first += num_ids
         offsets.append(torch.tensor([first]))
-        return (KeyedJaggedTensor(ids.keys(), ids.values(), offsets=torch.cat(offsets), stride=self.num_bags),)
+        return (KeyedJaggedTensor(ids.keys(), ids.values(), offsets=torch.cat(offsets), stride=num_bags),)
 
     def take_out(self, _kernel: nn.Module, _inputs: object, bags: Tensor) -> Tensor:
         """Lay the vectors of a kernel's output (B, F * D) in the order of the ids, (N, D)."""
